@@ -1,0 +1,42 @@
+"""llamina: Llama-family language models on ordinary CPUs, offline, exact, in pure Python.
+
+    import llamina
+    with llamina.load("demo") as model:
+        print(model.generate("Once upon a time", max_tokens=64).text())
+
+The public names are looked up on first use, so that importing the package costs nothing.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "engine.model",
+    "Model": "engine.model",
+    "Generation": "engine.generation",
+    "SamplingOptions": "engine.sampling",
+    "LlaminaError": "engine.errors",
+    "errors": "engine.errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from .engine import errors
+    from .engine.errors import LlaminaError
+    from .engine.generation import Generation
+    from .engine.model import Model, load
+    from .engine.sampling import SamplingOptions
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'llamina' has no attribute {name!r}")
+    module = importlib.import_module("." + _PUBLIC[name], __name__)
+    return module if name == "errors" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Benchmarks: machine limits, synthetic models, peers."""

@@ -1,0 +1,1 @@
+"""Checkpoints of every kind in, GGUF out."""

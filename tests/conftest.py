@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests: where the real weights lie, if they do."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def real_folder() -> Path:
+    """Published weights, tokenizers and texts; not shipped with the repository."""
+    return Path(os.environ.get("LLAMINA_REAL") or REPOSITORY.parent / "shared" / "real")
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    folder = real_folder()
+    if not folder.is_dir():
+        pytest.skip(f"real weights not found at {folder} (set LLAMINA_REAL)")
+    return folder
