@@ -1,0 +1,315 @@
+"""Where compiled code is kept between processes, and the two decorators that every compiled function of the package uses.
+
+`@jit()` is numba.njit and `@compiled(signature)` a lazily compiled numba.cfunc (called from other compiled code through `.address`), both
+nogil, with NumPy's division rules and without fastmath. Both look for machine code in `cache_folder()/<name>.<key>.nbc` before they
+compile; the key holds signature, bytecode, closure values, options and the CPU that Numba compiles for, and the folder's name a
+fingerprint of all kernel sources and library versions, because Numba itself does not notice edits in imported files.
+
+Numba's own disk cache is not used, for three reasons seen in its source (0.61-0.68): its index lets two processes that compile two
+variants of one function at once swap their machine code; a closure over another compiled function gets a new key in every process; a
+truncated file raises. Here a file is written beside its place and renamed, and believed only if its checksum is right.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import time
+import types as python_types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/forward*.py")
+KEPT_FOLDERS = 8  # fingerprints (versions, CPUs, edits) whose folders may lie side by side
+_PREFIX = "llamina-"
+
+_listeners: list[Callable[[str], None]] = []
+
+
+class CompileStats:
+    """What this process did so far: functions compiled, functions loaded from disk, seconds spent compiling."""
+    def __init__(self) -> None:
+        self.compiled = 0
+        self.loaded = 0
+        self.seconds = 0.0
+
+
+stats = CompileStats()
+
+
+def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
+    """Call `callback(name)` just before a function is really compiled (not when it is loaded from disk). Returns a function that ends this."""
+    _listeners.append(callback)
+    return lambda: _listeners.remove(callback) if callback in _listeners else None
+
+
+# ---------------------------------------------------------------------------------------------------------------- the folder
+
+@functools.cache
+def fingerprint() -> str:
+    """20 hex digits over the kernels' sources, the versions of what compiles them, and the CPU that Numba compiles for."""
+    import llvmlite
+    import numba
+    import numpy
+    from numba.core import config
+    from numba.core.registry import cpu_target
+
+    cpu = cpu_target.target_context.codegen().magic_tuple()  # (triple, CPU name, features), honouring NUMBA_CPU_NAME / NUMBA_CPU_FEATURES
+    settings = [getattr(config, name, None) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")]
+    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, numpy.__version__, sys.version, cpu, settings)).encode())
+    for pattern in SOURCES:
+        for path in sorted(PACKAGE.glob(pattern)):
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(PACKAGE).as_posix()} {len(source)}\n".encode() + source)
+    return digest.hexdigest()[:20]
+
+
+def _user_folder() -> Path | None:
+    """The user's own cache folder for this package, by the custom of the system; None without a home."""
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA")
+        return Path(base) / "llamina" / "cache" if base else None
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "llamina"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / "Library" / "Caches" / "llamina" if sys.platform == "darwin" else home / ".cache" / "llamina"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@functools.cache
+def _choose() -> tuple[Path | None, str | None]:
+    """(folder, note): the first place that can be written, and what the user should know about the choice."""
+    name = _PREFIX + fingerprint()
+    asked = os.environ.get("LLAMINA_COMPILE_CACHE")
+    user = _user_folder()
+    places = ([Path(asked)] if asked else []) + [PACKAGE / "kernels" / "__pycache__"] + ([user] if user else [])
+    for place in places:
+        if _writable(place / name):
+            _forget_old(place, keep=name)
+            note = None if not asked or place == Path(asked) else f"LLAMINA_COMPILE_CACHE: cannot write to {asked}; using {place}"
+            return place / name, note
+    tried = ", ".join(str(p) for p in places)
+    return None, f"no folder for compiled code is writable, so every start compiles anew (tried {tried}; set LLAMINA_COMPILE_CACHE)"
+
+
+def cache_folder() -> Path | None:
+    """The folder that holds this version's compiled code; None if none can be written. Chosen once per process, on first use.
+
+    In order: $LLAMINA_COMPILE_CACHE, the package's own __pycache__, the user's cache folder.
+    """
+    return _choose()[0]
+
+
+def cache_note() -> str | None:
+    """One line for the user if compiled code can't be kept, or not where they asked; else None."""
+    return _choose()[1]
+
+
+def _forget_old(place: Path, keep: str) -> None:
+    """Mark our folder as used now; remove the longest unused ones beyond KEPT_FOLDERS. Another process there just compiles again."""
+    with contextlib.suppress(OSError):
+        os.utime(place / keep)
+        others = [p for p in place.glob(_PREFIX + "*") if p.name != keep and p.is_dir() and not p.is_symlink()]
+        others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+        for folder in others[KEPT_FOLDERS - 1:]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- one function's key
+
+@functools.lru_cache(maxsize=None)
+def _file_digest(path: str) -> str:
+    """Of the file that defines a function: tests and plug-ins lie outside the fingerprinted sources."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return ""
+
+
+def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
+    """A nested tuple with the same repr in every process, for whatever a closure may hold."""
+    import numpy
+    from numba.core import serialize, types
+
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return type(value).__name__, repr(value)
+    if id(value) in seen:
+        return "recursive"
+    seen = (*seen, id(value))
+    if isinstance(value, (tuple, list, frozenset, set)):
+        parts = [_describe(v, seen) for v in value]
+        return type(value).__name__, sorted(parts, key=repr) if isinstance(value, (set, frozenset)) else parts
+    if isinstance(value, dict):
+        return "dict", [(_describe(k, seen), _describe(v, seen)) for k, v in value.items()]
+    if isinstance(value, python_types.CodeType):
+        constants = [_describe(c, seen) for c in value.co_consts]
+        return "code", value.co_code.hex(), value.co_names, constants
+    inner = next((getattr(value, n) for n in ("py_func", "_defn", "__wrapped__") if isinstance(getattr(value, n, None), python_types.FunctionType)), None)
+    if inner is not None:  # a compiled function or an intrinsic: what it was made from, and how
+        return type(value).__name__, repr(getattr(value, "targetoptions", None)), _describe(inner, seen)
+    if isinstance(value, python_types.FunctionType):
+        cells = [_describe(c.cell_contents, seen) for c in value.__closure__ or ()]
+        defaults = _describe((value.__defaults__, value.__kwdefaults__), seen)
+        return "function", value.__module__, value.__qualname__, _file_digest(value.__code__.co_filename), _describe(value.__code__, seen), cells, defaults
+    if isinstance(value, python_types.ModuleType):
+        return "module", value.__name__
+    if isinstance(value, (types.Type, type, numpy.dtype)):
+        return type(value).__name__, str(value)
+    if isinstance(value, (numpy.ndarray, numpy.generic)):
+        return type(value).__name__, str(value.dtype), value.shape, value.tobytes().hex()
+    return type(value).__name__, hashlib.sha256(serialize.dumps(value)).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the store
+
+class _Store:
+    """The disk cache of one function, in the place of Numba's own (numba.core.caching._Cache): Numba calls load_overload under its
+    compiler lock, compiles if that gave None, then calls save_overload. So a miss *is* the start of a compilation."""
+
+    cache_path: str | None = None
+
+    def __init__(self, function: Any, options: dict[str, Any]):
+        self.function = function
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        self.options = sorted(options.items())
+        self.started: dict[str, tuple[float, float]] = {}
+
+    @functools.cached_property
+    def identity(self) -> str:
+        # not at decoration: a recursive function's own cell is still empty then, and most functions are never asked for
+        return repr((_describe(self.function), _describe(self.options)))
+
+    def path(self, signature: Any, codegen: Any) -> Path | None:
+        folder = cache_folder()
+        if folder is None:
+            return None
+        key = hashlib.sha256(repr((self.identity, str(signature), codegen.magic_tuple())).encode()).hexdigest()[:24]
+        name = "".join(c for c in self.name if c.isalnum() or c in "._")[-80:]
+        return folder / f"{name}.{key}.nbc"
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        path = self.path(signature, target_context.codegen())
+        if path is not None:
+            try:
+                blob = path.read_bytes()
+                if hashlib.sha256(blob[32:]).digest() == blob[:32]:
+                    result = self.rebuild(target_context, pickle.loads(blob[32:]))
+                    stats.loaded += 1
+                    return result
+            except OSError:
+                pass
+            except Exception:  # whatever an unpickler may raise: compile again, which replaces the file
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        self.started[str(signature)] = time.perf_counter(), stats.seconds
+        stats.compiled += 1
+        for callback in list(_listeners):
+            callback(self.name)
+        return None
+
+    @staticmethod
+    def rebuild(target_context: Any, payload: Any) -> Any:
+        from numba.core.compiler import CompileResult
+        return CompileResult._rebuild(target_context, *payload)
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        start, before = self.started.pop(str(signature), (time.perf_counter(), stats.seconds))
+        stats.seconds = before + time.perf_counter() - start  # functions compiled on the way are inside this time: not counted twice
+        path = self.path(signature, result.codegen) if hasattr(result, "codegen") else None
+        if path is None or result.lifted or result.library.has_dynamic_globals:
+            return
+        from numba.core.serialize import dumps
+        blob = dumps(result._reduce())
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+            os.replace(temporary, path)
+        except OSError:  # disk full, folder removed: the compiled function works all the same
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def enable(self) -> None: ...
+
+    def disable(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------- the decorators
+
+def jit(signature: Any = None, *, cache: bool = True, **options: Any) -> Any:
+    """`@jit()`: numba.njit(nogil=True, error_model="numpy", **options), kept on disk unless cache=False.
+
+    With a signature (or a list) it is compiled at once, else on first call for the argument types met.
+    """
+    import numba
+
+    options = {"nogil": True, "error_model": "numpy", **options}
+
+    def decorate(function: Any) -> Any:
+        dispatcher = numba.njit(**options)(function)
+        if cache and hasattr(dispatcher, "_cache"):  # not under NUMBA_DISABLE_JIT
+            dispatcher._cache = _Store(function, options)
+        for one in signature if isinstance(signature, (list, tuple)) else [signature] if signature is not None else []:
+            dispatcher.compile(one)
+        return dispatcher
+    return decorate
+
+
+class Compiled:
+    """A function with C calling convention, compiled (or loaded from disk) when its address is first asked for."""
+
+    def __init__(self, function: Any, signature: Any, options: dict[str, Any]):
+        self.__wrapped__ = function
+        self.__name__ = function.__name__
+        self.signature, self.options = signature, options
+        self._cfunc: Any = None
+
+    @property
+    def address(self) -> int:
+        """Where its machine code lies in this process."""
+        return self.cfunc.address
+
+    @property
+    def cfunc(self) -> Any:
+        """The numba CFunc, compiled: .ctypes, .inspect_llvm()."""
+        if self._cfunc is None:
+            from numba.core import sigutils
+            from numba.core.ccallback import CFunc
+            cfunc = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
+            cfunc._cache = _Store(self.__wrapped__, {**self.options, "cfunc": True})
+            cfunc.compile()
+            self._cfunc = cfunc
+        return self._cfunc
+
+    def __call__(self, *args: Any) -> Any:
+        """The Python function, uncompiled (for tests of pure arithmetic)."""
+        return self.__wrapped__(*args)
+
+    def __repr__(self) -> str:
+        return f"<compiled {self.__name__} {self.signature}>"
+
+
+def compiled(signature: Any, **options: Any) -> Callable[[Any], Compiled]:
+    """`@compiled("int64(int64, int64)")`: a lazily compiled C function; other compiled code calls it through `.address`."""
+    options = {"error_model": "numpy", **options}
+    return lambda function: Compiled(function, signature, options)

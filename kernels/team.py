@@ -1,0 +1,410 @@
+"""The thread team: n threads that run one compiled function together, with barriers, work counters and a way to stop.
+
+    caller (thread 0)                        workers (1 … n-1, daemon threads that live in compiled code, without the GIL)
+    team.run(entry, args)                    wait for a new run number: spin ~60 µs, sched_yield ~1 ms, then sleep on a lock
+      write entry, args; run number + 1
+      wake those that sleep         ──────►  status |= entry(tid, n, team, args)
+      status |= entry(0, n, team, args)      finished + 1
+      wait for finished == n - 1    ◄──────  wait …
+
+All of run() is one call into compiled code, so a signal is handled by Python before or after a run, never between its parts: the
+threads can't get out of step. Waking needs a system call only for workers that really sleep; an idle team uses no CPU.
+
+State is one 128-byte aligned block of int64 words; each word that threads write at different times has its own line. Memory ordering:
+- entry and args are written before the run number (release) and read after it (acquire).
+- sleep: a worker sets its ASLEEP flag, fence, looks at the run number again; the caller sets the run number, fence, looks at the flags.
+  So at least one of them sees the other. Whoever swaps the flag back to 0 owns the wake-up: the caller that does releases the
+  worker's lock exactly once, and that worker acquires it exactly once.
+- barrier: arrive with an atomic add; the last one resets the counters, copies the abort flag to the decision word, and raises the
+  generation (release); the others wait for that (acquire). No thread can reach the next barrier's end before all have read the decision.
+
+What a thread sleeps on is CPython's own lock (PyThread_*_lock: part of its stable C interface, needs no GIL, on every system). Addresses
+of these, sched_yield and usleep stand in the state block, never in compiled code, which is kept on disk.
+"""
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import threading
+import time
+import weakref
+from typing import Any
+
+import numpy as np
+
+from .atomics import (
+    atomic_add,
+    atomic_exchange,
+    atomic_load,
+    atomic_or,
+    atomic_store,
+    call_pointer0,
+    call_pointer1,
+    call_pointer2,
+    call_pointer4,
+    compare_and_swap,
+    default_float_env,
+    fence,
+    get_float_env,
+    pause,
+    set_float_env,
+)
+from .compile_cache import jit
+
+LINE = 128  # bytes: two x86 lines (they are fetched in pairs), one Apple line
+MAX_THREADS = 512
+N_COUNTERS = 4  # work counters (slots) that a stage may use
+
+# byte offsets into the state block
+RUN = 0 * LINE           # run number; written by the caller
+ENTRY = RUN + 8          # address of the run's function, 0: workers end
+ARGS = RUN + 16          # its last argument
+FINISHED = 1 * LINE      # workers done with this run
+STATUS = FINISHED + 8    # bitwise or of what the threads returned
+ARRIVED = 2 * LINE       # threads waiting at the barrier
+GENERATION = 3 * LINE    # barriers passed
+DECISION = GENERATION + 8  # 1 if the last barrier decided to stop
+ABORT = 4 * LINE         # set by abort(), from any thread at any time
+CONSTANTS = 5 * LINE     # written before the workers start, then only read:
+YIELD_FN, SLEEP_FN, ACQUIRE_FN, RELEASE_FN = CONSTANTS, CONSTANTS + 8, CONSTANTS + 16, CONSTANTS + 24
+SLEEP_ARG, SPINS, YIELDS = CONSTANTS + 32, CONSTANTS + 40, CONSTANTS + 48
+COUNTERS = 6 * LINE      # N_COUNTERS int64 side by side: a stage mostly uses one, and a barrier resets all with one line's traffic
+WORKERS = 7 * LINE       # a line for each thread:
+ASLEEP, LOCK, CLAIMED = 0, 8, 16  # flag; address of its lock; 1 once a thread has taken this place
+
+ABORTED = 1 << 40  # bit of run()'s result: a barrier decided to stop. Bits below are the entry's own.
+
+SPIN_SECONDS, YIELD_SECONDS = 60e-6, 1e-3
+
+
+@jit(cache=False)
+def _wait_while(team: int, word: int, value: int) -> int:
+    """Wait until the word differs from `value`: spin, then give the core away, then sleep in short naps. Returns the new value."""
+    for _ in range(atomic_load(team + SPINS)):
+        now = atomic_load(word)
+        if now != value:
+            return now
+        pause()
+    for _ in range(4 * atomic_load(team + YIELDS)):
+        now = atomic_load(word)
+        if now != value:
+            return now
+        call_pointer0(atomic_load(team + YIELD_FN))
+    while True:
+        now = atomic_load(word)
+        if now != value:
+            return now
+        call_pointer1(atomic_load(team + SLEEP_FN), atomic_load(team + SLEEP_ARG))
+
+
+@jit(cache=False)
+def _reset_counters(team: int) -> None:
+    for i in range(N_COUNTERS):
+        atomic_store(team + COUNTERS + 8 * i, 0)
+
+
+@jit(cache=False)
+def barrier(team: int, n_threads: int) -> bool:
+    """Wait for all threads of the run. True: the run was aborted, return now (all threads of this barrier get the same answer).
+
+    Everything written by any thread before it is visible to all after it; all work counters are 0 after it.
+    """
+    if n_threads > 1:
+        generation = atomic_load(team + GENERATION)
+        if atomic_add(team + ARRIVED, 1) != n_threads - 1:
+            _wait_while(team, team + GENERATION, generation)
+            return atomic_load(team + DECISION) != 0
+        atomic_store(team + ARRIVED, 0)
+        _reset_counters(team)
+        stop = atomic_load(team + ABORT)
+        atomic_store(team + DECISION, stop)
+        atomic_store(team + GENERATION, generation + 1)
+        return stop != 0
+    _reset_counters(team)
+    if atomic_load(team + ABORT) != 0:
+        atomic_store(team + DECISION, 1)
+        return True
+    return False
+
+
+@jit(cache=False)
+def next_tile(team: int, slot: int, count: int) -> int:
+    """Take the next `count` tiles of work list `slot` (0 … N_COUNTERS-1); returns the first of them. Lists start at 0 after every barrier."""
+    return atomic_add(team + COUNTERS + 8 * slot, count)
+
+
+@jit(cache=False)
+def _call_entry(tid: int, n_threads: int, team: int) -> None:
+    """Run the entry under the default float environment, whatever this thread had (new threads inherit flush-to-zero)."""
+    before = get_float_env()
+    set_float_env(default_float_env())
+    status = call_pointer4(atomic_load(team + ENTRY), tid, n_threads, team, atomic_load(team + ARGS))
+    set_float_env(before)
+    if status != 0:
+        atomic_or(team + STATUS, status)
+
+
+@jit(cache=False)
+def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
+    """Start a run and wake the workers that sleep."""
+    atomic_store(team + ENTRY, entry)
+    atomic_store(team + ARGS, args)
+    atomic_store(team + RUN, atomic_load(team + RUN) + 1)
+    fence()
+    for tid in range(1, n_threads):
+        worker = team + WORKERS + LINE * tid
+        if atomic_load(worker + ASLEEP) != 0 and atomic_exchange(worker + ASLEEP, 0) != 0:
+            call_pointer1(atomic_load(team + RELEASE_FN), atomic_load(worker + LOCK))
+
+
+@jit()
+def _run(team: int, n_threads: int, entry: int, args: int) -> int:
+    atomic_store(team + STATUS, 0)
+    atomic_store(team + DECISION, 0)
+    atomic_store(team + FINISHED, 0)
+    _reset_counters(team)
+    if n_threads > 1:
+        _publish(team, n_threads, entry, args)
+    else:
+        atomic_store(team + ENTRY, entry)
+        atomic_store(team + ARGS, args)
+    _call_entry(0, n_threads, team)
+    finished = atomic_load(team + FINISHED)
+    while finished != n_threads - 1:
+        finished = _wait_while(team, team + FINISHED, finished)
+    status = atomic_load(team + STATUS)
+    if atomic_load(team + DECISION) != 0:  # this abort has been served
+        atomic_store(team + ABORT, 0)
+        status |= ABORTED
+    return status
+
+
+@jit()
+def _stop(team: int, n_threads: int) -> None:
+    _publish(team, n_threads, 0, 0)
+
+
+@jit()
+def _worker(team: int, n_threads: int, tid: int) -> int:
+    """A worker's whole life. Returns the number of runs it took part in."""
+    me = team + WORKERS + LINE * tid
+    if compare_and_swap(me + CLAIMED, 0, 1) != 0:
+        return -1  # started twice, by a start that Ctrl-C interrupted
+    seen = 0
+    while True:
+        run = seen
+        for i in range(atomic_load(team + SPINS) + atomic_load(team + YIELDS)):
+            run = atomic_load(team + RUN)
+            if run != seen:
+                break
+            if i < atomic_load(team + SPINS):
+                pause()
+            else:
+                call_pointer0(atomic_load(team + YIELD_FN))
+        if run == seen:
+            atomic_exchange(me + ASLEEP, 1)
+            fence()
+            if atomic_load(team + RUN) == seen or atomic_exchange(me + ASLEEP, 0) == 0:
+                call_pointer2(atomic_load(team + ACQUIRE_FN), atomic_load(me + LOCK), 1)
+            continue
+        if atomic_load(team + ENTRY) == 0:
+            return seen
+        seen = run
+        _call_entry(tid, n_threads, team)
+        atomic_add(team + FINISHED, 1)
+
+
+@jit()
+def _spin(team: int, n: int) -> int:
+    """n rounds of the spinning loop, for its calibration."""
+    same = 0
+    for _ in range(n):
+        same += atomic_load(team + RUN)
+        pause()
+    return same
+
+
+@jit()
+def _yield(team: int, n: int) -> None:
+    for _ in range(n):
+        call_pointer0(atomic_load(team + YIELD_FN))
+
+
+def _system_functions() -> dict[int, int]:
+    """State offset -> address, for the functions that waiting threads call, and usleep's argument."""
+    def address(library: Any, name: str) -> int:
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+
+    words = {ACQUIRE_FN: address(ctypes.pythonapi, "PyThread_acquire_lock"), RELEASE_FN: address(ctypes.pythonapi, "PyThread_release_lock")}
+    if os.name == "nt":
+        kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        return {**words, YIELD_FN: address(kernel32, "SwitchToThread"), SLEEP_FN: address(kernel32, "Sleep"), SLEEP_ARG: 1}  # milliseconds
+    libc = ctypes.CDLL(None)
+    return {**words, YIELD_FN: address(libc, "sched_yield"), SLEEP_FN: address(libc, "usleep"), SLEEP_ARG: 100}  # microseconds
+
+
+def _new_lock() -> int:
+    """The address of a fresh CPython lock, already taken: the next to acquire it sleeps until somebody releases it."""
+    allocate, acquire = ctypes.pythonapi.PyThread_allocate_lock, ctypes.pythonapi.PyThread_acquire_lock
+    allocate.restype, allocate.argtypes = ctypes.c_void_p, []
+    acquire.restype, acquire.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]
+    lock = allocate()
+    if not lock:
+        raise MemoryError("no memory for a thread lock")
+    acquire(lock, 1)
+    return lock
+
+
+_INT64 = "int64"
+_measured: dict[int, int] = {}  # SPINS and YIELDS for this process
+
+
+def _compile() -> None:
+    """Compile (or load) what threads call, on one thread, before any starts."""
+    for function, n_arguments in ((_run, 4), (_stop, 2), (_worker, 3), (_spin, 2), (_yield, 2)):
+        function.compile("(" + ", ".join([_INT64] * n_arguments) + ")")
+
+
+def _calibrate(address: int) -> dict[int, int]:
+    """How many rounds of spinning and yielding fill their times on this machine: {SPINS: …, YIELDS: …}."""
+    if not _measured:
+        def seconds_each(function: Any, n: int) -> float:
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                function(address, n)
+                times.append(time.perf_counter() - start)
+            return max(min(times) / n, 1e-9)
+        _measured[SPINS] = int(min(max(SPIN_SECONDS / seconds_each(_spin, 500), 50), 50_000))
+        _measured[YIELDS] = int(min(max(YIELD_SECONDS / seconds_each(_yield, 50), 20), 20_000))
+    return _measured
+
+
+_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+class Team:
+    """n_threads threads (the caller is one of them). Workers start with the first run; `close()` ends them, so does garbage collection.
+
+    A team may be used from any thread: runs are serialised. After os.fork the child's copy starts its own workers at its next run.
+    """
+
+    def __init__(self, n_threads: int):
+        if not 1 <= n_threads <= MAX_THREADS:
+            raise ValueError(f"a team has 1 to {MAX_THREADS} threads, not {n_threads}")
+        self.n_threads = n_threads
+        size = WORKERS + LINE * n_threads
+        self._block = np.zeros((size + LINE) // 8, np.int64)
+        offset = -self._block.ctypes.data % LINE // 8
+        self._words = self._block[offset:offset + size // 8]
+        self.address: int = self._words.ctypes.data
+        """Of the state block: what barrier() and next_tile() take. The same for the team's life, also after a fork."""
+        self._forget_workers()
+        self._closed = False
+        _teams.add(self)
+
+    def _forget_workers(self) -> None:
+        """A state without workers: at the beginning, and in a forked child, where the parent's don't exist."""
+        self._mutex = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._started = False
+        self._words[:] = 0
+
+    def run(self, entry: int, args: int = 0) -> int:
+        """Call the compiled `entry(tid, n_threads, team_address, args) -> int64` on all threads; returns when all have returned.
+
+        entry: address of a C function of four int64 (`@compiled("int64(int64, int64, int64, int64)")` … `.address`); args: passed on,
+        usually the address of an argument block, which must stay alive. Every thread has the default float environment meanwhile.
+        Returns the bitwise or of the threads' results (which must be bits below ABORTED), with ABORTED if a barrier answered True.
+        Raises RuntimeError after close().
+        """
+        with self._mutex:
+            if not self._started:
+                self._start()
+            return _run(self.address, self.n_threads, entry, args)
+
+    def abort(self) -> None:
+        """Make all threads of the present run stop at the next barrier. Callable from any thread or signal handler.
+
+        Stays set until a run ends by it (also one that starts later) or clear_abort().
+        """
+        self._words[ABORT // 8] = 1
+
+    def clear_abort(self) -> None:
+        """Take back an abort() that no run has met: at the start of a new piece of work."""
+        self._words[ABORT // 8] = 0
+
+    def _start(self) -> None:
+        """Start the workers that are missing. If interrupted, the next call goes on: a place that two threads claim, one gets."""
+        if self._closed:
+            raise RuntimeError("this thread team is closed")
+        _compile()
+        for offset, value in _system_functions().items():
+            self._words[offset // 8] = value
+        for offset, value in _calibrate(self.address).items():  # calls them
+            self._words[offset // 8] = value
+        for tid in range(1, self.n_threads):
+            line = (WORKERS + LINE * tid) // 8
+            if not self._words[line + LOCK // 8]:
+                self._words[line + LOCK // 8] = _new_lock()
+            if not self._words[line + CLAIMED // 8]:
+                # The arguments keep the state block alive, but not the team: it can be collected.
+                thread = threading.Thread(target=_live, args=(self._block, self.address, self.n_threads, tid), name=f"llamina-{tid}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._started = True
+
+    def close(self) -> None:
+        """End the workers and wait for them. A run in another thread is aborted first. Harmless twice; run() raises afterwards."""
+        self._closed = True
+        if not self._threads:
+            self._started = False
+            return
+        self.abort()
+        if not self._mutex.acquire(timeout=10):  # a stage without a barrier for ten seconds: leave its daemon threads to it
+            return
+        try:
+            if self._threads:
+                _stop(self.address, self.n_threads)
+                for thread in self._threads:
+                    with contextlib.suppress(RuntimeError):  # never started
+                        thread.join(timeout=10)
+                self._threads = []
+            self._started = False
+        finally:
+            self._mutex.release()
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Team of {self.n_threads} threads{', closed' if self._closed else ''}>"
+
+
+def _live(block: np.ndarray, address: int, n_threads: int, tid: int) -> None:
+    _worker(address, n_threads, tid)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Workers must be gone before Python frees the machine code that they run."""
+    for team in list(_teams):
+        team.close()
+
+
+def _after_fork_in_child() -> None:
+    for team in list(_teams):
+        team._forget_workers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
