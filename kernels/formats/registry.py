@@ -1,0 +1,78 @@
+"""The kernel table: for every runnable format its reference decoder, its retiler and its matmul kernel, each compiled when a model first needs it.
+
+Adding a format: a `Packing` in a file of this folder, its name in `PACKINGS` here and in `table.RUNNABLE`.
+"""
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from ..compile_cache import Compiled, compiled
+from ..matmul import ROWS, Packing, block_kernel, float_kernel
+from .floats import BF16, F16, F32, FloatPacking
+from .kquants import Q4_K, Q5_K, Q6_K
+from .legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from .table import FORMATS
+
+PACKINGS: dict[str, Packing | FloatPacking] = {p.name: p for p in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)}
+
+_KERNEL = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
+_RETILE = "int64(int64, int64, int64, int64, int64, int64, int64)"
+
+
+def decode(name: str, data: np.ndarray) -> np.ndarray:
+    """Reference decoder: uint8 [rows, row bytes] -> float32 [rows, columns], bit for bit what `gguf.quants.dequantize` gives."""
+    block = FORMATS[name].bytes
+    rows = data.shape[0]
+    return PACKINGS[name].decode(np.ascontiguousarray(data).reshape(-1, block)).reshape(rows, -1)
+
+
+def takes_floats(name: str) -> bool:
+    """Whether the format's kernel reads float activations rather than int8 records."""
+    return isinstance(PACKINGS[name], FloatPacking)
+
+
+@cache
+def kernel(name: str) -> Compiled:
+    """The format's matmul kernel (signature: matmul.block_kernel)."""
+    packing = PACKINGS[name]
+    function = block_kernel(packing) if isinstance(packing, Packing) else float_kernel(packing.load16, packing.item_bytes)
+    return _named(f"matmul_{name}", _KERNEL, function)
+
+
+@cache
+def retiler(name: str) -> Compiled:
+    """(src, row_bytes, rows, blocks, tile0, tile1, dst) -> -1, or the first row with a NaN or infinite weight or scale, all int64.
+
+    src: address of the file's rows; dst: address of the whole retiled matrix, whose memory is zero. Lanes past `rows` stay zero: scale 0.
+    """
+    packing = PACKINGS[name]
+    place, block_bytes = packing.place, FORMATS[name].bytes
+    tile_bytes = packing.tile_bytes if isinstance(packing, Packing) else ROWS * packing.item_bytes
+
+    def retile(src, row_bytes, rows, blocks, tile0, tile1, dst):
+        bad = -1
+        for t in range(tile0, tile1):
+            for b in range(blocks):
+                tile = dst + (t * blocks + b) * tile_bytes
+                for lane in range(min(ROWS, rows - t * ROWS)):
+                    row = t * ROWS + lane
+                    if not place(src + row * row_bytes + b * block_bytes, tile, lane) and bad < 0:
+                        bad = row
+        return bad
+    return _named(f"retile_{name}", _RETILE, retile)
+
+
+def tiled_bytes(name: str, rows: int, columns: int) -> int:
+    """Bytes of a matrix of this format once retiled: rows rounded up to 16."""
+    packing = PACKINGS[name]
+    tiles = -(-rows // ROWS)
+    if isinstance(packing, FloatPacking):
+        return tiles * columns * ROWS * packing.item_bytes
+    return tiles * (columns // packing.columns) * packing.tile_bytes
+
+
+def _named(name: str, signature: str, function) -> Compiled:
+    function.__name__ = function.__qualname__ = name
+    return compiled(signature)(function)

@@ -1,0 +1,213 @@
+"""The matmul: out[m, row] = sum over columns of weight[row, column] * activation[m, column]; one loop body for all block formats, one for floats.
+
+A matrix is *retiled* at load (retile.py): a tile is 16 rows x one block of the file's format, lane = row, so that one 64-byte load feeds one integer dot
+for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order, and per output (one lane, one token):
+
+    acc = fma(float(dot_b), d_w[b] * d_x[b], acc)           dot_b: exact int32, zero point folded in
+    acc = fma(m_w[b], d_x[b] * sum_x[b], acc)               formats with a minimum: m_w = its value (K-quants: -dmin * m)
+
+Formats with a scale per 16 columns (Q6_K) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24).
+Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8) and how many tiles are in flight never
+enters an output's chain of operations, hence the same bits for any batch.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .activations import BLOCK, D, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128
+from .dot import dot, dot_any
+from .simd import (
+    fma,
+    get_f32,
+    get_i8,
+    prefetch,
+    put_f32,
+    shl_i32,
+    splat_f32,
+    splat_i32,
+    splat_load_f32,
+    splat_load_i32,
+    stack_vectors,
+    store_f32x16,
+    to_f32,
+)
+
+ROWS = 16
+"""Rows of a tile: the lanes of a vector."""
+AHEAD = 8192
+"""Software prefetch distance in bytes: at M = 8 memory and arithmetic then overlap (prototype: 51 -> 26 ms a step)."""
+TILES_A_GROUP = 8
+"""Tiles that one group of 8 tokens visits before the next group: the group's records stay in L1/L2, the tiles in L2."""
+
+jit = njit(nogil=True, error_model="numpy")
+
+
+class Packing(NamedTuple):
+    """How one block format lies in memory and in a tile. `place`, `unpack`, `scale`, `minimum` are compiled functions on addresses."""
+
+    name: str
+    columns: int
+    """Columns of one file block (32 or 256; 1 for floats)."""
+    block_bytes: int
+    tile_bytes: int
+    decode: Callable[[np.ndarray], np.ndarray]
+    """NumPy reference: uint8 [n, block_bytes] -> float32 [n, columns]."""
+    place: Any
+    """(src, dst, lane) -> bool: copy one file block into lane `lane` of a tile; False where a scale is NaN or infinite."""
+    unpack: Any
+    """(tile, b, u): codes of the tile's b-th 32 columns as 8 vectors of unsigned bytes; vector i, lane r: columns 4i..4i+3 of row r."""
+    scale: Any
+    """(tile, b) -> f32x16; with halves: the block scale alone."""
+    minimum: Any = None
+    """(tile, b) -> f32x16 added per unit of activation, or None."""
+    half_scales: Any = None
+    """(tile, b, half) -> i32x16: integer scale of 16 columns, or None."""
+    zero: int = 0
+    """Zero point: 0, 8, 16, 128 (or 32, with half_scales)."""
+
+
+def _body(f: Packing, M: int):
+    """One tile row x M tokens of one group of activations."""
+    unpack, scale, minimum, half_scales = f.unpack, f.scale, f.minimum or f.scale, f.half_scales or f.scale
+    has_minimum, halves = f.minimum is not None, f.half_scales is not None
+    any_byte = f.zero == 128
+    product = dot_any if any_byte else dot
+    sub_blocks, tile_bytes = f.columns // BLOCK, f.tile_bytes
+    lines = -(-tile_bytes // sub_blocks // 64)
+    step = tile_bytes // sub_blocks
+    zero_at = ZERO128 if any_byte else ZERO8
+    zero_shift = 1 if f.zero == 16 else 0
+
+    @jit
+    def body(w, tiles, x, m0, out, ldo):
+        q, f = x + BLOCK * m0, x + 4 * m0  # codes and per-token numbers of token m0; both step by records
+        acc, u = stack_vectors(M), stack_vectors(8)
+        for m in range(M):
+            put_f32(acc, m, splat_f32(0.0))
+        for _ in range(tiles):
+            for b in range(sub_blocks):
+                for line in range(lines):
+                    prefetch(w + AHEAD + step * b + 64 * line)
+                unpack(w, b, u)
+                d = scale(w, b)
+                if has_minimum:
+                    least = minimum(w, b)
+                if halves:
+                    s0, s1 = half_scales(w, b, 0), half_scales(w, b, 1)
+                for m in range(M):
+                    if halves:
+                        low, high = splat_load_i32(f + ZERO32 + 4 * m), splat_load_i32(f + ZERO32 + 32 + 4 * m)
+                        for i in range(4):
+                            low = product(low, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
+                            high = product(high, get_i8(u, 4 + i), splat_load_i32(q + BLOCK * m + 16 + 4 * i))
+                        total = low * s0 + high * s1
+                    else:
+                        if has_minimum:
+                            total = splat_i32(0)
+                        else:
+                            total = shl_i32(splat_load_i32(f + zero_at + 4 * m), zero_shift)
+                        for i in range(8):
+                            total = product(total, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
+                    a = fma(to_f32(total), d * splat_load_f32(f + D + 4 * m), get_f32(acc, m))
+                    if has_minimum:
+                        a = fma(least, splat_load_f32(f + DS + 4 * m), a)
+                    put_f32(acc, m, a)
+                q += RECORD
+                f += RECORD
+            w += tile_bytes
+        for m in range(M):
+            store_f32x16(out + 4 * m * ldo, get_f32(acc, m))
+    return body
+
+
+def block_kernel(f: Packing):
+    """The kernel of a block format: (w, columns, tile0, tile1, x, ldx, out, ldo, tokens), all int64; to be compiled by the registry.
+
+    w: address of the retiled matrix; columns: a multiple of the format's block; tiles [tile0, tile1) are computed; x: address of activation records
+    (activations.py); ldx: unused; out: address of float32 [tokens, ldo], row r of the matrix in column r.
+    """
+    one, two, four, eight = (_body(f, M) for M in (1, 2, 4, 8))
+    file_columns, tile_bytes = f.columns, f.tile_bytes
+
+    def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
+        blocks = columns // file_columns
+        row_bytes, group_bytes = blocks * tile_bytes, columns // BLOCK * RECORD
+        for t0 in range(tile0, tile1, TILES_A_GROUP):
+            t1 = min(t0 + TILES_A_GROUP, tile1)
+            for g in range((tokens + GROUP - 1) // GROUP):
+                n, xg = min(GROUP, tokens - GROUP * g), x + g * group_bytes
+                for t in range(t0, t1):
+                    p, o, m = w + t * row_bytes, out + 4 * (ROWS * t + g * GROUP * ldo), 0
+                    if n == 8:
+                        eight(p, blocks, xg, 0, o, ldo)
+                        m = 8
+                    if n - m >= 4:
+                        four(p, blocks, xg, m, o + 4 * m * ldo, ldo)
+                        m += 4
+                    if n - m >= 2:
+                        two(p, blocks, xg, m, o + 4 * m * ldo, ldo)
+                        m += 2
+                    if n - m >= 1:
+                        one(p, blocks, xg, m, o + 4 * m * ldo, ldo)
+    return kernel
+
+
+def _float_body(load16, item_bytes: int, M: int, T: int):
+    """T tiles x M tokens of a float matrix: M * T independent chains over the columns hide the latency of fma."""
+    chains = M * T
+
+    @jit
+    def body(w, columns, x, ldx, out, ldo):
+        acc = stack_vectors(chains)
+        tile_bytes = columns * ROWS * item_bytes
+        for i in range(chains):
+            put_f32(acc, i, splat_f32(0.0))
+        for c in range(columns):
+            for t in range(T):
+                weight = load16(w + t * tile_bytes)
+                for m in range(M):
+                    i = t * M + m
+                    put_f32(acc, i, fma(weight, splat_load_f32(x + 4 * m * ldx), get_f32(acc, i)))
+            w += ROWS * item_bytes
+            x += 4
+        for t in range(T):
+            for m in range(M):
+                store_f32x16(out + 4 * (m * ldo + t * ROWS), get_f32(acc, t * M + m))
+    return body
+
+
+def float_kernel(load16, item_bytes: int):
+    """The kernel of a float format, same signature as `block_kernel`'s; x: address of float32 [tokens, ldx] activations, as they are."""
+    one_8, one, four, eight = (_float_body(load16, item_bytes, M, T) for M, T in ((1, 8), (1, 1), (4, 2), (8, 1)))
+
+    def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
+        row_bytes = columns * ROWS * item_bytes
+        for t0 in range(tile0, tile1, TILES_A_GROUP):
+            t1 = min(t0 + TILES_A_GROUP, tile1)
+            m = 0
+            while m < tokens:
+                xm, n, t = x + 4 * m * ldx, 1, t0
+                if tokens - m >= 8:
+                    n = 8
+                elif tokens - m >= 4:
+                    n = 4
+                while t < t1:
+                    p, o, done = w + t * row_bytes, out + 4 * (ROWS * t + m * ldo), 1
+                    if n == 8:
+                        eight(p, columns, xm, ldx, o, ldo)
+                    elif n == 4 and t1 - t >= 2:
+                        four(p, columns, xm, ldx, o, ldo)
+                        done = 2
+                    elif n == 1 and t1 - t == 8:
+                        one_8(p, columns, xm, ldx, o, ldo)
+                        done = 8
+                    else:
+                        for i in range(n):
+                            one(p, columns, xm + 4 * i * ldx, ldx, o + 4 * i * ldo, ldo)
+                    t += done
+                m += n
+    return kernel
