@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
+intrinsic: Any = extending.intrinsic  # Numba's annotation would have callers pass `typingctx` too
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 _BYTES = ir.IntType(8).as_pointer()
 

@@ -45,7 +45,10 @@ stats = CompileStats()
 
 
 def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
-    """Call `callback(name)` just before a function is really compiled (not when it is loaded from disk). Returns a function that ends this."""
+    """Call `callback(name)` just before a function is really compiled, not when it is loaded from disk. Returns a function that ends this.
+
+    The callback runs under Numba's compiler lock: it should only print. An exception in it (Ctrl-C) ends the compilation.
+    """
     _listeners.append(callback)
     return lambda: _listeners.remove(callback) if callback in _listeners else None
 
@@ -94,18 +97,23 @@ def _writable(folder: Path) -> bool:
         return False
 
 
+def _places() -> list[Path]:
+    """Folders that may hold ours, best first."""
+    asked, user = os.environ.get("LLAMINA_COMPILE_CACHE"), _user_folder()
+    return ([Path(asked)] if asked else []) + [PACKAGE / "kernels" / "__pycache__"] + ([user] if user else [])
+
+
 @functools.cache
 def _choose() -> tuple[Path | None, str | None]:
     """(folder, note): the first place that can be written, and what the user should know about the choice."""
     name = _PREFIX + fingerprint()
     asked = os.environ.get("LLAMINA_COMPILE_CACHE")
-    user = _user_folder()
-    places = ([Path(asked)] if asked else []) + [PACKAGE / "kernels" / "__pycache__"] + ([user] if user else [])
+    places = _places()
     for place in places:
         if _writable(place / name):
             _forget_old(place, keep=name)
-            note = None if not asked or place == Path(asked) else f"LLAMINA_COMPILE_CACHE: cannot write to {asked}; using {place}"
-            return place / name, note
+            elsewhere = asked and place != Path(asked)
+            return place / name, f"cannot write to LLAMINA_COMPILE_CACHE={asked}; compiled code goes to {place}" if elsewhere else None
     tried = ", ".join(str(p) for p in places)
     return None, f"no folder for compiled code is writable, so every start compiles anew (tried {tried}; set LLAMINA_COMPILE_CACHE)"
 
@@ -135,7 +143,7 @@ def _forget_old(place: Path, keep: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- one function's key
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _file_digest(path: str) -> str:
     """Of the file that defines a function: tests and plug-ins lie outside the fingerprinted sources."""
     with contextlib.suppress(OSError):
@@ -161,13 +169,14 @@ def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
     if isinstance(value, python_types.CodeType):
         constants = [_describe(c, seen) for c in value.co_consts]
         return "code", value.co_code.hex(), value.co_names, constants
-    inner = next((getattr(value, n) for n in ("py_func", "_defn", "__wrapped__") if isinstance(getattr(value, n, None), python_types.FunctionType)), None)
-    if inner is not None:  # a compiled function or an intrinsic: what it was made from, and how
-        return type(value).__name__, repr(getattr(value, "targetoptions", None)), _describe(inner, seen)
     if isinstance(value, python_types.FunctionType):
+        origin = value.__module__, value.__qualname__, _file_digest(value.__code__.co_filename)
         cells = [_describe(c.cell_contents, seen) for c in value.__closure__ or ()]
-        defaults = _describe((value.__defaults__, value.__kwdefaults__), seen)
-        return "function", value.__module__, value.__qualname__, _file_digest(value.__code__.co_filename), _describe(value.__code__, seen), cells, defaults
+        return "function", origin, _describe(value.__code__, seen), cells, _describe((value.__defaults__, value.__kwdefaults__), seen)
+    made_from = [getattr(value, name, None) for name in ("py_func", "_defn", "__wrapped__")]
+    for function in made_from:  # a compiled function or an intrinsic: what it was made from, and how
+        if isinstance(function, python_types.FunctionType):
+            return type(value).__name__, repr(getattr(value, "targetoptions", None)), _describe(function, seen)
     if isinstance(value, python_types.ModuleType):
         return "module", value.__name__
     if isinstance(value, (types.Type, type, numpy.dtype)):
@@ -295,7 +304,7 @@ class Compiled:
         if self._cfunc is None:
             from numba.core import sigutils
             from numba.core.ccallback import CFunc
-            cfunc = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
+            cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
             cfunc._cache = _Store(self.__wrapped__, {**self.options, "cfunc": True})
             cfunc.compile()
             self._cfunc = cfunc

@@ -20,6 +20,10 @@ State is one 128-byte aligned block of int64 words; each word that threads write
 
 What a thread sleeps on is CPython's own lock (PyThread_*_lock: part of its stable C interface, needs no GIL, on every system). Addresses
 of these, sched_yield and usleep stand in the state block, never in compiled code, which is kept on disk.
+
+Compiled entries don't raise: they return status bits. More threads than usable CPUs, or a busy machine: waits give the core away soon,
+so a barrier costs up to a time slice, but nothing spins for ever. Fork: the child has no workers; its copy of the state is cleared and
+its next run starts new ones. Exit: an atexit hook ends all workers before Python frees the machine code they run.
 """
 from __future__ import annotations
 
@@ -52,6 +56,7 @@ from .atomics import (
     set_float_env,
 )
 from .compile_cache import jit
+from .threads import usable_threads
 
 LINE = 128  # bytes: two x86 lines (they are fetched in pairs), one Apple line
 MAX_THREADS = 512
@@ -131,7 +136,7 @@ def barrier(team: int, n_threads: int) -> bool:
 
 @jit(cache=False)
 def next_tile(team: int, slot: int, count: int) -> int:
-    """Take the next `count` tiles of work list `slot` (0 … N_COUNTERS-1); returns the first of them. Lists start at 0 after every barrier."""
+    """Take the next `count` tiles of work list `slot` (0 … N_COUNTERS-1); returns the first. All lists start at 0 after a barrier."""
     return atomic_add(team + COUNTERS + 8 * slot, count)
 
 
@@ -161,15 +166,15 @@ def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
 
 @jit()
 def _run(team: int, n_threads: int, entry: int, args: int) -> int:
+    """One run, as thread 0. entry 0 ends the workers instead."""
+    if entry == 0:
+        _publish(team, n_threads, entry, args)
+        return 0
     atomic_store(team + STATUS, 0)
     atomic_store(team + DECISION, 0)
     atomic_store(team + FINISHED, 0)
     _reset_counters(team)
-    if n_threads > 1:
-        _publish(team, n_threads, entry, args)
-    else:
-        atomic_store(team + ENTRY, entry)
-        atomic_store(team + ARGS, args)
+    _publish(team, n_threads, entry, args)
     _call_entry(0, n_threads, team)
     finished = atomic_load(team + FINISHED)
     while finished != n_threads - 1:
@@ -179,11 +184,6 @@ def _run(team: int, n_threads: int, entry: int, args: int) -> int:
         atomic_store(team + ABORT, 0)
         status |= ABORTED
     return status
-
-
-@jit()
-def _stop(team: int, n_threads: int) -> None:
-    _publish(team, n_threads, 0, 0)
 
 
 @jit()
@@ -217,19 +217,16 @@ def _worker(team: int, n_threads: int, tid: int) -> int:
 
 
 @jit()
-def _spin(team: int, n: int) -> int:
-    """n rounds of the spinning loop, for its calibration."""
-    same = 0
+def _rounds(team: int, n: int, give_away: bool) -> int:
+    """n rounds of a waiting loop, for calibration."""
+    unchanged = 0
     for _ in range(n):
-        same += atomic_load(team + RUN)
-        pause()
-    return same
-
-
-@jit()
-def _yield(team: int, n: int) -> None:
-    for _ in range(n):
-        call_pointer0(atomic_load(team + YIELD_FN))
+        unchanged += atomic_load(team + RUN)
+        if give_away:
+            call_pointer0(atomic_load(team + YIELD_FN))
+        else:
+            pause()
+    return unchanged
 
 
 def _system_functions() -> dict[int, int]:
@@ -257,29 +254,29 @@ def _new_lock() -> int:
     return lock
 
 
-_INT64 = "int64"
-_measured: dict[int, int] = {}  # SPINS and YIELDS for this process
-
-
 def _compile() -> None:
     """Compile (or load) what threads call, on one thread, before any starts."""
-    for function, n_arguments in ((_run, 4), (_stop, 2), (_worker, 3), (_spin, 2), (_yield, 2)):
-        function.compile("(" + ", ".join([_INT64] * n_arguments) + ")")
+    _run.compile("(int64, int64, int64, int64)")
+    _worker.compile("(int64, int64, int64)")
+    _rounds.compile("(int64, int64, boolean)")
 
 
-def _calibrate(address: int) -> dict[int, int]:
-    """How many rounds of spinning and yielding fill their times on this machine: {SPINS: …, YIELDS: …}."""
+_measured: list[tuple[int, int]] = []  # rounds of (spinning, yielding), once per process
+
+
+def _calibrate(team: int) -> tuple[int, int]:
+    """How many rounds of spinning and of yielding fill their times on this machine (a pause is 10 to 50 ns, a yield 0.3 µs and up)."""
+    def rounds(seconds: float, n: int, give_away: bool) -> int:
+        best = 1.0
+        for _ in range(5):
+            start = time.perf_counter()
+            _rounds(team, n, give_away)
+            best = min(best, time.perf_counter() - start)
+        return int(min(max(seconds * n / max(best, 1e-9), 20), 50_000))
+
     if not _measured:
-        def seconds_each(function: Any, n: int) -> float:
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                function(address, n)
-                times.append(time.perf_counter() - start)
-            return max(min(times) / n, 1e-9)
-        _measured[SPINS] = int(min(max(SPIN_SECONDS / seconds_each(_spin, 500), 50), 50_000))
-        _measured[YIELDS] = int(min(max(YIELD_SECONDS / seconds_each(_yield, 50), 20), 20_000))
-    return _measured
+        _measured.append((rounds(SPIN_SECONDS, 500, False), rounds(YIELD_SECONDS, 50, True)))
+    return _measured[0]
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
@@ -318,8 +315,10 @@ class Team:
         entry: address of a C function of four int64 (`@compiled("int64(int64, int64, int64, int64)")` … `.address`); args: passed on,
         usually the address of an argument block, which must stay alive. Every thread has the default float environment meanwhile.
         Returns the bitwise or of the threads' results (which must be bits below ABORTED), with ABORTED if a barrier answered True.
-        Raises RuntimeError after close().
+        Raises RuntimeError after close(), ValueError for entry 0.
         """
+        if not entry:
+            raise ValueError("a run needs the address of a compiled function, not 0")
         with self._mutex:
             if not self._started:
                 self._start()
@@ -343,15 +342,18 @@ class Team:
         _compile()
         for offset, value in _system_functions().items():
             self._words[offset // 8] = value
-        for offset, value in _calibrate(self.address).items():  # calls them
-            self._words[offset // 8] = value
+        spins, yields = _calibrate(self.address)  # calls them
+        if self.n_threads > usable_threads():
+            spins = 20  # whom we wait for may need this very core
+        self._words[SPINS // 8], self._words[YIELDS // 8] = spins, yields
         for tid in range(1, self.n_threads):
             line = (WORKERS + LINE * tid) // 8
             if not self._words[line + LOCK // 8]:
                 self._words[line + LOCK // 8] = _new_lock()
             if not self._words[line + CLAIMED // 8]:
                 # The arguments keep the state block alive, but not the team: it can be collected.
-                thread = threading.Thread(target=_live, args=(self._block, self.address, self.n_threads, tid), name=f"llamina-{tid}", daemon=True)
+                arguments = (self._block, self.address, self.n_threads, tid)
+                thread = threading.Thread(target=_live, args=arguments, name=f"llamina-{tid}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
         self._started = True
@@ -366,13 +368,13 @@ class Team:
         if not self._mutex.acquire(timeout=10):  # a stage without a barrier for ten seconds: leave its daemon threads to it
             return
         try:
+            self._started = False  # first: whatever interrupts us, run() must not wait for workers that are gone
             if self._threads:
-                _stop(self.address, self.n_threads)
+                _run(self.address, self.n_threads, 0, 0)
                 for thread in self._threads:
                     with contextlib.suppress(RuntimeError):  # never started
                         thread.join(timeout=10)
                 self._threads = []
-            self._started = False
         finally:
             self._mutex.release()
 
