@@ -2,9 +2,9 @@
 
     open_gguf(path) -> ModelConfig.from_gguf(gguf) -> check_tensors(gguf, config) -> the weights may be loaded
 
-Supported is what llama.cpp calls architecture `llama`: Llama 1, 2, 3, Code Llama, TinyLlama, Mistral. What llamina does not compute (experts,
-biases, sliding windows, other architectures, ...) is refused by name, never ignored. Keys are those of github.com/ggml-org/ggml, docs/gguf.md;
-defaults are llama.cpp's.
+Supported is what llama.cpp calls architecture `llama`: Llama 1, 2, 3, Code Llama, TinyLlama, Mistral. What llamina does not compute
+(experts, biases, sliding windows, other architectures, ...) is refused by name, never ignored. The keys are described in
+github.com/ggml-org/ggml, docs/gguf.md; defaults are llama.cpp's.
 """
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _IGNORED = {"rope.freqs", "attn_rot_embd", "attn_rot_embd.weight"}
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary angles are stretched beyond the trained context: the angle of pair i is position * f_i. With w_i = rope_base^(-2i/rope_dim),
-    f_i is
+    """How rotary angles are stretched beyond the trained context: the angle of pair i is position * f_i, where f_i is, with
+    w_i = rope_base^(-2i/rope_dim),
 
         none:   w_i                linear: w_i / factor
         yarn:   w_i / factor * (1 - r_i) + w_i * r_i,  r_i = 1 - clamp((i - low) / max(0.001, high - low), 0, 1)
@@ -133,12 +133,12 @@ class _Reader:
         n_heads = self.integer("attention.head_count", MAX_HEADS, layers=n_layers)
         n_kv_heads = self.integer("attention.head_count_kv", MAX_HEADS, n_heads, layers=n_layers)
         if n_heads % n_kv_heads:
-            self.fail(f"key 'llama.attention.head_count' is {n_heads}, not a multiple of 'llama.attention.head_count_kv', {n_kv_heads}")
+            self.fail(f"key 'llama.attention.head_count' is {n_heads}, no multiple of 'llama.attention.head_count_kv', {n_kv_heads}")
         head_dim = self._head_dim(dim, n_heads)
         context_length = self.integer("context_length", MAX_CONTEXT)
         window = self.integer("attention.sliding_window", 1 << 64, context_length, least=0)
         if 0 < window < context_length:
-            self.refuse(f"needs sliding-window attention, which llamina lacks (llama.attention.sliding_window = {window} of {context_length})")
+            self.refuse(f"needs sliding windows, which llamina lacks: llama.attention.sliding_window = {window} of {context_length}")
         rope_base = self.positive("rope.freq_base", 10000.0)
         if rope_base <= 1:
             self.fail(f"key 'llama.rope.freq_base' must be greater than 1, found {rope_base}")
@@ -216,7 +216,7 @@ class _Reader:
         if layers and self.gguf.metadata.array_length(key) is not None:
             array = self.gguf.get(key, np.ndarray)
             if array.dtype.kind not in "iu" or len(array) != layers:
-                self.fail(f"key '{key}' must be a whole number or {layers} of them, one a layer; found an array of {len(array)} {array.dtype}")
+                self.fail(f"key '{key}' must be one whole number or {layers}, one a layer; found {len(array)} of {array.dtype}")
             if (array != array[0]).any():
                 self.refuse(f"key '{key}' differs between layers ({array.min()} to {array.max()}), which llamina does not support")
             value = int(array[0])
@@ -240,9 +240,9 @@ class _Reader:
 
 
 def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
-    """Check that the file holds each tensor of `config` in its right shape and in a format that runs, and nothing that would go unused.
+    """Check that the file holds each tensor of `config` in its right shape and in a format that runs, and nothing else.
 
-    FormatError: missing or of another shape, or RoPE factors not positive. UnsupportedError: a format without a kernel, or an unknown tensor."""
+            raise UnsupportedError(f"{info.path}: tensor '{name}' is {info.format.name}, expected {usable}: convert the model")
     expected = dict(config.tensor_shapes())
     for name in gguf.tensors:
         if name not in expected:
@@ -256,7 +256,7 @@ def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
         runs = RUNNABLE if len(shape) == 2 else _VECTOR_FORMATS
         if info.format.name not in runs:
             usable = ", ".join(f for f in FORMATS if f in runs)
-            raise UnsupportedError(f"{info.path}: tensor '{name}' is stored as {info.format.name}, expected one of {usable}: convert the model")
+            raise UnsupportedError(f"{info.path}: tensor '{name}' is {info.format.name}, expected one of {usable}: convert the model")
     if config.rope_freq_factors:
         factors = read_vector(gguf, "rope_freqs.weight")
         if not (np.isfinite(factors) & (factors > 0)).all():
