@@ -242,7 +242,8 @@ class _Reader:
 def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
     """Check that the file holds each tensor of `config` in its right shape and in a format that runs, and nothing else.
 
-            raise UnsupportedError(f"{info.path}: tensor '{name}' is {info.format.name}, expected {usable}: convert the model")
+    FormatError: missing or of another shape, or RoPE factors not positive. UnsupportedError: a format without a kernel, or a tensor that is
+    not known."""
     expected = dict(config.tensor_shapes())
     for name in gguf.tensors:
         if name not in expected:
