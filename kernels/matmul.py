@@ -16,14 +16,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
 
 from .activations import BLOCK, D, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128
 from .dot import dot, dot_any
 from .simd import (
+    I64,
     fma,
     get_f32,
     get_i8,
+    pointer,
     prefetch,
     put_f32,
     shl_i32,
@@ -211,3 +216,14 @@ def float_kernel(load16, item_bytes: int):
                     t += done
                 m += n
     return kernel
+
+
+@intrinsic
+def call_kernel(typingctx, kernel, w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
+    """Call a matmul kernel by its address."""
+    def codegen(context, builder, sig, args):
+        values = [context.cast(builder, a, t, types.int64) for a, t in zip(args[1:], sig.args[1:])]
+        function = ir.FunctionType(ir.VoidType(), [I64] * len(values))
+        builder.call(pointer(builder, args[0], function), values)
+        return context.get_dummy_value()
+    return types.void(kernel, w, columns, tile0, tile1, x, ldx, out, ldo, tokens), codegen

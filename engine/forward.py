@@ -1,0 +1,198 @@
+"""The forward pass: one compiled function that reads like the transformer it is, run by all threads of the team at once (SPMD).
+
+A *step* takes a ragged batch of M tokens, each with its position and its sequence's KV pages. Every stage is divided between the threads by a work
+counter (tokens, tiles of output rows, or attention blocks), and a barrier ends it; no float is ever summed across threads. The pass runs any range
+of layers, so that Python may look at, or change, the residual stream between two ranges.
+
+Arguments are blocks of int64 words (numbers, and addresses of NumPy arrays that runtime.py keeps alive); the constants below are byte offsets.
+"""
+from __future__ import annotations
+
+from ..kernels.activations import INFINITY_BITS, quantize_row
+from ..kernels.atomics import atomic_store
+from ..kernels.attention import attend_block
+from ..kernels.compile_cache import compiled
+from ..kernels.elementwise import PAGE, add_rows, append_kv, jit, rms_norm, rope, silu_mul
+from ..kernels.matmul import TILES_A_GROUP, call_kernel
+from ..kernels.simd import load_f32, load_i64
+from ..kernels.team import barrier, next_tile
+
+# -- a matrix: 8 words
+KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT = range(0, 40, 8)
+MATRIX_BYTES = 64
+
+# -- a layer: 2 gains, "some matrix of this input wants int8 records" flags, then 7 matrices
+ATTN_NORM, FFN_NORM, QUANTIZE_QKV, QUANTIZE_ATT, QUANTIZE_FFN, QUANTIZE_DOWN = range(0, 48, 8)
+WQ, WK, WV, WO, W_GATE, W_UP, W_DOWN = range(64, 64 + 7 * MATRIX_BYTES, MATRIX_BYTES)
+LAYER_BYTES = 64 + 7 * MATRIX_BYTES
+
+# -- the model: shapes, then the buffers of a step. All float32 rows are padded with zeros to a multiple of 32 columns (`LD_*`).
+(
+    N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, DIM, LD_DIM, LD_ATT, LD_KV, LD_FFN, EPS, SCALE, LAYERS, OUTPUT_NORM, OUTPUT, QUANTIZE_OUTPUT,
+    ROPE_TABLE, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES,
+    X, NORMED, RECORDS, Q, K, V, ATT, ADDEND, GATE, UP,
+) = range(0, 8 * 30, 8)
+MODEL_WORDS = 30
+
+# -- a step
+(
+    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, POSITIONS, PAGE_TABLES, N_BLOCKS, BLOCKS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE,
+) = range(0, 8 * 13, 8)
+STEP_WORDS = 13
+
+STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm")
+
+
+@jit
+def _matmul(matrix, team, slot, chunk, model, floats, ld_floats, out, ldo, n_tokens):
+    """Take tiles of one matrix until none is left. Input: float rows at `floats`, or the model's RECORDS made from them."""
+    tiles = load_i64(matrix + TILES)
+    x = floats if load_i64(matrix + FLOAT_INPUT) else load_i64(model + RECORDS)
+    tile = next_tile(team, slot, chunk)
+    while tile < tiles:
+        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile, min(tile + chunk, tiles),
+                    x, ld_floats, out, ldo, n_tokens)
+        tile = next_tile(team, slot, chunk)
+
+
+@jit
+def _chunk(matrix, n_threads):
+    """Tiles to take at once: a group where there are plenty, fewer so that every thread gets some."""
+    return max(1, min(TILES_A_GROUP, load_i64(matrix + TILES) // (2 * n_threads)))
+
+
+@jit
+def _norm(model, x, gain, m, row, quantize):
+    """RMSNorm of the residual row m into NORMED's (and the records') row. -> not finite"""
+    ld = load_i64(model + LD_DIM)
+    out = load_i64(model + NORMED) + 4 * row * ld
+    bad = rms_norm(x + 4 * m * ld, gain, load_i64(model + DIM), ld, load_f32(model + EPS), out)
+    if quantize:
+        quantize_row(out, ld, row, load_i64(model + RECORDS))
+    return bad
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def forward(tid, n_threads, team, step):
+    """Layers [FIRST_LAYER, LAST_LAYER) on the residual stream X [M, LD_DIM], then, if tokens are WANTED, the final norm and their LOGITS.
+
+    Returns 0 (a barrier's abort is told by the team), and leaves 1 + 8 * layer + stage in NOT_FINITE if NaN or infinity came up.
+    """
+    model, n_tokens = load_i64(step + MODEL), load_i64(step + N_TOKENS)
+    n_heads, n_kv, head_dim = load_i64(model + N_HEADS), load_i64(model + N_KV_HEADS), load_i64(model + HEAD_DIM)
+    v_dim, rope_dim, group = load_i64(model + V_DIM), load_i64(model + ROPE_DIM), n_heads // n_kv
+    ld, ld_att, ld_kv, ld_ffn = load_i64(model + LD_DIM), load_i64(model + LD_ATT), load_i64(model + LD_KV), load_i64(model + LD_FFN)
+    x, normed, records, addend = load_i64(model + X), load_i64(model + NORMED), load_i64(model + RECORDS), load_i64(model + ADDEND)
+    q, k, v, att = load_i64(model + Q), load_i64(model + K), load_i64(model + V), load_i64(model + ATT)
+    gate, up = load_i64(model + GATE), load_i64(model + UP)
+    positions, page_tables = load_i64(step + POSITIONS), load_i64(step + PAGE_TABLES)
+    rope_table, scale = load_i64(model + ROPE_TABLE), load_f32(model + SCALE)
+    scratch = load_i64(model + SCRATCH) + tid * load_i64(model + SCRATCH_BYTES)
+    first_layer, last_layer = load_i64(step + FIRST_LAYER), load_i64(step + LAST_LAYER)
+
+    for layer in range(first_layer, last_layer):
+        here = load_i64(model + LAYERS) + layer * LAYER_BYTES
+        kv_offset, code = layer * load_i64(model + LAYER_KV_BYTES), 1 + 8 * layer
+
+        # the last layer's ffn output joins the residual stream; norm
+        m = next_tile(team, 0, 1)
+        while m < n_tokens:
+            if layer > first_layer:
+                add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+            if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
+                atomic_store(step + NOT_FINITE, code)
+            m = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+        chunk = _chunk(here + WQ, n_threads)
+        _matmul(here + WQ, team, 0, chunk, model, normed, ld, q, ld_att, n_tokens)
+        _matmul(here + WK, team, 1, _chunk(here + WK, n_threads), model, normed, ld, k, ld_kv, n_tokens)
+        _matmul(here + WV, team, 2, _chunk(here + WV, n_threads), model, normed, ld, v, ld_kv, n_tokens)
+        if barrier(team, n_threads):
+            return 0
+
+        # positions, then into the KV cache
+        m = next_tile(team, 0, 1)
+        while m < n_tokens:
+            position = load_i64(positions + 8 * m)
+            angles = rope_table + 4 * position * rope_dim
+            rope(q + 4 * m * ld_att, n_heads, head_dim, rope_dim, angles)
+            rope(k + 4 * m * ld_kv, n_kv, head_dim, rope_dim, angles)
+            page = load_i64(load_i64(page_tables + 8 * m) + 8 * (position // PAGE))
+            append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset)
+            m = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+        item = next_tile(team, 0, 1)
+        while item < load_i64(step + N_BLOCKS) * n_kv:
+            block = load_i64(step + BLOCKS) + 16 * (item // n_kv)
+            m0, m1 = load_i64(block), load_i64(block + 8)
+            attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, item % n_kv, group,
+                         head_dim, v_dim, scale, att, ld_att, scratch)
+            item = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+        if load_i64(here + QUANTIZE_ATT):
+            m = next_tile(team, 0, 1)
+            while m < n_tokens:
+                if quantize_row(att + 4 * m * ld_att, ld_att, m, records) >= INFINITY_BITS:
+                    atomic_store(step + NOT_FINITE, code + 1)
+                m = next_tile(team, 0, 1)
+            if barrier(team, n_threads):
+                return 0
+        _matmul(here + WO, team, 0, _chunk(here + WO, n_threads), model, att, ld_att, addend, ld, n_tokens)
+        if barrier(team, n_threads):
+            return 0
+
+        m = next_tile(team, 0, 1)
+        while m < n_tokens:
+            add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+            if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
+                atomic_store(step + NOT_FINITE, code + 2)
+            m = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+        chunk = _chunk(here + W_GATE, n_threads)
+        _matmul(here + W_GATE, team, 0, chunk, model, normed, ld, gate, ld_ffn, n_tokens)
+        _matmul(here + W_UP, team, 1, chunk, model, normed, ld, up, ld_ffn, n_tokens)
+        if barrier(team, n_threads):
+            return 0
+
+        m = next_tile(team, 0, 1)
+        while m < n_tokens:
+            silu_mul(gate + 4 * m * ld_ffn, up + 4 * m * ld_ffn, ld_ffn)
+            if load_i64(here + QUANTIZE_DOWN) and quantize_row(gate + 4 * m * ld_ffn, ld_ffn, m, records) >= INFINITY_BITS:
+                atomic_store(step + NOT_FINITE, code + 3)
+            m = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+        _matmul(here + W_DOWN, team, 0, _chunk(here + W_DOWN, n_threads), model, gate, ld_ffn, addend, ld, n_tokens)
+        if barrier(team, n_threads):
+            return 0
+
+    if last_layer > first_layer:
+        m = next_tile(team, 0, 1)
+        while m < n_tokens:
+            add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+            m = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+
+    n_wanted, wanted = load_i64(step + N_WANTED), load_i64(step + WANTED)
+    if n_wanted > 0:
+        i = next_tile(team, 0, 1)
+        while i < n_wanted:
+            m = load_i64(wanted + 8 * i)
+            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, load_i64(model + QUANTIZE_OUTPUT)):
+                atomic_store(step + NOT_FINITE, 1 + 8 * last_layer + 4)
+            i = next_tile(team, 0, 1)
+        if barrier(team, n_threads):
+            return 0
+        output = load_i64(model + OUTPUT)
+        _matmul(output, team, 0, _chunk(output, n_threads), model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
+    return 0

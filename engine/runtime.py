@@ -1,0 +1,245 @@
+"""The runtime: weights, buffers, KV cache and thread team of one open model, and its one operation, the step.
+
+    feeds [(sequence, ids, which logits)] ──► embedding rows ──► forward.py on all threads, some layers at a time ──► float32 [wanted, n_vocab]
+
+A prompt chunk, one decoded token and many users' next tokens are the same operation with other numbers of tokens. Long steps are cut into ranges of
+layers, so that Ctrl-C is seen between them; `abort()` stops a step from another thread.
+"""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..kernels import attention, compile_cache
+from ..kernels.activations import record_bytes
+from ..kernels.team import ABORTED, Team
+from ..kernels.threads import default_threads
+from . import forward as f
+from . import kv_cache
+from .config import ModelConfig
+from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
+from .gguf import GGUFFile
+from .kv_cache import PAGE, PagePool, Sequence
+from .rope import RopeTable
+from .weights import LAYER_MATRICES, Progress, Weights, available_memory
+
+MAX_BATCH = 512
+"""Most tokens of one step."""
+DEFAULT_CONTEXT = 4096
+"""Positions of a sequence where neither the caller nor the model's training asks for fewer."""
+_RANGE_MACS = 30e9
+"""Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
+
+
+@dataclass
+class Feed:
+    """Tokens to append to a sequence in a step, and which of their logits are wanted."""
+
+    sequence: Sequence
+    ids: Any
+    """int [n], 1 <= n."""
+    logits: Literal["none", "last", "all"] = "last"
+
+
+def _round(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+class Runtime:
+    """One model in memory. Not for concurrent steps: they are serialised by the caller.
+
+    context: most positions of a sequence (default: the trained context, at most 4096); max_sequences: full contexts that the KV budget covers.
+    Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
+    """
+
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
+                 progress: Progress | None = None, max_sequences: int = 16):
+        start = time.perf_counter()
+        if threads is not None and not 1 <= threads <= 256:
+            raise OptionError(f"threads must be between 1 and 256, found {threads}")
+        if context is not None and not 1 <= context <= 1 << 24:
+            raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
+        self.gguf, self.config = gguf, config
+        self.n_threads = threads or default_threads()
+        self.context = context or min(config.context_length, DEFAULT_CONTEXT)
+        self.max_batch = min(MAX_BATCH, _round(self.context, 8))
+        self._pool = PagePool(config, max_sequences * -(-self.context // PAGE))
+        self._check_memory(gguf)
+        compiled_before = compile_cache.stats.seconds
+        self._entry = f.forward.address
+        self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads, progress)
+        factors = None
+        if config.rope_freq_factors:
+            factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
+        self._rope = RopeTable(config, self.context, factors)
+        self._buffers: dict[int, np.ndarray] = {}
+        self._model = np.zeros(f.MODEL_WORDS, np.int64)
+        self._step = np.zeros(f.STEP_WORDS, np.int64)
+        self._lay_out()
+        self.team = Team(self.n_threads)
+        self._closed = False
+        self.compile_seconds = compile_cache.stats.seconds - compiled_before
+        self.load_seconds = time.perf_counter() - start - self.compile_seconds
+
+    # -- memory ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the retiled matrices."""
+        return self._weights.nbytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory claimed by the KV cache so far."""
+        return self._pool.claimed * self._pool.page_bytes
+
+    @property
+    def kv_bytes_per_sequence(self) -> int:
+        """Memory of one sequence that fills the context."""
+        return -(-self.context // PAGE) * self._pool.page_bytes
+
+    def _check_memory(self, gguf: GGUFFile) -> None:
+        available = available_memory()
+        needed = sum(t.n_bytes for t in gguf.tensors.values()) + -(-self.context // PAGE) * self._pool.page_bytes
+        if available is not None and needed > available:
+            raise OutOfMemoryError(f"{gguf.path}: weights and a context of {self.context} positions need {needed >> 20} MiB, {available >> 20} MiB are free; "
+                                   "use a smaller context or a smaller quantisation")
+
+    def _buffer(self, word: int, *shape: int, dtype: type = np.float32) -> np.ndarray:
+        """A zeroed buffer whose address goes into a word of the model's block. Kernels may read up to 16 elements past a row's end."""
+        raw = np.zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize + 128, np.uint8)
+        offset = -raw.ctypes.data % 64
+        self._buffers[word] = raw
+        self._model[word // 8] = raw.ctypes.data + offset
+        return raw[offset:offset + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+    def _lay_out(self) -> None:
+        c, w, m = self.config, self._weights, self._model
+        rows = self.max_batch
+        ld_dim, ld_att = _round(c.dim, 32), _round(c.n_heads * c.head_dim, 32)
+        ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
+        v_dim = kv_cache.v_dim(c)
+        for word, value in ((f.N_HEADS, c.n_heads), (f.N_KV_HEADS, c.n_kv_heads), (f.HEAD_DIM, c.head_dim), (f.V_DIM, v_dim), (f.ROPE_DIM, c.rope_dim),
+                            (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_ATT, ld_att), (f.LD_KV, ld_kv), (f.LD_FFN, ld_ffn),
+                            (f.LAYER_KV_BYTES, kv_cache.layer_bytes(c)), (f.ROPE_TABLE, self._rope.rows.ctypes.data)):
+            m[word // 8] = value
+        floats = m.view(np.float32)
+        floats[f.EPS // 4] = c.rms_eps
+        floats[f.SCALE // 4] = np.float32(1.0) / np.sqrt(np.float32(c.head_dim))
+        self._x = self._buffer(f.X, rows, ld_dim)
+        for word, ld in ((f.NORMED, ld_dim), (f.ADDEND, ld_dim), (f.Q, ld_att), (f.ATT, ld_att), (f.K, ld_kv), (f.V, ld_kv), (f.GATE, ld_ffn), (f.UP, ld_ffn)):
+            self._buffer(word, rows, ld)
+        self._buffer(f.RECORDS, record_bytes(rows, max(ld_dim, ld_att, ld_ffn)), dtype=np.uint8)
+        scratch = _round(attention.scratch_bytes(c.n_heads, c.n_kv_heads, c.head_dim), 128)
+        self._buffer(f.SCRATCH, scratch * self.n_threads, dtype=np.uint8)
+        m[f.SCRATCH_BYTES // 8] = scratch
+
+        layers = self._buffer(f.LAYERS, c.n_layers, f.LAYER_BYTES // 8, dtype=np.int64)
+        for i, words in enumerate(layers):
+            words[f.ATTN_NORM // 8] = w.gains[f"blk.{i}.attn_norm.weight"].ctypes.data
+            words[f.FFN_NORM // 8] = w.gains[f"blk.{i}.ffn_norm.weight"].ctypes.data
+            matrices = [w.descriptors[f"blk.{i}.{name}.weight"] for name in LAYER_MATRICES]
+            words[f.WQ // 8:] = np.concatenate(matrices)
+            wants_records = [not matrix[f.FLOAT_INPUT // 8] for matrix in matrices]
+            words[f.QUANTIZE_QKV // 8], words[f.QUANTIZE_ATT // 8] = any(wants_records[:3]), wants_records[3]
+            words[f.QUANTIZE_FFN // 8], words[f.QUANTIZE_DOWN // 8] = any(wants_records[4:6]), wants_records[6]
+        output = w.descriptors["token_embd.weight" if c.tied_output else "output.weight"]
+        m[f.OUTPUT_NORM // 8] = w.gains["output_norm.weight"].ctypes.data
+        m[f.OUTPUT // 8] = output.ctypes.data
+        m[f.QUANTIZE_OUTPUT // 8] = not output[f.FLOAT_INPUT // 8]
+        self._logit_columns = int(output[f.TILES // 8]) * 16
+        self._layer_macs = sum(int(t[f.COLUMNS // 8] * t[f.TILES // 8]) * 16 for t in (w.descriptors[f"blk.0.{n}.weight"] for n in LAYER_MATRICES))
+        self._step[f.MODEL // 8] = m.ctypes.data
+
+    # -- the step -------------------------------------------------------------------------------------------------------------------------
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence of at most `context` positions."""
+        self._check_open()
+        return Sequence(self._pool, self.context)
+
+    def step(self, feeds: list[Feed]) -> np.ndarray:
+        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
+
+        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
+        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        """
+        self._check_open()
+        ids, positions, tables, blocks, wanted = self._plan(feeds)
+        n = len(ids)
+        x = self._x[:n]
+        x[:, :self.config.dim] = self._weights.embed(ids)
+        self._rope.fill(int(positions.max()) + 1)
+        logits = np.empty((len(wanted), self._logit_columns), np.float32)
+        s = self._step
+        for word, value in ((f.N_TOKENS, n), (f.POSITIONS, positions.ctypes.data), (f.PAGE_TABLES, tables.ctypes.data), (f.N_BLOCKS, len(blocks)),
+                            (f.BLOCKS, blocks.ctypes.data), (f.WANTED, wanted.ctypes.data), (f.LOGITS, logits.ctypes.data),
+                            (f.LD_LOGITS, self._logit_columns), (f.NOT_FINITE, 0)):
+            s[word // 8] = value
+        self.team.clear_abort()
+        layers = max(1, min(self.config.n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
+        for first in range(0, self.config.n_layers, layers):
+            last = min(first + layers, self.config.n_layers)
+            s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8] = first, last
+            s[f.N_WANTED // 8] = len(wanted) if last == self.config.n_layers else 0
+            if self.team.run(self._entry, s.ctypes.data) & ABORTED:
+                raise AbortedError("the step was aborted")
+            if s[f.NOT_FINITE // 8]:
+                layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
+                raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): the weights are damaged or overflow")
+        if not np.isfinite(logits).all():
+            raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
+        for feed in feeds:
+            feed.sequence.length += len(feed.ids)
+        return logits[:, :self.config.n_vocab]
+
+    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """-> ids, positions, page table addresses (each int64 [M]), attention blocks int64 [n, 2] longest first, wanted rows int64."""
+        lengths = [len(feed.ids) for feed in feeds]
+        if not feeds or min(lengths) == 0 or sum(lengths) > self.max_batch:
+            raise OptionError(f"a step takes 1 to {self.max_batch} tokens in non-empty feeds, found {lengths}")
+        if len({id(feed.sequence) for feed in feeds}) != len(feeds):
+            raise OptionError("a sequence may stand in one feed of a step only")
+        ids = np.concatenate([np.asarray(feed.ids, np.int64) for feed in feeds])
+        if ids.min() < 0 or ids.max() >= self.config.n_vocab:
+            bad = next(int(i) for i in ids if not 0 <= i < self.config.n_vocab)
+            raise OptionError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
+        for feed in feeds:
+            needed = feed.sequence.length + len(feed.ids)
+            if needed > self.context:
+                raise ContextFullError(f"{needed} positions do not fit into the context of {self.context}; raise the context or shorten the text")
+        for feed in feeds:
+            feed.sequence.reserve(feed.sequence.length + len(feed.ids))
+        size = attention.block_tokens(self.config.n_heads, self.config.n_kv_heads)
+        positions, tables, blocks, wanted, m = [], [], [], [], 0
+        for feed, n in zip(feeds, lengths):
+            start = feed.sequence.length
+            positions.append(np.arange(start, start + n))
+            tables.append(np.full(n, feed.sequence.table.ctypes.data))
+            blocks += [(m + i, m + min(i + size, n), start + i) for i in range(0, n, size)]
+            wanted += {"none": [], "last": [m + n - 1], "all": list(range(m, m + n))}[feed.logits]
+            m += n
+        blocks.sort(key=lambda b: -b[2])
+        return (ids, np.concatenate(positions).astype(np.int64), np.concatenate(tables).astype(np.int64),
+                np.array([b[:2] for b in blocks], np.int64), np.array(wanted, np.int64))
+
+    # -- the end --------------------------------------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Stop the running step at its next stage; callable from any thread."""
+        self.team.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.gguf.path}: the model was closed; load it again")
+
+    def close(self) -> None:
+        """End the threads and drop the memory. Harmless twice; steps raise ClosedError afterwards."""
+        if not self._closed:
+            self._closed = True
+            self.team.close()
+            self._buffers.clear()
+            del self._weights, self._x, self._pool
