@@ -1,0 +1,227 @@
+"""Llama GGUF files with random weights, of any size: what a benchmark needs, without a download.
+
+    python -m llamina.bench.synthetic SHAPE TYPE PATH [--seed N]          e.g. 1b q4_k_m model.gguf
+    write_model(path, "7b", "q4_0")                                       the same from Python
+
+The weights are drawn as blocks: random codes under scales that give the weights the variance 1/columns, with both signs, so that activations keep
+their size through all layers. No float weight is ever quantised, so a 7B file takes seconds, and one tensor at a time is in memory. The vocabulary is made
+up: the three control pieces, 256 byte pieces, then distinct combinations of letters, so that any text can be tokenised, if not well.
+"""
+from __future__ import annotations
+
+import argparse
+import itertools
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.errors import OptionError
+from ..kernels.formats.table import FORMATS
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model; head_dim 0 means dim / n_heads."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    n_vocab: int = 32000
+    context_length: int = 2048
+    tied_output: bool = False
+    head_dim: int = 0
+    rms_eps: float = 1e-5
+
+
+SHAPES = {
+    "256": Shape(256, 4, 8, 4, 768, n_vocab=2048),  # smallest that K-quants fit
+    "15m": Shape(288, 6, 6, 6, 768),  # karpathy's stories15M
+    "1b": Shape(2048, 22, 32, 4, 5632),  # TinyLlama 1.1B
+    "7b": Shape(4096, 32, 32, 32, 11008, context_length=4096),  # Llama 2 7B
+}
+
+_SCALES = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
+    "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+}
+"""Format -> where in a block its half-precision numbers lie: d, and m or dmin if it has one."""
+
+_MINIMUM = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
+"""Format -> m / d or dmin / d that makes the weights' mean zero."""
+
+_MIXES = {"q4_k_m": ("Q4_K", "Q6_K"), "q5_k_m": ("Q5_K", "Q6_K")}
+"""Type -> (most matrices, the ones that llama.cpp gives more bits)."""
+
+_FILE_TYPES = {  # general.file_type, llama.h's enum llama_ftype
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q4_k_m": 15, "q5_k": 16,
+    "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+}
+
+
+def random_blocks(rng: np.random.Generator, name: str, rows: int, cols: int, std: float) -> np.ndarray:
+    """A random matrix [rows, cols] with weights of mean 0 and standard deviation about `std`, in block format `name`: uint8 [rows, bytes].
+
+    Every code and every packed sub-scale is equally likely; the half-precision scales are spread over a factor of 3 and have either sign.
+    OptionError: `name` is no format that can be drawn, or `cols` is not a multiple of its block.
+    """
+    if name not in _SCALES and name not in ("F32", "F16", "BF16"):
+        raise OptionError(f"no random weights of format {name}: choose from F32, F16, BF16, {', '.join(_SCALES)}")
+    format = FORMATS[name]
+    if cols % format.columns:
+        raise OptionError(f"rows of {cols} columns cannot be {name}: it needs a multiple of {format.columns}")
+    if name not in _SCALES:
+        return _random_floats(rng, name, rows * cols, std).view(np.uint8).reshape(rows, -1)
+    blocks = _random_bytes(rng, rows * cols // format.columns * format.bytes).reshape(-1, format.bytes)
+    d = (rng.random(len(blocks), np.float32) + np.float32(0.5)) * np.float32(std / _UNIT[name])
+    sign_bit = blocks[:, 0 if _SCALES[name][0] else -1] & 1  # a code's bit: drawing others would cost more than their independence is worth
+    d *= 1 - 2 * sign_bit.astype(np.int8)
+    for at, ratio in zip(_SCALES[name], (1.0, _MINIMUM.get(name, 0.0))):
+        blocks[:, at:at + 2] = (d * np.float32(ratio)).astype("<f2").view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
+_UNIT = {
+    "Q4_0": 4.64, "Q4_1": 4.61, "Q5_0": 9.24, "Q5_1": 9.23, "Q8_0": 73.9, "Q2_K": 13.9, "Q3_K": 43.5, "Q4_K": 258.0, "Q5_K": 525.0,
+    "Q6_K": 1369.0, "IQ4_NL": 67.4, "IQ4_XS": 1246.0,
+}
+"""Standard deviation of the weights for d = 1."""
+
+
+def _random_bytes(rng: np.random.Generator, n: int) -> np.ndarray:
+    words: np.ndarray = rng.bit_generator.random_raw(-(-n // 8))
+    return words.view(np.uint8)[:n]
+
+
+def _random_floats(rng: np.random.Generator, name: str, n: int, std: float) -> np.ndarray:
+    values = rng.standard_normal(n, np.float32)
+    values *= np.float32(std)
+    if name == "F32":
+        return values
+    return values.astype("<f2") if name == "F16" else (values.view(np.uint32) >> 16).astype("<u2")
+
+
+def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
+    """(pieces, scores, types) of a made-up SentencePiece vocabulary of `n_vocab` >= 260 pieces: <unk>, <s>, </s>, 256 bytes, then the space and
+    the letters, pairs of them, triples ... Types are SentencePiece's: 1 normal, 2 unknown, 3 control, 6 byte."""
+    if n_vocab < 260:
+        raise OptionError(f"a vocabulary of {n_vocab} pieces is too small: expected at least 260, three control pieces, 256 bytes and a space")
+    letters = "\u2581" + string.ascii_lowercase
+    words = ("".join(w) for n in itertools.count(1) for w in itertools.product(letters, repeat=n) if "\u2581" not in w[1:])
+    made_up = list(itertools.islice(words, n_vocab - 259))
+    pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(256)] + made_up
+    return pieces, [0.0] * 259 + [-float(i) for i in range(len(made_up))], [2, 3, 3] + [6] * 256 + [1] * len(made_up)
+
+
+def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, int] | tuple[int], str, float]]:
+    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (norm weights) are all ones.
+
+    A plain type ("q4_0") is used for every matrix; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value and
+    down matrices of the first and last eighth of the layers and of every third one between, are Q6_K.
+    """
+    base, more = _MIXES.get(type, (type.upper(), type.upper()))
+    head_dim = shape.head_dim or shape.dim // shape.n_heads
+    q, kv, n = shape.n_heads * head_dim, shape.n_kv_heads * head_dim, shape.n_layers
+
+    def matrix(name: str, rows: int, cols: int, format: str = base) -> tuple[str, tuple[int, int], str, float]:
+        return name + ".weight", (rows, cols), format, cols ** -0.5
+
+    yield "token_embd.weight", (shape.n_vocab, shape.dim), more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
+    for i in range(n):
+        important = more if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2 else base
+        yield f"blk.{i}.attn_norm.weight", (shape.dim,), "F32", 0.0
+        yield matrix(f"blk.{i}.attn_q", q, shape.dim)
+        yield matrix(f"blk.{i}.attn_k", kv, shape.dim)
+        yield matrix(f"blk.{i}.attn_v", kv, shape.dim, important)
+        yield matrix(f"blk.{i}.attn_output", shape.dim, q)
+        yield f"blk.{i}.ffn_norm.weight", (shape.dim,), "F32", 0.0
+        yield matrix(f"blk.{i}.ffn_gate", shape.ffn_dim, shape.dim)
+        yield matrix(f"blk.{i}.ffn_up", shape.ffn_dim, shape.dim)
+        yield matrix(f"blk.{i}.ffn_down", shape.dim, shape.ffn_dim, important)
+    yield "output_norm.weight", (shape.dim,), "F32", 0.0
+    if not shape.tied_output:
+        yield matrix("output", shape.n_vocab, shape.dim, more)
+
+
+def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) -> Path:
+    """Write a model of `shape` (a Shape, or a key of SHAPES) with random weights of `type` ("q4_0", "q4_k_m", "f16", ...) to `path`; same seed, same
+    file. OptionError: unknown shape or type, or one that does not fit the other."""
+    import gguf
+
+    if isinstance(shape, str):
+        if shape not in SHAPES:
+            raise OptionError(f"unknown shape {shape!r}: choose from {', '.join(SHAPES)}")
+        shape = SHAPES[shape]
+    type = type.lower()
+    if type not in _FILE_TYPES:
+        raise OptionError(f"unknown type {type!r}: choose from {', '.join(_FILE_TYPES)}")
+    tensors = list(matrices(shape, type))
+    for name, dims, format, _ in tensors:
+        if dims[-1] % FORMATS[format].columns:
+            raise OptionError(f"{name} has {dims[-1]} columns, which {format} cannot hold: it needs a multiple of {FORMATS[format].columns}")
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"random {shape.dim}x{shape.n_layers} {type}")
+    writer.add_file_type(_FILE_TYPES[type])
+    add_metadata(writer, shape)
+    for name, dims, format, _ in tensors:
+        size = FORMATS[format].row_bytes(dims[-1]) * (dims[0] if len(dims) == 2 else 1)
+        writer.add_tensor_info(name, dims, np.dtype(np.float32), size, gguf.GGMLQuantizationType[format])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for i, (_, dims, format, std) in enumerate(tensors):
+        rng = np.random.Generator(np.random.SFC64([seed, i]))
+        writer.write_tensor_data(random_blocks(rng, format, dims[0], dims[1], std) if len(dims) == 2 else np.ones(dims, np.float32))
+    writer.close()
+    return Path(path)
+
+
+def add_metadata(writer: object, shape: Shape) -> None:
+    """Give a `gguf.GGUFWriter` the keys of a Llama model of this shape, and a made-up vocabulary."""
+    from gguf import GGUFWriter
+
+    assert isinstance(writer, GGUFWriter)
+    head_dim = shape.head_dim or shape.dim // shape.n_heads
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.dim)
+    writer.add_block_count(shape.n_layers)
+    writer.add_feed_forward_length(shape.ffn_dim)
+    writer.add_head_count(shape.n_heads)
+    writer.add_head_count_kv(shape.n_kv_heads)
+    writer.add_layer_norm_rms_eps(shape.rms_eps)
+    writer.add_rope_dimension_count(head_dim)
+    if head_dim * shape.n_heads != shape.dim:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    writer.add_vocab_size(shape.n_vocab)
+    pieces, scores, types = vocabulary(shape.n_vocab)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a Llama GGUF file with random weights.")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("type", choices=_FILE_TYPES)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        path = write_model(args.path, args.shape, args.type, args.seed)
+    except OptionError as error:
+        parser.error(str(error))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
