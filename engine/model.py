@@ -1,0 +1,235 @@
+"""The public face: `load` a model, then tokenise, compute logits, generate.
+
+    load(path) -> GGUFFile -> ModelConfig, Tokenizer, Runtime -> Model -> .generate(prompt) -> Generation (generation.py)
+"""
+from __future__ import annotations
+
+import operator
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .errors import ClosedError, ContextFullError, OptionError, UnsupportedError
+from .generation import Generation, check_max_tokens, check_stop
+from .gguf import GGUFFile, open_gguf
+from .sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from . import kv_cache
+    from .chat_template import ChatTemplate
+    from .config import ModelConfig
+    from .runtime import Runtime
+    from .tokenizer import Tokenizer
+
+DEMO = Path(__file__).with_name("data") / "demo.gguf"
+DEFAULT_MAX_TOKENS = 256
+
+
+def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None,
+         progress: Callable[[str, int, int], None] | None = None) -> Model:
+    """Open a model: a .gguf file (the first shard of a split one), or "demo", the small one that comes with the package.
+
+    threads: default one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
+    progress: called as progress(what, done, total) while weights are read, in bytes.
+    Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
+    """
+    from .config import ModelConfig, check_tensors
+    from .tokenizer import load_tokenizer
+    start = time.perf_counter()
+    threads, context = _count("threads", threads), _count("context", context)
+    gguf = open_gguf(resolve(path))
+    try:
+        config = ModelConfig.from_gguf(gguf)
+        check_tensors(gguf, config)
+        tokenizer = load_tokenizer(gguf.metadata, gguf.path)
+        from .runtime import Runtime  # here first, Numba is imported
+        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress)
+    except BaseException:
+        gguf.close()
+        raise
+    return Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+
+
+def load_vocabulary(path: str | os.PathLike[str] = "demo") -> Tokenizer:
+    """The tokenizer alone, also of a vocabulary-only file; fast, because nothing is compiled or even imported for it. Raises like `load`."""
+    from .tokenizer import load_tokenizer
+    with open_gguf(resolve(path)) as gguf:
+        return load_tokenizer(gguf.metadata, gguf.path)
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """MODEL as users write it -> the file's path."""
+    name = os.fspath(path)
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"the model must be a path or 'demo', found {path!r}")
+    if name == "demo":
+        return DEMO
+    if name.startswith("hf:"):
+        raise UnsupportedError(f"{name}: models are not downloaded by this version: download the .gguf file yourself and give its path")
+    return Path(name)
+
+
+def _count(name: str, value: Any) -> int | None:
+    """A positive whole number or None."""
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, bool) and operator.index(value) > 0:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise OptionError(f"{name} must be a whole number above 0, found {value!r}")
+
+
+class Model:
+    """A model in memory, made by `load`; a context manager. Several may be open at once.
+
+    Methods may be called from several threads and generations may be interleaved: steps are taken one at a time, and never change one
+    another's results. .config: ModelConfig; .tokenizer; .path; .context: positions; .load_seconds (without compiling), .compile_seconds.
+    """
+
+    def __init__(self, gguf: GGUFFile, tokenizer: Tokenizer, runtime: Runtime, load_seconds: float = 0.0) -> None:
+        self.path = gguf.path
+        self.tokenizer, self.runtime = tokenizer, runtime
+        self.load_seconds, self.compile_seconds = load_seconds, runtime.compile_seconds
+        self._gguf = gguf
+        self._template: ChatTemplate | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.runtime.config
+
+    @property
+    def context(self) -> int:
+        """Most positions of a prompt with its answer."""
+        return self.runtime.context
+
+    @property
+    def threads(self) -> int:
+        return self.runtime.n_threads
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How the file wants a conversation written. UnsupportedError or FormatError if it has no usable template."""
+        self._check_open()
+        if self._template is None:
+            from .chat_template import ChatTemplate
+            self._template = ChatTemplate.from_metadata(self._gguf.metadata, self.tokenizer)
+        return self._template
+
+    # -- text -----------------------------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
+        """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
+        text ("</s>") become those tokens; else they are text. TokenizerError."""
+        self._check_open()
+        return self.tokenizer.encode(text, bos=bos, parse_special=special)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD. OptionError."""
+        self._check_open()
+        return self.tokenizer.decode(self._check_ids(ids))
+
+    # -- numbers --------------------------------------------------------------------------------------------------------------------------
+
+    def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
+        """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
+        step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        self._check_open()
+        ids, chunk = self._check_ids(ids), _count("chunk", chunk)
+        if len(ids) > self.context:
+            raise ContextFullError(f"{len(ids)} tokens were given, the context has {self.context}: give fewer or raise the context")
+        out = np.empty((len(ids), self.config.n_vocab), np.float32)
+        sequence = self.runtime.new_sequence()
+        try:
+            step = min(chunk or self.runtime.max_batch, self.runtime.max_batch)
+            for start in range(0, len(ids), step):
+                out[start:start + step] = self.feed(sequence, ids[start:start + step], "all")
+        finally:
+            sequence.close()
+        return out
+
+    def feed(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last") -> np.ndarray:
+        """Append ids (at least one) to a sequence of this model's runtime, in as many steps as it takes -> the wanted rows of logits, float32
+        [0, 1 or len(ids), n_vocab]. Steps of several threads take turns."""
+        from .runtime import Feed
+        rows = []
+        for start in range(0, len(ids), self.runtime.max_batch):
+            part = ids[start:start + self.runtime.max_batch]
+            at_end = start + len(part) == len(ids)
+            with self._lock:
+                rows.append(self.runtime.step([Feed(sequence, part, logits if at_end or logits != "last" else "none")]))
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, temperature: float = 0.8, top_k: int = 40,
+                 top_p: float = 0.95, min_p: float = 0.0, repeat_penalty: float = 1.0, repeat_last_n: int = 64, seed: int | None = None,
+                 stop: str | Iterable[str] = (), ignore_eos: bool = False, special: bool = False, sample_index: int = 0) -> Generation:
+        """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
+        result is iterated; arguments are checked now.
+
+        max_tokens: None or -1: until the model ends or the context is full. Sampling: see SamplingOptions. stop: strings that end the answer
+        and are not part of it. ignore_eos: go on after end-of-sequence. special: see `tokenize`. sample_index: tells apart several answers
+        drawn with one seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never cut), ClosedError.
+        """
+        self._check_open()
+        options = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
+        if _count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
+            raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
+        return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
+                          ignore_eos=ignore_eos, sample_index=sample_index)
+
+    def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
+        """The ids of a prompt as `generate` takes it; at least one, or OptionError."""
+        if isinstance(prompt, str):
+            self._check_open()
+            ids = self.tokenizer.encode(prompt, bos=bos, eos=False, parse_special=special)  # a prompt is to be continued, whatever the file says
+        else:
+            ids = self._check_ids(prompt)
+        if not ids:
+            raise OptionError(f"{self.path}: the prompt is empty and this model has no beginning-of-sequence token to start from: give some text")
+        return ids
+
+    def _check_ids(self, ids: Iterable[int]) -> list[int]:
+        n_vocab = self.config.n_vocab
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise OptionError(f"token ids must be a list of whole numbers, found {type(ids).__name__}")
+        out = []
+        for i, id in enumerate(ids):
+            if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
+                raise OptionError(f"token ids must be whole numbers, found {id!r} at index {i}")
+            if not 0 <= id < n_vocab:
+                raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
+            out.append(int(id))
+        return out
+
+    # -- the end --------------------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.path}: the model was closed: load it again")
+
+    def close(self) -> None:
+        """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""
+        if not self._closed:
+            self._closed = True
+            self.runtime.abort()  # a step that another thread is in
+            with self._lock:
+                self.runtime.close()
+            self._gguf.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<llamina.Model {str(self.path)!r}, {self.threads} threads, context {self.context}{', closed' if self._closed else ''}>"
