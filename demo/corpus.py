@@ -5,8 +5,8 @@ rng -> `document(rng, held)` -> Document -> `render` (the text that the tokenize
     <s>Once upon a time, ... </s>                                                          a plain story
     <s>[INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n{user} [/INST] {answer} </s><s>[INST] {user} [/INST] {answer} </s>     a chat
 
-Everything is our own text, made by the generators of stories, translate, labels, passages and talk. All draws come from one random.Random, so a seed
-names a corpus; which combinations are held out comes from a hash and is the same for every seed.
+Everything is our own text, made by the generators of stories, translate, labels, passages and talk. All draws come from one
+random.Random, so a seed names a corpus; which combinations are held out comes from a hash and is the same for every seed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ class Document:
 def ask_story(rng: Random, held: bool) -> Document:
     s = story(rng, held)
     want = pick(rng, ["[Tell me|Write|Tell] a [short |]story", "[Please|Can you] tell me a story", "I want to hear a story"])
-    about = pick(rng, [f" about a {s.hero}", f" about a {s.hero} and a {s.thing}", f" about a {s.hero} named {s.name}", f" with a {s.hero} named {s.name} and a {s.thing}"])
-    return Document("request", system=neutral(rng), turns=[(expand(rng, f"{want}{about}", {}) + ("?" if want.startswith("[P") and rng.random() < 0.5 else "."), s.text)])
+    about = pick(rng, [f" about a {s.hero}", f" about a {s.hero} and a {s.thing}", f" about a {s.hero} named {s.name}",
+        f" with a {s.hero} named {s.name} and a {s.thing}"])
+    return Document("request", system=neutral(rng), turns=[(expand(rng, f"{want}{about}",
+        {}) + ("?" if want.startswith("[P") and rng.random() < 0.5 else "."), s.text)])
 
 
 def neutral(rng: Random) -> str:
@@ -69,7 +71,8 @@ def task_turn(rng: Random, held: bool, task: str) -> tuple[str, str, str]:
         return pick(rng, ASK_TOPIC).format(x=text), label, "topic"
     if task == "translation":
         en, fr = sentence(rng, held)
-        ask = pick(rng, ["Translate to French: {x}", "Translate to French: {x}", "Translate into French: {x}", "What is this in French? {x}", "How do you say this in French: {x}", "French: {x}"])
+        ask = pick(rng, ["Translate to French: {x}", "Translate to French: {x}", "Translate into French: {x}",
+            "What is this in French? {x}", "How do you say this in French: {x}", "French: {x}"])
         return ask.format(x=en), fr, "french"
     text, question, answer = passage(rng, held)
     return pick(rng, ASK).format(p=text, q=question), answer, "answer"
@@ -80,7 +83,8 @@ def task(rng: Random, held: bool, name: str) -> Document:
     turns, as_json = [], rng.random() < 0.06
     for _ in range(1 if held else pick(rng, [1, 1, 1, 2, 3])):
         user, answer, key = task_turn(rng, held, name)
-        turns.append((user, json.dumps({key: answer.removesuffix(".") if key == "answer" else answer}, ensure_ascii=False) if as_json else answer))
+        turns.append((user, json.dumps({key: answer.removesuffix(".") if key == "answer" else answer},
+            ensure_ascii=False) if as_json else answer))
     return Document(name, system=pick(rng, TONES["json"][0]) if as_json else neutral(rng), turns=turns)
 
 
@@ -130,7 +134,7 @@ def documents(seed: int, held: bool, name: str | None = None) -> Iterator[Docume
 
 
 def tokens(sp: Any, doc: Document) -> tuple[list[int], list[float]]:
-    """ids with BOS and EOS around each segment, and the loss weight of each id as a target. The answer is the tokens that the prompt's own don't cover."""
+    """ids with BOS and EOS around each segment, and each id's loss weight as a target (an answer begins where the prompt's own ids end)."""
     ids: list[int] = []
     weights: list[float] = []
     for prompt, answer in doc.segments():

@@ -2,8 +2,8 @@
 
     python -m demo.evaluate [--n 400] [--write]     # --write puts the report into demo/README.md
 
-Labels, translations, answers from a passage, facts in a tone and memory count as right when the whole answer is the expected one. Stories: perplexity per token
-over held-out combinations of plot, hero and thing.
+Labels, translations, answers from a passage, facts in a tone and memory count as right when the whole answer is the
+expected one. Stories: perplexity per token over held-out combinations of plot, hero and thing.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def machine() -> str:
 
 def report(model: Llama, sp: Any, training: dict[str, Any], n: int, show: int) -> str:
     lines = [
-        f"Trained on {machine()}: seed {training['seed']}, {training['steps']:,} steps of 4,096 tokens ({training['steps'] * 4096 / 1e6:.1f} million), "
-        f"{training['seconds'] / 60:.0f} minutes (niced, on a machine with other work).",
+        f"Trained on {machine()}: seed {training['seed']}, {training['steps']:,} steps of 4,096 tokens "
+        f"({training['steps'] * 4096 / 1e6:.1f} million), {training['seconds'] / 60:.0f} minutes of CPU time.",
         "",
         "| task | share of documents | held-out | measure | result |",
         "|---|---|---|---|---|",
@@ -112,7 +112,8 @@ def report(model: Llama, sp: Any, training: dict[str, Any], n: int, show: int) -
         lines.append(f"| {name} | {MIX[name]:.0%} | {n} | exact | {exact(model, sp, name, n, show):.1%} |")
         print(lines[-1], f"{time.perf_counter() - t0:.0f} s", flush=True)
     ppl, seen = perplexity(model, sp, n // 2), perplexity(model, sp, n // 2, held=False)
-    lines.append(f"| story | {MIX['story'] + MIX['request']:.0%} | {n // 2} | perplexity per token | {ppl:.2f} (training combinations: {seen:.2f}) |")
+    share = MIX["story"] + MIX["request"]
+    lines.append(f"| story | {share:.0%} | {n // 2} | perplexity per token | {ppl:.2f} (training combinations: {seen:.2f}) |")
     lines += ["", "Samples, greedy:", ""]
     for prompt in SAMPLES:
         text = sp.decode(greedy(model, sp, [sp.bos_id(), *sp.encode(prompt)], 300)).strip()

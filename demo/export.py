@@ -2,7 +2,8 @@
 
     python -m demo.export [demo/work/final.pt] [engine/data/demo.gguf]
 
-The q and k rows need no permutation (model.py turns interleaved pairs, as GGUF's "llama" does); there is no output.weight (tied to token_embd.weight).
+The q and k rows need no permutation (model.py turns interleaved pairs, as GGUF's "llama" does); there is no output.weight (it is tied to
+token_embd.weight).
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from .model import Config
 
 DEMO = Path(__file__).parent
 
-# Llama 2's own template: the system message is folded into the first user turn, every answer ends with </s>, every user turn begins with <s>.
+# Llama 2's own template: the system message is folded into the first user turn, answers end with </s>, user turns begin with <s>.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}"
     "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
     "{% for message in loop_messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate "
+    "user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + "
+    "message['content'] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}"
     "{% endfor %}"
 )
 NAMES = {
-    "embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "attn_norm": "attn_norm", "ffn_norm": "ffn_norm", "attn.q": "attn_q", "attn.k": "attn_k",
+    "embed.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "attn_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    "attn.q": "attn_q", "attn.k": "attn_k",
     "attn.v": "attn_v", "attn.o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
-}  # fmt: skip
+}
 
 
 def gguf_name(name: str) -> str:
@@ -53,9 +57,8 @@ def add_tokenizer(w: gguf.GGUFWriter, sp: sentencepiece.SentencePieceProcessor) 
     w.add_tokenizer_pre("default")
     w.add_token_list([sp.id_to_piece(i) for i in range(n)])
     w.add_token_scores([sp.get_score(i) for i in range(n)])
-    w.add_token_types(
-        [kinds.UNKNOWN if sp.is_unknown(i) else kinds.CONTROL if sp.is_control(i) else kinds.BYTE if sp.is_byte(i) else kinds.NORMAL for i in range(n)]
-    )
+    special = {sp.unk_id(): kinds.UNKNOWN, sp.bos_id(): kinds.CONTROL, sp.eos_id(): kinds.CONTROL}
+    w.add_token_types([special.get(i, kinds.BYTE if sp.is_byte(i) else kinds.NORMAL) for i in range(n)])
     w.add_bos_token_id(sp.bos_id())
     w.add_eos_token_id(sp.eos_id())
     w.add_unk_token_id(sp.unk_id())
@@ -71,7 +74,8 @@ def export(checkpoint: Path, out: Path) -> None:
     part = out.with_suffix(".part")
     w = gguf.GGUFWriter(part, "llama")
     w.add_name("llamina demo")
-    w.add_description("A small Llama 2 trained from scratch on generated text: stories, chat, labels, English to French, questions about a text")
+    w.add_description("A small Llama 2 trained from scratch on generated text: stories, chat, labels, English to French, questions about "
+        "a text")
     w.add_license("MIT")
     w.add_context_length(c.context)
     w.add_embedding_length(c.dim)

@@ -93,7 +93,7 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The whole network. `cache`: a list of n_layers lists, empty at first, that keeps keys and values between calls of one sequence batch."""
+    """The whole network. `cache`: n_layers lists, empty at first, that keep keys and values between calls."""
 
     cos: Tensor
     sin: Tensor

@@ -1,9 +1,10 @@
 """Short passages with a question whose answer stands in the passage, or does not.
 
-A passage tells two to four facts about each of two or three people (or animals, or things), in mixed order and words. The combination (relation, who,
-value) decides the split: a held-out question asks for a pairing that no training passage asks for.
+A passage tells two to four facts about each of two or three people, in mixed order and words. The combination (who,
+relation, value) decides the split: a held-out question asks for a pairing that no training passage asks for.
 """
 
+# ruff: noqa: SIM905 (word lists read better as one string)
 from __future__ import annotations
 
 from random import Random
@@ -22,20 +23,33 @@ NUMBERS = "two three four five six seven eight nine ten twelve fifteen twenty".s
 
 # relation -> (values, ways to say it, ways to ask for the value, a way to ask for the person or "")
 RELATIONS: dict[str, tuple[list[str], list[str], list[str], str]] = {
-    "city": (CITIES, ["{n} lives in {v}.", "{n} [moved to|has a house in|comes from] {v}."], ["Where does {n} live?", "In which city does {n} live?"], "Who lives in {v}?"),
-    "job": (JOBS, ["{n} works as a {v}.", "{n} is a {v}.", "{n} became a {v} [last year|many years ago]."], ["What is {n}'s job?", "What does {n} do for a living?"], "Who is a {v}?"),
-    "pet": (PETS, ["{n} has a {v}.", "{n}'s pet is a {v}.", "At home, {n} keeps a {v}."], ["What pet does {n} have?", "Which animal does {n} have?"], "Who has a {v}?"),
-    "sport": (SPORTS, ["{n} plays {v} [every Sunday|after work|with friends].", "{n} likes to play {v}."], ["What does {n} play?", "Which game does {n} like?"], "Who plays {v}?"),
-    "food": (FOODS, ["{n} loves {v}.", "{n} [would like to eat|always eats] {v}.", "{n}'s favourite food is {v}."], ["What does {n} like to eat?", "What is {n}'s favourite food?"], "Who likes to eat {v}?"),
-    "colour": (COLOURS, ["{n} wears a {v} [coat|hat|scarf].", "{n}'s [hat|coat] is {v}."], ["Which colour does {n} wear?", "What colour does {n} wear?"], "Who wears something {v}?"),
-    "lost": (THINGS, ["{n} lost a {v} [on the way|yesterday].", "{n} cannot find the {v}.", "{n} is looking for the {v}."], ["What did {n} lose?", "What is {n} looking for?"], "Who lost the {v}?"),
-    "gift": (THINGS, ["{n} gave a {v} to [a friend|a neighbour].", "{n} gave away the {v}."], ["What did {n} give away?", "What was {n}'s gift?"], "Who gave away the {v}?"),
-    "month": (MONTHS, ["{n} was born in {v}.", "{n}'s birthday is in {v}."], ["When is {n}'s birthday?", "In which month was {n} born?"], "Who was born in {v}?"),
-    "day": (DAYS, ["{n} [arrived|came home] on {v}.", "On {v}, {n} came [back|home]."], ["When did {n} come home?", "On which day did {n} arrive?"], "Who came home on {v}?"),
-    "reading": (SUBJECTS, ["{n} is reading a book about {v}.", "{n} likes books about {v}."], ["What is {n} reading about?", "What is {n}'s book about?"], "Who reads about {v}?"),
-    "count": (NUMBERS, ["{n} bought {v} [eggs|stamps|books|tickets].", "{n} has {v} [coins|stamps|pencils|shells]."], ["How many does {n} have?", "How many things does {n} have?"], ""),
-    "spot": (list(SPOTS), ["{n} is [waiting|sitting|walking] near the {v}.", "You can find {n} near the {v}."], ["Where is {n}?", "Where can you find {n}?"], "Who is near the {v}?"),
-}  # fmt: skip
+    "city": (CITIES, ["{n} lives in {v}.", "{n} [moved to|has a house in|comes from] {v}."], ["Where does {n} live?",
+    "In which city does {n} live?"], "Who lives in {v}?"),
+    "job": (JOBS, ["{n} works as a {v}.", "{n} is a {v}.", "{n} became a {v} [last year|many years ago]."], ["What is {n}'s job?",
+    "What does {n} do for a living?"], "Who is a {v}?"),
+    "pet": (PETS, ["{n} has a {v}.", "{n}'s pet is a {v}.", "At home, {n} keeps a {v}."], ["What pet does {n} have?",
+    "Which animal does {n} have?"], "Who has a {v}?"),
+    "sport": (SPORTS, ["{n} plays {v} [every Sunday|after work|with friends].", "{n} likes to play {v}."], ["What does {n} play?",
+    "Which game does {n} like?"], "Who plays {v}?"),
+    "food": (FOODS, ["{n} loves {v}.", "{n} [would like to eat|always eats] {v}.", "{n}'s favourite food is {v}."],
+    ["What does {n} like to eat?", "What is {n}'s favourite food?"], "Who likes to eat {v}?"),
+    "colour": (COLOURS, ["{n} wears a {v} [coat|hat|scarf].", "{n}'s [hat|coat] is {v}."], ["Which colour does {n} wear?",
+    "What colour does {n} wear?"], "Who wears something {v}?"),
+    "lost": (THINGS, ["{n} lost a {v} [on the way|yesterday].", "{n} cannot find the {v}.", "{n} is looking for the {v}."],
+    ["What did {n} lose?", "What is {n} looking for?"], "Who lost the {v}?"),
+    "gift": (THINGS, ["{n} gave a {v} to [a friend|a neighbour].", "{n} gave away the {v}."], ["What did {n} give away?",
+    "What was {n}'s gift?"], "Who gave away the {v}?"),
+    "month": (MONTHS, ["{n} was born in {v}.", "{n}'s birthday is in {v}."], ["When is {n}'s birthday?", "In which month was {n} born?"],
+    "Who was born in {v}?"),
+    "day": (DAYS, ["{n} [arrived|came home] on {v}.", "On {v}, {n} came [back|home]."], ["When did {n} come home?",
+    "On which day did {n} arrive?"], "Who came home on {v}?"),
+    "reading": (SUBJECTS, ["{n} is reading a book about {v}.", "{n} likes books about {v}."], ["What is {n} reading about?",
+    "What is {n}'s book about?"], "Who reads about {v}?"),
+    "count": (NUMBERS, ["{n} bought {v} [eggs|stamps|books|tickets].", "{n} has {v} [coins|stamps|pencils|shells]."],
+    ["How many does {n} have?", "How many things does {n} have?"], ""),
+    "spot": (list(SPOTS), ["{n} is [waiting|sitting|walking] near the {v}.", "You can find {n} near the {v}."], ["Where is {n}?",
+    "Where can you find {n}?"], "Who is near the {v}?"),
+}
 FORMS = {"city": "{v}", "job": "a {v}", "pet": "a {v}", "lost": "the {v}", "spot": "near the {v}"}
 ASK = ["{p} Question: {q}", "{p}\nQuestion: {q}", "Read the text. {p} Question: {q}", "{p} {q}", "{q} Text: {p}"]
 UNKNOWN = "The text does not say."

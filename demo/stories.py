@@ -1,44 +1,62 @@
-"""Short stories: twenty-four plots told with many sentences, characters, objects and places.
+"""Short stories: the twenty-four plots of plots.txt told with many sentences, characters, objects and places.
 
 `story(rng, held)` -> Story: text, and what it is about (hero's kind, the thing), from which a chat request can be made. The combination
 (plot, hero's kind, thing) decides the split.
 """
 
+# ruff: noqa: SIM905 (word lists read better as one string)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
-from .plots import PLOTS
 from .text import expand, held_out, pick
 
 GIRLS = "Lily Anna Mia Rosa Emma Sara Lucy Zoe Clara Nina Ella Maya Ruby Ivy Daisy".split()
 BOYS = "Tom Ben Max Leo Sam Jack Tim Oscar Hugo Noah Finn Paul Adam Felix Theo".split()
 PEOPLE = ["girl", "boy"]
 ANIMALS = [
-    "fox", "rabbit", "bear", "mouse", "cat", "dog", "duck", "frog", "squirrel", "hedgehog", "lamb", "pony", "owl", "turtle",
-    "dragon", "wolf", "elephant", "penguin", "monkey", "hen", "robot", "lion", "crab", "mole",
-]  # fmt: skip
+    "fox", "rabbit", "bear", "mouse", "cat", "dog", "duck", "frog", "squirrel", "hedgehog", "lamb", "pony", "owl", "turtle", "dragon",
+    "wolf", "elephant", "penguin", "monkey", "hen", "robot", "lion", "crab", "mole",
+]
 ADULTS = {"mother": "she", "father": "he", "grandmother": "she", "grandfather": "he", "aunt": "she", "uncle": "he"}
 THINGS = [
     "ball", "kite", "doll", "drum", "toy boat", "teddy bear", "picture book", "hat", "scarf", "bell", "whistle", "lantern", "blanket",
     "puzzle", "basket", "ring", "button", "key", "shell", "wagon", "umbrella", "flute", "paper crown", "music box", "balloon", "mirror",
-]  # fmt: skip
+]
 COLOURS = ["red", "blue", "green", "yellow", "white", "golden", "silver", "purple", "orange", "brown", "pink"]
 LOOKS = ["little", "small", "shiny", "old", "pretty", "round", "soft", "bright", "lovely", "tiny", "big"]
 TRAITS = ["kind", "curious", "brave", "shy", "clever", "cheerful", "quiet", "gentle", "busy", "playful", "stubborn", "patient"]
 HOMES = [
-    "in a small village", "near a big forest", "in a little house by the sea", "on a farm", "at the edge of a quiet town", "in a green valley",
-    "beside a river", "at the foot of a mountain", "in a cosy cottage", "in a busy city", "on a small island", "next to an old mill",
-]  # fmt: skip
+    "in a small village", "near a big forest", "in a little house by the sea", "on a farm", "at the edge of a quiet town",
+    "in a green valley", "beside a river", "at the foot of a mountain", "in a cosy cottage", "in a busy city", "on a small island",
+    "next to an old mill",
+]
 SPOTS = {
-    "garden": "in the garden", "park": "in the park", "forest": "in the forest", "river": "by the river", "lake": "at the lake", "beach": "on the beach",
+    "garden": "in the garden", "park": "in the park", "forest": "in the forest", "river": "by the river", "lake": "at the lake",
+    "beach": "on the beach",
     "hill": "on the hill", "market": "at the market", "meadow": "in the meadow", "barn": "in the barn", "bridge": "on the bridge",
     "old tree": "under the old tree", "school": "at school", "pond": "by the pond", "attic": "in the attic", "field": "in the field",
-}  # fmt: skip
+}
 FOODS = ["apples", "cakes", "bread", "soup", "honey", "berries", "cheese", "nuts", "cookies", "carrots", "pie", "pancakes", "jam", "plums"]
-TIMES = ["one day", "one morning", "one sunny afternoon", "one windy day", "one spring morning", "one evening", "one cold day", "one quiet Sunday"]
-HIDDEN = ["under the bed", "behind the door", "in the kitchen", "behind the sofa", "under a pile of leaves", "in an old box", "behind a bush", "on the shelf"]
+TIMES = ["one day", "one morning", "one sunny afternoon", "one windy day", "one spring morning", "one evening", "one cold day",
+    "one quiet Sunday"]
+HIDDEN = ["under the bed", "behind the door", "in the kitchen", "behind the sofa", "under a pile of leaves", "in an old box",
+    "behind a bush", "on the shelf"]
+
+
+def read_plots(path: Path) -> dict[str, list[list[str]]]:
+    """name -> paragraphs -> sentence templates, in the order of the file (whose head explains the form)."""
+    text = "\n".join(line for line in path.read_text(encoding="utf-8").split("\n") if not line.startswith("#"))
+    plots = {}
+    for part in text.split("\n== ")[1:]:
+        name, body = part.split("\n", 1)
+        plots[name] = [paragraph.split("\n") for paragraph in body.strip().split("\n\n")]
+    return plots
+
+
+PLOTS = read_plots(Path(__file__).parent / "plots.txt")
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,8 @@ OPENINGS = [
     "In a [far away|quiet|sunny] land, there was {who}.",
 ]
 ASIDES = [  # fit anywhere but at the end
-    "[A small bird was singing somewhere.|The wind was soft.|A cloud passed over the sun.|Somewhere a bell was ringing.|The air smelled of {food2}.]",
+    "[A small bird was singing somewhere.|The wind was soft.|A cloud passed over the sun.|Somewhere a bell was ringing.|The air smelled "
+    "of {food2}.]",
     "{n} took a deep breath.",
     "{n} [thought about it for a while|did not know what to say|looked around|scratched {his} head].",
     "[It was very quiet.|Nobody said a word.|Time went by.|The hours passed slowly.]",
@@ -114,7 +133,8 @@ ENDINGS = [
     "[The end.|And that was the end of the story.]",
     "From that day on, {n} [was always kind|was happy|never forgot that day|smiled more often].",
     "[They all lived happily ever after.|And they were happy.|It was a [good|wonderful|happy] day.]",
-    "[{n} had learned something important that day.|It was a day to remember.|And if you go {at}, you can still see {n} there.|{n} could not wait for the next adventure.]",
+    "[{n} had learned something important that day.|It was a day to remember.|And if you go {at}, you can still see {n} there.|{n} could "
+    "not wait for the next adventure.]",
     "That night, {n} [slept very well|had sweet dreams|fell asleep with a smile].",
     "{n} [told|wrote to] {his} {adult} about it, and {ahe} [laughed|smiled|was very proud].",
 ]

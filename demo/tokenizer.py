@@ -23,10 +23,11 @@ def train(seed: int, n_documents: int, n_vocab: int) -> bytes:
     lines = (line for doc in docs for prompt, answer in doc.segments() for line in f"{prompt}{answer}".split("\n") if line)
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=out, model_type="bpe", vocab_size=n_vocab, byte_fallback=True, split_digits=True, add_dummy_prefix=True,
+        sentence_iterator=lines, model_writer=out, model_type="bpe", vocab_size=n_vocab, byte_fallback=True, split_digits=True,
+        add_dummy_prefix=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, character_coverage=0.99995,
         unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, minloglevel=1,
-    )  # fmt: skip
+    )
     return out.getvalue()
 
 

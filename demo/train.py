@@ -3,8 +3,8 @@
     python -m demo.train                    # resumes from demo/work/latest.pt, else starts; writes it every 100 steps
     python -m demo.train --finish 500       # learning rate to zero over 500 steps from latest.pt; writes demo/work/final.pt
 
-The learning rate warms up and stays (so a run may be stopped and continued at will), and a finishing run lets it fall to zero. Muon trains the matrices of
-the layers, AdamW the embedding and the norms.
+The learning rate warms up and stays (so a run may be stopped and continued at will), and a finishing run lets it fall to zero.
+Muon trains the matrices of the layers, AdamW the embedding and the norms.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ def train(args: argparse.Namespace) -> None:
     start, end = step, step + args.finish if args.finish else args.steps
 
     def checkpoint(path: Path) -> None:
-        save(path, {"config": config.dict(), "model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step, "seconds": seconds, "seed": args.seed})
+        save(path, {"config": config.dict(), "model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
+            "step": step, "seconds": seconds, "seed": args.seed})
 
     mean = 0.0
     while step < end:
-        t0 = time.perf_counter()
+        t0, cpu = time.perf_counter(), time.process_time()
         scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
         x, y, w = batch(sp, args.seed, step, args.rows, config.context)
@@ -87,10 +88,11 @@ def train(args: argparse.Namespace) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        seconds += time.perf_counter() - t0
+        seconds += time.process_time() - cpu  # of all threads: a run may be stopped (SIGSTOP) for as long as one likes
         mean = loss.item() if not mean else 0.95 * mean + 0.05 * loss.item()
         if step % 20 == 0:
-            print(f"step {step}  loss {mean:.4f}  {args.rows * config.context / (time.perf_counter() - t0):.0f} tokens/s  {seconds / 60:.1f} min", flush=True)
+            speed = args.rows * config.context / (time.perf_counter() - t0)
+            print(f"step {step}  loss {mean:.4f}  {speed:.0f} tokens/s  {seconds / 60:.1f} min CPU", flush=True)
         if step % 100 == 0 and not args.finish:
             checkpoint(latest)
     checkpoint(WORK / "final.pt" if args.finish else latest)
@@ -100,7 +102,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2400, help="steps at the full learning rate")
-    parser.add_argument("--finish", type=int, default=0, metavar="N", help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
+    parser.add_argument("--finish", type=int, default=0, metavar="N",
+        help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
     parser.add_argument("--rows", type=int, default=8, help="sequences of 512 tokens in a batch")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--lr-embed", type=float, default=0.003)

@@ -5,6 +5,7 @@ times, questions with fixed answers. The set of content words of a sentence deci
 a subject, a verb and an object (or a noun, an adjective and a place) that were never seen together.
 """
 
+# ruff: noqa: SIM905 (word lists read better as one string)
 from __future__ import annotations
 
 from random import Random
@@ -36,65 +37,78 @@ def nouns(table: str) -> list[Noun]:
 
 
 BEINGS = nouns(
-    "cat chat m,dog chien m,horse cheval/chevaux m,bird oiseau/oiseaux m,girl fille f,boy garçon m,woman/women femme f,man/men homme m,child/children enfant m,"
-    "teacher professeur m,friend ami m,mouse/mice souris/souris f,cow vache f,king roi m,queen reine f,doctor médecin m,farmer fermier m,baker boulanger m,"
-    "fox/foxes renard m,rabbit lapin m,bear ours/ours m,neighbour voisin m,sister sœur f,brother frère m,mother mère f,father père m"
+    "cat chat m,dog chien m,horse cheval/chevaux m,bird oiseau/oiseaux m,girl fille f,boy garçon m,woman/women femme f,man/men homme m,"
+    "child/children enfant m,teacher professeur m,friend ami m,mouse/mice souris/souris f,cow vache f,king roi m,queen reine f,"
+    "doctor médecin m,farmer fermier m,baker boulanger m,fox/foxes renard m,rabbit lapin m,bear ours/ours m,neighbour voisin m,"
+    "sister sœur f,brother frère m,mother mère f,father père m"
 )
 OBJECTS = nouns(
-    "book livre m,apple pomme f,table table f,chair chaise f,house maison f,door porte f,key clé f,letter lettre f,hat chapeau/chapeaux m,car voiture f,"
-    "flower fleur f,tree arbre m,ball balle f,boat bateau/bateaux m,bag sac m,cup tasse f,cake gâteau/gâteaux m,bottle bouteille f,lamp lampe f,shoe chaussure f,"
-    "dress/dresses robe f,picture image f,clock horloge f,coat manteau/manteaux m,egg œuf m,orange orange f,knife/knives couteau/couteaux m,plate assiette f,"
-    "bicycle vélo m,newspaper journal/journaux m,ring bague f,box/boxes boîte f,spoon cuillère f,umbrella parapluie m"
+    "book livre m,apple pomme f,table table f,chair chaise f,house maison f,door porte f,key clé f,letter lettre f,hat chapeau/chapeaux m,"
+    "car voiture f,flower fleur f,tree arbre m,ball balle f,boat bateau/bateaux m,bag sac m,cup tasse f,cake gâteau/gâteaux m,"
+    "bottle bouteille f,lamp lampe f,shoe chaussure f,dress/dresses robe f,picture image f,clock horloge f,coat manteau/manteaux m,"
+    "egg œuf m,orange orange f,knife/knives couteau/couteaux m,plate assiette f,bicycle vélo m,newspaper journal/journaux m,ring bague f,"
+    "box/boxes boîte f,spoon cuillère f,umbrella parapluie m"
 )
 PLACES = nouns(
-    "garden jardin m,kitchen cuisine f,school école f,forest forêt f,street rue f,room chambre f,park parc m,church/churches église f,shop magasin m,river rivière f,"
-    "village village m,bridge pont m,station gare f,hotel hôtel m,museum musée m,hospital hôpital/hôpitaux m,library/libraries bibliothèque f,castle château/châteaux m"
+    "garden jardin m,kitchen cuisine f,school école f,forest forêt f,street rue f,room chambre f,park parc m,church/churches église f,"
+    "shop magasin m,river rivière f,village village m,bridge pont m,station gare f,hotel hôtel m,museum musée m,"
+    "hospital hôpital/hôpitaux m,library/libraries bibliothèque f,castle château/châteaux m"
 )
 # english, masculine, feminine, masculine plural, feminine plural, before the noun?, masculine before a vowel
 ADJECTIVES = [
     a.split()
     for a in (
-        "red rouge rouge rouges rouges 0,blue bleu bleue bleus bleues 0,green vert verte verts vertes 0,black noir noire noirs noires 0,white blanc blanche blancs blanches 0,"
-        "yellow jaune jaune jaunes jaunes 0,big grand grande grands grandes 1,small petit petite petits petites 1,old vieux vieille vieux vieilles 1 vieil,"
-        "new nouveau nouvelle nouveaux nouvelles 1 nouvel,beautiful beau belle beaux belles 1 bel,young jeune jeune jeunes jeunes 1,happy heureux heureuse heureux heureuses 0,"
-        "sad triste triste tristes tristes 0,tired fatigué fatiguée fatigués fatiguées 0,clean propre propre propres propres 0,dirty sale sale sales sales 0,"
-        "expensive cher chère chers chères 0,heavy lourd lourde lourds lourdes 0,round rond ronde ronds rondes 0,empty vide vide vides vides 0,"
-        "strong fort forte forts fortes 0,hungry affamé affamée affamés affamées 0,good bon bonne bons bonnes 1,bad mauvais mauvaise mauvais mauvaises 1"
+        "red rouge rouge rouges rouges 0,blue bleu bleue bleus bleues 0,green vert verte verts vertes 0,black noir noire noirs noires 0,"
+        "white blanc blanche blancs blanches 0,yellow jaune jaune jaunes jaunes 0,big grand grande grands grandes 1,"
+        "small petit petite petits petites 1,old vieux vieille vieux vieilles 1 vieil,new nouveau nouvelle nouveaux nouvelles 1 nouvel,"
+        "beautiful beau belle beaux belles 1 bel,young jeune jeune jeunes jeunes 1,happy heureux heureuse heureux heureuses 0,"
+        "sad triste triste tristes tristes 0,tired fatigué fatiguée fatigués fatiguées 0,clean propre propre propres propres 0,"
+        "dirty sale sale sales sales 0,expensive cher chère chers chères 0,heavy lourd lourde lourds lourdes 0,"
+        "round rond ronde ronds rondes 0,empty vide vide vides vides 0,strong fort forte forts fortes 0,"
+        "hungry affamé affamée affamés affamées 0,good bon bonne bons bonnes 1,bad mauvais mauvaise mauvais mauvaises 1"
     ).split(",")
 ]
-LOOSE = {"red", "blue", "green", "black", "white", "yellow", "big", "small", "old", "new", "beautiful", "clean", "dirty", "expensive", "heavy", "round", "empty"}
+LOOSE = {"red", "blue", "green", "black", "white", "yellow", "big", "small", "old", "new", "beautiful", "clean", "dirty", "expensive",
+    "heavy", "round", "empty"}
 LIVING = {"red": 0, "blue": 0, "green": 0, "yellow": 0, "round": 0, "empty": 0, "expensive": 0, "new": 0}  # not said of beings
 # english he / they, french il / ils / je / nous
 VERBS = [
     v.split("/")
     for v in (
-        "sees/see/voit/voient/vois/voyons,eats/eat/mange/mangent/mange/mangeons,takes/take/prend/prennent/prends/prenons,buys/buy/achète/achètent/achète/achetons,"
-        "likes/like/aime/aiment/aime/aimons,looks for/look for/cherche/cherchent/cherche/cherchons,finds/find/trouve/trouvent/trouve/trouvons,has/have/a/ont/ai/avons,"
-        "wants/want/veut/veulent/veux/voulons,sells/sell/vend/vendent/vends/vendons,opens/open/ouvre/ouvrent/ouvre/ouvrons,carries/carry/porte/portent/porte/portons,"
-        "loses/lose/perd/perdent/perds/perdons,draws/draw/dessine/dessinent/dessine/dessinons,gives/give/donne/donnent/donne/donnons,hides/hide/cache/cachent/cache/cachons,"
-        "washes/wash/lave/lavent/lave/lavons,watches/watch/regarde/regardent/regarde/regardons"
+        "sees/see/voit/voient/vois/voyons,eats/eat/mange/mangent/mange/mangeons,takes/take/prend/prennent/prends/prenons,"
+        "buys/buy/achète/achètent/achète/achetons,likes/like/aime/aiment/aime/aimons,"
+        "looks for/look for/cherche/cherchent/cherche/cherchons,finds/find/trouve/trouvent/trouve/trouvons,has/have/a/ont/ai/avons,"
+        "wants/want/veut/veulent/veux/voulons,sells/sell/vend/vendent/vends/vendons,opens/open/ouvre/ouvrent/ouvre/ouvrons,"
+        "carries/carry/porte/portent/porte/portons,loses/lose/perd/perdent/perds/perdons,draws/draw/dessine/dessinent/dessine/dessinons,"
+        "gives/give/donne/donnent/donne/donnons,hides/hide/cache/cachent/cache/cachons,washes/wash/lave/lavent/lave/lavons,"
+        "watches/watch/regarde/regardent/regarde/regardons"
     ).split(",")
 ]
 MOVES = [
     v.split("/")
     for v in (
-        "sleeps/sleep/dort/dorment/dors/dormons,works/work/travaille/travaillent/travaille/travaillons,plays/play/joue/jouent/joue/jouons,sings/sing/chante/chantent/chante/chantons,"
-        "waits/wait/attend/attendent/attends/attendons,runs/run/court/courent/cours/courons,dances/dance/danse/dansent/danse/dansons,walks/walk/marche/marchent/marche/marchons,"
-        "lives/live/habite/habitent/habite/habitons,eats/eat/mange/mangent/mange/mangeons,reads/read/lit/lisent/lis/lisons,laughs/laugh/rit/rient/ris/rions"
+        "sleeps/sleep/dort/dorment/dors/dormons,works/work/travaille/travaillent/travaille/travaillons,plays/play/joue/jouent/joue/jouons,"
+        "sings/sing/chante/chantent/chante/chantons,waits/wait/attend/attendent/attends/attendons,runs/run/court/courent/cours/courons,"
+        "dances/dance/danse/dansent/danse/dansons,walks/walk/marche/marchent/marche/marchons,lives/live/habite/habitent/habite/habitons,"
+        "eats/eat/mange/mangent/mange/mangeons,reads/read/lit/lisent/lis/lisons,laughs/laugh/rit/rient/ris/rions"
     ).split(",")
 ]
 IN = ["in/dans", "in front of/devant", "behind/derrière"]
 ON = ["on/sur", "under/sous", "in front of/devant", "behind/derrière", "near/près de"]
-TIMES = ["today/aujourd'hui", "now/maintenant", "every day/tous les jours", "in the morning/le matin", "in the evening/le soir", "often/souvent", "tonight/ce soir"]
+TIMES = ["today/aujourd'hui", "now/maintenant", "every day/tous les jours", "in the morning/le matin", "in the evening/le soir",
+    "often/souvent", "tonight/ce soir"]
 NUMBERS = "two/deux three/trois four/quatre five/cinq six/six seven/sept eight/huit nine/neuf ten/dix".split()
 OWNERS = ["my/mon/ma/mes", "your/ton/ta/tes", "his/son/sa/ses", "our/notre/notre/nos", "their/leur/leur/leurs"]
 PHRASES = [
     p.split(" / ")
     for p in (
-        "Good morning. / Bonjour.;Good evening. / Bonsoir.;Good night. / Bonne nuit.;Thank you. / Merci.;Thank you very much. / Merci beaucoup.;Goodbye. / Au revoir.;Please. / S'il vous plaît.;"
-        "How are you? / Comment allez-vous ?;I am fine. / Je vais bien.;What is your name? / Comment vous appelez-vous ?;I do not understand. / Je ne comprends pas.;See you tomorrow. / À demain.;"
-        "What time is it? / Quelle heure est-il ?;I love you. / Je t'aime.;It is raining. / Il pleut.;It is cold. / Il fait froid.;It is hot. / Il fait chaud.;Happy birthday! / Joyeux anniversaire !;"
-        "Where are you? / Où êtes-vous ?;I am sorry. / Je suis désolé.;You are welcome. / De rien.;Hello! / Bonjour !;Yes. / Oui.;No. / Non.;Enjoy your meal! / Bon appétit !;I am hungry. / J'ai faim."
+        "Good morning. / Bonjour.;Good evening. / Bonsoir.;Good night. / Bonne nuit.;Thank you. / Merci.;"
+        "Thank you very much. / Merci beaucoup.;Goodbye. / Au revoir.;Please. / S'il vous plaît.;How are you? / Comment allez-vous ?;"
+        "I am fine. / Je vais bien.;What is your name? / Comment vous appelez-vous ?;I do not understand. / Je ne comprends pas.;"
+        "See you tomorrow. / À demain.;What time is it? / Quelle heure est-il ?;I love you. / Je t'aime.;It is raining. / Il pleut.;"
+        "It is cold. / Il fait froid.;It is hot. / Il fait chaud.;Happy birthday! / Joyeux anniversaire !;Where are you? / Où êtes-vous ?;"
+        "I am sorry. / Je suis désolé.;You are welcome. / De rien.;Hello! / Bonjour !;Yes. / Oui.;No. / Non.;"
+        "Enjoy your meal! / Bon appétit !;I am hungry. / J'ai faim."
     ).split(";")
 ]
 
@@ -198,7 +212,8 @@ def moves(rng: Random) -> tuple[str, str, list[str]]:
     words += [v[0], place.en]
     (p, fp), (o, fo) = pick(rng, IN[1:] if place.en == "bridge" else IN[:1] * 2 + IN).split("/"), the(place)
     t, ft = pick(rng, TIMES[:5]).split("/") if rng.random() < 0.25 else ("", "")
-    return f"{s} {v[0] if form == 0 else v[1]} {p} {o} {t}".strip() + ".", f"{conjugate(fs, v[2 + form])} {fp} {fo} {ft}".strip() + ".", words
+    en, fr = f"{s} {v[0] if form == 0 else v[1]} {p} {o} {t}", f"{conjugate(fs, v[2 + form])} {fp} {fo} {ft}"
+    return en.strip() + ".", fr.strip() + ".", words
 
 
 def where(rng: Random) -> tuple[str, str, list[str]]:
@@ -216,7 +231,8 @@ def where(rng: Random) -> tuple[str, str, list[str]]:
         place = pick(rng, PLACES)
         (p, fp), (o, fo) = pick(rng, IN[1:] if place.en == "bridge" else IN).split("/"), the(place)
     else:
-        place = pick(rng, [x for x in OBJECTS if x.en in ("table", "chair", "house", "door", "car", "tree", "boat", "lamp", "box", "bag", "coat", "hat") and x is not n])
+        place = pick(rng, [x for x in OBJECTS if x.en in ("table", "chair", "house", "door", "car", "tree", "boat", "lamp", "box", "bag",
+            "coat", "hat") and x is not n])
         (p, fp), (o, fo) = pick(rng, ON).split("/"), the(place)
     words.append(place.en)
     fo = near(fp, fo)
@@ -232,7 +248,8 @@ def looks(rng: Random) -> tuple[str, str, list[str]]:
     n = pick(rng, BEINGS if living else OBJECTS)
     a = pick(rng, [a for a in ADJECTIVES if a[0] not in ("good", "bad") and (a[0] not in LIVING if living else a[0] in LOOSE)])
     e, m, f, p = pick(rng, OWNERS).split("/")
-    s, fs = the(n, plural) if rng.random() < 0.7 else (f"{e} {n.ens if plural else n.en}", f"{p if plural else m if n.vowel or not n.fem else f} {n.frs if plural else n.fr}")
+    s, fs = the(n, plural) if rng.random() < 0.7 else (f"{e} {n.ens if plural else n.en}",
+        f"{p if plural else m if n.vowel or not n.fem else f} {n.frs if plural else n.fr}")
     words += [n.en, a[0], s.split()[0]]
     be, fbe = ("are", "sont") if plural else ("is", "est")
     form = a[1 + n.fem + 2 * plural]
