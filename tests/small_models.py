@@ -1,0 +1,80 @@
+"""Small GGUF models with random weights, for tests: any configuration, any format, written in milliseconds.
+
+    path = write_small_model(tmp_path / "m.gguf", "Q4_0")                          the default configuration
+    path = write_small_model(path, "Q4_K", dim=256, ffn_dim=512, head_dim=32)      any field of bench.synthetic.Shape
+    path = write_small_model(path, "F32", rope={"type": "yarn", "factor": 4.0, "original_context_length": 64})
+
+Norm weights are not ones, so that a forgotten one shows. Floats go through `gguf.quants.quantize`; formats that it cannot write (K-quants) get random
+valid blocks. Logits have a standard deviation of about 3, so that some tokens are likelier than others.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.quants import quantize
+
+from llamina.bench.synthetic import Shape, add_metadata, matrices, random_blocks
+
+SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=288, context_length=1024)
+SMALL_256 = replace(SMALL, dim=256, ffn_dim=256, n_heads=8, n_kv_heads=4)  # what K-quants need
+
+QUANTIZABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
+ALL_FORMATS = QUANTIZABLE + K_QUANTS
+"""Formats with kernels at this stage; a test compares it with the kernel table."""
+
+
+def write_small_model(
+    path: Path, format: str = "F32", *, seed: int = 0, formats: dict[str, str] | None = None, rope: dict[str, Any] | None = None,
+    rope_base: float | None = None, freq_factors: np.ndarray | None = None, blocks: bool = False, **shape: Any,
+) -> Path:
+    """Write a model whose matrices are all in `format`, but for those named in `formats` ("output.weight", or "ffn_down" for all layers' -> format).
+
+    shape: fields of `Shape` that differ from SMALL (from SMALL_256 if a K-quant is used). rope: keys below "llama.rope.scaling.".
+    freq_factors: float [head_dim / 2], written as rope_freqs.weight. blocks: draw random blocks even where floats could be quantised
+    (more extreme codes).
+    """
+    formats = formats or {}
+    used = {format, *formats.values()}
+    base = SMALL_256 if used & set(K_QUANTS) else SMALL
+    config = replace(base, **shape)
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"small {format}")
+    add_metadata(writer, config)
+    if rope_base is not None:
+        writer.add_rope_freq_base(rope_base)
+    for key, value in (rope or {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add("llama.rope.scaling." + key, value)
+    for name, dims, _, std in matrices(config, "f32"):
+        if len(dims) == 1:
+            writer.add_tensor(name, (1 + 0.3 * rng.standard_normal(dims)).astype(np.float32))
+            continue
+        kind = formats.get(name) or formats.get(name.split(".")[-2]) or format
+        if name in ("output.weight", "token_embd.weight") and std < 1:
+            std *= 3
+        if kind in QUANTIZABLE and not blocks:
+            type_ = gguf.GGMLQuantizationType[kind]
+            data = quantize((rng.standard_normal(dims) * std).astype(np.float32), type_)
+        else:
+            type_, data = gguf.GGMLQuantizationType[kind], random_blocks(rng, kind, dims[0], dims[1], std)
+        if data.dtype != np.uint8:  # F32, F16
+            data = data.view(np.uint8)
+        writer.add_tensor(name, data, raw_dtype=type_)
+    if freq_factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.asarray(freq_factors, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def random_ids(n: int, n_vocab: int = SMALL.n_vocab, seed: int = 0) -> list[int]:
+    """BOS, then n - 1 random tokens that are no control tokens."""
+    return [1] + [int(i) for i in np.random.default_rng(seed).integers(3, n_vocab, n - 1)]
