@@ -194,15 +194,14 @@ def _worker(team: int, n_threads: int, tid: int) -> int:
         return -1  # started twice, by a start that Ctrl-C interrupted
     seen = 0
     while True:
-        run = seen
-        for i in range(atomic_load(team + SPINS) + atomic_load(team + YIELDS)):
-            run = atomic_load(team + RUN)
-            if run != seen:
-                break
-            if i < atomic_load(team + SPINS):
+        run, rounds, spins = atomic_load(team + RUN), 0, atomic_load(team + SPINS)
+        while run == seen and rounds < spins + atomic_load(team + YIELDS):
+            if rounds < spins:
                 pause()
             else:
                 call_pointer0(atomic_load(team + YIELD_FN))
+            rounds += 1
+            run = atomic_load(team + RUN)
         if run == seen:
             atomic_exchange(me + ASLEEP, 1)
             fence()
@@ -304,7 +303,7 @@ class Team:
 
     def _forget_workers(self) -> None:
         """A state without workers: at the beginning, and in a forked child, where the parent's don't exist."""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # reentrant: a signal handler that closes the team may find this thread inside run()
         self._threads: list[threading.Thread] = []
         self._started = False
         self._words[:] = 0
@@ -365,18 +364,14 @@ class Team:
             self._started = False
             return
         self.abort()
-        if not self._mutex.acquire(timeout=10):  # a stage without a barrier for ten seconds: leave its daemon threads to it
-            return
-        try:
+        with self._mutex:
             self._started = False  # first: whatever interrupts us, run() must not wait for workers that are gone
             if self._threads:
                 _run(self.address, self.n_threads, 0, 0)
                 for thread in self._threads:
-                    with contextlib.suppress(RuntimeError):  # never started
+                    with contextlib.suppress(RuntimeError):  # never started, or we are it
                         thread.join(timeout=10)
                 self._threads = []
-        finally:
-            self._mutex.release()
 
     def __enter__(self) -> Team:
         return self

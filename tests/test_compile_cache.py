@@ -1,0 +1,314 @@
+"""The compile cache: what a second process finds, closures, corrupt files, processes compiling at once, which folder, cleaning, notes."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llamina.kernels import compile_cache
+
+PROGRAM = """
+import json, sys, time
+from llamina.kernels import compile_cache
+from llamina.kernels.compile_cache import compiled, jit, on_compile
+
+names = []
+on_compile(names.append)
+
+@jit(cache=False)
+def square(x):
+    return x * x
+
+@jit(cache=False)
+def cube(x):
+    return x * x * x
+
+def make(factor, shape, f):
+    @compiled("int64(int64, int64)")
+    def kernel(a, n):
+        total = a
+        for i in range(n):
+            total += f(i) * factor * shape[0]
+        return total
+    return kernel
+
+kernels = [make(k, (1 + k % 2,), f) for k in range(5) for f in (square, cube)]
+
+@jit()
+def lazy(x):
+    return x + 1
+
+start = time.perf_counter()
+only = [int(i) for i in sys.argv[1:]] or range(len(kernels))
+values = [kernels[i].cfunc.ctypes(1, 4) for i in only]
+seconds = time.perf_counter() - start
+values += [lazy(1), lazy(1.5)]
+folder = compile_cache.cache_folder()
+print(json.dumps(dict(values=values, names=[n for n in names if "square" not in n and "cube" not in n], loaded=compile_cache.stats.loaded,
+                      folder=str(folder) if folder else None, note=compile_cache.cache_note(), seconds=seconds,
+                      compile_seconds=compile_cache.stats.seconds)))
+"""
+EXPECTED = [1 + sum(i**power for i in range(4)) * k * (1 + k % 2) for k in range(5) for power in (2, 3)]
+
+
+class Program:
+    """PROGRAM as a file, run in processes of its own against a cache folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.path, self.cache = folder / "program.py", folder / "cache"
+        self.path.write_text(PROGRAM)
+
+    def start(self, *arguments: int, **environment: str) -> subprocess.Popen[str]:
+        env = {**os.environ, "LLAMINA_COMPILE_CACHE": str(self.cache), **environment}
+        return subprocess.Popen([sys.executable, str(self.path), *map(str, arguments)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def finish(self, process: subprocess.Popen[str]) -> dict:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and not err, err
+        return json.loads(out)
+
+    def run(self, *arguments: int, **environment: str) -> dict:
+        return self.finish(self.start(*arguments, **environment))
+
+    def files(self) -> list[Path]:
+        return sorted(self.cache.glob("llamina-*/*"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, dict]:
+    program = Program(tmp_path_factory.mktemp("program"))
+    return program, program.run()
+
+
+def test_the_first_process_compiles_and_announces_all(filled: tuple[Program, dict]) -> None:
+    program, first = filled
+    assert first["values"] == [*EXPECTED, 2, 2.5] and first["loaded"] == 0
+    assert len(first["names"]) == 12 and all(name.startswith("__main__.") for name in first["names"])
+    assert Path(first["folder"]).parent == program.cache and len(program.files()) == 12
+    assert 0 < first["compile_seconds"] < 60
+
+
+def test_a_second_process_compiles_nothing(filled: tuple[Program, dict], tmp_path: Path) -> None:
+    program, _ = filled
+    again = program.run(NUMBA_CACHE_DIR=str(tmp_path / "numba"))
+    assert again["values"] == [*EXPECTED, 2, 2.5]
+    assert again["names"] == [] and again["loaded"] == 12 and again["compile_seconds"] == 0
+    assert not (tmp_path / "numba").exists(), "Numba's own cache must not be used"
+    assert not list(program.path.parent.glob("__pycache__/*.nbi"))
+    assert len(program.files()) == 12, "nothing but finished files may lie there"
+
+
+def test_damaged_files_are_compiled_again_and_replaced(filled: tuple[Program, dict]) -> None:
+    program, _ = filled
+    good = [path.read_bytes() for path in program.files()]
+    flipped = bytearray(good[3])
+    flipped[len(flipped) // 2] ^= 1  # inside the machine code, where an unpickler sees nothing wrong
+    for path, damaged in zip(program.files(), (good[0][:-10], b"", b"garbage" * 100, bytes(flipped), good[4][:40])):
+        path.write_bytes(damaged)
+    again = program.run()
+    assert again["values"] == [*EXPECTED, 2, 2.5] and again["loaded"] == 7 and len(again["names"]) == 5
+    assert program.run()["loaded"] == 12
+
+
+def test_a_pickle_of_something_else_is_compiled_again(filled: tuple[Program, dict]) -> None:
+    import hashlib
+    import pickle
+    program, _ = filled
+    blob = pickle.dumps(("not", "a", "function"))
+    program.files()[0].write_bytes(hashlib.sha256(blob).digest() + blob)
+    again = program.run()
+    assert again["values"] == [*EXPECTED, 2, 2.5] and again["loaded"] == 11
+    assert program.run()["loaded"] == 12
+
+
+def test_processes_compiling_variants_of_one_function_at_once_keep_them_apart(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    both = [program.start(*variants) for variants in ((0, 2, 4, 6, 8), (9, 7, 5, 3, 1))]
+    for process, variants in zip(both, ((0, 2, 4, 6, 8), (9, 7, 5, 3, 1))):
+        assert program.finish(process)["values"][:5] == [EXPECTED[i] for i in variants]
+    after = program.run()
+    assert after["values"] == [*EXPECTED, 2, 2.5] and after["names"] == []
+
+
+def test_an_edited_helper_is_noticed(filled: tuple[Program, dict], tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    program.cache = filled[0].cache
+    program.path.write_text(PROGRAM.replace("return x * x\n", "return x + x\n"))
+    edited = program.run(2)
+    assert edited["values"][0] == 1 + sum(2 * i for i in range(4)) * 1 * 2
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="the other CPU here is an x86")
+def test_another_cpu_gets_a_folder_of_its_own(filled: tuple[Program, dict]) -> None:
+    program, first = filled
+    other = program.run(0, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2")
+    assert other["folder"] != first["folder"] and other["loaded"] == 0 and other["values"][0] == EXPECTED[0]
+
+
+def test_a_folder_that_cannot_be_kept_is_said_and_survived(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    program = Program(tmp_path)
+    elsewhere = program.run(0, LLAMINA_COMPILE_CACHE=str(tmp_path / "file" / "below"))
+    assert elsewhere["values"][0] == EXPECTED[0]
+    assert "LLAMINA_COMPILE_CACHE" in elsewhere["note"] and str(tmp_path) not in elsewhere["folder"]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The folder is chosen once per process: let the test choose again."""
+    compile_cache._choose.cache_clear()
+    yield
+    compile_cache._choose.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+class TestFolder:
+    def test_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path / "asked"))
+        if os.name != "nt":
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        places = compile_cache._places()
+        assert places[0] == tmp_path / "asked"
+        assert places[1] == compile_cache.PACKAGE / "kernels" / "__pycache__"
+        assert os.name == "nt" or places[2] == tmp_path / "xdg" / "llamina"
+        folder = compile_cache.cache_folder()
+        assert folder is not None and folder.is_dir() and folder.parent == tmp_path / "asked"
+        assert compile_cache.cache_note() is None and compile_cache.fingerprint() in folder.name
+
+    def test_the_next_place_is_taken_if_one_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("LLAMINA_COMPILE_CACHE", raising=False)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path / "file" / "package", tmp_path / "user"])
+        folder = compile_cache.cache_folder()
+        assert folder is not None and folder.parent == tmp_path / "user" and compile_cache.cache_note() is None
+
+    def test_nothing_writable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path / "file" / "a", tmp_path / "file" / "b"])
+        assert compile_cache.cache_folder() is None
+        note = compile_cache.cache_note()
+        assert note is not None and "compiles anew" in note and "LLAMINA_COMPILE_CACHE" in note and "\n" not in note
+
+        @compile_cache.jit()
+        def double(x: int) -> int:
+            return 2 * x
+        assert double(21) == 42
+
+    def test_no_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_home() -> Path:
+            raise RuntimeError("no home")
+        for name in ("LLAMINA_COMPILE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(compile_cache.Path, "home", no_home)
+        assert compile_cache._places() == [compile_cache.PACKAGE / "kernels" / "__pycache__"]
+
+    def test_old_folders_go_the_most_recent_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for age in range(12):
+            old = tmp_path / f"llamina-{age:020x}"
+            old.mkdir()
+            (old / "f.nbc").write_text("")
+            os.utime(old, (time.time() - 1000 * (age + 1),) * 2)
+        (tmp_path / "other").mkdir()
+        monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path])
+        folder = compile_cache.cache_folder()
+        assert folder is not None
+        left = sorted(p.name for p in tmp_path.iterdir())
+        assert left == sorted([folder.name, "other", *(f"llamina-{age:020x}" for age in range(compile_cache.KEPT_FOLDERS - 1))])
+
+    def test_a_folder_removed_meanwhile_comes_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import shutil
+        monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path])
+        folder = compile_cache.cache_folder()
+        assert folder is not None
+        shutil.rmtree(folder)
+
+        @compile_cache.jit()
+        def triple(x: int) -> int:
+            return 3 * x
+        assert triple(2) == 6 and len(list(folder.glob("*.nbc"))) == 1
+
+
+def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kernels/a.py", "kernels/formats/b.py", "engine/forward.py", "engine/other.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path)
+
+    def now() -> str:
+        compile_cache.fingerprint.cache_clear()
+        return compile_cache.fingerprint()
+    try:
+        seen = [now()]
+        for name in ("kernels/a.py", "kernels/formats/b.py", "engine/forward.py"):
+            (tmp_path / name).write_text("2")
+            seen.append(now())
+        (tmp_path / "kernels/a.py").rename(tmp_path / "kernels/c.py")
+        seen.append(now())
+        assert len(set(seen)) == len(seen)
+        (tmp_path / "engine/other.py").write_text("2")
+        assert now() == seen[-1]
+    finally:
+        compile_cache.fingerprint.cache_clear()
+
+
+def test_the_fingerprint_is_quick() -> None:
+    compile_cache.fingerprint()
+    times = []
+    for _ in range(5):
+        compile_cache.fingerprint.cache_clear()
+        start = time.perf_counter()
+        compile_cache.fingerprint()
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.01
+
+
+def test_listeners_can_leave_and_numba_keeps_its_setting() -> None:
+    import numba.core.config
+    config: Any = numba.core.config
+    heard: list[str] = []
+    before = config.CACHE_DIR
+    leave = compile_cache.on_compile(heard.append)
+
+    @compile_cache.jit(cache=True)
+    def one(x: float) -> float:
+        return x + time_of_writing
+    time_of_writing = time.time()  # a closure value nobody had before: never in the cache
+    one(1.0)
+    leave()
+    leave()
+    one(1)
+    assert heard == ["test_compile_cache.test_listeners_can_leave_and_numba_keeps_its_setting.<locals>.one"] and before == config.CACHE_DIR
+
+
+def test_options_and_signature_make_different_entries() -> None:
+    @compile_cache.jit("int64(int64)", boundscheck=True)
+    def f(x: int) -> int:
+        return x
+    assert f(3) == 3 and f.targetoptions["boundscheck"] is True and f.targetoptions["nogil"] and f.targetoptions["error_model"] == "numpy"
+    plain, checked = (compile_cache._Store(f.py_func, options).identity for options in ({}, {"boundscheck": True}))
+    assert plain != checked
+
+
+def test_same_closure_same_key_in_any_process_other_values_other_keys() -> None:
+    import numpy as np
+    source = textwrap.dedent("""
+    import numpy as np
+    def make(*cells):
+        def f(): return cells
+        return f
+    """)
+    space: dict = {"__name__": "made"}
+    exec(compile(source, "made.py", "exec"), space)
+    made = [(1,), (1.0,), (True,), ("1",), (b"1",), (None,), ((1,),), ([1],), (np.float32(1),), (np.int64(1),), (np.zeros(2),), (np.ones(2),),
+            (np.zeros((2, 1)),), (np.dtype("f4"),), ({1: 2},), (frozenset([1, 2]),), (np,), (len,), (float("nan"),), (-0.0,), (0.0,)]
+    keys = [compile_cache._Store(space["make"](*cells), {}).identity for cells in made]
+    assert len(set(keys)) == len(keys)
+    assert keys == [compile_cache._Store(space["make"](*cells), {}).identity for cells in made]
