@@ -1,0 +1,172 @@
+"""Byte-level BPE vocabularies against a tokenizer that Hugging Face's library built directly."""
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llamina.engine.errors import TokenizerError, UnsupportedError
+from llamina.engine.gguf import open_gguf
+from llamina.engine.tokenizer import load_tokenizer
+from llamina.engine.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
+from llamina.engine.tokenizer.vocabulary import CONTROL, NORMAL, USER_DEFINED
+
+hf = pytest.importorskip("tokenizers")
+
+TEXT = ["The cat sat on the mat, and it's 12345 o'clock.", "Once upon a time there was a little dog who didn't bark.", "Été à Paris: 日本語 🦙🦙!"] * 20
+SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
+HARD = [
+    "", " ", "   ", "\n", " \n \n\n ",
+    "\t\t a", "Hello  world", " The cat", "it's IT'S it'ſ", "12345678", "a1b22c333d4444", "日本語のテキスト", "🦙 👩‍👩‍👧", "a\0b", "\0",
+    "e\u0301\u0323", "\u00a0\u2003x", "x" * 500, "<|eot_id|>", "<|begin_of_text|>hi",
+    "don't!?\r\n\r\n  ...", "\ufeff\ufffd", "שלום", "def f(x):\n    return x\n",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library() -> Any:
+    """A small vocabulary of Llama 3's make, trained here."""
+    tokenizer = hf.Tokenizer(hf.models.BPE(ignore_merges=True))
+    split = hf.pre_tokenizers.Split(hf.Regex(LLAMA3_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([split, hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(vocab_size=400, initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def metadata(library: Any) -> dict[str, Any]:
+    import json
+
+    model = json.loads(library.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": [*tokens, *SPECIAL],
+        "tokenizer.ggml.token_type": np.array([NORMAL] * len(tokens) + [CONTROL] * len(SPECIAL), np.int32),
+        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
+        "tokenizer.ggml.bos_token_id": len(tokens),
+        "tokenizer.ggml.eos_token_id": len(tokens) + 1,
+    }
+
+
+def test_equal_to_the_library(library: Any, metadata: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(metadata)
+    assert tokenizer.kind == "bpe" and tokenizer.bos_id is not None
+    for text in [*HARD, *TEXT[:3]]:
+        ids = tokenizer.encode(text, bos=False)
+        assert ids == library.encode(text).ids, text
+        assert tokenizer.decode([tokenizer.bos_id, *ids]) == text
+        assert tokenizer.encode(text) == [tokenizer.bos_id, *ids]
+
+
+@given(text=st.text())
+@settings(max_examples=200, deadline=None)
+def test_any_text(library: Any, metadata: dict[str, Any], text: str) -> None:
+    tokenizer = load_tokenizer(metadata)
+    ids = tokenizer.encode(text, bos=False)
+    assert ids == library.encode(text).ids
+    assert tokenizer.decode(ids) == text
+
+
+@given(ids=st.lists(st.integers(0, 399), max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_ids_decode_like_the_library(library: Any, metadata: dict[str, Any], ids: list[int]) -> None:
+    ids = [id % library.get_vocab_size() for id in ids]
+    assert load_tokenizer(metadata).decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
+def test_a_word_that_is_a_token_is_not_merged(metadata: dict[str, Any]) -> None:
+    """ignore_merges: a whole word in the vocabulary is that token, though no merge makes it."""
+    n = len(metadata["tokenizer.ggml.tokens"])
+    more = {"tokenizer.ggml.tokens": [*metadata["tokenizer.ggml.tokens"], "zyzzyva"], "tokenizer.ggml.token_type": np.ones(n + 1, np.int32)}
+    tokenizer = load_tokenizer(metadata | more)
+    assert tokenizer.encode("zyzzyva", bos=False) == [n]
+    assert n not in tokenizer.encode("zyzzyvas", bos=False)
+
+
+def test_special_tokens(library: Any, metadata: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(metadata)
+    first = library.get_vocab_size()
+    text = "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+    assert tokenizer.encode(text, bos=False) == library.encode(text).ids
+    ids = tokenizer.encode(text, bos=False, parse_special=True)
+    assert ids == [first + 2, *library.encode("user").ids, first + 3, *library.encode("\n\nhi").ids, first + 4]
+    assert tokenizer.decode(ids) == "user\n\nhi" and tokenizer.decode(ids, special=True) == text
+    assert tokenizer.eog_ids == {first + 1, first + 4}
+    assert tokenizer.special_id("<|eot_id|>") == first + 4
+
+
+def test_a_special_token_is_no_word(metadata: dict[str, Any]) -> None:
+    n = len(metadata["tokenizer.ggml.tokens"])
+    types = np.append(metadata["tokenizer.ggml.token_type"], [CONTROL, USER_DEFINED]).astype(np.int32)
+    tokens = [*metadata["tokenizer.ggml.tokens"], "STOP", "\u2581é "]
+    tokenizer = load_tokenizer(metadata | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
+    assert n not in tokenizer.encode("STOP") and tokenizer.encode("STOP", parse_special=True)[1:] == [n]
+    assert tokenizer.encode("a\u2581é b", bos=False)[1] == n + 1
+    assert tokenizer.decode(tokenizer.encode("a\u2581é b")) == "a\u2581é b"
+
+
+def test_long_texts_do_not_cost_the_square(metadata: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(metadata)
+    for text in ("the cat sat ", "a", " ", "🦙", "\n ", "!"):
+        seconds = []
+        for n in (30_000, 300_000):
+            start = time.thread_time()
+            ids = tokenizer.encode(text * (n // len(text)))
+            seconds.append(time.thread_time() - start)
+        assert seconds[1] < 40 * max(seconds[0], 0.005), (text, seconds)
+    assert tokenizer.decode(ids) == text * (n // len(text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("merges", None, "merges is missing"),
+        ("merges", ["x"], "merges: entry 0, 'x', does not join"),
+        ("merges", ["q \u2603"], "merges: entry 0, 'q \u2603', does not join"),
+        ("merges", [""], "merges: entry 0, '', does not join"),
+        ("merges", ["q z"], "merges: entry 0, 'q z', does not join"),
+        ("tokens", ["a"] * 3, "tokens has no token for 255 of the 256 bytes"),
+    ],
+)
+def test_damaged_metadata(metadata: dict[str, Any], key: str, value: Any, message: str) -> None:
+    damaged = metadata | {"tokenizer.ggml." + key: value}
+    if key == "tokens":
+        damaged = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama3", "tokenizer.ggml.tokens": value, "tokenizer.ggml.merges": []}
+    with pytest.raises(TokenizerError, match="f.gguf: tokenizer.ggml." + message):
+        load_tokenizer(damaged, "f.gguf")
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "default", None])
+def test_other_pre_tokenizers_are_refused_by_name(metadata: dict[str, Any], pre: str | None) -> None:
+    damaged = {key: value for key, value in metadata.items() if key != "tokenizer.ggml.pre"} | ({"tokenizer.ggml.pre": pre} if pre else {})
+    with pytest.raises(UnsupportedError, match=f"f.gguf: tokenizer.ggml.pre is '{pre or 'default'}'"):
+        load_tokenizer(damaged, "f.gguf")
+
+
+def test_byte_alphabet() -> None:
+    assert len(BYTE_OF) == 256 == len(set(BYTE_OF.values()))
+    assert set(BYTE_OF) == set(hf.pre_tokenizers.ByteLevel.alphabet())
+    assert (BYTE_OF["Ġ"], BYTE_OF["Ċ"], BYTE_OF["A"], BYTE_OF["é"]) == (0x20, 0x0A, 0x41, 0xE9)
+
+
+def test_llama_cpp_cases() -> None:
+    """Llama 3's own vocabulary, where llama.cpp's sources lie on this machine (LLAMINA_LLAMACPP_SRC: the folder that holds models/)."""
+    source = os.environ.get("LLAMINA_LLAMACPP_SRC")
+    path = Path(source or ".") / "models" / "ggml-vocab-llama-bpe.gguf"
+    if not source or not path.is_file():
+        pytest.skip("set LLAMINA_LLAMACPP_SRC to llama.cpp's sources to run its llama-bpe cases")
+    with open_gguf(path) as file:
+        tokenizer = load_tokenizer(file.metadata, str(path))
+    inputs = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    for text, line in zip(inputs, Path(f"{path}.out").read_text().splitlines()):
+        assert tokenizer.encode(text, bos=False) == [int(id) for id in line.split()], text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
