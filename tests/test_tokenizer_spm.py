@@ -85,7 +85,7 @@ def test_any_text(library: Any, small: dict[str, Any], text: str) -> None:
     assert tokenizer.decode(ids) == text.replace("\u2581", " ")
 
 
-@given(ids=st.lists(st.integers(0, 329), max_size=40))
+@given(ids=st.lists(st.one_of(st.integers(0, 329), st.integers(0, 2), st.sampled_from([3 + byte for byte in "é🦙".encode()])), max_size=40))
 @settings(max_examples=300, deadline=None)
 def test_any_ids_decode_like_the_library(library: Any, small: dict[str, Any], ids: list[int]) -> None:
     ids = [id % library.get_piece_size() for id in ids]

@@ -33,7 +33,7 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str | os.PathLike[str] = "
         pre = metadata.get("tokenizer.ggml.pre", "default")
         if pre not in LLAMA3_NAMES:
             raise UnsupportedError(f"{path}: tokenizer.ggml.pre is {pre!r:.60}; llamina splits text like {', '.join(LLAMA3_NAMES)} only")
-        return BpeTokenizer(read_vocabulary(metadata, path, default_ids=None, add_bos=True))
+        return BpeTokenizer(read_vocabulary(metadata, path, default_ids=(), add_bos=True))
     if model is None or model == "none":
         raise TokenizerError(f"{path}: has no vocabulary (tokenizer.ggml.model is {'missing' if model is None else 'none'}), so no text can be tokenised")
     raise UnsupportedError(f"{path}: tokenizer.ggml.model is {model!r:.60}; llamina knows 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)")

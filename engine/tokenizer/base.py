@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 from ..errors import TokenizerError
@@ -55,6 +55,7 @@ class Tokenizer:
 
     kind: ClassVar[str]  # "spm" | "bpe"
     utf8_errors: ClassVar[str]  # what bytes that are no UTF-8 decode to: the name of a codecs error handler
+    control_ends_character: ClassVar[bool]  # whether bytes before and after a control token never make one character
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         v = self.vocabulary = vocabulary
@@ -113,11 +114,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of `ids`. Control tokens have none, or with `special` that of the vocabulary. Bytes that are no UTF-8 become U+FFFD."""
-        pieces, at_start = [], True
-        for id in ids:
-            piece, at_start = self.piece(id, at_start, special)
-            pieces.append(piece)
-        return b"".join(pieces).decode("utf-8", self.utf8_errors)
+        stream = self.stream(special=special)
+        return "".join(map(stream.push, ids)) + stream.flush()
 
     def stream(self, after: Iterable[int] = (), *, special: bool = False) -> StreamDecoder:
         """A decoder fed token by token; `after`: the ids before the first one fed, typically the prompt."""
@@ -164,7 +162,7 @@ class Tokenizer:
 
     # ---- helpers
 
-    def _all_bytes(self) -> Sequence[bytes]:
+    def _all_bytes(self) -> list[bytes]:
         raise AssertionError("each kind has its own")
 
     def _check(self, id: int) -> None:

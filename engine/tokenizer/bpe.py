@@ -32,6 +32,7 @@ BYTE_OF = _byte_alphabet()
 class BpeTokenizer(Tokenizer):
     kind: ClassVar[str] = "bpe"
     utf8_errors: ClassVar[str] = "replace"
+    control_ends_character: ClassVar[bool] = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary)

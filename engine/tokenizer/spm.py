@@ -26,6 +26,7 @@ UNKNOWN_SURFACE = " \N{DOUBLE QUESTION MARK} "  # what SentencePiece decodes the
 class SpmTokenizer(Tokenizer):
     kind: ClassVar[str] = "spm"
     utf8_errors: ClassVar[str] = "llamina-replace-each-byte"
+    control_ends_character: ClassVar[bool] = True
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         import sentencepiece

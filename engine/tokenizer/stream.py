@@ -40,7 +40,8 @@ class StreamDecoder:
     def push(self, id: int) -> str:
         """The text that this token completes: whole characters only, possibly none. TokenizerError for an id outside the vocabulary."""
         piece, self._at_start = self._tokenizer.piece(id, self._at_start, self._special)
-        return self._decoder.decode(piece)
+        broken = self.flush() if self._tokenizer.control_ends_character and self._tokenizer.is_control(id) else ""
+        return broken + self._decoder.decode(piece)
 
     def flush(self) -> str:
         """What is still held back: bytes of a character that never was completed, as U+FFFD. The decoder can be used on."""

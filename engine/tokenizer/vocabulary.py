@@ -50,7 +50,7 @@ class Vocabulary:
         raise TokenizerError(f"{self.path}: {message}")
 
 
-def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tuple[int, int, int] | None, add_bos: bool) -> Vocabulary:
+def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tuple[int, ...], add_bos: bool) -> Vocabulary:
     """Reads and checks the tokenizer.ggml.* keys. `default_ids` are (bos, eos, unknown) where the file names none and they are control tokens;
     `add_bos` is the kind's habit where the file is silent. Raises TokenizerError naming file and key."""
 
@@ -122,11 +122,10 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
     v = vocabulary
     v.bos_id, v.eos_id, v.unk_id = token_id("bos_token_id"), token_id("eos_token_id"), token_id("unknown_token_id")
     v.pad_id = token_id("padding_token_id")
-    if default_ids is not None:
-        bos, eos, unk = (i if i < len(tokens) and (types[i] in (CONTROL, UNKNOWN) or raw_types is None) else None for i in default_ids)
-        v.bos_id = bos if "tokenizer.ggml.bos_token_id" not in metadata else v.bos_id
-        v.eos_id = eos if "tokenizer.ggml.eos_token_id" not in metadata else v.eos_id
-        v.unk_id = unk if "tokenizer.ggml.unknown_token_id" not in metadata else v.unk_id
+    for name, default in zip(("bos", "eos", "unknown"), default_ids):
+        fits = default < len(tokens) and (types[default] in (CONTROL, UNKNOWN) or raw_types is None)
+        if fits and f"tokenizer.ggml.{name}_token_id" not in metadata:
+            setattr(v, "unk_id" if name == "unknown" else name + "_id", default)
 
     ends = {id for id, text in enumerate(tokens) if text in END_OF_TURN} | {v.eos_id, token_id("eot_token_id"), token_id("eom_token_id")}
     v.eog_ids = frozenset(id for id in ends if id is not None)
