@@ -6,6 +6,8 @@
 """
 from __future__ import annotations
 
+import math
+import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,9 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 
 
 def string(text: str | bytes) -> bytes:
+    """Length and bytes; a bytearray is taken as it is, so that it can lie about its length."""
+    if isinstance(text, bytearray):
+        return bytes(text)
     raw = text if isinstance(text, bytes) else text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
@@ -66,7 +71,7 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         f = BY_ID.get(self.format, FORMATS["F32"])
-        return f.row_bytes(self.dims[0]) * int(np.prod(self.dims[1:])) if self.dims else 0
+        return f.row_bytes(self.dims[0]) * math.prod(self.dims[1:]) if self.dims else 0
 
 
 @dataclass
@@ -113,7 +118,7 @@ class Builder:
         offsets, end = [], 0
         for t in self.tensors:
             offsets.append(end if t.offset is None else t.offset)
-            end = -(-(offsets[-1] + t.n_bytes) // self.alignment) * self.alignment
+            end = -(-(offsets[-1] + t.n_bytes) // self.alignment) * self.alignment if t.n_bytes < 2**45 else offsets[-1]
         return offsets
 
     def header(self) -> bytes:
@@ -136,9 +141,17 @@ class Builder:
                 if t.offset is None:
                     file.seek(start + offset)
                     file.write(t.data)
-                    end = max(end, start + offset + t.n_bytes)
+                    end = max(end, start + offset + t.n_bytes) if t.n_bytes < 2**45 else end
             file.truncate(end if self.cut is None else self.cut)
         return path
+
+
+def memory_file(header: bytes, size: int) -> mmap.mmap:
+    """Anonymous memory that holds `header` and zeros up to `size`: what mapping such a file gives, without a file. To be returned by a patched
+    `gguf_header.map_file`, when files by the thousand would be too slow."""
+    file = mmap.mmap(-1, size)
+    file[: min(len(header), size)] = header[:size]
+    return file
 
 
 def vocabulary(n: int) -> dict[str, Any]:
