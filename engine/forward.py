@@ -44,21 +44,32 @@ STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "o
 
 
 @jit
-def _matmul(matrix, team, slot, chunk, model, floats, ld_floats, out, ldo, n_tokens):
-    """Take tiles of one matrix until none is left. Input: float rows at `floats`, or the model's RECORDS made from them."""
-    tiles = load_i64(matrix + TILES)
-    x = floats if load_i64(matrix + FLOAT_INPUT) else load_i64(model + RECORDS)
-    tile = next_tile(team, slot, chunk)
-    while tile < tiles:
-        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile, min(tile + chunk, tiles),
-                    x, ld_floats, out, ldo, n_tokens)
-        tile = next_tile(team, slot, chunk)
+def _first_tile(take, tiles, n_threads):
+    """Where the `take`-th piece of a matrix begins: n_threads pieces of half the tiles together, then of half the rest, and so on.
+
+    Long pieces at first, because a thread streams best through memory that lies in one piece; short ones at the end, so that slow cores take fewer.
+    """
+    first, rest, least = 0, tiles, max(1, min(TILES_A_GROUP, tiles // n_threads))
+    for _ in range(take // n_threads):
+        piece = max(least, (rest + 2 * n_threads - 1) // (2 * n_threads))
+        first += piece * n_threads
+        rest = max(0, rest - piece * n_threads)
+    piece = max(least, (rest + 2 * n_threads - 1) // (2 * n_threads))
+    return min(tiles, first + piece * (take % n_threads))
 
 
 @jit
-def _chunk(matrix, n_threads):
-    """Tiles to take at once: a group where there are plenty, fewer so that every thread gets some."""
-    return max(1, min(TILES_A_GROUP, load_i64(matrix + TILES) // (2 * n_threads)))
+def _matmul(matrix, n_threads, team, slot, model, floats, ld_floats, out, ldo, n_tokens):
+    """Take pieces of one matrix until none is left. Input: float rows at `floats`, or the model's RECORDS made from them."""
+    tiles = load_i64(matrix + TILES)
+    x = floats if load_i64(matrix + FLOAT_INPUT) else load_i64(model + RECORDS)
+    while True:
+        take = next_tile(team, slot, 1)
+        tile = _first_tile(take, tiles, n_threads)
+        if tile == tiles:
+            return
+        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile, _first_tile(take + 1, tiles, n_threads),
+                    x, ld_floats, out, ldo, n_tokens)
 
 
 @jit
@@ -105,10 +116,9 @@ def forward(tid, n_threads, team, step):
         if barrier(team, n_threads):
             return 0
 
-        chunk = _chunk(here + WQ, n_threads)
-        _matmul(here + WQ, team, 0, chunk, model, normed, ld, q, ld_att, n_tokens)
-        _matmul(here + WK, team, 1, _chunk(here + WK, n_threads), model, normed, ld, k, ld_kv, n_tokens)
-        _matmul(here + WV, team, 2, _chunk(here + WV, n_threads), model, normed, ld, v, ld_kv, n_tokens)
+        _matmul(here + WQ, n_threads, team, 0, model, normed, ld, q, ld_att, n_tokens)
+        _matmul(here + WK, n_threads, team, 1, model, normed, ld, k, ld_kv, n_tokens)
+        _matmul(here + WV, n_threads, team, 2, model, normed, ld, v, ld_kv, n_tokens)
         if barrier(team, n_threads):
             return 0
 
@@ -143,7 +153,7 @@ def forward(tid, n_threads, team, step):
                 m = next_tile(team, 0, 1)
             if barrier(team, n_threads):
                 return 0
-        _matmul(here + WO, team, 0, _chunk(here + WO, n_threads), model, att, ld_att, addend, ld, n_tokens)
+        _matmul(here + WO, n_threads, team, 0, model, att, ld_att, addend, ld, n_tokens)
         if barrier(team, n_threads):
             return 0
 
@@ -156,9 +166,8 @@ def forward(tid, n_threads, team, step):
         if barrier(team, n_threads):
             return 0
 
-        chunk = _chunk(here + W_GATE, n_threads)
-        _matmul(here + W_GATE, team, 0, chunk, model, normed, ld, gate, ld_ffn, n_tokens)
-        _matmul(here + W_UP, team, 1, chunk, model, normed, ld, up, ld_ffn, n_tokens)
+        _matmul(here + W_GATE, n_threads, team, 0, model, normed, ld, gate, ld_ffn, n_tokens)
+        _matmul(here + W_UP, n_threads, team, 1, model, normed, ld, up, ld_ffn, n_tokens)
         if barrier(team, n_threads):
             return 0
 
@@ -171,7 +180,7 @@ def forward(tid, n_threads, team, step):
         if barrier(team, n_threads):
             return 0
 
-        _matmul(here + W_DOWN, team, 0, _chunk(here + W_DOWN, n_threads), model, gate, ld_ffn, addend, ld, n_tokens)
+        _matmul(here + W_DOWN, n_threads, team, 0, model, gate, ld_ffn, addend, ld, n_tokens)
         if barrier(team, n_threads):
             return 0
 
@@ -194,5 +203,5 @@ def forward(tid, n_threads, team, step):
         if barrier(team, n_threads):
             return 0
         output = load_i64(model + OUTPUT)
-        _matmul(output, team, 0, _chunk(output, n_threads), model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
+        _matmul(output, n_threads, team, 0, model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
     return 0
