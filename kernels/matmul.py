@@ -6,7 +6,8 @@ for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order,
     acc = fma(float(dot_b), d_w[b] * d_x[b], acc)           dot_b: exact int32, zero point folded in
     acc = fma(m_w[b], d_x[b] * sum_x[b], acc)               formats with a minimum: m_w = its value (K-quants: -dmin * m)
 
-Formats with a scale per 16 columns (Q6_K) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24).
+Formats with a scale per 16 columns (Q6_K, ...) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24), and
+Q2_K's minimums likewise: acc = fma(float(m_0 * -32 sum_0 + m_1 * -32 sum_1), dmin / 32 * d_x, acc).
 Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8) and how many tiles are in flight never
 enters an output's chain of operations, hence the same bits for any batch.
 """
@@ -31,6 +32,7 @@ from .simd import (
     pointer,
     prefetch,
     put_f32,
+    sar_i32,
     shl_i32,
     splat_f32,
     splat_i32,
@@ -68,24 +70,27 @@ class Packing(NamedTuple):
     scale: Any
     """(tile, b) -> f32x16; with halves: the block scale alone."""
     minimum: Any = None
-    """(tile, b) -> f32x16 added per unit of activation, or None."""
+    """(tile, b) -> f32x16 added per unit of activation (with half_minimums: per unit of -32 * minimum), or None."""
     half_scales: Any = None
     """(tile, b, half) -> i32x16: integer scale of 16 columns, or None."""
+    half_minimums: Any = None
+    """(tile, b, half) -> i32x16: integer minimum of 16 columns, or None."""
     zero: int = 0
-    """Zero point: 0, 8, 16, 128 (or 32, with half_scales)."""
+    """Zero point of the codes: 0 or a power of two; 128 says that codes may pass 127."""
 
 
 def _body(f: Packing, M: int):
     """One tile row x M tokens of one group of activations."""
-    unpack, scale, minimum, half_scales = f.unpack, f.scale, f.minimum or f.scale, f.half_scales or f.scale
-    has_minimum, halves = f.minimum is not None, f.half_scales is not None
-    any_byte = f.zero == 128
+    unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale
+    half_scales, half_minimums = f.half_scales or f.scale, f.half_minimums or f.scale
+    has_minimum, halves, has_half_minimums = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
+    has_zero, any_byte = f.zero > 0, f.zero == 128
     product = dot_any if any_byte else dot
     sub_blocks, tile_bytes = f.columns // BLOCK, f.tile_bytes
-    lines = -(-tile_bytes // sub_blocks // 64)
     step = tile_bytes // sub_blocks
-    zero_at = ZERO128 if any_byte else ZERO8
-    zero_shift = 1 if f.zero == 16 else 0
+    lines = -(-step // 64)
+    zero_at, stored = (ZERO32, 32) if halves else (ZERO128, 128) if any_byte else (ZERO8, 8)
+    up, down = max(0, f.zero.bit_length() - stored.bit_length()), max(0, stored.bit_length() - f.zero.bit_length())  # zero / stored, as shifts
 
     @jit
     def body(w, tiles, x, m0, out, ldo):
@@ -103,22 +108,29 @@ def _body(f: Packing, M: int):
                     least = minimum(w, b)
                 if halves:
                     s0, s1 = half_scales(w, b, 0), half_scales(w, b, 1)
+                if has_half_minimums:
+                    m_0, m_1 = half_minimums(w, b, 0), half_minimums(w, b, 1)
                 for m in range(M):
                     if halves:
-                        low, high = splat_load_i32(f + ZERO32 + 4 * m), splat_load_i32(f + ZERO32 + 32 + 4 * m)
+                        low = high = splat_i32(0)
+                        if has_zero:
+                            low = sar_i32(shl_i32(splat_load_i32(f + ZERO32 + 4 * m), up), down)
+                            high = sar_i32(shl_i32(splat_load_i32(f + ZERO32 + 32 + 4 * m), up), down)
                         for i in range(4):
                             low = product(low, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
                             high = product(high, get_i8(u, 4 + i), splat_load_i32(q + BLOCK * m + 16 + 4 * i))
                         total = low * s0 + high * s1
                     else:
-                        if has_minimum:
-                            total = splat_i32(0)
-                        else:
-                            total = shl_i32(splat_load_i32(f + zero_at + 4 * m), zero_shift)
+                        total = splat_i32(0)
+                        if has_zero:
+                            total = sar_i32(shl_i32(splat_load_i32(f + zero_at + 4 * m), up), down)
                         for i in range(8):
                             total = product(total, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
                     a = fma(to_f32(total), d * splat_load_f32(f + D + 4 * m), get_f32(acc, m))
-                    if has_minimum:
+                    if has_half_minimums:
+                        both = m_0 * splat_load_i32(f + ZERO32 + 4 * m) + m_1 * splat_load_i32(f + ZERO32 + 32 + 4 * m)
+                        a = fma(to_f32(both), least * splat_load_f32(f + D + 4 * m), a)
+                    elif has_minimum:
                         a = fma(least, splat_load_f32(f + DS + 4 * m), a)
                     put_f32(acc, m, a)
                 q += RECORD
