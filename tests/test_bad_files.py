@@ -32,11 +32,11 @@ def open_all(path: Path) -> None:
 def check_refused(path: Path, error: type[LlaminaError], message: str, seconds: float = 1.0) -> None:
     """`open_all` raises exactly `error`, in time and memory, with a one-line message that begins with the path and matches `message`."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.thread_time()  # not the clock: the machine may be busy with other things, and a wait would hang the test anyway
     try:
         with pytest.raises(LlaminaError) as caught:
             open_all(path)
-        duration, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        duration, peak = time.thread_time() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     text = str(caught.value)
@@ -236,17 +236,19 @@ def test_short_files(tmp_path: Path, size: int) -> None:
 
 def check_truncations(header: bytes, size: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file cut at every byte of its header is refused: cut short or damaged; so it is when it ends one byte early; whole, it opens."""
-    start = time.perf_counter()
-    for cut in range(1, len(header)):
-        monkeypatch.setattr(gguf_header, "map_file", lambda _path, cut=cut: memory_file(header, cut))
+    cut = 0
+    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(header, cut))
+    start = time.thread_time()
+    for end in range(1, len(header)):
+        cut = end
         with pytest.raises(FormatError) as caught:
             open_gguf(path)
         assert str(caught.value).startswith(f"{path}: ")
-    assert (time.perf_counter() - start) / len(header) < 0.01
-    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(header, size - 1))
+    assert (time.thread_time() - start) / len(header) < 0.01
+    cut = size - 1
     with pytest.raises(FormatError, match="cut short"):
         open_gguf(path)
-    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(header, size))
+    cut = size
     open_gguf(path)
 
 
@@ -323,9 +325,9 @@ def test_costly_headers(tmp_path: Path) -> None:
             if more:
                 check_refused(path, FormatError, f"claims {2**20 + 1 if what == 'strings' else 2**16 + 1} {what}")
                 continue
-            start = time.perf_counter()
+            start = time.thread_time()
             g = open_gguf(path)
-            assert time.perf_counter() - start < 2, what
+            assert time.thread_time() - start < 1, what
             assert len(g.metadata) + len(g.tensors) == (1 if what == "strings" else 2**16)
 
 
@@ -355,13 +357,13 @@ from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import open_gguf
 def peak():  # ru_maxrss will not do: a child inherits its parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
-before, start = peak(), time.perf_counter()
+before, start = peak(), time.process_time()
 try:
     g = open_gguf(sys.argv[1])
     dict(g.metadata)
     check_tensors(g, ModelConfig.from_gguf(g))
 except LlaminaError as error:
-    print(time.perf_counter() - start, peak() - before)
+    print(time.process_time() - start, peak() - before)
 """
 
 
@@ -380,4 +382,4 @@ def test_worst_files_in_a_process_of_their_own(tmp_path: Path) -> None:
         out = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True, timeout=60).stdout
         seconds, megabytes = map(float, out.split())
         print(f"{name}: {seconds:.2f} s, {megabytes:.0f} MB")
-        assert seconds < 2 and megabytes < 100, name
+        assert seconds < 1 and megabytes < 100, name

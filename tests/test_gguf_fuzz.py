@@ -1,0 +1,194 @@
+"""A seeded mutation fuzzer over GGUF headers, ours and real ones: whatever the damage, reading ends in a usable file or in a LlaminaError, quickly and
+in little memory. What it has found stands as an explicit case in test_bad_files.py.
+
+LLAMINA_FUZZ=100000 runs more cases per seed file; LLAMINA_FUZZ_SEED another sequence of them.
+"""
+from __future__ import annotations
+
+import os
+import random
+import struct
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, llama, memory_file
+from llamina.engine import gguf_header
+from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.errors import LlaminaError
+from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf_header import Header
+
+CASES = int(os.environ.get("LLAMINA_FUZZ", 1500))
+SEED = int(os.environ.get("LLAMINA_FUZZ_SEED", 0))
+NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 31, 32, 33, 255, 256, 2**16, 2**20, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**61, 2**62, 2**63 - 8,
+           2**63 - 1, 2**63, 2**64 - 32, 2**64 - 9, 2**64 - 8, 2**64 - 1]
+
+
+def all_kinds() -> Builder:
+    """Every value type and shapes of one to four dimensions beside a small Llama."""
+    b = llama(n_layers=1, n_vocab=259, format="Q8_0", tied=True, ffn_dim=64)
+    for kind in range(13):
+        if kind not in (STRING, ARRAY):
+            b.set(f"scalar.{kind}", 1, kind).set(f"array.{kind}", (kind, [0, 1, 1]), ARRAY)
+    b.set("array.strings", ["a", "", "żółw"]).set("array.empty", (STRING, []), ARRAY).set("llama.rope.scaling.type", "yarn")
+    b.set("llama.rope.scaling.factor", 4.0).set("llama.attention.head_count", [4]).set("general.alignment", 64)
+    b.alignment = 64
+    return b.add("rope.freqs", (2, 2, 2, 8))
+
+
+def split_shard() -> Builder:
+    b = Builder().set("split.no", 0).set("split.count", 2).set("split.tensors.count", 1).set("b", (BOOL, [1, 0]), ARRAY).set("d", 1.0, F64)
+    return b.add("token_embd.weight", (4, 256), "Q4_K")
+
+
+class Mutator:
+    """Damages a header in 1 to 4 ways, half of them aimed at the fields that its intact form is read by."""
+
+    def __init__(self, header: bytes, fields: list[tuple[int, int]], seed: int) -> None:
+        self.header, self.fields, self.random = header, fields, random.Random(seed)
+
+    def __call__(self) -> bytes:
+        data = bytearray(self.header)
+        for _ in range(self.random.choice((1, 1, 1, 2, 2, 4))):
+            self.random.choice((self.field, self.field, self.field, self.bit, self.number, self.delete, self.insert, self.copy, self.cut))(data)
+        return bytes(data)
+
+    def at(self, data: bytearray) -> int:
+        return self.random.randrange(len(data) + 1)
+
+    def value(self, n: int, old: int) -> int:
+        r = self.random
+        return r.choice((r.choice(NUMBERS), old + 1, old - 1, old * 2, old ^ (1 << r.randrange(8 * n)), r.randrange(256))) % (1 << 8 * n)
+
+    def field(self, data: bytearray) -> None:
+        start, n = self.random.choice(self.fields)
+        if n in (1, 2, 4, 8) and start + n <= len(data):
+            data[start : start + n] = self.value(n, int.from_bytes(data[start : start + n], "little")).to_bytes(n, "little")
+        elif n and start < len(data):  # text or an array
+            data[min(start + self.random.randrange(n), len(data) - 1)] = self.random.randrange(256)
+
+    def bit(self, data: bytearray) -> None:
+        if data:
+            data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+
+    def number(self, data: bytearray) -> None:
+        start, n = self.at(data), self.random.choice((1, 4, 8))
+        data[start : start + n] = self.value(n, 0).to_bytes(n, "little")
+
+    def delete(self, data: bytearray) -> None:
+        start = self.at(data)
+        del data[start : start + self.random.choice((1, 4, 8, 100))]
+
+    def insert(self, data: bytearray) -> None:
+        start = self.at(data)
+        data[start:start] = self.random.randbytes(self.random.choice((1, 4, 8, 100)))
+
+    def copy(self, data: bytearray) -> None:
+        """Put some fields where others are: duplicates, and well-formed text in the wrong place."""
+        (a, _), (b, _) = self.random.choice(self.fields), self.random.choice(self.fields)
+        n = self.random.choice((4, 8, 12, 24, 40))
+        data[b : b + n] = data[a : a + n]
+
+    def cut(self, data: bytearray) -> None:
+        del data[self.at(data) :]
+
+
+def read_everything(path: Path) -> None:
+    """All that a caller could ask of an accepted file; every tensor must lie within it."""
+    with open_gguf(path) as g:
+        for t in g.tensors.values():
+            data = g.data(t.name)
+            assert data.shape == (t.rows, t.format.row_bytes(t.cols)) and data.nbytes == t.n_bytes > 0
+            int(data[0, 0]) + int(data[-1, -1])
+        for key in g.metadata:
+            g.metadata[key]
+        check_tensors(g, ModelConfig.from_gguf(g))
+
+
+def resident_megabytes(which: str) -> float:
+    """Resident memory now (VmRSS), or its peak since the last call with VmRSS (VmHWM); 0 where the system doesn't tell."""
+    try:
+        if which == "VmRSS":
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/status").read_text().split(which + ":")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return 0.0
+
+
+def fuzz(path: Path, header: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Run CASES damaged forms of a file (header, then zeros up to size); how many were accepted, and refused with which error type."""
+    fields: list[tuple[int, int]] = []
+    take = Header._take
+
+    def recording_take(self: Header, n: int, what: str) -> int:
+        fields.append((self.at, n))
+        return take(self, n, what)
+
+    damaged = header
+    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(damaged, size if damaged else 1))
+    monkeypatch.setattr(Header, "_take", recording_take)
+    Header(path).read()
+    monkeypatch.setattr(Header, "_take", take)
+    mutate, outcomes = Mutator(header, fields, SEED), Counter[str]()
+    before = resident_megabytes("VmRSS")
+    for case in range(CASES):
+        damaged = mutate()
+        start = time.thread_time()  # not the clock: the machine may be busy with other things
+        try:
+            read_everything(path)
+            outcomes["accepted"] += 1
+        except LlaminaError as error:
+            outcomes[type(error).__name__] += 1
+            assert str(error).startswith(str(path.parent)) and "\n" not in str(error) and len(str(error)) < 600, str(error)
+        except Exception as error:
+            raise AssertionError(f"case {case} of seed {SEED} escaped: {error!r}") from error
+        assert time.thread_time() - start < 0.5, f"case {case} of seed {SEED} took long: {damaged!r}"
+        assert case % 64 or resident_megabytes("VmHWM") - before < 100, f"a case from {case - 63} to {case} of seed {SEED} took much memory"
+    print(dict(outcomes))
+    return outcomes
+
+
+@pytest.mark.parametrize("build", [llama, all_kinds, split_shard])
+def test_our_headers(build: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = build()  # type: ignore[operator]
+    path = b.write(tmp_path / "m-00001-of-00002.gguf")
+    outcomes = fuzz(path, b.header(), path.stat().st_size, monkeypatch)
+    assert outcomes["FormatError"] > CASES / 4 and len(outcomes) >= 3, outcomes
+
+
+@pytest.mark.parametrize("name", ["llama2c/stories260K.gguf", "gguf-by-llama.cpp/tinystories-656k.q5_1.gguf"])
+def test_real_headers(name: str, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = real / name
+    header = Header(path)
+    header.read()
+    outcomes = fuzz(path, path.read_bytes()[: header.at], path.stat().st_size, monkeypatch)
+    assert outcomes["FormatError"] > CASES / 4 and outcomes["accepted"] and outcomes["UnsupportedError"], outcomes
+
+
+def test_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random bytes after a valid beginning."""
+    rng = np.random.default_rng(SEED)
+    noise = b""
+    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(noise, len(noise)))
+    for case in range(CASES):
+        start = b"GGUF" + struct.pack("<IQQ", 3, rng.integers(3), rng.integers(1, 4))
+        start += struct.pack("<Q", 1) + b"k" + struct.pack("<I", rng.integers(14)) if case % 2 else b""
+        noise = start + (rng.bytes(400) if case % 4 < 2 else rng.integers(0, 3, 400, np.uint8).tobytes())
+        try:
+            read_everything(tmp_path / "noise.gguf")
+        except LlaminaError:
+            pass
+        else:
+            pytest.fail(f"case {case} was accepted as a model")
+
+
+def test_the_fuzzer_sees_an_escaping_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: without the bounds check, struct.error or IndexError escapes, and the fuzzer must say so."""
+    b = llama()
+    path = b.write(tmp_path / "x.gguf")
+    monkeypatch.setattr(Header, "fail", lambda self, message: None)
+    with pytest.raises(AssertionError, match="escaped"):
+        fuzz(path, b.header(), path.stat().st_size, monkeypatch)
