@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     from .config import ModelConfig, check_tensors
     from .tokenizer import load_tokenizer
     start = time.perf_counter()
-    threads, context = _count("threads", threads), _count("context", context)
+    threads, context = count("threads", threads), count("context", context)
     gguf = open_gguf(resolve(path))
     try:
         config = ModelConfig.from_gguf(gguf)
@@ -75,7 +75,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return Path(name)
 
 
-def _count(name: str, value: Any) -> int | None:
+def count(name: str, value: Any) -> int | None:
     """A positive whole number or None."""
     if value is None:
         return None
@@ -144,7 +144,7 @@ class Model:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
         step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
         self._check_open()
-        ids, chunk = self._check_ids(ids), _count("chunk", chunk)
+        ids, chunk = self._check_ids(ids), count("chunk", chunk)
         if len(ids) > self.context:
             raise ContextFullError(f"{len(ids)} tokens were given, the context has {self.context}: give fewer or raise the context")
         out = np.empty((len(ids), self.config.n_vocab), np.float32)
@@ -181,7 +181,7 @@ class Model:
         """
         self._check_open()
         options = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
-        if _count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
+        if count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
             raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
         return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
                           ignore_eos=ignore_eos, sample_index=sample_index)

@@ -1,0 +1,77 @@
+"""A conversation over one KV sequence: each turn computes only the tokens that the cache does not hold yet.
+
+    ask(text) -> the template writes the whole conversation -> ids -> keep the common beginning with what was computed, feed the rest
+
+Exactness makes keeping harmless: the logits after a kept beginning equal, to the bit, those computed afresh.
+"""
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from .generation import Generation, check_max_tokens, check_stop
+from .model import Model
+from .sampling import SamplingOptions
+
+
+class Chat:
+    """A conversation with a model; a context manager. `messages` is the history: {"role": "system" | "user" | "assistant", "content": str}."""
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        """Raises UnsupportedError or FormatError if the model has no usable chat template."""
+        self.model, self.template = model, model.chat_template
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, str]] = list(self._system)
+        self._sequence = model.runtime.new_sequence()
+        self._computed: list[int] = []  # ids whose keys and values the sequence holds, while no answer is open
+        self._answer: Generation | None = None
+
+    def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, **sampling: Any) -> Generation:
+        """The answer to the user's next turn, as it comes. The turn before ends here, complete or not: what was shown of its answer stays in
+        the history; a turn interrupted before its first word is forgotten. Raises like `Model.generate`; then this turn is forgotten."""
+        self._settle()
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self.template.encode(messages)
+        options, limit, stops = SamplingOptions(**sampling), check_max_tokens(max_tokens), check_stop(stop)
+        keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
+        self._sequence.truncate(keep)
+        self._computed = self._computed[:keep]
+        self._answer = Generation(self.model, ids, options, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
+                                  ignore_eos=ignore_eos, sequence=self._sequence)
+        self.messages = messages
+        return self._answer
+
+    def clear(self) -> None:
+        """Forget all turns; the system message stays."""
+        self._settle()
+        self.messages = list(self._system)
+
+    def _settle(self) -> None:
+        """End the open turn and write its answer into the history."""
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        answer.close()
+        self._computed = answer.history[:self._sequence.length]
+        if answer.so_far or answer.finish_reason != "interrupted":
+            self.messages.append({"role": "assistant", "content": answer.so_far})
+        else:
+            self.messages.pop()
+
+    def close(self) -> None:
+        """Give the KV pages back. Harmless twice."""
+        self._settle()
+        self._computed = []
+        self._sequence.close()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many ids two lists share at their beginning."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)

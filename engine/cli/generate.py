@@ -1,0 +1,78 @@
+"""`llamina generate`: continue a prompt."""
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from ..errors import OptionError
+from .options import SAMPLING_NAMES, ending_newline, model_argument, read_text, run_options, sampling_options
+from .progress import Progress, closing_line
+
+
+@click.command("generate")
+@model_argument
+@click.option("-p", "--prompt", metavar="TEXT", help="The text to continue; may be empty.")
+@click.option("-f", "--file", metavar="PATH", help="Read it from a file, - for standard input; one newline at its end is dropped.")
+@click.option("-n", "--max-tokens", type=int, default=256, show_default=True, metavar="N", help="Most tokens to generate; -1: until the context is full.")
+@sampling_options
+@click.option("--special", is_flag=True, help="Special tokens written in the prompt (</s>, <|eot_id|>) are those tokens, not text.")
+@click.option("--no-bos", is_flag=True, help="Don't put the beginning-of-sequence token before the prompt.")
+@click.option("--echo", is_flag=True, help="Print the prompt, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end: text, ids, statistics.")
+@run_options
+def command(model: str, prompt: str | None, file: str | None, max_tokens: int, special: bool, no_bos: bool, echo: bool, as_json: bool,
+            threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+    """Continue a prompt and print the continuation as it comes.
+
+    MODEL is a .gguf file (the first shard of a split one), or demo, the small model that comes with the package. Without -p and -f the prompt
+    is read from standard input, unless that is a terminal. The same model, prompt, options and seed give the same text on every machine.
+
+    \b
+    Examples:
+      llamina generate -p "Once upon a time"
+      llamina generate model.gguf -p "The capital of France is" -n 20 --temperature 0
+      llamina generate model.gguf -f story.txt --seed 7 --stop "The end" --json
+    """
+    from .. import model as models
+    from ..sampling import SamplingOptions
+    if prompt is not None and file is not None:
+        raise OptionError("give the prompt with -p or with -f, not with both")
+    SamplingOptions(**{name: sampling[name] for name in SAMPLING_NAMES[:7]})  # a wrong option is told before a large file is loaded
+    text = prompt if prompt is not None else _from_file(file)
+    with Progress(quiet or as_json) as progress, models.load(model, threads=threads, context=context, progress=progress.loading) as loaded:
+        from ...kernels import compile_cache
+        progress.note(compile_cache.cache_note())
+        ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
+        generation = loaded.generate(ids, max_tokens=max_tokens, **sampling)
+        try:
+            if as_json:
+                generation.text()
+                answer = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.so_far, "ids": generation.ids}
+                print(json.dumps({**answer, **generation.stats.as_dict()}, ensure_ascii=False))
+                return
+            if echo:
+                progress.clear()
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            for piece in generation:
+                progress.clear()
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            generation.close()
+            if not as_json:
+                progress.clear()
+                sys.stdout.write(ending_newline())
+        if not quiet:
+            sys.stdout.flush()
+            print(closing_line(generation.stats), file=sys.stderr)
+
+
+def _from_file(path: str | None) -> str:
+    if path is None and sys.stdin.isatty():
+        raise OptionError("there is no prompt: give it with -p TEXT, -f PATH or on standard input")
+    text = read_text(path or "-")
+    return text[:-1] if text.endswith("\n") else text

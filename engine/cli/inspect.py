@@ -1,0 +1,141 @@
+"""`llamina inspect`: what a model file holds, and how it would run here."""
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import LlaminaError
+from . import one_line
+from .options import debug_option, model_argument
+from .progress import size
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..gguf import GGUFFile
+
+SHOWN = 72  # characters of a metadata value
+
+
+@click.command("inspect")
+@model_argument
+@click.option("--context", type=int, metavar="N", help="Positions to plan memory for.  [default: as trained, at most 4096]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@debug_option
+def command(model: str, context: int | None, as_json: bool) -> None:
+    """Show a model file's header, configuration, tensors with the kernels that would run them, memory plan, vocabulary and chat template.
+
+    MODEL is a .gguf file, vocabulary-only ones too, or demo. Only the header is read.
+
+    \b
+    Examples:
+      llamina inspect model.gguf
+      llamina inspect model.gguf --json
+    """
+    from ..gguf import open_gguf
+    from ..model import count, resolve
+    with open_gguf(resolve(model)) as gguf:
+        report = describe(gguf, count("context", context))
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(report)))
+
+
+def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
+    """The report as JSON-able values. What cannot be said of this file (a configuration that is refused, no vocabulary) is the reason why."""
+    from ..config import ModelConfig, check_tensors
+    from ..tokenizer import load_tokenizer
+    report: dict[str, Any] = {
+        "path": str(gguf.path), "shards": len(gguf.paths), "version": gguf.version, "alignment": gguf.alignment,
+        "file_bytes": sum(p.stat().st_size for p in gguf.paths), "metadata": {key: _value(gguf, key) for key in gguf.metadata},
+        "runs": True, "config": None, "target": None, "memory": None, "tokenizer": None,
+    }
+    kernels: dict[str, str] = {}
+    try:
+        config = ModelConfig.from_gguf(gguf)
+        report["config"] = asdict(config)
+        check_tensors(gguf, config)
+        kernels, report["memory"] = _plan(gguf, config, context)
+        from ...kernels.target import TARGET
+        report["target"] = TARGET
+    except LlaminaError as error:
+        report["runs"] = str(error)
+    report["tensors"] = [
+        {"name": t.name, "shape": list(t.shape), "format": t.format.name, "bytes": t.n_bytes, "kernel": kernels.get(t.name)} for t in gguf.tensors.values()
+    ]
+    try:
+        t = load_tokenizer(gguf.metadata, gguf.path)
+        ids = {"bos": t.bos_id, "eos": t.eos_id, "unknown": t.unk_id, "padding": t.pad_id}
+        report["tokenizer"] = {
+            "kind": t.kind, "n_vocab": t.n_vocab, "ids": {name: None if i is None else [i, t.token_text(i)] for name, i in ids.items()},
+            "end_of_generation": [[i, t.token_text(i)] for i in sorted(t.eog_ids)], "add_bos": t.add_bos, "add_eos": t.add_eos, "digest": t.vocab_digest(),
+        }
+    except LlaminaError as error:
+        report["tokenizer"] = str(error)
+    template = gguf.metadata.get("tokenizer.chat_template")
+    report["chat_template"] = template if isinstance(template, str) else None
+    return report
+
+
+def _value(gguf: GGUFFile, key: str) -> Any:
+    """A metadata value; of an array its length only, of a number that JSON can't write its name."""
+    length = gguf.metadata.array_length(key)
+    if length is not None:
+        return f"[{length} values]"
+    value = gguf.metadata[key]
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
+    """({tensor: what computes with it}, bytes that running takes)."""
+    from ...kernels.formats import registry
+    from ..kv_cache import PAGE, PagePool
+    from ..runtime import DEFAULT_CONTEXT
+    from ..weights import matrix_names
+    matrices = matrix_names(config)
+    kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
+    embedding = kernels.get("token_embd.weight")
+    kernels["token_embd.weight"] = "row look-up" + (f", {embedding}" if embedding else "")
+    kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
+    context = context or min(config.context_length, DEFAULT_CONTEXT)
+    weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrices)
+    page_bytes = PagePool(config, 0).page_bytes
+    return kernels, {"weights": weights, "context": context, "kv_per_page": page_bytes, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page_bytes}
+
+
+def _lines(r: dict[str, Any]) -> list[str]:
+    shards = f", {r['shards']} shards" if r["shards"] > 1 else ""
+    lines = [f"{r['path']}: GGUF version {r['version']}, {size(r['file_bytes'])}{shards}, alignment {r['alignment']}"]
+    lines += ["runs here: " + (f"yes, with the {r['target']} kernels" if r["runs"] is True else f"no: {r['runs']}")]
+    lines += ["", "metadata"]
+    for key, value in r["metadata"].items():
+        text = one_line(str(value))
+        lines.append(f"  {one_line(key)} = {text if len(text) <= SHOWN else text[:SHOWN] + '...'}")
+    if r["config"]:
+        lines += ["", "configuration"] + [f"  {key} = {one_line(str(value))}" for key, value in r["config"].items()]
+    if r["tensors"]:
+        formats = Counter(t["format"] for t in r["tensors"])
+        lines += ["", f"{len(r['tensors'])} tensors: " + ", ".join(f"{n} {name}" for name, n in formats.most_common())]
+        width = min(40, max(len(one_line(t["name"])) for t in r["tensors"]))
+        for t in r["tensors"]:
+            shape = " x ".join(str(n) for n in t["shape"])
+            lines.append(f"  {one_line(t['name']):{width}}  {t['format']:8} {shape:>16} {size(t['bytes']):>9}  {t['kernel'] or ''}".rstrip())
+    if r["memory"]:
+        m = r["memory"]
+        lines += ["", f"memory: weights {size(m['weights'])}; KV cache {size(m['kv'])} for {m['context']} positions "
+                      f"({size(m['kv_per_page'])} for each {m['kv_page_positions']}, as they are used)"]
+    t = r["tokenizer"]
+    if isinstance(t, dict):
+        named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]
+        lines += ["", f"vocabulary: {t['n_vocab']} tokens, {t['kind']}; {', '.join(named)}; BOS {'added' if t['add_bos'] else 'not added'}"]
+        lines += ["  ends an answer: " + (", ".join(f"{i} {text!r}" for i, text in t["end_of_generation"]) or "nothing")]
+    else:
+        lines += ["", f"vocabulary: none that can be used: {t}"]
+    if r["chat_template"] is not None:
+        lines += ["", "chat template"] + ["  " + one_line(line) for line in r["chat_template"].splitlines()]
+    return lines

@@ -1,0 +1,82 @@
+"""What goes to stderr besides errors: progress while a model loads and compiles (on a terminal only), and the closing line."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..generation import Stats
+
+
+class Progress:
+    """A context manager that keeps one line on the terminal up to date; `clear` before the answer begins. Silent in pipes and if quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._shows = not quiet and sys.stderr.isatty()
+        self._last = 0.0
+        self._written = False
+        self._compiled = 0
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def __enter__(self) -> Progress:
+        if self._shows:
+            from ...kernels import compile_cache
+            self._unsubscribe = compile_cache.on_compile(self._compiling)
+        return self
+
+    def loading(self, what: str, done: int, total: int) -> None:
+        """The `progress` of `load`."""
+        if self._shows and (done >= total or time.monotonic() - self._last > 0.1):
+            self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}")
+
+    def _compiling(self, name: str) -> None:
+        self._compiled += 1
+        self._show(f"compiling for this CPU, once: {self._compiled} ({name})")
+
+    def _show(self, text: str) -> None:
+        self._last = time.monotonic()
+        self._written = True
+        sys.stderr.write(f"\r\x1b[K{text[:100]}")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._written:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._written = False
+
+    def note(self, text: str | None) -> None:
+        """A line that stays, unless quiet."""
+        if text and not self.quiet:
+            self.clear()
+            print(f"llamina: {text}", file=sys.stderr)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.clear()
+        if self._unsubscribe:
+            self._unsubscribe()
+
+
+def size(n_bytes: float) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit in "B", "kB", "MB", "GB":
+        if n_bytes < 1000 or unit == "GB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.0f} {unit}" if n_bytes >= 100 or unit == "B" else f"{n_bytes:.1f} {unit}"
+
+
+def closing_line(s: Stats) -> str:
+    """Load time, speeds, memory, and what it takes to repeat the answer."""
+    def speed(tokens_per_second: float | None) -> str:
+        return f" ({tokens_per_second:.{1 if tokens_per_second < 100 else 0}f} tokens/s)" if tokens_per_second else ""
+    compiled = f" + compile {s.compile_seconds:.1f} s" if s.compile_seconds >= 0.05 else ""
+    reused = f", {s.reused_tokens} kept" if s.reused_tokens else ""
+    memory = f"; memory {size(s.peak_memory_bytes)}" if s.peak_memory_bytes else ""
+    return (f"[load {s.load_seconds:.2f} s{compiled}; prompt {s.prompt_tokens} tokens{reused}{speed(s.prompt_tokens_per_second)}; "
+            f"generated {s.generated_tokens}{speed(s.generated_tokens_per_second)}{memory}; seed {s.seed}; end: {s.finish_reason}]")
