@@ -9,6 +9,7 @@ valid blocks. Logits have a standard deviation of about 3, so that some tokens a
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ ALL_FORMATS = QUANTIZABLE + K_QUANTS
 
 def write_small_model(
     path: Path, format: str = "F32", *, seed: int = 0, formats: dict[str, str] | None = None, rope: dict[str, Any] | None = None,
-    rope_base: float | None = None, freq_factors: np.ndarray | None = None, blocks: bool = False, **shape: Any,
+    rope_base: float | None = None, freq_factors: np.ndarray | None = None, blocks: bool = False,
+    edit: Callable[[str, np.ndarray], np.ndarray] | None = None, **shape: Any,
 ) -> Path:
     """Write a model whose matrices are all in `format`, but for those named in `formats` ("output.weight", or "ffn_down" for all layers' -> format).
 
     shape: fields of `Shape` that differ from SMALL (from SMALL_256 if a K-quant is used). rope: keys below "llama.rope.scaling.".
     freq_factors: float [head_dim / 2], written as rope_freqs.weight. blocks: draw random blocks even where floats could be quantised
-    (more extreme codes).
+    (more extreme codes). edit: (tensor name, float32 values) -> values to write instead; vectors and matrices that are quantised from floats only.
     """
     formats = formats or {}
     used = {format, *formats.values()}
@@ -53,14 +55,16 @@ def write_small_model(
         add("llama.rope.scaling." + key, value)
     for name, dims, _, std in matrices(config, "f32"):
         if len(dims) == 1:
-            writer.add_tensor(name, (1 + 0.3 * rng.standard_normal(dims)).astype(np.float32))
+            gain = (1 + 0.3 * rng.standard_normal(dims)).astype(np.float32)
+            writer.add_tensor(name, edit(name, gain).astype(np.float32) if edit else gain)
             continue
         kind = formats.get(name) or formats.get(name.split(".")[-2]) or format
         if name in ("output.weight", "token_embd.weight") and std < 1:
             std *= 3
         if kind in QUANTIZABLE and not blocks:
             type_ = gguf.GGMLQuantizationType[kind]
-            data = quantize((rng.standard_normal(dims) * std).astype(np.float32), type_)
+            values = (rng.standard_normal(dims) * std).astype(np.float32)
+            data = quantize(edit(name, values).astype(np.float32) if edit else values, type_)
         else:
             type_, data = gguf.GGMLQuantizationType[kind], random_blocks(rng, kind, dims[0], dims[1], std)
         if data.dtype != np.uint8:  # F32, F16

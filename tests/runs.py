@@ -1,0 +1,75 @@
+"""Running a model in tests without a tokenizer: open it, feed ids in chunks, get logits or their digest.
+
+As a script, in a process with another CPU target or environment:  python runs.py THREADS CHUNK MODEL...  prints one JSON object,
+{"target": "avx2", "numpy": ["X86_V3", ...], "digests": {"MODEL": "sha256", ...}}.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.gguf import open_gguf
+from llamina.engine.runtime import Feed, Runtime
+
+N_TOKENS = 330  # crosses five borders of KV pages (64)
+
+
+@contextmanager
+def open_runtime(path: Path | str, threads: int = 1, context: int = 1024) -> Iterator[Runtime]:
+    with open_gguf(Path(path)) as gguf:
+        config = ModelConfig.from_gguf(gguf)
+        check_tensors(gguf, config)
+        runtime = Runtime(gguf, config, threads=threads, context=context)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+
+
+def run(runtime: Runtime, ids: list[int], chunk: int = 512) -> np.ndarray:
+    """Logits of a fresh sequence that is fed `chunk` ids a step: float32 [len(ids), n_vocab]."""
+    sequence = runtime.new_sequence()
+    parts = [runtime.step([Feed(sequence, ids[i:i + chunk], "all")]).copy() for i in range(0, len(ids), chunk)]
+    sequence.close()
+    return np.concatenate(parts)
+
+
+def logits_of(path: Path | str, ids: list[int], threads: int = 2, chunk: int = 512) -> np.ndarray:
+    with open_runtime(path, threads, max(len(ids), 64)) as runtime:
+        return run(runtime, ids, chunk)
+
+
+def digest(logits: np.ndarray) -> str:
+    """sha256 of the bits of float32 logits."""
+    assert logits.dtype == np.float32
+    return hashlib.sha256(np.ascontiguousarray(logits).astype("<f4", copy=False).tobytes()).hexdigest()
+
+
+def numpy_dispatch() -> list[str]:
+    """CPU features beyond its baseline that NumPy uses in this process."""
+    try:
+        from numpy._core import _multiarray_umath as umath
+    except ImportError:  # NumPy 1
+        from numpy.core import _multiarray_umath as umath  # type: ignore[no-redef]
+    return [f for f in umath.__cpu_dispatch__ if umath.__cpu_features__.get(f)]
+
+
+def main() -> None:
+    from small_models import random_ids
+
+    from llamina.kernels.target import TARGET
+
+    threads, chunk, paths = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    digests = {Path(p).name: digest(logits_of(p, random_ids(N_TOKENS), threads, chunk)) for p in paths}
+    print(json.dumps({"target": TARGET, "numpy": numpy_dispatch(), "digests": digests}))
+
+
+if __name__ == "__main__":
+    main()
