@@ -21,7 +21,7 @@ _PUBLIC = {
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["Generation", "LlaminaError", "Model", "SamplingOptions", "__version__", "errors", "load"]
 
 if TYPE_CHECKING:
     from .engine import errors
