@@ -1,6 +1,6 @@
 """The kernel table: for every runnable format its reference decoder, its retiler and its matmul kernel, each compiled when a model first needs it.
 
-Adding a format: a `Packing` in a file of this folder, its name in `PACKINGS` here and in `table.RUNNABLE`.
+Adding a format: a `Packing` in a file of this folder, which goes into `PACKINGS` here, and its name into `table.RUNNABLE`.
 """
 from __future__ import annotations
 
@@ -12,32 +12,46 @@ from ..compile_cache import Compiled, compiled
 from ..matmul import ROWS, Packing, block_kernel, float_kernel
 from .floats import BF16, F16, F32, FloatPacking
 from .kquants import Q4_K, Q5_K, Q6_K
+from .kquants_small import Q2_K, Q3_K, TQ1_0, TQ2_0
 from .legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from .nonlinear import IQ4_NL, IQ4_XS, MXFP4
 from .table import FORMATS
 
-PACKINGS: dict[str, Packing | FloatPacking] = {p.name: p for p in (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K)}
+PACKINGS: dict[str, Packing | FloatPacking] = {p.name: p for p in (
+    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, MXFP4)}
+"""All but the codebook formats, whose grids come from a package that is slow to import (codebook.py)."""
 
 _KERNEL = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
 _RETILE = "int64(int64, int64, int64, int64, int64, int64, int64)"
+
+
+def packing(name: str) -> Packing | FloatPacking:
+    """The format's layout functions; KeyError for one that has no kernel."""
+    if name in PACKINGS:
+        return PACKINGS[name]
+    from . import codebook
+    if name not in codebook.NAMES:
+        raise KeyError(name)
+    return codebook.packing(name)
 
 
 def decode(name: str, data: np.ndarray) -> np.ndarray:
     """Reference decoder: uint8 [rows, row bytes] -> float32 [rows, columns], bit for bit what `gguf.quants.dequantize` gives."""
     block = FORMATS[name].bytes
     rows = data.shape[0]
-    return PACKINGS[name].decode(np.ascontiguousarray(data).reshape(-1, block)).reshape(rows, -1)
+    return packing(name).decode(np.ascontiguousarray(data).reshape(-1, block)).reshape(rows, -1)
 
 
 def takes_floats(name: str) -> bool:
     """Whether the format's kernel reads float activations rather than int8 records."""
-    return isinstance(PACKINGS[name], FloatPacking)
+    return isinstance(packing(name), FloatPacking)
 
 
 @cache
 def kernel(name: str) -> Compiled:
     """The format's matmul kernel (signature: matmul.block_kernel)."""
-    packing = PACKINGS[name]
-    function = block_kernel(packing) if isinstance(packing, Packing) else float_kernel(packing.load16, packing.item_bytes)
+    layout = packing(name)
+    function = block_kernel(layout) if isinstance(layout, Packing) else float_kernel(layout.load16, layout.item_bytes)
     return _named(f"matmul_{name}", _KERNEL, function)
 
 
@@ -47,9 +61,9 @@ def retiler(name: str) -> Compiled:
 
     src: address of the file's rows; dst: address of the whole retiled matrix, whose memory is zero. Lanes past `rows` stay zero: scale 0.
     """
-    packing = PACKINGS[name]
-    place, block_bytes = packing.place, FORMATS[name].bytes
-    tile_bytes = packing.tile_bytes if isinstance(packing, Packing) else ROWS * packing.item_bytes
+    layout = packing(name)
+    place, block_bytes = layout.place, FORMATS[name].bytes
+    tile_bytes = layout.tile_bytes if isinstance(layout, Packing) else ROWS * layout.item_bytes
 
     def retile(src, row_bytes, rows, blocks, tile0, tile1, dst):
         bad = -1
@@ -66,11 +80,11 @@ def retiler(name: str) -> Compiled:
 
 def tiled_bytes(name: str, rows: int, columns: int) -> int:
     """Bytes of a matrix of this format once retiled: rows rounded up to 16."""
-    packing = PACKINGS[name]
+    layout = packing(name)
     tiles = -(-rows // ROWS)
-    if isinstance(packing, FloatPacking):
-        return tiles * columns * ROWS * packing.item_bytes
-    return tiles * (columns // packing.columns) * packing.tile_bytes
+    if isinstance(layout, FloatPacking):
+        return tiles * columns * ROWS * layout.item_bytes
+    return tiles * (columns // layout.columns) * layout.tile_bytes
 
 
 def _named(name: str, signature: str, function) -> Compiled:
