@@ -14,7 +14,9 @@ import llamina
 import pytest
 from conftest import REPOSITORY
 
-LAYERS = {"kernels": {"kernels"}, "engine": {"kernels", "engine"}, "convert": {"kernels", "engine", "convert"}, "bench": {"kernels", "engine", "convert", "bench"}}
+LAYERS = {
+    "kernels": {"kernels"}, "engine": {"kernels", "engine"}, "convert": {"kernels", "engine", "convert"}, "bench": {"kernels", "engine", "convert", "bench"},
+}
 """Folder -> what it may import. The command line, engine/cli, sees everything."""
 TOO_LONG = 450
 
