@@ -1,0 +1,379 @@
+"""The kernels on NumPy arrays, for tests: each function here allocates the output, passes addresses to compiled code, and returns the output.
+
+The only place in the tests that knows the kernels' signatures. Outputs are surrounded by guard bytes where a kernel could write too far.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llamina.kernels import activations, attention, elementwise, vecmath
+from llamina.kernels.attention import attend_block
+from llamina.kernels.compile_cache import jit
+from llamina.kernels.dot import dot, dot_any
+from llamina.kernels.formats import registry
+from llamina.kernels.formats.table import FORMATS
+from llamina.kernels.half import load_bf16x16, load_f16, load_f16x16, store_f16x16
+from llamina.kernels.simd import (
+    from_bits,
+    keep_first,
+    load_f32x16,
+    load_i8x64,
+    load_i32x16,
+    splat_f32,
+    splat_i32,
+    store_f32,
+    store_f32x16,
+    store_i32,
+    vmax_across,
+    vmax_across_i32,
+    vsum,
+    vsum_i32,
+)
+
+Array = np.ndarray[Any, Any]
+ROWS, PAGE = 16, elementwise.PAGE
+RECORD = np.dtype([("q", "i1", (8, 32)), ("d", "f4", 8), ("ds", "f4", 8), ("zero8", "i4", 8), ("zero128", "i4", 8), ("zero32", "i4", (2, 8))])
+"""A record of activations.py, as its docstring draws it."""
+
+
+def at(a: Array) -> int:
+    """Address of a contiguous array."""
+    assert a.flags.c_contiguous
+    return a.ctypes.data
+
+
+def padded(columns: int) -> int:
+    return -(-columns // 32) * 32
+
+
+def padded_rows(x: Array) -> Array:
+    """float32 [n, columns] -> [n, columns rounded up to 32], zeros added."""
+    out = np.zeros((len(x), padded(x.shape[1])), np.float32)
+    out[:, :x.shape[1]] = x
+    return out
+
+
+# -- simd, half, dot, vecmath -----------------------------------------------------------------------------------------------------------------
+
+@jit()
+def _exp(x, out, n):
+    for i in range(0, 4 * n, 64):
+        store_f32x16(out + i, vecmath.vexp(load_f32x16(x + i)))
+
+
+@jit()
+def _widen(x, out, n):
+    for i in range(0, n, 16):
+        store_f32x16(out + 4 * i, load_f16x16(x + 2 * i))
+
+
+@jit()
+def _widen_one(x, out, n):
+    for i in range(n):
+        store_f32(out + 4 * i, load_f16(x + 2 * i))
+
+
+@jit()
+def _widen_bf16(x, out, n):
+    for i in range(0, n, 16):
+        store_f32x16(out + 4 * i, load_bf16x16(x + 2 * i))
+
+
+@jit()
+def _narrow(x, out, n):
+    for i in range(0, n, 16):
+        store_f16x16(out + 2 * i, load_f32x16(x + 4 * i))
+
+
+@jit()
+def _dot(u, s, start, out):
+    store_f32x16(out, from_bits(dot(splat_i32(start), load_i8x64(u), load_i32x16(s))))
+
+
+@jit()
+def _dot_any(u, s, start, out):
+    store_f32x16(out, from_bits(dot_any(splat_i32(start), load_i8x64(u), load_i32x16(s))))
+
+
+@jit()
+def _reductions(f, i, f_out, i_out):
+    store_f32(f_out, vsum(load_f32x16(f)))
+    store_f32(f_out + 4, vmax_across(load_f32x16(f)))
+    store_i32(i_out, vsum_i32(load_i32x16(i)))
+    store_i32(i_out + 4, vmax_across_i32(load_i32x16(i)))
+
+
+@jit()
+def _keep_first(x, n, fill, out):
+    store_f32x16(out, keep_first(load_f32x16(x), n, fill))
+
+
+@jit()
+def _round(x, out, n):
+    for i in range(0, 4 * n, 64):
+        store_f32x16(out + i, from_bits(vecmath.round_to_bits(load_f32x16(x + i))))
+
+
+@jit()
+def _arithmetic(a, b, out):
+    x, y = load_f32x16(a), load_f32x16(b)
+    store_f32x16(out, x + y)
+    store_f32x16(out + 64, x - y)
+    store_f32x16(out + 128, x * y)
+    store_f32x16(out + 192, x / y)
+    store_f32x16(out + 256, x * y + splat_f32(1.0))
+
+
+@jit()
+def _sin_cos(x, out):
+    for i in range(x.size):
+        out[i, 0], out[i, 1] = vecmath.sin_cos(x[i])
+
+
+def _map(function: Any, x: Array, dtype: type, n: int | None = None) -> Array:
+    x = np.ascontiguousarray(x)
+    assert x.size % 16 == 0
+    out = np.zeros(x.shape, dtype)
+    function(at(x), at(out), x.size)
+    return out
+
+
+def exp(x: Array) -> Array:
+    return _map(_exp, x.astype(np.float32), np.float32)
+
+
+def widen(halves: Array) -> Array:
+    return _map(_widen, halves.view(np.uint16), np.float32)
+
+
+def widen_one(halves: Array) -> Array:
+    return _map(_widen_one, halves.view(np.uint16), np.float32)
+
+
+def widen_bf16(bits: Array) -> Array:
+    return _map(_widen_bf16, bits.view(np.uint16), np.float32)
+
+
+def narrow(x: Array) -> Array:
+    """float32 -> bits of halves, uint16"""
+    return _map(_narrow, x.astype(np.float32), np.uint16)
+
+
+def round_to_bits(x: Array) -> Array:
+    return _map(_round, x.astype(np.float32), np.int32)
+
+
+def byte_dot(u: Array, s: Array, start: int, any_byte: bool) -> Array:
+    """u: uint8 [64], s: int8 [64] -> int32 [16] = start + sums of four products"""
+    out = np.zeros(16, np.int32)
+    (_dot_any if any_byte else _dot)(at(u), at(s), start, at(out))
+    return out
+
+
+def reductions(f: Array, i: Array) -> tuple[np.float32, np.float32, int, int]:
+    """(vsum, vmax_across) of float32 [16], (vsum_i32, vmax_across_i32) of int32 [16]"""
+    f_out, i_out = np.zeros(2, np.float32), np.zeros(2, np.int32)
+    _reductions(at(f), at(i), at(f_out), at(i_out))
+    return f_out[0], f_out[1], int(i_out[0]), int(i_out[1])
+
+
+def keep_first_lanes(x: Array, n: int, fill: float) -> Array:
+    out = np.zeros(16, np.float32)
+    _keep_first(at(x), n, np.float32(fill), at(out))
+    return out
+
+
+def arithmetic(a: Array, b: Array) -> Array:
+    """float32 [16] each -> [5, 16]: a + b, a - b, a * b, a / b, a * b + 1 in two roundings"""
+    out = np.zeros((5, 16), np.float32)
+    _arithmetic(at(a), at(b), at(out))
+    return out
+
+
+def sin_cos(x: Array) -> Array:
+    """float64 [n] -> [n, 2]"""
+    out = np.zeros((len(x), 2))
+    _sin_cos(x, out)
+    return out
+
+
+# -- activations and matmul -------------------------------------------------------------------------------------------------------------------
+
+@jit()
+def _quantize(x, columns, tokens, records):
+    worst = 0
+    for m in range(tokens):
+        worst = max(worst, activations.quantize_row(x + 4 * m * columns, columns, m, records))
+    return worst
+
+
+def quantize(x: Array) -> tuple[Array, int]:
+    """float32 [M, C], C a multiple of 32 -> (records: RECORD [groups of 8 tokens, C / 32], largest |x| as float bits)"""
+    assert x.dtype == np.float32 and x.shape[1] % 32 == 0
+    raw = np.full(activations.record_bytes(len(x), x.shape[1]) + 64, 0x5A, np.uint8)
+    worst = _quantize(at(x), x.shape[1], len(x), at(raw))
+    assert (raw[-64:] == 0x5A).all()
+    return raw[:-64].view(RECORD).reshape(-1, x.shape[1] // 32), worst
+
+
+def token_of(records: Array, m: int) -> dict[str, Array]:
+    """One token's numbers in all of its blocks: q [blocks, 32], zero32 [blocks, 2], the others [blocks]."""
+    group, lane = records[m // 8], m % 8
+    return {name: group[name][:, :, lane] if name == "zero32" else group[name][:, lane] for name in RECORD.names or ()}
+
+
+def n_tiles(rows: int) -> int:
+    return -(-rows // ROWS)
+
+
+def retile(name: str, data: Array, columns: int, pieces: int = 1) -> tuple[Array, int]:
+    """uint8 [rows, row bytes] -> (tiles: uint8, first bad row or -1), the tiles made in `pieces` calls."""
+    rows, tiles = len(data), n_tiles(len(data))
+    size = registry.tiled_bytes(name, rows, columns)
+    raw = np.zeros(size + 64, np.uint8)
+    raw[size:] = 0x5A
+    call, bad = registry.retiler(name).cfunc.ctypes, -1
+    borders = [tiles * i // pieces for i in range(pieces + 1)]
+    for t0, t1 in zip(borders, borders[1:]):
+        found = call(at(data), data.shape[1], rows, columns // FORMATS[name].columns, t0, t1, at(raw))
+        bad = found if bad < 0 else bad
+    assert (raw[size:] == 0x5A).all()
+    return raw[:size], bad
+
+
+def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | None = None) -> Array:
+    """out float32 [M, rows]; x: float32 [M, C] with C the matrix's columns. `borders`: tile ranges of separate calls."""
+    tokens, columns = x.shape
+    inputs = padded_rows(x)
+    ldx, ldo = inputs.shape[1], n_tiles(rows) * ROWS
+    if not registry.takes_floats(name):
+        inputs, _ = quantize(inputs)
+    out = np.full((tokens + 1, ldo), np.nan, np.float32)
+    borders = borders or [0, n_tiles(rows)]
+    for t0, t1 in zip(borders, borders[1:]):
+        registry.kernel(name).cfunc.ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
+    assert np.isnan(out[tokens]).all() and (out[:tokens, rows:] == 0).all(), "wrote past the last token, or lanes past the last row are not zero"
+    return out[:tokens, :rows]
+
+
+# -- the per-token stages ---------------------------------------------------------------------------------------------------------------------
+
+@jit()
+def _rms_norm(x, gain, n, columns, eps, out):
+    return elementwise.rms_norm(x, gain, n, columns, eps, out)
+
+
+@jit()
+def _silu_mul(gate, up, columns):
+    elementwise.silu_mul(gate, up, columns)
+
+
+@jit()
+def _add_rows(x, y, columns):
+    elementwise.add_rows(x, y, columns)
+
+
+@jit()
+def _rope(x, n_heads, head_dim, rope_dim, table):
+    elementwise.rope(x, n_heads, head_dim, rope_dim, table)
+
+
+@jit()
+def _fill_rope_table(frequencies, table, first, last, scale):
+    elementwise.fill_rope_table(frequencies, table, first, last, scale)
+
+
+@jit()
+def _append(k, v, n_kv_heads, head_dim, v_dim, slot, page):
+    elementwise.append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page)
+
+
+def rms_norm(x: Array, gain: Array, n: int, eps: float) -> tuple[Array, bool]:
+    """x, gain: float32 [columns], a multiple of 32"""
+    out = np.full(len(x) + 16, np.nan, np.float32)
+    bad = _rms_norm(at(x), at(gain), n, len(x), np.float32(eps), at(out))
+    assert np.isnan(out[len(x):]).all()
+    return out[:len(x)], bool(bad)
+
+
+def silu_mul(gate: Array, up: Array) -> Array:
+    out = np.append(gate, np.full(16, np.nan, np.float32))
+    _silu_mul(at(out), at(up), len(up))
+    assert np.isnan(out[len(gate):]).all()
+    return out[:len(gate)]
+
+
+def add_rows(x: Array, y: Array) -> Array:
+    out = x.copy()
+    _add_rows(at(out), at(y), len(y))
+    return out
+
+
+def rope_table(frequencies: Array, positions: int, scale: float = 1.0) -> Array:
+    """float32 [positions, pairs, 2]"""
+    table = np.zeros((positions, len(frequencies), 2), np.float32)
+    _fill_rope_table(frequencies, table, 0, positions, scale)
+    return table
+
+
+def rope(x: Array, rope_dim: int, row: Array) -> Array:
+    """x: float32 [heads, head_dim]; row: float32 [pairs, 2] of the table"""
+    out = x.copy()
+    _rope(at(out), len(x), x.shape[1], rope_dim, at(row))
+    return out
+
+
+# -- attention --------------------------------------------------------------------------------------------------------------------------------
+
+class Cache:
+    """One layer of one sequence's KV cache, filled by append_kv. Unused places hold the bits 0x7FFF (NaN), or those of `garbage`.
+
+    k, v: float32 [positions, kv heads, head_dim]. `layer` of three: the others stay untouched.
+    """
+
+    def __init__(self, k: Array, v: Array, garbage: float = float("nan"), layer: int = 1):
+        positions, self.n_kv, self.head_dim = k.shape
+        self.v_dim = -(-self.head_dim // 16) * 16
+        halves = PAGE * self.n_kv * (self.head_dim + self.v_dim)
+        self.layer_bytes, self.offset = 2 * halves, 2 * halves * layer
+        self.pages = np.full((-(-positions // PAGE), 3, halves), garbage, np.float16)
+        self.table = np.array([at(page) for page in self.pages])
+        keys, values = (padded_rows(a.reshape(positions, -1)) for a in (k, v))
+        keys, values = (np.append(a, np.zeros((1, a.shape[1]), np.float32), axis=0) for a in (keys, values))  # read past the last head
+        for p in range(positions):
+            _append(at(keys[p]), at(values[p]), self.n_kv, self.head_dim, self.v_dim, p % PAGE, int(self.table[p // PAGE]) + self.offset)
+
+    def keys(self, page: int) -> Array:
+        """f16 [kv heads, head_dim, 64]"""
+        layer = self.pages[page, self.offset // self.layer_bytes]
+        return layer[:self.n_kv * self.head_dim * PAGE].reshape(self.n_kv, self.head_dim, PAGE)
+
+    def values(self, page: int) -> Array:
+        """f16 [kv heads, 64, v_dim]"""
+        layer = self.pages[page, self.offset // self.layer_bytes]
+        return layer[self.n_kv * self.head_dim * PAGE:].reshape(self.n_kv, PAGE, self.v_dim)
+
+
+@jit()
+def _attend(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch):
+    attend_block(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch)
+
+
+def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None) -> Array:
+    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, head_dim]. `borders`: blocks of tokens [0, ..., M]."""
+    tokens, heads, head_dim = q.shape
+    stride = padded(heads * head_dim)
+    rows = padded_rows(q.reshape(tokens, -1))
+    out = np.full((tokens, stride), 7.0, np.float32)
+    most = attention.block_tokens(heads, cache.n_kv)
+    borders = borders or [*range(0, tokens, most), tokens]
+    scratch = np.full(attention.scratch_bytes(heads, cache.n_kv, head_dim) + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
+    aligned = at(scratch) + -at(scratch) % 64
+    for m0, m1 in zip(borders, borders[1:]):
+        assert 0 < m1 - m0 <= most
+        for kv_head in reversed(range(cache.n_kv)):  # so that a head that writes too far spoils one that is done
+            _attend(at(rows), stride, m0, m1, position0 + m0, at(cache.table), cache.offset, cache.n_kv, kv_head, heads // cache.n_kv, head_dim,
+                    cache.v_dim, np.float32(scale), at(out), stride, aligned)
+    assert (out[:, heads * head_dim:] == 7).all() and (scratch[-64:] == 0xFF).all()
+    return out[:, :heads * head_dim].reshape(q.shape)

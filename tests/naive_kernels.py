@@ -1,0 +1,319 @@
+"""What every kernel computes, twice, in NumPy loops to be checked by eye. Shares no code with the kernels.
+
+- The *meaning*, in float64 (`naive_...`): what a textbook says; kernels come within a few float32 roundings of it.
+- The *canonical sequence* of float32 operations (`canonical_...`), as docs/exactness.md and the kernels' docstrings write it down: kernels must give
+  these very bits, on every target. An fma is exact product, exact sum, one rounding (`fma32`).
+
+Shapes: tokens M, rows R, columns C; block formats by their GGUF name; positions p; queries are [heads, head_dim].
+"""
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+
+Array = np.ndarray[Any, Any]
+f32 = np.float32
+
+
+# -- one rounding -----------------------------------------------------------------------------------------------------------------------------
+
+def fma32(a: Any, b: Any, c: Any) -> Array:
+    """float32 a * b + c with one rounding: exact product in float64, sum rounded to odd, then to nearest (Boldo and Melquiond 2008)."""
+    p = np.asarray(a, np.float64) * np.asarray(b, np.float64)  # 24 + 24 bits: exact
+    c = np.asarray(c, np.float64)
+    s = np.atleast_1d(p + c)
+    back = s - p
+    error = (p - (s - back)) + (c - back)  # Knuth's TwoSum
+    bits = s.view(np.int64)
+    toward = np.where((error > 0) == (s > 0), 1, -1)
+    odd = np.where((error != 0) & (bits & 1 == 0), bits + toward, bits).view(np.float64)
+    return odd.astype(f32).reshape(np.shape(p + c))
+
+
+def tree_sum(lanes: Array) -> Array:
+    """16 partial sums to one: lower half + upper half, 16 -> 8 -> 4 -> 2 -> 1. [..., 16] -> [...]"""
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes[..., 0]
+
+
+# -- scalar functions -------------------------------------------------------------------------------------------------------------------------
+
+def naive_half(x: float) -> int:
+    """float32 to the bits of the nearest half, ties to even; from the definition: the multiple of the half's last place nearest to x."""
+    sign = 0x8000 if math.copysign(1.0, x) < 0 else 0
+    x = abs(x)
+    if math.isnan(x):
+        return sign | 0x7E00
+    if x == math.inf:
+        return sign | 0x7C00
+    exponent = max(-14, math.frexp(x)[1] - 1) if x else -14
+    n = round(math.ldexp(x, 10 - exponent))  # Python rounds ties to even; exact: x has 24 bits
+    if n == 2048:
+        n, exponent = 1024, exponent + 1
+    if exponent > 15:
+        return sign | 0x7C00
+    return sign | (n if n < 1024 else (exponent + 15) << 10 | (n - 1024))
+
+
+def canonical_exp(x: Array) -> Array:
+    """vecmath.vexp's operations on float32 of any shape."""
+    x = np.minimum(np.maximum(x, f32(-87)), f32(88))
+    magic = f32(12582912)
+    shifted = fma32(x, f32(1.44269504088896341), magic)
+    n = shifted - magic
+    r = fma32(n, f32(2.12194440e-4), fma32(n, f32(-0.693359375), x))
+    p = np.full_like(r, f32(1.9875691500e-4))
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fma32(p, r, f32(c))
+    p = fma32(r * r, p, r + f32(1))
+    return p * np.ldexp(f32(1), n.astype(np.int32))
+
+
+# -- activations ------------------------------------------------------------------------------------------------------------------------------
+
+class Quantised(NamedTuple):
+    """int8 activations: q int8 [M, C], d float32 [M, C / 32]; x is about q * d."""
+
+    q: Array
+    d: Array
+
+    def values(self) -> Array:
+        """float64 [M, C]"""
+        return self.q * np.repeat(self.d.astype(np.float64), 32, axis=1)
+
+
+def canonical_quantise(x: Array) -> Quantised:
+    """float32 [M, C], C a multiple of 32: round(x * (127 / absmax)) per 32 columns; blocks below 1e-30 are zero."""
+    blocks = x.reshape(len(x), -1, 32)
+    absmax = np.abs(blocks).max(axis=2)
+    live = absmax >= f32(1e-30)
+    inverse = np.where(live, f32(127) / np.where(live, absmax, f32(1)), f32(0))
+    q = np.rint(blocks * inverse[:, :, None]).astype(np.int8).reshape(x.shape)
+    return Quantised(q, np.where(live, absmax / f32(127), f32(0)))
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------------------------------
+
+HALVES = {
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ1_M": (), "MXFP4": (),
+}
+"""Byte offsets of a block's f16 numbers: d, and the minimum or dmin."""
+CHAINED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+"""Formats whose integers `codes_of` can tell."""
+ITEM = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def block_shape(name: str) -> tuple[int, int]:
+    """(columns, bytes) of a block, from the gguf package."""
+    return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+
+
+def random_rows(name: str, rows: int, columns: int, rng: np.random.Generator, codes: int | None = None, scale: float = 0.01) -> Array:
+    """Valid rows of a format: uint8 [rows, row bytes]. `codes`: every byte but the f16 scales has this value, instead of random bits."""
+    if name in ITEM:
+        w = (rng.standard_normal((rows, columns)) * scale).astype(f32)
+        if codes is not None:  # the format's largest and smallest magnitudes, either sign
+            largest = {"F32": 1e30, "F16": 65504, "BF16": 1e30}[name]
+            w = (np.where(rng.integers(0, 2, w.shape), 1, -1) * (largest if codes & 1 else 1e-7)).astype(f32)
+        if name == "F32":
+            return w.view(np.uint8)
+        return (w.astype(np.float16) if name == "F16" else (w.view(np.uint32) >> 16).astype(np.uint16)).view(np.uint8)
+    per_block, size = block_shape(name)
+    blocks = rng.integers(0, 256, (rows * columns // per_block, size), dtype=np.uint8)
+    if codes is not None:
+        blocks[:] = codes
+    for at in HALVES[name]:
+        halves = (rng.standard_normal(len(blocks)) * scale).astype(np.float16)
+        blocks[:, at:at + 2] = halves[:, None].view(np.uint8)
+    if name == "IQ1_M":  # d's upper 4 bits, in the last scale's
+        blocks[:, 55] = blocks[:, 55] & 0x0F | 0x20
+    if name == "MXFP4":  # a power of two, 2 ** (e - 127)
+        blocks[:, 0] = rng.integers(116, 124, len(blocks))
+    return blocks.reshape(rows, -1)
+
+
+def reference(name: str, data: Array) -> Array:
+    """float32 [R, C] as the gguf package decodes the rows."""
+    return np.asarray(dequantize(data, gguf.GGMLQuantizationType[name])).reshape(len(data), -1)
+
+
+class Codes(NamedTuple):
+    """A block format's integers, for the canonical chain. Sub-blocks of 32 columns, S = C / 32.
+
+    code int [R, C] with the zero point taken off; scale float32 [R, S]; least float32 [R, S] or None; halves int [R, 2 S] (scale per 16) or None.
+    """
+
+    code: Array
+    scale: Array
+    least: Array | None = None
+    halves: Array | None = None
+
+
+def codes_of(name: str, data: Array) -> Codes:
+    """Unpacked column by column from ggml's structs, by loops over bits."""
+    columns, size = block_shape(name)
+    rows, blocks = len(data), data.reshape(-1, size)
+
+    def half(at: int) -> Array:
+        return np.ascontiguousarray(blocks[:, at:at + 2]).view(np.float16)[:, 0].astype(f32)
+    code = np.zeros((len(blocks), columns), np.int64)
+    b = blocks.astype(np.int64)
+    scale, least, halves = half(HALVES[name][0])[:, None], None, None
+    if name == "Q8_0":
+        code[:] = blocks[:, 2:].view(np.int8)
+    elif name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        five, minimum = name.startswith("Q5"), name.endswith("1")
+        qh, qs = 4 if minimum else 2, (4 if minimum else 2) + (4 if five else 0)
+        for c in range(32):
+            code[:, c] = b[:, qs + c % 16] >> 4 * (c // 16) & 15
+            if five:
+                code[:, c] += (b[:, qh + c // 8] >> c % 8 & 1) << 4
+        if minimum:
+            least = half(2)[:, None]
+        else:
+            code -= 16 if five else 8
+    elif name in ("Q4_K", "Q5_K"):
+        s = b[:, 4:16]
+        sc = np.stack([s[:, j] & 63 if j < 4 else (s[:, j + 4] & 15) | s[:, j - 4] >> 6 << 4 for j in range(8)], axis=1)
+        m = np.stack([s[:, j + 4] & 63 if j < 4 else s[:, j + 4] >> 4 | s[:, j] >> 6 << 4 for j in range(8)], axis=1)
+        scale, least = scale * sc.astype(f32), -(half(2)[:, None] * m.astype(f32))
+        qs = 48 if name == "Q5_K" else 16
+        for c in range(256):
+            j, l = divmod(c, 32)
+            code[:, c] = b[:, qs + 32 * (j // 2) + l] >> 4 * (j % 2) & 15
+            if name == "Q5_K":
+                code[:, c] += (b[:, 16 + l] >> j & 1) << 4
+    else:
+        for c in range(256):
+            h, k, l = c // 128, c % 128 // 32, c % 32
+            low = b[:, 64 * h + l + 32 * (k & 1)] >> 4 * (k // 2) & 15
+            code[:, c] = (low | (b[:, 128 + 32 * h + l] >> 2 * k & 3) << 4) - 32
+        halves = blocks[:, 192:208].view(np.int8).astype(np.int64).reshape(rows, -1)
+        scale = np.repeat(scale, 8, axis=1)
+    return Codes(code.reshape(rows, -1), scale.reshape(rows, -1), None if least is None else least.reshape(rows, -1), halves)
+
+
+# -- matmul -----------------------------------------------------------------------------------------------------------------------------------
+
+def naive_matmul(w: Array, x: Array) -> tuple[Array, Array]:
+    """float64 (sums, bounds), each [M, R]: sum over columns of w * x, and what rounding errors are measured by: the sum of magnitudes.
+
+    A weight counts with the largest magnitude of its 32 columns, since a format with a minimum may cancel inside a block.
+    """
+    w, x = w.astype(np.float64), x.astype(np.float64)
+    sums, bounds = np.zeros((len(x), len(w))), np.zeros((len(x), len(w)))
+    for c0 in range(0, w.shape[1], 32):
+        part, xs = w[:, c0:c0 + 32], x[:, c0:c0 + 32]
+        for i in range(part.shape[1]):
+            sums += xs[:, i, None] * part[:, i]
+        bounds += np.abs(xs).sum(axis=1)[:, None] * np.abs(part).max(axis=1)
+    return sums, bounds
+
+
+def canonical_matmul(w: Codes, x: Quantised) -> Array:
+    """acc = fma(float(dot_b), d_w * d_x, acc), then acc = fma(least_w, d_x * sum_x, acc), over sub-blocks b of 32 columns. float32 [M, R]"""
+    q = x.q.astype(np.int64)
+    acc = np.zeros((len(q), len(w.code)), f32)
+    for b in range(q.shape[1] // 32):
+        i = slice(32 * b, 32 * b + 32)
+        if w.halves is None:
+            dot = q[:, i] @ w.code[:, i].T
+        else:
+            low, high = slice(32 * b, 32 * b + 16), slice(32 * b + 16, 32 * b + 32)
+            dot = q[:, low] @ w.code[:, low].T * w.halves[:, 2 * b] + q[:, high] @ w.code[:, high].T * w.halves[:, 2 * b + 1]
+        d = x.d[:, b, None]
+        acc = fma32(dot.astype(f32), w.scale[:, b] * d, acc)
+        if w.least is not None:
+            acc = fma32(w.least[:, b], d * q[:, i].sum(axis=1)[:, None].astype(f32), acc)
+    return acc
+
+
+def canonical_float_matmul(w: Array, x: Array) -> Array:
+    """acc = fma(w[r, c], x[m, c], acc) over the columns. float32 [M, R]"""
+    acc = np.zeros((len(x), len(w)), f32)
+    for c in range(w.shape[1]):
+        acc = fma32(w[:, c], x[:, c, None], acc)
+    return acc
+
+
+# -- the per-token stages ---------------------------------------------------------------------------------------------------------------------
+
+def naive_rms_norm(x: Array, gain: Array, eps: float) -> Array:
+    x = x.astype(np.float64)
+    return x / np.sqrt((x * x).mean() + eps) * gain
+
+
+def canonical_rms_norm(x: Array, gain: Array, n: int, eps: float) -> Array:
+    """x, gain: float32 padded with zeros to a multiple of 32; n: columns that count."""
+    lanes = np.zeros(16, f32)
+    for i in range(0, len(x), 16):
+        lanes = fma32(x[i:i + 16], x[i:i + 16], lanes)
+    return x * (f32(1) / np.sqrt(tree_sum(lanes) / f32(n) + f32(eps))) * gain
+
+
+def naive_silu_mul(gate: Array, up: Array) -> Array:
+    g = gate.astype(np.float64)
+    return g / (1 + np.exp(-g)) * up
+
+
+def canonical_silu_mul(gate: Array, up: Array) -> Array:
+    return gate / (f32(1) + canonical_exp(f32(0) - gate)) * up
+
+
+def naive_rope(x: Array, position: int, rope_dim: int, base: float) -> Array:
+    """x: [heads, head_dim]; pairs (2i, 2i + 1) turned by position * base ** (-2i / rope_dim), as complex numbers."""
+    y = x.astype(np.float64)
+    for i in range(rope_dim // 2):
+        angle = position * base ** (-2 * i / rope_dim)
+        turned = (y[:, 2 * i] + 1j * y[:, 2 * i + 1]) * complex(math.cos(angle), math.sin(angle))
+        y[:, 2 * i], y[:, 2 * i + 1] = turned.real, turned.imag
+    return y
+
+
+# -- attention --------------------------------------------------------------------------------------------------------------------------------
+
+def naive_attention(q: Array, k: Array, v: Array, position: int, scale: float) -> Array:
+    """One token's heads: q [heads, D]; k, v [positions, kv heads, D]; plain softmax over positions 0..position. float64 [heads, D]"""
+    q, k, v = q.astype(np.float64), k.astype(np.float64), v.astype(np.float64)
+    group, out = len(q) // k.shape[1], np.zeros_like(q)
+    for h in range(len(q)):
+        scores = [scale * float(q[h] @ k[p, h // group]) for p in range(position + 1)]
+        weights = [math.exp(s - max(scores)) for s in scores]
+        for p, weight in enumerate(weights):
+            out[h] += weight / sum(weights) * v[p, h // group]
+    return out
+
+
+def canonical_attention(q: Array, k: Array, v: Array, position: int, scale: float) -> Array:
+    """The chains of kernels/attention.py: pages of 64 with their own maximum, merged in order. float32 [heads, D]"""
+    heads, head_dim = q.shape
+    group, scale = heads // k.shape[1], f32(scale)
+    top, total, out = np.full(heads, f32(-1e30)), np.zeros((heads, 16), f32), np.zeros((heads, head_dim), f32)
+    for p0 in range(0, position + 1, 64):
+        n = min(64, position + 1 - p0)
+        kp, vp = (np.repeat(a[p0:p0 + n].astype(f32), group, axis=1) for a in (k, v))  # [n, heads, D]
+        s = np.zeros((heads, n), f32)
+        for d in range(head_dim):
+            s = fma32(q[:, d, None], kp[:, :, d].T, s)
+        s = s * scale
+        m = s.max(axis=1)
+        e = np.zeros((heads, 64), f32)
+        e[:, :n] = canonical_exp(s - m[:, None])
+        page_sum = (e[:, 0:16] + e[:, 16:32]) + (e[:, 32:48] + e[:, 48:64])
+        o = np.zeros((heads, head_dim), f32)
+        for p in range(n):
+            o = fma32(e[:, p, None], vp[p], o)
+        now = np.maximum(top, m)
+        a, b = canonical_exp(top - now), canonical_exp(m - now)
+        total = fma32(total, a[:, None], page_sum * b[:, None])
+        out = fma32(out, a[:, None], o * b[:, None])
+        top = now
+    return out * (f32(1) / tree_sum(total))[:, None]
