@@ -23,9 +23,11 @@ from llamina.kernels.compile_cache import compiled, jit, on_compile
 names = []
 on_compile(names.append)
 
+ZERO = 0
+
 @jit(cache=False)
 def square(x):
-    return x * x
+    return x * x + ZERO
 
 @jit(cache=False)
 def cube(x):
@@ -138,12 +140,12 @@ def test_processes_compiling_variants_of_one_function_at_once_keep_them_apart(tm
     assert after["values"] == [*EXPECTED, 2, 2.5] and after["names"] == []
 
 
-def test_an_edited_helper_is_noticed(filled: tuple[Program, dict], tmp_path: Path) -> None:
+@pytest.mark.parametrize("old, new, expected", [("return x * x +", "return x + x +", 25), ("ZERO = 0", "ZERO = 1", 37)])
+def test_an_edit_is_noticed_in_a_helper_and_in_a_global_constant(filled: tuple[Program, dict], tmp_path: Path, old: str, new: str, expected: int) -> None:
     program = Program(tmp_path)
     program.cache = filled[0].cache
-    program.path.write_text(PROGRAM.replace("return x * x\n", "return x + x\n"))
-    edited = program.run(2)
-    assert edited["values"][0] == 1 + sum(2 * i for i in range(4)) * 1 * 2
+    program.path.write_text(PROGRAM.replace(old, new))
+    assert program.run(2)["values"][0] == expected
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="the other CPU here is an x86")

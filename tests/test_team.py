@@ -1,13 +1,17 @@
 """The thread team: barriers, work counters, abort, sleep and wake, float environment, fork, Ctrl-C, shutdown. Hangs are caught by timeouts."""
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
+import os
 import platform
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import llvmlite.binding as llvm
@@ -95,6 +99,22 @@ def read_env() -> int:
 @jit()
 def write_env(value: int) -> None:
     set_float_env(value)
+
+
+@pytest.fixture(scope="module")
+def terminal(request: pytest.FixtureRequest) -> int:
+    """The real stderr, as pytest captures file descriptor 2."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        return os.dup(2)
+
+
+@pytest.fixture(autouse=True)
+def no_hang(terminal: int) -> Iterator[None]:
+    """A deadlock in compiled code must not stop the whole suite without a word: show where all threads are, and end."""
+    faulthandler.dump_traceback_later(100, exit=True, file=terminal)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def run_script(body: str, timeout: float = 60) -> str:
@@ -210,15 +230,17 @@ def test_an_idle_team_burns_no_cpu_and_wakes_again() -> None:
 
 def test_no_wake_up_is_lost() -> None:
     run_script("""
-    with Team(3) as team:
-        entries.check_stages(team, 1)
-        for spins, yields in ((0, 0), (0, 1), (20, 0), (1, 3)):        # workers go to sleep at once: every run meets the race
-            team._words[SPINS // 8], team._words[YIELDS // 8] = spins, yields
-            for i in range(3000):
-                entries.check_stages(team, 1)
-                if i % 7 == 0:
-                    end = time.perf_counter() + random.random() * 1e-4
-                    while time.perf_counter() < end: pass
+    nothing = np.zeros(1, np.int64)
+    entry, args = entries.stages.address, nothing.ctypes.data
+    for n_threads in (2, 3):
+        with Team(n_threads) as team:
+            team.run(entry, args)
+            team._words[YIELDS // 8] = 0
+            for i in range(20_000):
+                # The worker falls asleep about when the next run is published, now a little before, now a little after.
+                team._words[SPINS // 8] = random.randrange(120)
+                team.run(entry, args)
+            entries.check_stages(team, 10)
     """)
 
 
