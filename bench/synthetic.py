@@ -15,11 +15,15 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..engine.errors import OptionError
 from ..kernels.formats.table import FORMATS
+
+if TYPE_CHECKING:
+    import gguf
 
 
 @dataclass(frozen=True)
@@ -181,11 +185,8 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
     return Path(path)
 
 
-def add_metadata(writer: object, shape: Shape) -> None:
-    """Give a `gguf.GGUFWriter` the keys of a Llama model of this shape, and a made-up vocabulary."""
-    from gguf import GGUFWriter
-
-    assert isinstance(writer, GGUFWriter)
+def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """Give a writer the keys of a Llama model of this shape, and a made-up vocabulary."""
     head_dim = shape.head_dim or shape.dim // shape.n_heads
     writer.add_context_length(shape.context_length)
     writer.add_embedding_length(shape.dim)
@@ -198,8 +199,13 @@ def add_metadata(writer: object, shape: Shape) -> None:
     if head_dim * shape.n_heads != shape.dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    writer.add_vocab_size(shape.n_vocab)
-    pieces, scores, types = vocabulary(shape.n_vocab)
+    add_vocabulary(writer, shape.n_vocab)
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+    """Give a writer the vocabulary of `vocabulary(n_vocab)`."""
+    pieces, scores, types = vocabulary(n_vocab)
+    writer.add_vocab_size(n_vocab)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(pieces)
     writer.add_token_scores(scores)
