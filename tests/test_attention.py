@@ -1,0 +1,96 @@
+"""Attention over pages against a plain softmax in float64, and bit for bit against its canonical chains."""
+from __future__ import annotations
+
+import kernel_calls as kernels
+import numpy as np
+import pytest
+from llamina.kernels.attention import block_tokens
+from naive_kernels import canonical_attention, naive_attention
+
+f32 = np.float32
+SHAPES = [  # query heads, KV heads, head_dim: groups of 1, 2, 3, 8
+    (4, 4, 8), (6, 2, 16), (2, 1, 24), (8, 1, 40), (4, 2, 64), (3, 1, 80), (1, 1, 128), (8, 8, 8), (3, 1, 24),
+]
+POSITIONS = 201
+
+
+def problem(heads, n_kv, head_dim, positions=POSITIONS, seed=0, size=1.0):
+    """q, k, v: float32 [positions, heads, head_dim]; scale 1 / sqrt(head_dim)"""
+    rng = np.random.default_rng(seed + head_dim)
+    q = rng.standard_normal((positions, heads, head_dim)).astype(f32) * f32(2 * size)
+    k, v = (rng.standard_normal((positions, n_kv, head_dim)).astype(f32) for _ in range(2))
+    return q, k, v, head_dim**-0.5
+
+
+def equal(a, b):
+    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
+
+
+@pytest.mark.parametrize("heads, n_kv, head_dim", SHAPES)
+def test_attention(heads, n_kv, head_dim):
+    """All positions in one go, compared at the borders of pages and some between."""
+    q, k, v, scale = problem(heads, n_kv, head_dim)
+    out = kernels.attend(q, kernels.Cache(k, v), 0, scale)
+    kh, vh = k.astype(np.float16), v.astype(np.float16)
+    for position in (0, 1, 15, 16, 31, 62, 63, 64, 65, 100, 127, 128, 191, 192, 200):
+        expected = naive_attention(q[position], kh, vh, position, scale)
+        assert np.abs(out[position] - expected).max() <= 3e-6 * np.abs(vh[:position + 1]).max(), position
+    for position in (0, 63, 64, 200):
+        assert equal(out[position], canonical_attention(q[position], kh, vh, position, scale)), position
+
+
+@pytest.mark.parametrize("heads, n_kv, head_dim", SHAPES)
+def test_same_bits_for_any_block(heads, n_kv, head_dim):
+    """One token at a time, blocks of 2, 7 and of the largest size, a chunk that starts in the middle: equal bits."""
+    q, k, v, scale = problem(heads, n_kv, head_dim)
+    cache, most = kernels.Cache(k, v), block_tokens(heads, n_kv)
+    whole = kernels.attend(q, cache, 0, scale)
+    assert np.isfinite(whole).all()
+    for step in (1, 2, 7):
+        assert equal(kernels.attend(q, cache, 0, scale, [*range(0, POSITIONS, step), POSITIONS]), whole), step
+    for start in (1, 63, 64, 190):
+        assert equal(kernels.attend(q[start:], cache, start, scale), whole[start:]), start
+    for start, n in ((60, 8), (61, 3), (128, min(most, 32))):
+        assert equal(kernels.attend(q[start:start + n], cache, start, scale, [0, n]), whole[start:start + n])
+
+
+@pytest.mark.parametrize("heads, n_kv, head_dim", [(6, 2, 16), (2, 1, 24), (8, 8, 8)])
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 65504.0, -65504.0])
+def test_unused_places_do_not_matter(heads, n_kv, head_dim, garbage):
+    """The tail of the last page, the lanes that pad a value row, other layers: never read into a result."""
+    q, k, v, scale = problem(heads, n_kv, head_dim, 71)
+    clean = kernels.attend(q, kernels.Cache(k, v, 0.0), 0, scale)
+    dirty = kernels.Cache(k, v, garbage)
+    assert np.isfinite(clean).all() and equal(kernels.attend(q, dirty, 0, scale), clean)
+    assert equal(kernels.attend(q, dirty, 0, scale, list(range(72))), clean)
+
+
+@pytest.mark.parametrize("heads, n_kv, head_dim", [(2, 1, 24), (8, 1, 40)])
+def test_later_positions_do_not_matter(heads, n_kv, head_dim):
+    """Keys and values that a token may not see, however large, change nothing."""
+    q, k, v, scale = problem(heads, n_kv, head_dim)
+    before = kernels.attend(q[:90], kernels.Cache(k, v), 0, scale)
+    k[90:], v[90:] = 6e4, -6e4
+    assert equal(kernels.attend(q[:90], kernels.Cache(k, v), 0, scale), before)
+
+
+def test_extreme_scores():
+    """One key that outweighs all others, in either page; scores that are all alike; scores far below zero."""
+    q, k, v, scale = problem(2, 1, 16, 130)
+    kh, vh = k.astype(np.float16), v.astype(np.float16)
+    for position in (5, 63, 64, 129):
+        k2 = kh.copy()
+        k2[position] = 1000 * np.sign(q[129, 0]) / np.abs(q[129, 0]).sum() * 16
+        out = kernels.attend(q[129:], kernels.Cache(k2.astype(f32), v), 129, scale)[0]
+        assert np.abs(out[0] - vh[position, 0]).max() < 1e-6
+        assert np.abs(out - naive_attention(q[129], k2, vh, 129, scale)).max() < 1e-4
+    zeros = np.zeros_like(q)
+    out = kernels.attend(zeros, kernels.Cache(k, v), 0, scale)
+    assert np.abs(out[129] - vh[:130, 0].astype(np.float64).mean(axis=0)).max() < 1e-6
+    down = -np.abs(k) * 60
+    down16 = down.astype(np.float16)
+    big = np.abs(q) * 60
+    out = kernels.attend(big, kernels.Cache(down, v), 0, scale)
+    for position in (0, 70, 129):
+        assert np.abs(out[position] - naive_attention(big[position], down16, vh, position, scale)).max() < 2e-3
+        assert equal(out[position], canonical_attention(big[position], down16, vh, position, scale))
