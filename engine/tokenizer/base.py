@@ -26,6 +26,8 @@ class SpecialTexts:
         lengths: dict[str, set[int]] = {}
         for text in ids:
             lengths.setdefault(text[0], set()).add(len(text))
+        self.firsts = frozenset(lengths)
+        self._longest = max(map(len, ids), default=0)
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._first = re.compile("[" + re.escape("".join(lengths)) + "]") if ids else None
 
@@ -50,6 +52,21 @@ class SpecialTexts:
         return parts
 
 
+    def beginnings(self, text: str) -> list[int]:
+        """Every place in `text` where a special text begins, overlapping ones too, and where one begins that `text` (or `text` without its last
+        spaces) does not hold to its end: what follows might complete it."""
+        places = set()
+        for match in self._first.finditer(text) if self._first else ():
+            at = match.start()
+            if any(text[at : at + length] in self.ids for length in self._lengths[text[at]]):
+                places.add(at)
+        for whole in {text, text.rstrip()}:
+            for at in range(max(0, len(whole) - self._longest + 1), len(whole)):
+                if whole[at] in self.firsts and any(special.startswith(whole[at:]) for special in self.ids):
+                    places.add(at)
+        return sorted(places)
+
+
 class Tokenizer:
     """Text to token ids and back. Immutable after construction, so that threads may share one."""
 
@@ -67,6 +84,8 @@ class Tokenizer:
         special = [(text, id) for id, (text, type_) in enumerate(zip(v.tokens, v.types)) if text and type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
         self._special = SpecialTexts(dict(reversed(special)))
         self._user_defined = SpecialTexts({text: id for text, id in reversed(special) if v.types[id] == USER_DEFINED})
+        # What encode(parse_special=True) turns into ids and encode() does not.
+        self.control = SpecialTexts({text: id for text, id in self._special.ids.items() if text not in self._user_defined.ids})
         self._bytes: list[bytes] = self._all_bytes()
         self._digest: str | None = None
 
@@ -142,10 +161,6 @@ class Tokenizer:
     def special_id(self, text: str) -> int | None:
         """The control or user-defined token with exactly this text."""
         return self._special.ids.get(text)
-
-    def control_texts(self) -> list[str]:
-        """Texts that encode(parse_special=True) turns into ids and encode() does not."""
-        return [text for text in self._special.ids if text not in self._user_defined.ids]
 
     def vocab_digest(self) -> str:
         """SHA-256 (hex) of everything that decides how text becomes ids: for sessions and caches to know their vocabulary."""

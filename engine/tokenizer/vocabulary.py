@@ -128,10 +128,10 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
             setattr(v, "unk_id" if name == "unknown" else name + "_id", default)
 
     ends = {id for id, text in enumerate(tokens) if text in END_OF_TURN} | {v.eos_id, token_id("eot_token_id"), token_id("eom_token_id")}
-    v.eog_ids = frozenset(id for id in ends if id is not None)
-    for id in (v.bos_id, *v.eog_ids):
-        if id is not None and types[id] in (NORMAL, USER_DEFINED):
-            types[id] = CONTROL
+    v.eog_ids = frozenset(end for end in ends if end is not None)
+    for end in v.eog_ids if v.bos_id is None else {v.bos_id, *v.eog_ids}:
+        if types[end] in (NORMAL, USER_DEFINED):
+            types[end] = CONTROL
 
     v.add_bos = flag("add_bos_token", add_bos and v.bos_id is not None)
     v.add_eos = flag("add_eos_token", False)
