@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-
 from llamina.engine.config import ModelConfig, check_tensors
 from llamina.engine.gguf import open_gguf
 from llamina.engine.runtime import Feed, Runtime
@@ -62,9 +61,8 @@ def numpy_dispatch() -> list[str]:
 
 
 def main() -> None:
-    from small_models import random_ids
-
     from llamina.kernels.target import TARGET
+    from small_models import random_ids
 
     threads, chunk, paths = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     digests = {Path(p).name: digest(logits_of(p, random_ids(N_TOKENS), threads, chunk)) for p in paths}

@@ -17,7 +17,6 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.quants import quantize
-
 from llamina.bench.synthetic import Shape, add_metadata, matrices, random_blocks
 
 SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=288, context_length=1024)

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llamina
 import numpy as np
 import pytest
-
-import llamina
 from naive import nll
 
 

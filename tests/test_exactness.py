@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from llamina.engine.runtime import Feed
 from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
@@ -53,12 +52,12 @@ def test_threads_and_chunks(format: str, models: dict[str, Path], digests: dict[
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "one head": dict(n_heads=1, n_kv_heads=1, head_dim=64),
-    "head size 8, 172 columns": dict(n_heads=8, n_kv_heads=4, ffn_dim=172),
-    "head size 24, not dim / heads": dict(n_heads=3, n_kv_heads=3, head_dim=24),
-    "six query heads share one": dict(dim=96, n_heads=6, n_kv_heads=1),
-    "wide heads, odd sizes": dict(dim=52, n_heads=4, n_kv_heads=2, head_dim=128, ffn_dim=131, n_vocab=283),
-    "tied": dict(tied_output=True),
+    "one head": {"n_heads": 1, "n_kv_heads": 1, "head_dim": 64},
+    "head size 8, 172 columns": {"n_heads": 8, "n_kv_heads": 4, "ffn_dim": 172},
+    "head size 24, not dim / heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 24},
+    "six query heads share one": {"dim": 96, "n_heads": 6, "n_kv_heads": 1},
+    "wide heads, odd sizes": {"dim": 52, "n_heads": 4, "n_kv_heads": 2, "head_dim": 128, "ffn_dim": 131, "n_vocab": 283},
+    "tied": {"tied_output": True},
 }
 
 

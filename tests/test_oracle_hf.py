@@ -9,7 +9,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-
 from llamina.bench.synthetic import add_vocabulary
 from naive import naive_logits
 from runs import logits_of
@@ -22,16 +21,16 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "all heads alike": dict(num_key_value_heads=4),
-    "one key/value head": dict(num_key_value_heads=1),
-    "head size not dim / heads": dict(head_dim=40),
-    "odd sizes": dict(hidden_size=60, num_attention_heads=6, num_key_value_heads=3, intermediate_size=77, vocab_size=301),
-    "tied": dict(tie_word_embeddings=True),
-    "three layers, eps": dict(num_hidden_layers=3, rms_norm_eps=1e-3),
-    "linear": dict(rope={"rope_type": "linear", "factor": 3.0}),
-    "yarn": dict(rope=YARN),
-    "yarn, wide heads": dict(head_dim=64, rope={**YARN, "beta_fast": 24.0, "beta_slow": 2.0}),
-    "llama 3": dict(head_dim=32, theta=500000.0, rope=LLAMA3),
+    "all heads alike": {"num_key_value_heads": 4},
+    "one key/value head": {"num_key_value_heads": 1},
+    "head size not dim / heads": {"head_dim": 40},
+    "odd sizes": {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 77, "vocab_size": 301},
+    "tied": {"tie_word_embeddings": True},
+    "three layers, eps": {"num_hidden_layers": 3, "rms_norm_eps": 1e-3},
+    "linear": {"rope": {"rope_type": "linear", "factor": 3.0}},
+    "yarn": {"rope": YARN},
+    "yarn, wide heads": {"head_dim": 64, "rope": {**YARN, "beta_fast": 24.0, "beta_slow": 2.0}},
+    "llama 3": {"head_dim": 32, "theta": 500000.0, "rope": LLAMA3},
 }
 
 

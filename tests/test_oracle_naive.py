@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from llamina.engine.model import DEMO
 from naive import NaiveLlama, kl, naive_logits, nll
 from runs import logits_of
@@ -60,20 +59,20 @@ def test_stories_f32(real: Path) -> None:
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "one head": dict(n_heads=1, n_kv_heads=1, head_dim=64),
-    "head size 8, 172 columns": dict(n_heads=8, n_kv_heads=4, ffn_dim=172),
-    "head size 2": dict(n_heads=4, n_kv_heads=4, head_dim=2),
-    "head size 24, not dim / heads": dict(n_heads=3, n_kv_heads=3, head_dim=24),
-    "six query heads share one": dict(dim=96, n_heads=6, n_kv_heads=1),
-    "wide heads, odd sizes": dict(dim=52, n_heads=4, n_kv_heads=2, head_dim=128, ffn_dim=131, n_vocab=283),
-    "tied": dict(tied_output=True),
-    "large eps": dict(rms_eps=0.1),
-    "rope base": dict(rope_base=500000.0),
-    "linear": dict(rope={"type": "linear", "factor": 4.0}),
-    "yarn": dict(rope={"type": "yarn", "factor": 4.0, "original_context_length": 64}),
-    "yarn, own betas": dict(head_dim=64, rope={"type": "yarn", "factor": 8.0, "original_context_length": 128, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}),
-    "yarn, attn_factor": dict(rope={"type": "yarn", "factor": 2.0, "original_context_length": 512, "attn_factor": 0.8}),
-    "llama 3": dict(rope_base=500000.0, freq_factors=np.array([1.0, 1.0, 1.0, 1.7, 3.1, 8.0, 8.0, 8.0])),
+    "one head": {"n_heads": 1, "n_kv_heads": 1, "head_dim": 64},
+    "head size 8, 172 columns": {"n_heads": 8, "n_kv_heads": 4, "ffn_dim": 172},
+    "head size 2": {"n_heads": 4, "n_kv_heads": 4, "head_dim": 2},
+    "head size 24, not dim / heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 24},
+    "six query heads share one": {"dim": 96, "n_heads": 6, "n_kv_heads": 1},
+    "wide heads, odd sizes": {"dim": 52, "n_heads": 4, "n_kv_heads": 2, "head_dim": 128, "ffn_dim": 131, "n_vocab": 283},
+    "tied": {"tied_output": True},
+    "large eps": {"rms_eps": 0.1},
+    "rope base": {"rope_base": 500000.0},
+    "linear": {"rope": {"type": "linear", "factor": 4.0}},
+    "yarn": {"rope": {"type": "yarn", "factor": 4.0, "original_context_length": 64}},
+    "yarn, own betas": {"head_dim": 64, "rope": {"type": "yarn", "factor": 8.0, "original_context_length": 128, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}},
+    "yarn, attn_factor": {"rope": {"type": "yarn", "factor": 2.0, "original_context_length": 512, "attn_factor": 0.8}},
+    "llama 3": {"rope_base": 500000.0, "freq_factors": np.array([1.0, 1.0, 1.0, 1.7, 3.1, 8.0, 8.0, 8.0])},
 }
 
 
