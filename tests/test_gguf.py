@@ -176,6 +176,9 @@ def test_split_file_errors(tmp_path: Path) -> None:
     Builder().set("split.no", 2).set("split.count", 3).write(paths[2])
     with pytest.raises(FormatError, match=r"m-00001-of-00003\.gguf: key 'split.tensors.count' is 21, the 3 shards hold 14"):
         open_gguf(paths[0])
+    Builder().set("split.no", 0).set("split.count", 65535).write(tmp_path / "m-00001-of-65535.gguf")
+    with pytest.raises(FormatError, match=r"m-00001-of-65535\.gguf: key 'split.count' is 65535, expected at most 4096"):
+        open_gguf(tmp_path / "m-00001-of-65535.gguf")
     paths[2].unlink()
     with pytest.raises(FileError, match=r"m-00003-of-00003\.gguf: shard 3 of 3 is missing: put it beside m-00001-of-00003\.gguf"):
         open_gguf(paths[0])
@@ -205,6 +208,26 @@ def test_failed_open_leaves_nothing_mapped(tmp_path: Path) -> None:
         open_gguf(paths[0])
     if os.path.exists("/proc/self/maps"):
         assert caught.value and str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def resident_bytes(path: Path) -> int:
+    """Of all mappings of this file in this process (Linux)."""
+    maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(int(m.split("Rss:")[1].split()[0]) * 1024 for m in maps)
+
+
+def test_released_tensors_leave_memory(tmp_path: Path) -> None:
+    b = Builder().add("a", (1024, 1024)).add("b", (1024, 1024))
+    path = b.write(tmp_path / "x.gguf")
+    g = open_gguf(path)
+    assert g.data("a").sum() + g.data("b").sum() == 0
+    if not os.path.exists("/proc/self/smaps"):
+        pytest.skip("needs /proc")
+    assert resident_bytes(path) > 8e6
+    g.release("a")
+    assert resident_bytes(path) < 5e6
+    g.release("b")
+    assert resident_bytes(path) < 1e6
 
 
 def test_released_tensor_reads_the_same(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """A seeded mutation fuzzer over GGUF headers, ours and real ones: whatever the damage, reading ends in a usable file or in a LlaminaError, quickly and
-in little memory. What it has found stands as an explicit case in test_bad_files.py.
+in little memory. Anything that it finds becomes an explicit case in test_bad_files.py.
 
 LLAMINA_FUZZ=100000 runs more cases per seed file; LLAMINA_FUZZ_SEED another sequence of them.
 """
