@@ -154,6 +154,7 @@ def _file_digest(path: str) -> str:
 def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
     """A nested tuple with the same repr in every process, for whatever a closure may hold."""
     import numpy
+    from llvmlite import ir
     from numba.core import serialize, types
 
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
@@ -179,11 +180,11 @@ def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
             return type(value).__name__, repr(getattr(value, "targetoptions", None)), _describe(function, seen)
     if isinstance(value, python_types.ModuleType):
         return "module", value.__name__
-    if isinstance(value, (types.Type, type, numpy.dtype)):
+    if isinstance(value, (types.Type, type, numpy.dtype, ir.Type, ir.Value)):  # llvmlite's types remember things: never pickle them
         return type(value).__name__, str(value)
     if isinstance(value, (numpy.ndarray, numpy.generic)):
-        return type(value).__name__, str(value.dtype), value.shape, value.tobytes().hex()
-    return type(value).__name__, hashlib.sha256(serialize.dumps(value)).hexdigest()
+        return type(value).__name__, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    return "pickled", type(value).__name__, hashlib.sha256(serialize.dumps(value)).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------- the store

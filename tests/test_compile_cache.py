@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 from llamina.kernels import compile_cache
+from llamina.kernels.formats import registry
+from llamina.kernels.formats.table import RUNNABLE
+from llvmlite import ir
 
 PROGRAM = """
 import json, sys, time
@@ -314,3 +317,15 @@ def test_same_closure_same_key_in_any_process_other_values_other_keys() -> None:
     keys = [compile_cache._Store(space["make"](*cells), {}).identity for cells in made]
     assert len(set(keys)) == len(keys)
     assert keys == [compile_cache._Store(space["make"](*cells), {}).identity for cells in made]
+
+
+def test_no_kernel_depends_on_pickled_objects() -> None:
+    """What a pickle holds may change as an object is used, and the kernel would be compiled again by every second process."""
+    for name in sorted(RUNNABLE):
+        for one in (registry.kernel(name), registry.retiler(name)):
+            assert "'pickled'" not in compile_cache._Store(one.__wrapped__, {}).identity, one
+    llvm_type = ir.VectorType(ir.FloatType(), 16)
+    before = compile_cache._describe(llvm_type)
+    llvm_type.as_pointer()
+    assert before == compile_cache._describe(llvm_type) == ("VectorType", "<16 x float>")
+    assert compile_cache._describe(object())[0] == "pickled"
