@@ -224,8 +224,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def join_text(self, *values: Any) -> str:
         """a ~ b"""
         self.text_size(values)
-        escape: Any = Markup if any(isinstance(value, Markup) for value in values) else str
-        return self.charged(escape("").join(value if isinstance(value, str) else str(value) for value in values))
+        return self.charged("".join(map(str, values)))
 
     def _finalized(self, value: Any) -> Any:
         if not isinstance(value, str):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -374,3 +375,27 @@ def test_a_stopped_template_can_be_used_again() -> None:
     with pytest.raises(FormatError, match="was stopped"):
         template.render([{"n": 90_000}])
     assert template.render([{"n": 100}]) == "done"
+
+
+def test_published_templates() -> None:
+    """Every template that llama.cpp ships for its own tests, where its sources lie on this machine (LLAMINA_LLAMACPP_SRC)."""
+    source = os.environ.get("LLAMINA_LLAMACPP_SRC")
+    paths = sorted((Path(source or ".") / "models" / "templates").glob("*.jinja"))
+    if not source or not paths:
+        pytest.skip("set LLAMINA_LLAMACPP_SRC to llama.cpp's sources to render the templates there")
+    rendered = 0
+    for path in paths:
+        text = path.read_text()
+        for messages, tools in [(TURNS, None), ([SYSTEM, *TURNS], None), (CALLS, TOOLS), (TURNS, TOOLS)]:
+            try:
+                expected = naive(text, variables_of(BPE, messages, True, {"tools": tools}))
+            except Exception:  # it refuses these messages, or needs something of its own
+                expected = None
+            try:
+                found = ChatTemplate(text, BPE).render(messages, tools=tools)
+            except LlaminaError as error:
+                assert expected is None, (path.name, str(error))
+            else:  # ours may render what Hugging Face's does not: filters here return lists, there some return generators
+                assert expected is None or found == expected, path.name
+                rendered += expected is not None
+    assert rendered > len(paths)
