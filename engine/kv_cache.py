@@ -42,7 +42,8 @@ class PagePool:
         if self._free:
             return self._free.pop()
         if self.claimed >= self.max_pages:
-            raise OutOfMemoryError(f"the KV cache is full: all {self.max_pages} pages of {PAGE} positions are in use; close other sequences or raise the context")
+            raise OutOfMemoryError(
+                f"the KV cache is full: all {self.max_pages} pages of {PAGE} positions are in use; close other sequences or raise the context")
         try:
             raw = np.empty(self.page_bytes + 64, np.uint8)
         except MemoryError:
@@ -76,7 +77,8 @@ class Sequence:
         needed = -(-length // PAGE) - len(self._pages)
         if needed > self._pool.free_pages:
             raise OutOfMemoryError(
-                f"the KV cache has {self._pool.free_pages} free pages of {PAGE} positions, this step needs {needed}; close other sequences or raise the context")
+                f"the KV cache has {self._pool.free_pages} free pages of {PAGE} positions, this step needs {needed}; "
+                "close other sequences or raise the context")
         for _ in range(needed):
             page = self._pool.take()
             self.table[len(self._pages)] = page.ctypes.data

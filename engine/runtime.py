@@ -189,7 +189,8 @@ class Runtime:
                 raise AbortedError("the step was aborted")
             if s[f.NOT_FINITE // 8]:
                 layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
-                raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): the weights are damaged or overflow")
+                raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
+                                   "the weights are damaged or overflow")
         if not np.isfinite(logits).all():
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
         for feed in feeds:

@@ -7,6 +7,7 @@ quantisation would turn it into plausible numbers later. The token embedding sta
 """
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,10 +45,8 @@ class Arena:
         except (OSError, ValueError, OverflowError) as error:
             raise OutOfMemoryError(f"cannot reserve {size >> 20} MiB for the weights: {error}") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel without transparent huge pages
-                pass
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._next = -self._bytes.ctypes.data % _HUGE
 
@@ -92,7 +91,8 @@ class Weights:
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
-        return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: the file is damaged, or its conversion overflowed")
+        return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
+                           "the file is damaged, or its conversion overflowed")
 
     def _gain(self, name: str, ld_dim: int) -> np.ndarray:
         row = np.zeros(ld_dim, np.float32)

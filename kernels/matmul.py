@@ -22,7 +22,7 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-from .activations import BLOCK, D, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128
+from .activations import BLOCK, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128, D
 from .dot import dot, dot_any
 from .simd import (
     I64,
@@ -183,7 +183,7 @@ def _float_body(load16, item_bytes: int, M: int, T: int):
         tile_bytes = columns * ROWS * item_bytes
         for i in range(chains):
             put_f32(acc, i, splat_f32(0.0))
-        for c in range(columns):
+        for _ in range(columns):
             for t in range(T):
                 weight = load16(w + t * tile_bytes)
                 for m in range(M):

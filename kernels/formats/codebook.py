@@ -161,7 +161,7 @@ def _placer(name: str) -> Any:
 
     @jit
     def place_iq1_m(src, dst, lane):
-        d = 0
+        d = np.int64(0)
         for i in range(4):
             d |= (np.int64(load_u16(src + 48 + 2 * i)) >> 12) << (4 * i)
         for b in range(8):

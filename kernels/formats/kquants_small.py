@@ -5,7 +5,7 @@
            scales, 16 x 6 bits: bytes 0..7 hold the low 4 bits (0..7 low nibbles, 8..15 high nibbles), bits 2(i/4) of byte 8 + i%4 the upper 2 of sc i
     TQ2_0  qs[64] | d:f16                                     w = d (q - 1)
            qs in all three: column 128 h + 32 k + l is bits 2k of byte 32 h + l; hmask: bit 4 h + k of byte l
-    TQ1_0  qs[48] | qh[4] | d:f16                             w = d (q - 1), base 3: five digits a byte (qh: four); digit n of byte x: (x * 3**n mod 256) * 3 >> 8
+    TQ1_0  qs[48] | qh[4] | d:f16                             w = d (q - 1), base 3: five digits a byte (qh: four); digit n of byte x: (3**n x mod 256) * 3 >> 8
 
 Tiles, lane = row, sub-block b = 32 columns; "upper" = 2 x 64 bytes, word i's two bits at bits 2 (i & 3) of vector i / 4 (as in Q6_K):
 

@@ -19,7 +19,6 @@ from ..half import load_f16x16
 from ..matmul import Packing, jit
 from ..simd import and_u8, get_i8, load_i8x64, load_u16, load_u32, put_i8, shl_u8, shr_u8, store_u16, store_u32
 
-
 # -- NumPy reference decoders: uint8 [n, block bytes] -> float32 [n, 32] ----------------------------------------------------------------------
 
 def half(blocks: np.ndarray, at: int) -> np.ndarray:
