@@ -186,7 +186,7 @@ CONFIG: dict[str, tuple[Damage, type[LlaminaError], str]] = {
     "3-dimensional": (field("dims", [64, 64, 1]), D, r"must have shape \[64, 64\], found \[1, 64, 64\]"),
     "matrix of integers": (field("format", 26), U, "'blk.1.attn_q.weight' is I32, expected one of F32, F16, BF16"),
     "quantised norm": (field("format", 8, "output_norm.weight"), U, "'output_norm.weight' is Q8_0, expected one of F32, F16, BF16"),
-    "format without a kernel": (field("format", 20), U, "'blk.1.attn_q.weight' is IQ4_NL, expected one of F32"),
+    "format without a kernel": (field("format", 9), U, "'blk.1.attn_q.weight' is Q8_1, expected one of F32"),
     "biases": (lambda b: b.add("blk.0.attn_q.bias", (64,)), U, "'blk.0.attn_q.bias': llamina runs Llama models without biases"),
     "expert tensors": (lambda b: b.add("blk.0.ffn_gate_inp.weight", (8, 64)), U, "'blk.0.ffn_gate_inp.weight': .* mixtures of experts"),
     "unknown tensor": (lambda b: b.add("blk.0.attn_q_norm.weight", (16,)), U, "'blk.0.attn_q_norm.weight' is unknown"),
