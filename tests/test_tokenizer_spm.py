@@ -249,6 +249,32 @@ def test_empty_and_repeated_tokens_decode_but_are_never_produced(library: Any, s
 
 # ---- damaged files
 
+pieces = st.one_of(st.sampled_from(["", "a", "b", "ab", "\u2581", "\u2581a", "<s>", "<0x41>", "a\0", "🦙", "</s>", "\ue000placeholder 0"]), st.text(max_size=3))
+tokens_of_any_kind = st.lists(st.tuples(pieces, st.integers(0, 7), st.floats(width=32)), max_size=12)
+
+
+any_id = st.one_of(st.integers(-2, 12), st.just(2**32 - 1))
+
+
+@given(tokens=tokens_of_any_kind, ids=st.tuples(any_id, any_id, any_id), text=st.text(alphabet="ab \0🦙", max_size=9))
+@settings(max_examples=300, deadline=None)
+def test_any_vocabulary_works_or_is_refused(tokens: list[tuple[str, int, float]], ids: tuple[int, ...], text: str) -> None:
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [text for text, _, _ in tokens],
+        "tokenizer.ggml.scores": np.array([score for _, _, score in tokens], np.float32),
+        "tokenizer.ggml.token_type": np.array([type_ for _, type_, _ in tokens], np.int32),
+    } | {f"tokenizer.ggml.{name}_token_id": id for name, id in zip(("bos", "eos", "unknown"), ids)}
+    try:
+        tokenizer = load_tokenizer(metadata, "f.gguf")
+        encoded = tokenizer.encode(text, parse_special=True)
+    except TokenizerError as error:
+        assert str(error).startswith("f.gguf: ") and "sentencepiece cannot use" not in str(error)
+    else:
+        assert all(0 <= id < len(tokens) for id in encoded)
+        tokenizer.decode([*range(len(tokens)), *encoded])
+
+
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),

@@ -86,7 +86,7 @@ class Tokenizer:
         self._user_defined = SpecialTexts({text: id for text, id in reversed(special) if v.types[id] == USER_DEFINED})
         # What encode(parse_special=True) turns into ids and encode() does not.
         self.control = SpecialTexts({text: id for text, id in self._special.ids.items() if text not in self._user_defined.ids})
-        self._bytes: list[bytes] = self._all_bytes()
+        self._bytes: dict[int, bytes] = {}
         self._digest: str | None = None
 
     # ---- encode
@@ -142,12 +142,15 @@ class Tokenizer:
 
     def piece(self, id: int, at_start: bool, special: bool) -> tuple[bytes, bool]:
         """Bytes that a token adds to a text, and whether the text is still at its start after it (then SentencePiece drops a space)."""
-        return (self.token_text(id).encode() if special else b"") if self.is_control(id) else self._bytes[id], False
+        return self.token_text(id).encode() if special and self.is_control(id) else self.token_bytes(id), False
 
     def token_bytes(self, id: int) -> bytes:
         """Bytes of one token, as in the middle of a text: empty for control tokens."""
-        self._check(id)
-        return self._bytes[id]
+        found = self._bytes.get(id)
+        if found is None:
+            self._check(id)
+            found = self._bytes[id] = b"" if self.is_control(id) else self._piece_bytes(self.vocabulary.tokens[id], self.vocabulary.types[id])
+        return found
 
     def token_text(self, id: int) -> str:
         """The token as the vocabulary writes it (SentencePiece: U+2581 for space, <0x0A> for a byte; BPE: GPT-2's byte alphabet)."""
@@ -177,7 +180,8 @@ class Tokenizer:
 
     # ---- helpers
 
-    def _all_bytes(self) -> list[bytes]:
+    def _piece_bytes(self, text: str, type_: int) -> bytes:
+        """Bytes of a token that is no control token."""
         raise AssertionError("each kind has its own")
 
     def _check(self, id: int) -> None:

@@ -48,20 +48,13 @@ class BpeTokenizer(Tokenizer):
     def _encode_text(self, text: str, after_special: bool) -> list[int]:
         return self._hf.encode(text, add_special_tokens=False).ids
 
-    def _all_bytes(self) -> list[bytes]:
-        v, table = self.vocabulary, {ord(c): chr(b) for c, b in BYTE_OF.items()}
-        pieces = []
-        for text, type_ in zip(v.tokens, v.types):
-            if type_ == CONTROL:
-                pieces.append(b"")
-            elif type_ in (NORMAL, UNUSED) and BYTE_OF.keys() >= set(text):
-                pieces.append(text.translate(table).encode("latin-1"))
-            else:  # added tokens are written as they read
-                pieces.append(text.encode())
-        return pieces
+    def _piece_bytes(self, text: str, type_: int) -> bytes:
+        if type_ in (NORMAL, UNUSED) and all(char in BYTE_OF for char in text):
+            return bytes(BYTE_OF[char] for char in text)
+        return text.encode()  # added tokens are written as they read
 
 
-def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, ...]]]:
     """The vocabulary and merges that the library is given. Where two tokens have one text, the first counts."""
     ids: dict[str, int] = {}
     for id, (text, type_) in enumerate(zip(v.tokens, v.types)):
@@ -72,10 +65,8 @@ def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
         v.fail(f"tokenizer.ggml.tokens has no token for {len(missing)} of the 256 bytes (the first: 0x{missing[0]:02X}); not a byte-level vocabulary")
     if v.merges is None:
         v.fail("tokenizer.ggml.merges is missing; a BPE vocabulary cannot merge without it")
-    merges = []
-    for rank, merge in enumerate(v.merges):
-        left, space, right = merge.partition(" ")
-        if not (space and left in ids and right in ids and left + right in ids):
-            v.fail(f"tokenizer.ggml.merges: entry {rank}, {merge!r:.60}, does not join two tokens of the vocabulary into a third")
-        merges.append((left, right))
+    merges = [tuple(merge.split(" ", 1)) for merge in v.merges]
+    for rank, pair in enumerate(merges):
+        if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
+            v.fail(f"tokenizer.ggml.merges: entry {rank}, {v.merges[rank]!r:.60}, does not join two tokens of the vocabulary into a third")
     return ids, merges

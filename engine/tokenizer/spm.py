@@ -12,7 +12,6 @@ text matches: their ids decode, but are never produced. Without all 256 byte pie
 from __future__ import annotations
 
 import re
-import struct
 from typing import ClassVar
 
 from ..errors import TokenizerError
@@ -52,23 +51,16 @@ class SpmTokenizer(Tokenizer):
     def piece(self, id: int, at_start: bool, special: bool) -> tuple[bytes, bool]:
         if self.is_control(id):
             return (self.vocabulary.tokens[id].encode() if special else b""), at_start
-        piece = self._bytes[id]
+        piece = self.token_bytes(id)
         if at_start and self._strips and self.vocabulary.types[id] not in (BYTE, UNKNOWN) and self.vocabulary.tokens[id].startswith(SPACE):
             piece = piece[1:]
             return piece, self.vocabulary.remove_extra_whitespaces and not piece
         return piece, at_start and not piece
 
-    def _all_bytes(self) -> list[bytes]:
-        v = self.vocabulary
-        pieces = [text.replace(SPACE, " ").encode() for text in v.tokens]
-        for id, type_ in enumerate(v.types):
-            if type_ == CONTROL:
-                pieces[id] = b""
-            elif type_ == BYTE:
-                pieces[id] = bytes([int(v.tokens[id][3:5], 16)])
-            elif type_ == UNKNOWN:
-                pieces[id] = UNKNOWN_SURFACE.encode()
-        return pieces
+    def _piece_bytes(self, text: str, type_: int) -> bytes:
+        if type_ == BYTE:
+            return bytes([int(text[3:5], 16)])
+        return (UNKNOWN_SURFACE if type_ == UNKNOWN else text.replace(SPACE, " ")).encode()
 
 
 def _settle_types(v: Vocabulary) -> None:
@@ -90,7 +82,12 @@ def _settle_types(v: Vocabulary) -> None:
                 v.types[id] = BYTE
 
 
+ONE_BYTE = [bytes([n]) for n in range(128)]
+
+
 def _varint(n: int) -> bytes:
+    if n < 128:
+        return ONE_BYTE[n]
     out = bytearray()
     while n > 127:
         out.append(n & 127 | 128)
@@ -111,24 +108,25 @@ def model_proto(v: Vocabulary) -> bytes:
     if v.scores is None:
         v.fail("tokenizer.ggml.scores is missing; a SentencePiece vocabulary cannot merge without it")
     complete = len({text for text, type_ in zip(v.tokens, v.types) if type_ == BYTE}) == 256
+    scores = v.scores.astype("<f4").tobytes() + bytes(4)
+    types = list(v.types)
+    texts = list(v.tokens)
+    if v.unk_id is None:
+        texts.append("")
+        types.append(UNKNOWN)
     pieces: list[bytes] = []
-    seen: set[str] = set(v.tokens)  # placeholders must differ from every token
     used: set[str] = set()
-
-    def add(text: str, score: float, type_: int) -> None:
-        if not text or "\0" in text or text in used or (type_ == BYTE and not complete):
-            serial = len(pieces)
-            while (text := f"\uE000placeholder {serial}") in seen:
-                serial += len(seen)
+    taken = set(texts)
+    for id, (text, type_) in enumerate(zip(texts, types)):
+        if not text or text in used or "\0" in text or (type_ == BYTE and not complete):
+            serial = id
+            while (text := f"\uE000placeholder {serial}") in taken:
+                serial += len(taken)
             type_ = UNKNOWN if type_ == UNKNOWN else CONTROL
         used.add(text)
+        raw = text.encode()
         # SentencePiece { string piece = 1; float score = 2; Type type = 3; }
-        pieces.append(_chunk(1, _chunk(1, text.encode()) + b"\x15" + struct.pack("<f", score) + _int(3, type_)))
-
-    for text, score, type_ in zip(v.tokens, v.scores.tolist(), v.types):
-        add(text, score, type_)
-    if v.unk_id is None:
-        add("", 0.0, UNKNOWN)
+        pieces.append(_chunk(1, b"\x0a" + _varint(len(raw)) + raw + b"\x15" + scores[4 * id : 4 * id + 4] + b"\x18" + ONE_BYTE[type_]))
 
     def named(field: int, id: int | None) -> bytes:  # TrainerSpec: *_id = 40.., *_piece = 45.. in the same order
         return _int(field, -1 if id is None else id) + (b"" if id is None else _chunk(field + 5, v.tokens[id].encode()))
