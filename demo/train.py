@@ -1,6 +1,6 @@
 """Train the demo model on the CPU. Every batch is drawn from (seed, step, row), so a step number is all that a resumed run needs to know.
 
-    python -m demo.train                    # resumes from demo/work/latest.pt, else starts; writes it every 100 steps
+    python -m demo.train                    # resumes from demo/work/latest.pt, else starts; Ctrl-C or SIGTERM: saves and ends
     python -m demo.train --finish 500       # learning rate to zero over 500 steps from latest.pt; writes demo/work/final.pt
 
 The learning rate warms up and stays (so a run may be stopped and continued at will), and a finishing run lets it fall to zero.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 from pathlib import Path
 from random import Random
@@ -73,12 +74,17 @@ def train(args: argparse.Namespace) -> None:
         save(path, {"config": config.dict(), "model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
             "step": step, "seconds": seconds, "seed": args.seed})
 
+    stop: list[int] = []
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, lambda number, frame: stop.append(number))
+    length = args.context or config.context
+    rows = args.tokens // length
     mean = 0.0
-    while step < end:
+    while step < end and not stop:
         t0, cpu = time.perf_counter(), time.process_time()
         scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
-        x, y, w = batch(sp, args.seed, step, args.rows, config.context)
+        x, y, w = batch(sp, args.seed, step, rows, length)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = (F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none") * w.flatten()).sum() / w.sum()
@@ -91,11 +97,14 @@ def train(args: argparse.Namespace) -> None:
         seconds += time.process_time() - cpu  # of all threads: a run may be stopped (SIGSTOP) for as long as one likes
         mean = loss.item() if not mean else 0.95 * mean + 0.05 * loss.item()
         if step % 20 == 0:
-            speed = args.rows * config.context / (time.perf_counter() - t0)
+            speed = rows * length / (time.perf_counter() - t0)
             print(f"step {step}  loss {mean:.4f}  {speed:.0f} tokens/s  {seconds / 60:.1f} min CPU", flush=True)
-        if step % 100 == 0 and not args.finish:
+        if step % args.save == 0 and not args.finish:
             checkpoint(latest)
-    checkpoint(WORK / "final.pt" if args.finish else latest)
+    if not args.finish:
+        checkpoint(latest)
+    elif not stop:
+        checkpoint(WORK / "final.pt")
 
 
 if __name__ == "__main__":
@@ -104,7 +113,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2400, help="steps at the full learning rate")
     parser.add_argument("--finish", type=int, default=0, metavar="N",
         help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
-    parser.add_argument("--rows", type=int, default=8, help="sequences of 512 tokens in a batch")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch")
+    parser.add_argument("--context", type=int, default=0, help="length of its sequences (default: the model's, 512)")
+    parser.add_argument("--save", type=int, default=100, metavar="N", help="steps between two checkpoints")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--lr-embed", type=float, default=0.003)
     parser.add_argument("--warmup", type=int, default=60)
