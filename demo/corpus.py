@@ -12,7 +12,7 @@ random.Random, so a seed names a corpus; which combinations are held out comes f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -112,13 +112,18 @@ def recall(rng: Random, held: bool) -> Document:
     return Document("memory", turns=memory(rng, held, between))
 
 
-MIX = {"story": 0.14, "request": 0.06, "chat": 0.17, "memory": 0.03, "sentiment": 0.08, "topic": 0.05, "translation": 0.30, "passage": 0.17}
-TASKS = list(MIX)
+# shares of documents: at first stories, which teach the language, then the tasks
+STORIES_FIRST = {
+    "story": 0.14, "request": 0.06, "chat": 0.17, "memory": 0.03, "sentiment": 0.08, "topic": 0.05, "translation": 0.30, "passage": 0.17,
+}
+TASKS_THEN = {
+    "story": 0.05, "request": 0.03, "chat": 0.18, "memory": 0.03, "sentiment": 0.08, "topic": 0.06, "translation": 0.34, "passage": 0.23,
+}
 
 
-def document(rng: Random, held: bool, name: str | None = None) -> Document:
-    """One document of the given task, or of a task drawn from MIX."""
-    name = name or rng.choices(TASKS, list(MIX.values()))[0]
+def document(rng: Random, held: bool, name: str | None = None, mix: Mapping[str, float] = STORIES_FIRST) -> Document:
+    """One document of the given task, or of a task drawn from the mix."""
+    name = name or rng.choices(list(mix), list(mix.values()))[0]
     if name == "story":
         return Document("story", text=story(rng, held).text)
     if name in ("request", "chat", "memory"):

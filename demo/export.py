@@ -90,6 +90,7 @@ def export(checkpoint: Path, out: Path) -> None:
     w.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     w.add_uint32("demo.training.steps", state["step"])
+    w.add_uint64("demo.training.tokens", state["tokens"])
     w.add_uint32("demo.training.seed", state["seed"])
     w.add_uint32("demo.training.seconds", int(state["seconds"]))
     add_tokenizer(w, sentencepiece.SentencePieceProcessor(str(DEMO / "work" / "tokenizer.model")))

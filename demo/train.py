@@ -13,6 +13,7 @@ import argparse
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,25 +23,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .corpus import document, tokens
+from .corpus import STORIES_FIRST, TASKS_THEN, document, tokens
 from .model import Config, Llama
 
 WORK = Path(__file__).parent / "work"
 
 
-def row(sp: Any, key: str, length: int) -> tuple[list[int], list[float]]:
+def row(sp: Any, key: str, length: int, mix: Mapping[str, float]) -> tuple[list[int], list[float]]:
     """Documents one after the other, the last one cut: length + 1 ids and their loss weights."""
     rng, ids, weights = Random(key), [], []  # type: Random, list[int], list[float]
     while len(ids) <= length:
-        i, w = tokens(sp, document(rng, held=False))
+        i, w = tokens(sp, document(rng, held=False, mix=mix))
         ids += i
         weights += w
     return ids[: length + 1], weights[: length + 1]
 
 
-def batch(sp: Any, seed: int, step: int, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(sp: Any, seed: int, step: int, rows: int, length: int, mix: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs [rows, length] and targets int64, loss weights float32."""
-    ids, weights = zip(*(row(sp, f"{seed}/{step}/{r}", length) for r in range(rows)))
+    ids, weights = zip(*(row(sp, f"{seed}/{step}/{r}", length, mix) for r in range(rows)))
     t, w = torch.tensor(ids), torch.tensor(weights)
     return t[:, :-1], t[:, 1:], w[:, 1:]
 
@@ -61,18 +62,19 @@ def train(args: argparse.Namespace) -> None:
     inside = {id(p) for p in matrices}
     muon = torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05)
     adam = torch.optim.AdamW([p for p in model.parameters() if id(p) not in inside], lr=args.lr_embed, betas=(0.9, 0.95), weight_decay=0.0)
-    step, seconds, latest = 0, 0.0, WORK / "latest.pt"
+    step, seen, seconds, latest = 0, 0, 0.0, WORK / "latest.pt"
     if latest.exists():
         state = torch.load(latest, weights_only=True)
         model.load_state_dict(state["model"])
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
-        step, seconds = state["step"], state["seconds"]
+        step, seen, seconds = state["step"], state.get("tokens", state["step"] * 4096), state["seconds"]
     start, end = step, step + args.finish if args.finish else args.steps
 
     def checkpoint(path: Path) -> None:
         save(path, {"config": config.dict(), "model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
-            "step": step, "seconds": seconds, "seed": args.seed})
+            "step": step, "seconds": seconds, "seed": args.seed,
+            "tokens": seen})
 
     stop: list[int] = []
     for s in (signal.SIGINT, signal.SIGTERM):
@@ -84,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
         t0, cpu = time.perf_counter(), time.process_time()
         scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
-        x, y, w = batch(sp, args.seed, step, rows, length)
+        x, y, w = batch(sp, args.seed, step, rows, length, STORIES_FIRST if step < args.stories else TASKS_THEN)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = (F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none") * w.flatten()).sum() / w.sum()
@@ -94,6 +96,7 @@ def train(args: argparse.Namespace) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
+        seen += x.numel()
         seconds += time.process_time() - cpu  # of all threads: a run may be stopped (SIGSTOP) for as long as one likes
         mean = loss.item() if not mean else 0.95 * mean + 0.05 * loss.item()
         if step % 20 == 0:
@@ -115,6 +118,7 @@ if __name__ == "__main__":
         help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch")
     parser.add_argument("--context", type=int, default=0, help="length of its sequences (default: the model's, 512)")
+    parser.add_argument("--stories", type=int, default=250, metavar="N", help="steps with the mix that has more stories")
     parser.add_argument("--save", type=int, default=100, metavar="N", help="steps between two checkpoints")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--lr-embed", type=float, default=0.003)
