@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llamina.engine.errors import TokenizerError, UnsupportedError
 from llamina.engine.gguf import open_gguf
@@ -257,6 +257,7 @@ any_id = st.one_of(st.integers(-2, 12), st.just(2**32 - 1))
 
 
 @given(tokens=tokens_of_any_kind, ids=st.tuples(any_id, any_id, any_id), text=st.text(alphabet="ab \0🦙", max_size=9))
+@example(tokens=[("", 0, 0.0), ("\ue000placeholder 0", 0, 0.0)], ids=(2**32 - 1,) * 3, text="a")
 @settings(max_examples=300, deadline=None)
 def test_any_vocabulary_works_or_is_refused(tokens: list[tuple[str, int, float]], ids: tuple[int, ...], text: str) -> None:
     metadata = {

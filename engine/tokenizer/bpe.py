@@ -7,7 +7,7 @@ panics on merges that do not fit the vocabulary, and drops bytes that have no to
 """
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .base import Tokenizer
 from .vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
@@ -54,7 +54,7 @@ class BpeTokenizer(Tokenizer):
         return text.encode()  # added tokens are written as they read
 
 
-def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary and merges that the library is given. Where two tokens have one text, the first counts."""
     ids: dict[str, int] = {}
     for id, (text, type_) in enumerate(zip(v.tokens, v.types)):
@@ -65,7 +65,7 @@ def _model(v: Vocabulary) -> tuple[dict[str, int], list[tuple[str, ...]]]:
         v.fail(f"tokenizer.ggml.tokens has no token for {len(missing)} of the 256 bytes (the first: 0x{missing[0]:02X}); not a byte-level vocabulary")
     if v.merges is None:
         v.fail("tokenizer.ggml.merges is missing; a BPE vocabulary cannot merge without it")
-    merges = [tuple(merge.split(" ", 1)) for merge in v.merges]
+    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in v.merges]
     for rank, pair in enumerate(merges):
         if len(pair) != 2 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
             v.fail(f"tokenizer.ggml.merges: entry {rank}, {v.merges[rank]!r:.60}, does not join two tokens of the vocabulary into a third")

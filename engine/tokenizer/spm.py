@@ -120,7 +120,7 @@ def model_proto(v: Vocabulary) -> bytes:
     for id, (text, type_) in enumerate(zip(texts, types)):
         if not text or text in used or "\0" in text or (type_ == BYTE and not complete):
             serial = id
-            while (text := f"\uE000placeholder {serial}") in taken:
+            while (text := f"\uE000placeholder {serial}") in taken or text in used:
                 serial += len(taken)
             type_ = UNKNOWN if type_ == UNKNOWN else CONTROL
         used.add(text)
