@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import pickle
 import shutil
@@ -189,6 +190,22 @@ def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------- the store
 
+@functools.cache
+def _name_functions_apart() -> None:
+    """Number functions from a random start, in every process.
+
+    Numba tells closures of one name apart (the `body` of two formats' kernels) by a number in their symbols that counts compilations in a process.
+    Code loaded from two other processes may hold the same symbol twice, and the linker takes the first it meets: a kernel with another one's body.
+    """
+    from numba.core.bytecode import FunctionIdentity
+
+    def restart() -> None:
+        FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(7), "little"))
+    restart()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=restart)
+
+
 class _Store:
     """The disk cache of one function, in the place of Numba's own (numba.core.caching._Cache): Numba calls load_overload under its
     compiler lock, compiles if that gave None, then calls save_overload. So a miss *is* the start of a compilation."""
@@ -196,6 +213,7 @@ class _Store:
     cache_path: str | None = None
 
     def __init__(self, function: Any, options: dict[str, Any]):
+        _name_functions_apart()
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
         self.options = sorted(options.items())

@@ -319,6 +319,39 @@ def test_same_closure_same_key_in_any_process_other_values_other_keys() -> None:
     assert keys == [compile_cache._Store(space["make"](*cells), {}).identity for cells in made]
 
 
+TWINS = """
+import sys
+import numba
+from llamina.kernels.compile_cache import compiled, stats
+
+def make(k):
+    @numba.njit
+    def body(x):
+LONG
+        return x
+
+    @compiled("int64(int64)")
+    def kernel(x):
+        return body(x) + body(x + 1) + body(x + 2)
+    return body, kernel
+
+for k in map(int, sys.argv[1:]):
+    body, kernel = make(k)
+    assert kernel.cfunc.ctypes(5) == sum(body.py_func(x) for x in (5, 6, 7)), k
+print(stats.compiled, stats.loaded)
+""".replace("LONG", "        x = (x ^ x >> 7) * 3 % 1000003 + k\n" * 100)  # too long to be inlined
+
+
+def test_code_from_several_processes_is_told_apart(tmp_path: Path) -> None:
+    """Closures of one name, each compiled by a process of its own and then loaded together: each kernel calls its own inner function."""
+    (tmp_path / "twins.py").write_text(TWINS)
+
+    def run(*args: str) -> str:
+        environment = {**os.environ, "LLAMINA_COMPILE_CACHE": str(tmp_path / "cache")}
+        return subprocess.run([sys.executable, tmp_path / "twins.py", *args], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert [run("1"), run("2"), run("1", "2"), run("2", "1")] == ["1 0", "1 0", "0 2", "0 2"]
+
+
 def test_no_kernel_depends_on_pickled_objects() -> None:
     """What a pickle holds may change as an object is used, and the kernel would be compiled again by every second process."""
     for name in sorted(RUNNABLE):
