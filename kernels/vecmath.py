@@ -10,7 +10,7 @@ from numba import njit
 
 from .simd import bits_of, f64_bits, fma, fma64, from_bits, shl_i32, splat_f32, splat_i32, vmax, vmin
 
-_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float's nearest integer in the low bits, ties to even
+ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float's nearest integer in the low bits, ties to even
 
 
 @njit(nogil=True, error_model="numpy")
@@ -20,8 +20,8 @@ def vexp(x):
     Below -87 the result is exp(-87) = 1.6e-38, not zero: callers that mask do so by selection.
     """
     x = vmin(vmax(x, splat_f32(-87.0)), splat_f32(88.0))
-    shifted = fma(x, splat_f32(1.44269504088896341), splat_f32(_ROUND))
-    n = shifted - splat_f32(_ROUND)
+    shifted = fma(x, splat_f32(1.44269504088896341), splat_f32(ROUND))
+    n = shifted - splat_f32(ROUND)
     r = fma(n, splat_f32(2.12194440e-4), fma(n, splat_f32(-0.693359375), x))
     p = splat_f32(1.9875691500e-4)
     p = fma(p, r, splat_f32(1.3981999507e-3))
@@ -37,7 +37,7 @@ def vexp(x):
 @njit(nogil=True, error_model="numpy")
 def round_to_bits(x):
     """Nearest integers (ties to even) of f32x16 with |x| < 2**22, as i32x16."""
-    return bits_of(x + splat_f32(_ROUND)) - splat_i32(0x4B400000)
+    return bits_of(x + splat_f32(ROUND)) - splat_i32(0x4B400000)
 
 
 # pi/2 in three parts of 33 bits or fewer, so that n * part is exact for |n| < 2**20 (fdlibm's e_rem_pio2)
