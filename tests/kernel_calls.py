@@ -253,7 +253,9 @@ def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | No
     borders = borders or [0, n_tiles(rows)]
     for t0, t1 in zip(borders, borders[1:]):
         registry.kernel(name).cfunc.ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
-    assert np.isnan(out[tokens]).all() and (out[:tokens, rows:] == 0).all(), "wrote past the last token, or lanes past the last row are not zero"
+    finite = np.abs(x).max(axis=1) < 1e30
+    assert np.isnan(out[tokens]).all(), "wrote past the last token"
+    assert (out[:tokens, rows:][finite] == 0).all(), "lanes past the last row are not zero"
     return out[:tokens, :rows]
 
 

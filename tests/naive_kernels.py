@@ -106,8 +106,8 @@ HALVES = {
     "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ1_M": (), "MXFP4": (),
 }
 """Byte offsets of a block's f16 numbers: d, and the minimum or dmin."""
-CHAINED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
-"""Formats whose integers `codes_of` can tell."""
+UNIT = {"IQ1_S": 1 / 8, "IQ1_M": 1 / 8, "IQ2_XXS": 1 / 8, "IQ2_XS": 1 / 8, "IQ2_S": 1 / 8, "IQ3_XXS": 1 / 4}
+"""d times this, times an integer, is a weight; 1 for the others that have no minimum."""
 ITEM = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -146,59 +146,65 @@ def reference(name: str, data: Array) -> Array:
 
 
 class Codes(NamedTuple):
-    """A block format's integers, for the canonical chain. Sub-blocks of 32 columns, S = C / 32.
+    """A block format's integers and float scales, for the canonical chain. Sub-blocks of 32 columns, S = C / 32.
 
-    code int [R, C] with the zero point taken off; scale float32 [R, S]; least float32 [R, S] or None; halves int [R, 2 S] (scale per 16) or None.
+    code: int [R, C], zero point taken off, and multiplied by the integer scale where a format has one per 16 columns; scale: float32 [R, S];
+    least: float32 [R, S] or None; minimums: int [R, 2 S] (per 16 columns, in units of -32 * least) or None.
     """
 
     code: Array
     scale: Array
     least: Array | None = None
-    halves: Array | None = None
+    minimums: Array | None = None
 
 
 def codes_of(name: str, data: Array) -> Codes:
-    """Unpacked column by column from ggml's structs, by loops over bits."""
+    """Formats with a minimum are unpacked column by column from ggml's structs; elsewhere a weight is an exact multiple of its block's unit."""
     columns, size = block_shape(name)
     rows, blocks = len(data), data.reshape(-1, size)
+    b = blocks.astype(np.int64)
 
     def half(at: int) -> Array:
-        return np.ascontiguousarray(blocks[:, at:at + 2]).view(np.float16)[:, 0].astype(f32)
+        return np.ascontiguousarray(blocks[:, at:at + 2]).view(np.float16).astype(f32)
+    if len(HALVES[name]) < 2:
+        if name == "MXFP4":
+            unit = np.ldexp(f32(1), b[:, :1].astype(np.int32) - 128)
+        elif name == "IQ1_M":
+            unit = sum(b[:, 49 + 2 * i:50 + 2 * i] >> 4 << 4 * i for i in range(4)).astype(np.uint16).view(np.float16).astype(f32)
+        else:
+            unit = half(HALVES[name][0])
+        unit = np.repeat(unit * f32(UNIT.get(name, 1)), columns // 32, axis=0).reshape(rows, -1)
+        if name == "IQ4_XS":  # its scale per 32 columns goes with d
+            ls = np.stack([(b[:, 4 + j // 2] >> 4 * (j % 2) & 15 | (b[:, 2 + j // 4] >> 2 * (j % 4) & 3) << 4) - 32 for j in range(8)], axis=1)
+            unit = unit * ls.reshape(rows, -1).astype(f32)
+        exact = reference(name, data).reshape(rows, -1, 32) / np.where(unit == 0, f32(1), unit).astype(np.float64)[:, :, None]
+        assert (exact == np.rint(exact)).all()
+        return Codes(exact.astype(np.int64).reshape(rows, -1), unit)
     code = np.zeros((len(blocks), columns), np.int64)
-    b = blocks.astype(np.int64)
-    scale, least, halves = half(HALVES[name][0])[:, None], None, None
-    if name == "Q8_0":
-        code[:] = blocks[:, 2:].view(np.int8)
-    elif name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1"):
-        five, minimum = name.startswith("Q5"), name.endswith("1")
-        qh, qs = 4 if minimum else 2, (4 if minimum else 2) + (4 if five else 0)
+    scale, least, minimums = half(HALVES[name][0]), half(HALVES[name][1]), None
+    if name in ("Q4_1", "Q5_1"):
+        qs = 8 if name == "Q5_1" else 4
         for c in range(32):
             code[:, c] = b[:, qs + c % 16] >> 4 * (c // 16) & 15
-            if five:
-                code[:, c] += (b[:, qh + c // 8] >> c % 8 & 1) << 4
-        if minimum:
-            least = half(2)[:, None]
-        else:
-            code -= 16 if five else 8
+            if name == "Q5_1":
+                code[:, c] += (b[:, 4 + c // 8] >> c % 8 & 1) << 4
     elif name in ("Q4_K", "Q5_K"):
-        s = b[:, 4:16]
+        s, qs = b[:, 4:16], 48 if name == "Q5_K" else 16
         sc = np.stack([s[:, j] & 63 if j < 4 else (s[:, j + 4] & 15) | s[:, j - 4] >> 6 << 4 for j in range(8)], axis=1)
         m = np.stack([s[:, j + 4] & 63 if j < 4 else s[:, j + 4] >> 4 | s[:, j] >> 6 << 4 for j in range(8)], axis=1)
-        scale, least = scale * sc.astype(f32), -(half(2)[:, None] * m.astype(f32))
-        qs = 48 if name == "Q5_K" else 16
+        scale, least = scale * sc.astype(f32), -(least * m.astype(f32))
         for c in range(256):
             j, l = divmod(c, 32)
             code[:, c] = b[:, qs + 32 * (j // 2) + l] >> 4 * (j % 2) & 15
             if name == "Q5_K":
                 code[:, c] += (b[:, 16 + l] >> j & 1) << 4
     else:
+        assert name == "Q2_K"
         for c in range(256):
-            h, k, l = c // 128, c % 128 // 32, c % 32
-            low = b[:, 64 * h + l + 32 * (k & 1)] >> 4 * (k // 2) & 15
-            code[:, c] = (low | (b[:, 128 + 32 * h + l] >> 2 * k & 3) << 4) - 32
-        halves = blocks[:, 192:208].view(np.int8).astype(np.int64).reshape(rows, -1)
-        scale = np.repeat(scale, 8, axis=1)
-    return Codes(code.reshape(rows, -1), scale.reshape(rows, -1), None if least is None else least.reshape(rows, -1), halves)
+            code[:, c] = (b[:, 16 + 32 * (c // 128) + c % 32] >> 2 * (c % 128 // 32) & 3) * (b[:, c // 16] & 15)
+        minimums = (b[:, :16] >> 4).reshape(rows, -1)
+        scale, least = np.repeat(scale, 8, axis=1), np.repeat(least / f32(32), 8, axis=1)
+    return Codes(code.reshape(rows, -1), scale.reshape(rows, -1), least.reshape(rows, -1), minimums)
 
 
 # -- matmul -----------------------------------------------------------------------------------------------------------------------------------
@@ -219,20 +225,22 @@ def naive_matmul(w: Array, x: Array) -> tuple[Array, Array]:
 
 
 def canonical_matmul(w: Codes, x: Quantised) -> Array:
-    """acc = fma(float(dot_b), d_w * d_x, acc), then acc = fma(least_w, d_x * sum_x, acc), over sub-blocks b of 32 columns. float32 [M, R]"""
+    """acc = fma(float(dot_b), d_w * d_x, acc), then acc = fma(least_w, d_x * sum_x, acc), over sub-blocks b of 32 columns. float32 [M, R]
+
+    With minimums per 16 columns (Q2_K), the latter is acc = fma(float(m_0 * -32 sum_0 + m_1 * -32 sum_1), least_w * d_x, acc).
+    """
     q = x.q.astype(np.int64)
     acc = np.zeros((len(q), len(w.code)), f32)
     for b in range(q.shape[1] // 32):
-        i = slice(32 * b, 32 * b + 32)
-        if w.halves is None:
-            dot = q[:, i] @ w.code[:, i].T
-        else:
-            low, high = slice(32 * b, 32 * b + 16), slice(32 * b + 16, 32 * b + 32)
-            dot = q[:, low] @ w.code[:, low].T * w.halves[:, 2 * b] + q[:, high] @ w.code[:, high].T * w.halves[:, 2 * b + 1]
-        d = x.d[:, b, None]
+        columns, d = slice(32 * b, 32 * b + 32), x.d[:, b, None]
+        dot = q[:, columns] @ w.code[:, columns].T
+        assert np.abs(dot).max() < 1 << 24, "int32 to float32 would round"
         acc = fma32(dot.astype(f32), w.scale[:, b] * d, acc)
-        if w.least is not None:
-            acc = fma32(w.least[:, b], d * q[:, i].sum(axis=1)[:, None].astype(f32), acc)
+        if w.minimums is not None and w.least is not None:
+            sums = -32 * q[:, columns].reshape(-1, 2, 16).sum(axis=2)
+            acc = fma32((sums @ w.minimums[:, 2 * b:2 * b + 2].T).astype(f32), w.least[:, b] * d, acc)
+        elif w.least is not None:
+            acc = fma32(w.least[:, b], d * q[:, columns].sum(axis=1)[:, None].astype(f32), acc)
     return acc
 
 
