@@ -68,7 +68,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
         raise OptionError(f"the model must be a path or 'demo', found {path!r}")
-    if name == "demo":
+    if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
         raise UnsupportedError(f"{name}: models are not downloaded by this version: download the .gguf file yourself and give its path")

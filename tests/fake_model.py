@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 from llamina.engine.errors import ClosedError, ContextFullError
 from llamina.engine.model import Model
 

@@ -3,14 +3,18 @@ from __future__ import annotations
 
 import gc
 import itertools
+from typing import Any
 
 import pytest
 from fake_model import BOS, EOS, N_VOCAB, TURN, fake_model
-
 from llamina.engine.chat import Chat, common_prefix
 from llamina.engine.errors import ClosedError, ContextFullError, NumericError, OptionError
 from llamina.engine.generation import StopStrings, peak_memory
 from llamina.engine.model import Model
+
+
+def all_fed(model: Any) -> list[int]:
+    return [id for ids in model.runtime.fed for id in ids]
 
 
 def greedy(model: Model, prompt="ab", **options):
@@ -143,9 +147,8 @@ def test_empty_prompt_is_bos():
     model = fake_model("x", after=1)
     assert greedy(model, "").text() == "x"
     assert model.runtime.fed[0] == [BOS]
-    for empty in ([], ()):
-        with pytest.raises(OptionError, match="the prompt is empty"):
-            model.generate(empty)
+    with pytest.raises(OptionError, match="the prompt is empty"):
+        model.generate([])
     model.tokenizer.add_bos = False
     with pytest.raises(OptionError, match="no beginning-of-sequence"):
         model.generate("")
@@ -257,7 +260,7 @@ def test_peak_memory_grows():
     if before is None:
         pytest.skip("this system doesn't tell")
     block = bytearray(b"x") * 300_000_000
-    assert peak_memory() >= len(block)
+    assert (peak_memory() or 0) >= len(block)
 
 
 # ---------------------------------------------------------------------------------------------------------------- chat
@@ -272,10 +275,10 @@ def test_chat_computes_new_tokens_only():
     model = fake_model(echo, context=200, max_batch=100)
     with Chat(model, "s") as chat:
         assert chat.ask("one", temperature=0).text() == "ok"
-        first = sum(model.runtime.fed, [])
+        first = all_fed(model)
         assert bytes(i for i in first if i < 256) == b"s:su:onea:ok"
         assert chat.ask("two", temperature=0).text() == "ok"
-        fed = sum(model.runtime.fed, [])
+        fed = all_fed(model)
         assert bytes(i for i in fed if i < 256) == b"s:su:onea:ok" b"u:twoa:ok"
         assert fed.count(BOS) == 1
         assert [m["content"] for m in chat.messages] == ["s", "one", "ok", "two"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from llamina.engine import sampling
 from llamina.engine.errors import NumericError, OptionError
 from llamina.engine.sampling import Sampler, SamplingOptions
@@ -272,7 +271,8 @@ def test_options_are_checked(options, message):
 
 
 def test_numpy_scalars_are_numbers():
-    o = SamplingOptions(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**64 - 1))
+    options: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.uint64(2**64 - 1)}
+    o = SamplingOptions(**options)
     assert (o.temperature, o.top_k, o.seed) == (0.5, 3, 2**64 - 1)
     assert type(o.top_k) is int and type(o.temperature) is float
 
@@ -293,8 +293,8 @@ def draws_digest() -> str:
 
 def test_numpy_dispatch_does_not_matter():
     from llamina.engine.selftest import _numpy_dispatch
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_sampling as t; from llamina.engine.selftest import _numpy_dispatch as d; " \
-           "print(len(d()), t.draws_digest())"
+    code = (f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_sampling; from llamina.engine.selftest import _numpy_dispatch; "
+            "print(len(_numpy_dispatch()), test_sampling.draws_digest())")
     environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(_numpy_dispatch())}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr

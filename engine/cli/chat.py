@@ -11,7 +11,7 @@ import click
 
 from ..errors import ContextFullError, TokenizerError
 from . import one_line
-from .options import SAMPLING_NAMES, model_argument, run_options, sampling_options
+from .options import check_sampling, model_argument, open_model, run_options, sampling_options
 from .progress import Progress, closing_line
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
       llamina chat model.gguf --system "Answer in one sentence."
       echo "Tell me a story about a fox." | llamina chat --seed 7
     """
-    from .. import model as models
     from ..chat import Chat
-    from ..sampling import SamplingOptions
-    SamplingOptions(**{name: sampling[name] for name in SAMPLING_NAMES[:7]})  # a wrong option is told before a large file is loaded
+    from ..generation import check_max_tokens
+    check_sampling(sampling)
+    check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with (Progress(quiet) as progress, models.load(model, threads=threads, context=context, progress=progress.loading) as loaded,
+    with (Progress(quiet) as progress, open_model(model, threads, context, progress) as loaded,
           Chat(loaded, system) as chat):
         progress.clear()
         if terminal and not quiet:
@@ -63,12 +63,16 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
 
 def _print_answer(answer: Generation, progress: Progress, terminal: bool) -> None:
     """Stream an answer and a line end; on a terminal Ctrl-C ends it, and the conversation goes on."""
+    begun = False
     try:
         for piece in answer:
             progress.clear()
+            piece = piece if begun else piece.lstrip()  # SentencePiece models begin with a space
+            begun = begun or bool(piece)
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # in a step, or while printing
+        answer.close()
         if not terminal:
             raise
     sys.stdout.write("\n")

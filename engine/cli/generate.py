@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from typing import Any
 
 import click
 
 from ..errors import OptionError
-from .options import SAMPLING_NAMES, ending_newline, model_argument, read_text, run_options, sampling_options
+from .options import check_sampling, ending_newline, model_argument, open_model, read_text, run_options, sampling_options
 from .progress import Progress, closing_line
 
 
@@ -36,39 +37,36 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
       llamina generate model.gguf -p "The capital of France is" -n 20 --temperature 0
       llamina generate model.gguf -f story.txt --seed 7 --stop "The end" --json
     """
-    from .. import model as models
-    from ..sampling import SamplingOptions
+    from ..generation import check_max_tokens
     if prompt is not None and file is not None:
         raise OptionError("give the prompt with -p or with -f, not with both")
-    SamplingOptions(**{name: sampling[name] for name in SAMPLING_NAMES[:7]})  # a wrong option is told before a large file is loaded
+    check_sampling(sampling)
+    check_max_tokens(max_tokens)
     text = prompt if prompt is not None else _from_file(file)
-    with Progress(quiet or as_json) as progress, models.load(model, threads=threads, context=context, progress=progress.loading) as loaded:
-        from ...kernels import compile_cache
-        progress.note(compile_cache.cache_note())
+    with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress) as loaded:
         ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
         generation = loaded.generate(ids, max_tokens=max_tokens, **sampling)
+        if as_json:
+            answer = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.text(), "ids": generation.ids}
+            print(json.dumps({**answer, **generation.stats.as_dict()}, ensure_ascii=False))
+            return
         try:
-            if as_json:
-                generation.text()
-                answer = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.so_far, "ids": generation.ids}
-                print(json.dumps({**answer, **generation.stats.as_dict()}, ensure_ascii=False))
-                return
-            if echo:
-                progress.clear()
-                sys.stdout.write(text)
-                sys.stdout.flush()
-            for piece in generation:
+            for piece in chain([text] if echo else [], generation):
                 progress.clear()
                 sys.stdout.write(piece)
                 sys.stdout.flush()
-        finally:
+        except KeyboardInterrupt:  # in a step, or while printing
             generation.close()
-            if not as_json:
-                progress.clear()
-                sys.stdout.write(ending_newline())
+            interrupted = True
+        else:
+            interrupted = False
+        progress.clear()
+        sys.stdout.write(ending_newline())
+        sys.stdout.flush()
         if not quiet:
-            sys.stdout.flush()
             print(closing_line(generation.stats), file=sys.stderr)
+        if interrupted:
+            raise click.exceptions.Exit(130)
 
 
 def _from_file(path: str | None) -> str:

@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import FileError
 from . import debug_option
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,7 +50,23 @@ sampling_options = _all(
     click.option("--ignore-eos", is_flag=True, help="Go on where the model would end."),
 )
 
-SAMPLING_NAMES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop", "ignore_eos")
+
+def open_model(name: str, threads: int | None, context: int | None, progress: Progress) -> Model:
+    """`load`, with progress on stderr, and a line if compiled code can't be kept."""
+    from ...kernels import compile_cache
+    from ..model import load
+    model = load(name, threads=threads, context=context, progress=progress.loading)
+    progress.note(compile_cache.cache_note())
+    return model
+
+
+def check_sampling(options: dict[str, Any]) -> None:
+    """OptionError for a wrong option, before a large file is loaded for nothing."""
+    from ..generation import check_stop
+    from ..sampling import SamplingOptions
+    names = (field.name for field in fields(SamplingOptions))
+    SamplingOptions(**{name: options[name] for name in names})
+    check_stop(options["stop"])
 
 
 def read_stdin() -> str:
