@@ -322,6 +322,7 @@ def test_chat_on_a_terminal():
     read_until(b"end: interrupted]\r\n> ")
     os.write(terminal, b"/clear\n")
     read_until(b"> ")
+    time.sleep(0.5)  # between writing the prompt and waiting for a key, readline notices a signal only with the next key
     os.write(terminal, b"\x03")
     read_until(b"(Ctrl-D leaves)\r\n> ")
     os.write(terminal, b"\x04")

@@ -44,7 +44,7 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
           Chat(loaded, system) as chat):
         progress.clear()
         if terminal and not quiet:
-            print(f"{loaded.config.name or model}: Ctrl-C stops an answer, Ctrl-D leaves, /clear starts afresh.", file=sys.stderr)
+            print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /clear starts afresh.", file=sys.stderr)
         for text in _terminal_turns() if terminal else _piped_turns():
             if terminal and text == "/clear":
                 chat.clear()
@@ -52,6 +52,9 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
             try:
                 answer = chat.ask(text, max_tokens=max_tokens, **sampling)
                 _print_answer(answer, progress, terminal)
+            except KeyboardInterrupt:  # before or after an answer
+                if not terminal:
+                    raise
             except (ContextFullError, TokenizerError) as error:
                 if not terminal:
                     raise
