@@ -116,17 +116,15 @@ class Tokenizer:
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Ids of what split() returned, without BOS or EOS. A text part is text: no special token is found in it."""
         ids: list[int] = []
-        after_special = True
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += self._encode_text(part, after_special)
-            after_special = isinstance(part, int)
+                ids += self._encode_text(part)
         return ids
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        """Ids of a non-empty text; `after_special`: it follows a special token or begins everything."""
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of a non-empty text that begins everything or follows a special token."""
         raise AssertionError("each kind has its own")
 
     # ---- decode

@@ -45,7 +45,7 @@ class BpeTokenizer(Tokenizer):
             [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         return self._hf.encode(text, add_special_tokens=False).ids
 
     def _piece_bytes(self, text: str, type_: int) -> bytes:

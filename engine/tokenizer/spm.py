@@ -38,10 +38,10 @@ class SpmTokenizer(Tokenizer):
         except Exception as error:
             vocabulary.fail(f"sentencepiece cannot use the vocabulary: {' '.join(str(error).split())[-200:]}")
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         if self.vocabulary.remove_extra_whitespaces:
             text = re.sub(" +", " ", text).strip(" ")
-        if after_special and self.vocabulary.add_space_prefix and text:
+        if self.vocabulary.add_space_prefix and text:
             text = " " + text
         ids = self._processor.encode(text)
         if self.unk_id is None and self.n_vocab in ids:  # the placeholder that model_proto() added
