@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import os
 import platform
+import signal
 import subprocess
 import sys
 import textwrap
@@ -128,9 +129,19 @@ def run_script(body: str, timeout: float = 60) -> str:
     import numpy as np
     """
     source = textwrap.dedent(preamble) + textwrap.dedent(body)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        if process.returncode is None:  # hangs: end its forked children too
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0, f"exit {process.returncode}\n{out}\n{err}"
+    return out
 
 
 def check_stages(team: Team, n_stages: int) -> None:
