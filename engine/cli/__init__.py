@@ -18,7 +18,7 @@ import click
 from ... import __version__
 from ..errors import LlaminaError
 
-COMMANDS = ("generate", "chat", "inspect", "tokenize", "selftest")
+COMMANDS = ("generate", "chat", "inspect", "tokenize", "perplexity", "selftest")
 
 
 class LazyGroup(click.Group):

@@ -33,6 +33,11 @@ class Progress:
         if self._shows and (done >= total or time.monotonic() - self._last > 0.1):
             self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}")
 
+    def counting(self, what: str, done: int, total: int) -> None:
+        """Progress through `total` things."""
+        if self._shows and (done >= total or time.monotonic() - self._last > 0.1):
+            self._show(f"{what}: {done} of {total}")
+
     def _compiling(self, name: str) -> None:
         self._compiled += 1
         self._show(f"compiling for this CPU, once: {self._compiled} ({name})")
