@@ -25,7 +25,7 @@ LLAMA3_SPLIT = (  # as in tokenizer.json of Llama 3: pre_tokenizer.pretokenizers
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
 HARD = [
     "", " ", "   ", "\n", " \n \n\n ",
-    "\t\t a", "Hello  world", " The cat", "it's IT'S it'ſ 'The cat", "12345678", "a1b22c333d4444", "日本語のテキスト", "🦙 👩‍👩‍👧", "a\0b", "\0",
+    "\t\t a", "Hello  world", " The cat", "it's IT'S it'ſ x'The we'LLama", "12345678", "a1b22c333d4444", "日本語のテキスト", "🦙 👩‍👩‍👧", "a\0b", "\0",
     "e\u0301\u0323", "\u00a0\u2003x", "x" * 500, "<|eot_id|>", "<|begin_of_text|>hi",
     "don't!?\r\n\r\n  ...", "\ufeff\ufffd", "שלום", "def f(x):\n    return x\n",
 ]  # fmt: skip
@@ -66,6 +66,7 @@ def test_equal_to_the_library(library: Any, metadata: dict[str, Any]) -> None:
     for text in [*HARD, *TEXT[:3]]:
         ids = tokenizer.encode(text, bos=False)
         assert ids == library.encode(text).ids, text
+        assert tokenizer._hf.pre_tokenizer.pre_tokenize_str(text) == library.pre_tokenizer.pre_tokenize_str(text)
         assert tokenizer.decode([tokenizer.bos_id, *ids]) == text
         assert tokenizer.encode(text) == [tokenizer.bos_id, *ids]
 
