@@ -1,0 +1,93 @@
+"""Digests of what every kernel computes from seeded inputs, to be compared between CPU targets: equal bits or not.
+
+As a script, in a process that compiles for another target:  python kernel_digests.py  prints one JSON object,
+{"target": "avx2", "digests": {"matmul Q4_0": "sha256 ...", ...}, "instructions": {"Q4_0": ["vpmaddubsw ymm", ...], ...}}.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import kernel_calls as kernels
+import numba
+import numpy as np
+from llamina.kernels import matmul
+from llamina.kernels.formats import registry
+from llamina.kernels.formats.table import RUNNABLE
+from llamina.kernels.target import TARGET
+from naive_kernels import ITEM, Array, block_shape, random_rows
+
+f32 = np.float32
+DOT = re.compile(r"\b(v?pdpbusds?|v?pmaddubsw|v?pmaddwd|[su]dot)\b.*?(?:%([xyz]mm)\d+|$)", re.M)
+
+
+def digest(a: Array) -> str:
+    """sha256 of the bits of float32 or float64 values, all of which must be numbers (NaN has many)."""
+    assert not np.isnan(a).any()
+    return hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()
+
+
+def matmul_digest(name: str) -> str:
+    """Two matrices of random and one of extreme codes, activations of very different size, 13 tokens."""
+    columns, parts = 150 if name in ITEM else max(160, 2 * block_shape(name)[0]), []
+    columns -= columns % block_shape(name)[0]
+    for seed, codes in ((0, None), (1, None), (2, 0xFF)):
+        rng = np.random.default_rng(seed)
+        data = random_rows(name, 37, columns, rng, codes)
+        x = (rng.standard_normal((13, columns)) * 10.0 ** rng.uniform(-3, 3, (13, columns))).astype(f32)
+        if name in ITEM:
+            x *= f32(1e-3)
+        parts.append(kernels.matmul(name, kernels.retile(name, data, columns)[0], 37, x))
+    return digest(np.concatenate(parts))
+
+
+def attention_digest(heads: int, n_kv: int, head_dim: int) -> str:
+    rng = np.random.default_rng(head_dim)
+    q, k, v = ((3 * rng.standard_normal((150, n, head_dim))).astype(f32) for n in (heads, n_kv, n_kv))
+    return digest(kernels.attend(q, kernels.Cache(k, v), 0, head_dim**-0.5))
+
+
+def digests() -> dict[str, str]:
+    """{kernel: sha256}"""
+    rng = np.random.default_rng(100)
+    x = (rng.standard_normal(1 << 14) * 10.0 ** rng.uniform(-8, 2, 1 << 14)).astype(f32)
+    row, gain = x[:2048], x[2048:4096]
+    frequencies = 500000.0 ** (-np.arange(0, 128, 2) / 128)
+    table = kernels.rope_table(frequencies, 3000)
+    result = {
+        "exp": digest(kernels.exp(x)),
+        "narrow": hashlib.sha256(kernels.narrow(x).tobytes()).hexdigest(),
+        "sin, cos": digest(kernels.sin_cos(np.abs(x.astype(np.float64)) * 1e4)),
+        "rope table": digest(table),
+        "rope": digest(kernels.rope(row.reshape(16, 128), 128, table[2999])),
+        "rms norm": digest(kernels.rms_norm(row, gain, 2040, 1e-5)[0]),
+        "silu mul": digest(kernels.silu_mul(row, gain)),
+        "quantize": hashlib.sha256(kernels.quantize(x.reshape(8, -1))[0].tobytes()).hexdigest(),
+    }
+    for heads, n_kv, head_dim in ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128)):
+        result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
+    return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
+
+
+def instructions(name: str, whole: bool) -> list[str]:
+    """The byte and word dot products in a format's machine code, each with its width: ["vpdpbusd zmm"].
+
+    Of the whole kernel, or of its loop body for one token (quicker); compiled anew, because code loaded from disk can't be looked at.
+    """
+    if whole:
+        kernel = registry.kernel(name)
+        assembly = numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str()
+    else:
+        body = matmul._body(registry.packing(name), 1)
+        body.compile("void(int64, int64, int64, int64, int64, int64)")
+        assembly = "".join(body.inspect_asm().values())
+    return sorted({f"{op} {register}".strip() for op, register in DOT.findall(assembly)})
+
+
+def main() -> None:
+    print(json.dumps({"target": TARGET, "digests": digests(), "instructions": {"Q4_0": instructions("Q4_0", True), "Q8_0": instructions("Q8_0", False)}}))
+
+
+if __name__ == "__main__":
+    main()
