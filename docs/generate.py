@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 from llamina.engine.cli import llamina as group
 from llamina.kernels.formats.floats import FloatPacking
-from llamina.kernels.formats.registry import PACKINGS
-from llamina.kernels.formats.table import FORMATS, REMOVED, BlockFormat
+from llamina.kernels.formats.registry import packing as packing_of
+from llamina.kernels.formats.table import FORMATS, REMOVED, RUNNABLE, BlockFormat
 from llamina.kernels.matmul import ROWS
 
 DOCS = Path(__file__).resolve().parent
@@ -29,10 +29,11 @@ kernel ever sums across lanes. The token embedding stays in the file; its rows a
 
 ## Formats that run
 
-- *overhead*: bytes of a tile beyond those of its {ROWS} blocks in the file: scales widened so that nothing needs unpicking while weights stream.
+- *overhead*: bytes of a tile beyond those of its {ROWS} blocks in the file: what is widened so that nothing needs unpicking while weights stream.
 - *input*: what the kernel multiplies with: the float32 activations themselves, or these quantised to int8 per 32 columns (kernels/activations.py).
 - *zero*: the zero point of the unsigned codes in a tile, folded in exactly through the integer sum of the activations.
-- *scale*, *minimum*: how many columns share one. "int": an integer that multiplies an exact integer sum before anything becomes a float; the others are floats.
+- *scale*, *minimum*: how many columns one multiplies in the kernel. "int": an integer that multiplies an exact integer sum before anything becomes a float;
+  the others are floats.
 
 | format | ggml id | columns | bytes | bits per weight | tile bytes | overhead | input | zero | scale | minimum |
 |---|---:|---:|---:|---:|---:|---:|---|---:|---|---|
@@ -48,7 +49,7 @@ A file that holds a weight matrix in one of these can be opened and inspected; r
 
 
 def _runnable_row(f: BlockFormat) -> str:
-    packing = PACKINGS[f.name]
+    packing = packing_of(f.name)
     if isinstance(packing, FloatPacking):
         tile, rest = ROWS * packing.item_bytes, ["float32", "", "", ""]
         size = f"{tile} a column"
@@ -62,11 +63,11 @@ def _runnable_row(f: BlockFormat) -> str:
 
 
 def formats_page() -> str:
-    page = FORMATS_HEAD + "".join(_runnable_row(f) for f in FORMATS.values() if f.name in PACKINGS)
+    page = FORMATS_HEAD + "".join(_runnable_row(f) for f in FORMATS.values() if f.name in RUNNABLE)
     page += KNOWN_HEAD
-    page += "".join(f"| {f.name} | {f.ggml_id} | {f.columns} | {f.bytes} | {f.bits_per_weight:.4g} |\n" for f in FORMATS.values() if f.name not in PACKINGS)
+    page += "".join(f"| {f.name} | {f.ggml_id} | {f.columns} | {f.bytes} | {f.bits_per_weight:.4g} |\n" for f in FORMATS.values() if f.name not in RUNNABLE)
     page += "\nNumbers that llama.cpp once used and took back are refused by name: " + ", ".join(f"{name} ({id})" for id, name in REMOVED.items()) + ".\n"
-    modules = dict.fromkeys(sys.modules[p.decode.__module__] for p in PACKINGS.values())
+    modules = dict.fromkeys(sys.modules[packing_of(name).decode.__module__] for name in FORMATS if name in RUNNABLE)
     for module in modules:
         page += f"\n## kernels/formats/{Path(inspect.getfile(module)).name}\n\n```text\n{inspect.getdoc(module)}\n```\n"
     return page
