@@ -8,6 +8,7 @@ layers, so that Ctrl-C is seen between them; `abort()` stops a step from another
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,10 +82,17 @@ class Runtime:
         self._lay_out()
         self.team = Team(self.n_threads)
         self._closed = False
+        self._rope.fill(1)
+        self.team.run(self._entry, self._step.ctypes.data)  # an empty step: everything is compiled and the threads are there
         self.compile_seconds = compile_cache.stats.seconds - compiled_before
         self.load_seconds = time.perf_counter() - start - self.compile_seconds
 
     # -- memory ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def gains(self) -> dict[str, np.ndarray]:
+        """The norms' gains by tensor name, float32 rows padded with zeros."""
+        return self._weights.gains
 
     @property
     def weight_bytes(self) -> int:
@@ -112,9 +120,9 @@ class Runtime:
         """A zeroed buffer whose address goes into a word of the model's block. Kernels may read up to 16 elements past a row's end."""
         raw = np.zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize + 128, np.uint8)
         offset = -raw.ctypes.data % 64
-        self._buffers[word] = raw
+        self._buffers[word] = raw[offset:offset + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
         self._model[word // 8] = raw.ctypes.data + offset
-        return raw[offset:offset + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+        return self._buffers[word]
 
     def _lay_out(self) -> None:
         c, w, m = self.config, self._weights, self._model
@@ -161,9 +169,11 @@ class Runtime:
         self._check_open()
         return Sequence(self._pool, self.context)
 
-    def step(self, feeds: list[Feed]) -> np.ndarray:
+    def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
 
+        observe: called after each layer as observe(layer, {"input": residual stream before the layer, "attention": input of attn_output, "ffn_input":
+        of ffn_gate and ffn_up, "ffn_activation": of ffn_down, "output": residual stream after the layer}), float32 [M, columns], valid during the call.
         At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
@@ -180,22 +190,38 @@ class Runtime:
                             (f.LD_LOGITS, self._logit_columns), (f.NOT_FINITE, 0)):
             s[word // 8] = value
         self.team.clear_abort()
-        layers = max(1, min(self.config.n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
-        for first in range(0, self.config.n_layers, layers):
-            last = min(first + layers, self.config.n_layers)
-            s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8] = first, last
-            s[f.N_WANTED // 8] = len(wanted) if last == self.config.n_layers else 0
-            if self.team.run(self._entry, s.ctypes.data) & ABORTED:
-                raise AbortedError("the step was aborted")
-            if s[f.NOT_FINITE // 8]:
-                layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
-                raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
-                                   "the weights are damaged or overflow")
+        n_layers = self.config.n_layers
+        layers = 1 if observe else max(1, min(n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
+        for first in range(0, n_layers, layers):
+            last = min(first + layers, n_layers)
+            before = x[:, :self.config.dim].copy() if observe else x
+            self._run(first, last, len(wanted) if last == n_layers and not observe else 0)
+            if observe:
+                observe(first, self._taps(before, n))
+        if observe:
+            self._run(n_layers, n_layers, len(wanted))  # apart from the last layer, whose buffers it overwrites
         if not np.isfinite(logits).all():
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
         for feed in feeds:
             feed.sequence.length += len(feed.ids)
         return logits[:, :self.config.n_vocab]
+
+    def _run(self, first: int, last: int, n_wanted: int) -> None:
+        """Layers [first, last) and the logits of n_wanted tokens on all threads. AbortedError, NumericError."""
+        s = self._step
+        s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8], s[f.N_WANTED // 8] = first, last, n_wanted
+        if self.team.run(self._entry, s.ctypes.data) & ABORTED:
+            raise AbortedError("the step was aborted")
+        if s[f.NOT_FINITE // 8]:
+            layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
+            raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
+                               "the weights are damaged or overflow")
+
+    def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
+        """What a range of one layer leaves in the buffers."""
+        c, b = self.config, self._buffers
+        return {"input": before, "attention": b[f.ATT][:n, :c.n_heads * c.head_dim], "ffn_input": b[f.NORMED][:n, :c.dim],
+                "ffn_activation": b[f.GATE][:n, :c.ffn_dim], "output": b[f.X][:n, :c.dim]}
 
     def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """-> ids, positions, page table addresses (each int64 [M]), attention blocks int64 [n, 2] longest first, wanted rows int64."""

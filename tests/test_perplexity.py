@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import json
 
+import llamina
 import numpy as np
 import pytest
-
-import llamina
 from llamina.engine.cli import main
 from llamina.engine.perplexity import divergence, perplexity
 

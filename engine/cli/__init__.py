@@ -18,11 +18,15 @@ import click
 from ... import __version__
 from ..errors import LlaminaError
 
-COMMANDS = ("generate", "chat", "inspect", "tokenize", "perplexity", "selftest")
+COMMANDS = {
+    "generate": ".generate", "chat": ".chat", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
+    "importance": "...convert.cli_importance", "selftest": ".selftest",
+}
+"""Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
 
 
 class LazyGroup(click.Group):
-    """Imports `.NAME` for the command NAME, whose function there is called `command`, only when it is asked for."""
+    """Imports a command's module, whose function there is called `command`, only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -30,7 +34,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module("." + cmd_name, __name__).command
+        return importlib.import_module(COMMANDS[cmd_name], __name__).command
 
 
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

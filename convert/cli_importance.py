@@ -1,0 +1,34 @@
+"""`llamina importance`: measure which columns of a model's matrices matter, for `llamina convert --importance`."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..engine.cli.options import debug_option, open_model, read_text
+from ..engine.cli.progress import Progress
+
+
+@click.command("importance")
+@click.argument("model")
+@click.argument("text", metavar="TEXT_FILE")
+@click.option("-o", "--output", required=True, metavar="FILE", help="Where to write the importance matrix (GGUF, as llama.cpp's imatrix).")
+@click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
+@click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@debug_option
+def command(model: str, text: str, output: str, context: int, windows: int | None, threads: int | None, quiet: bool) -> None:
+    """Run MODEL (best unquantised) over a text file and write the mean squared activation of every column of every matrix.
+
+    \b
+    Example:
+      llamina importance model.f16.gguf wiki.train.raw -o imatrix.gguf --windows 100
+      llamina convert model.f16.gguf model.q4_k_m.gguf --type q4_k_m --importance imatrix.gguf
+    """
+    from .importance import collect, write
+    body = read_text(text)
+    with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
+        columns = collect(opened, body, context, windows, progress.counting)
+        write(Path(output), columns, Path(text).name, context)
+        progress.note(f"{output}: importance of {len(columns)} matrices, measured on {next(iter(columns.values())).count} tokens")

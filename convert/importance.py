@@ -1,0 +1,147 @@
+"""Importance of a matrix's columns: the mean squared activation that meets each, measured on a text by our own engine.
+
+    collect(model, text) -> {tensor name: Columns(sums of squares float32 [columns], count)} -> write / read (llama.cpp's imatrix GGUF) -> encoders' weights
+
+The layers' inputs are read from the runtime's buffers after each layer (Runtime.step's `observe`); inputs of attention and of the output matrix, which are
+gone by then, are the RMSNorm of the residual stream and are computed again in NumPy. File format: llama.cpp, tools/imatrix (general.type "imatrix", per
+tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..engine.errors import FileError, FormatError, OptionError
+from ..engine.gguf import open_gguf
+from ..engine.perplexity import windows
+from ..engine.runtime import Feed
+
+if TYPE_CHECKING:
+    from ..engine.model import Model
+
+Importance = dict[str, np.ndarray]
+"""Tensor name -> float32 [columns], mean squared activation."""
+
+
+class Columns(NamedTuple):
+    """Sum of squared activations per column (float64 while collecting), over `count` tokens."""
+
+    sums: np.ndarray
+    count: int
+
+
+class Collector:
+    """Adds up squared activations; `observe` is handed to Runtime.step."""
+
+    def __init__(self, model: Model):
+        self.model, self.c = model, model.config
+        self.sums: dict[str, np.ndarray] = {}
+        self.count = 0
+        gains = model.runtime.gains
+        self._gains = {name: gains[name][:self.c.dim].astype(np.float64) for name in gains}
+
+    def observe(self, layer: int, taps: dict[str, np.ndarray]) -> None:
+        block = f"blk.{layer}."
+        normed = self._normed(taps["input"], block + "attn_norm.weight")
+        for name in ("attn_q", "attn_k", "attn_v"):
+            self._add(block + name + ".weight", normed)
+        self._add(block + "attn_output.weight", taps["attention"])
+        for name in ("ffn_gate", "ffn_up"):
+            self._add(block + name + ".weight", taps["ffn_input"])
+        self._add(block + "ffn_down.weight", taps["ffn_activation"])
+        if layer == self.c.n_layers - 1:
+            self._add("token_embd.weight" if self.c.tied_output else "output.weight", self._normed(taps["output"], "output_norm.weight"))
+
+    def _normed(self, x: np.ndarray, gain: str) -> np.ndarray:
+        x = x.astype(np.float64)
+        return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + self.c.rms_eps) * self._gains[gain]
+
+    def _add(self, name: str, x: np.ndarray) -> None:
+        squares = np.square(x, dtype=np.float64).sum(axis=0)
+        self.sums[name] = self.sums[name] + squares if name in self.sums else squares
+
+
+def collect(model: Model, text: str, context: int = 512, most: int | None = None,
+            progress: Callable[[str, int, int], None] | None = None) -> dict[str, Columns]:
+    """Run the model over a text's windows (perplexity.py's) -> sums of squares of every matrix's input. OptionError if the text is too short."""
+    collector, cut = Collector(model), windows(model, text, context, most)
+    runtime = model.runtime
+    for i, ids in enumerate(cut):
+        sequence = runtime.new_sequence()
+        try:
+            for start in range(0, len(ids), runtime.max_batch):
+                part = [int(t) for t in ids[start:start + runtime.max_batch]]
+                runtime.step([Feed(sequence, part, "none")], collector.observe)
+                collector.count += len(part)
+        finally:
+            sequence.close()
+        if progress:
+            progress("windows", i + 1, len(cut))
+    return {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+
+
+def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> None:
+    """llama.cpp's imatrix GGUF, written beside and renamed. FileError."""
+    import gguf
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        writer = gguf.GGUFWriter(str(partial), "")
+        writer.kv_data[0].pop("general.architecture", None)
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", [dataset])
+        writer.add_uint32("imatrix.chunk_count", max(1, max(c.count for c in columns.values()) // chunk))
+        writer.add_uint32("imatrix.chunk_size", chunk)
+        for name, c in sorted(columns.items()):
+            writer.add_tensor(name + ".in_sum2", np.ascontiguousarray(c.sums, np.float32)[None])
+            writer.add_tensor(name + ".counts", np.array([[c.count]], np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Importance:
+    """An importance matrix, ours or llama.cpp's (GGUF) -> {tensor: mean squared activation}. FileError, FormatError."""
+    result: Importance = {}
+    with open_gguf(path) as file:
+        if file.metadata.get("general.type") != "imatrix":
+            raise FormatError(f"{path}: is not an importance matrix (general.type is {file.metadata.get('general.type')!r}, expected 'imatrix')")
+        for name in file.tensors:
+            if not name.endswith(".in_sum2"):
+                continue
+            tensor = name.removesuffix(".in_sum2")
+            sums = _floats(file, name, path)
+            if tensor + ".counts" not in file.tensors:
+                raise FormatError(f"{path}: tensor {tensor + '.counts'!r} is missing")
+            count = _floats(file, tensor + ".counts", path).sum()
+            if not count > 0 or not np.isfinite(sums).all() or (sums < 0).any():
+                raise FormatError(f"{path}: tensor {name!r} holds negative, NaN or infinite sums, or has a count of {count:g}")
+            result[tensor] = (sums / count).astype(np.float32)
+    if not result:
+        raise FormatError(f"{path}: holds no importance (no tensor ends in .in_sum2)")
+    return result
+
+
+def _floats(file: Any, name: str, path: Path) -> np.ndarray:
+    if file.tensors[name].format.name != "F32":
+        raise FormatError(f"{path}: tensor {name!r} is {file.tensors[name].format.name}, expected F32")
+    return np.ascontiguousarray(file.data(name)).view(np.float32).ravel().astype(np.float64)
+
+
+def weights_for(importance: Importance, name: str, columns: int) -> np.ndarray | None:
+    """The encoder's weights of a tensor's columns, or None if it was not measured. OptionError if it was measured for another width."""
+    found = importance.get(name)
+    if found is None:
+        return None
+    if found.shape != (columns,):
+        raise OptionError(f"the importance matrix has {found.size} columns for {name!r}, the tensor has {columns}: it belongs to another model")
+    return found
