@@ -1,6 +1,6 @@
 """Short passages with a question whose answer stands in the passage, or does not.
 
-A passage tells two to four facts about each of two or three people, in mixed order and words. The combination (who,
+A passage tells one to three facts about each of one to three people, in mixed order and words. The combination (who,
 relation, value) decides the split: a held-out question asks for a pairing that no training passage asks for.
 """
 
@@ -57,8 +57,9 @@ UNKNOWN = "The text does not say."
 
 def passage(rng: Random, held: bool) -> tuple[str, str, str]:
     """(passage, question, answer). One question in eight has no answer in the passage."""
-    people = rng.sample(GIRLS + BOYS, 2 if rng.random() < 0.6 else 3)
-    facts = [(n, r, pick(rng, RELATIONS[r][0])) for n in people for r in rng.sample(list(RELATIONS), rng.randint(1, 3))]
+    people = rng.sample(GIRLS + BOYS, pick(rng, [1, 1, 2, 2, 2, 3]))
+    most = 2 if len(people) == 1 else 3
+    facts = [(n, r, pick(rng, RELATIONS[r][0])) for n in people for r in rng.sample(list(RELATIONS), rng.randint(1, most))]
     unknown = rng.random() < 0.125
     if unknown:
         name = pick(rng, people)
