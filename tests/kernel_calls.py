@@ -131,7 +131,7 @@ def _sin_cos(x, out):
         out[i, 0], out[i, 1] = vecmath.sin_cos(x[i])
 
 
-def _map(function: Any, x: Array, dtype: type, n: int | None = None) -> Array:
+def _map(function: Any, x: Array, dtype: Any, n: int | None = None) -> Array:
     x = np.ascontiguousarray(x)
     assert x.size % 16 == 0
     out = np.zeros(x.shape, dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 import kernel_calls as kernels
 import numba
@@ -79,7 +80,8 @@ def instructions(name: str, whole: bool) -> list[str]:
         kernel = registry.kernel(name)
         assembly = numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str()
     else:
-        body = matmul._body(registry.packing(name), 1)
+        packing: Any = registry.packing(name)
+        body = matmul._body(packing, 1)
         body.compile("void(int64, int64, int64, int64, int64, int64)")
         assembly = "".join(body.inspect_asm().values())
     return sorted({f"{op} {register}".strip() for op, register in DOT.findall(assembly)})

@@ -170,7 +170,7 @@ def codes_of(name: str, data: Array) -> Codes:
         if name == "MXFP4":
             unit = np.ldexp(f32(1), b[:, :1].astype(np.int32) - 128)
         elif name == "IQ1_M":
-            unit = sum(b[:, 49 + 2 * i:50 + 2 * i] >> 4 << 4 * i for i in range(4)).astype(np.uint16).view(np.float16).astype(f32)
+            unit = np.asarray(sum(b[:, 49 + 2 * i:50 + 2 * i] >> 4 << 4 * i for i in range(4))).astype(np.uint16).view(np.float16).astype(f32)
         else:
             unit = half(HALVES[name][0])
         unit = np.repeat(unit * f32(UNIT.get(name, 1)), columns // 32, axis=0).reshape(rows, -1)
@@ -300,7 +300,7 @@ def naive_attention(q: Array, k: Array, v: Array, position: int, scale: float) -
     return out
 
 
-def canonical_attention(q: Array, k: Array, v: Array, position: int, scale: float) -> Array:
+def canonical_attention(q: Array, k: Array, v: Array, position: int, scale: Any) -> Array:
     """The chains of kernels/attention.py: pages of 64 with their own maximum, merged in order. float32 [heads, D]"""
     heads, head_dim = q.shape
     group, scale = heads // k.shape[1], f32(scale)

@@ -1,6 +1,8 @@
 """Block formats: the table, the reference decoders bit for bit against the gguf package, and retiling."""
 from __future__ import annotations
 
+from typing import Any
+
 import gguf
 import kernel_calls as kernels
 import numpy as np
@@ -34,7 +36,7 @@ def test_runnable_formats_are_those_with_kernels():
     found = set()
     for name in FORMATS:
         try:
-            packing = registry.packing(name)
+            packing: Any = registry.packing(name)
         except KeyError:
             continue
         found.add(name)
