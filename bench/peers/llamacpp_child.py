@@ -42,6 +42,7 @@ class Engine:
     def load(self, model: str, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
         self.threads = threads
+        self.free()
         params = L.llama_model_default_params()
         params.n_gpu_layers = 0
         self.model = L.llama_model_load_from_file(os.fsencode(model), params)
@@ -50,6 +51,15 @@ class Engine:
         self.n_vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(self.model))
         return {"load_seconds": time.perf_counter() - start, "version": f"llama.cpp in llama-cpp-python {llama_cpp.__version__}",
                 "system": L.llama_print_system_info().decode().strip(" |")}
+
+    def free(self) -> None:
+        """Drop context and model."""
+        if self.context:
+            L.llama_free(self.context)
+            L.llama_batch_free(self.batch)
+        if self.model:
+            L.llama_model_free(self.model)
+        self.model = self.context = self.batch = self.kept = None
 
     def open(self, n_ctx: int, sequences: int = 1, flash: str = DEFAULT, batch: int = 512, unified: bool = False) -> None:
         key = n_ctx, sequences, flash, batch, unified
