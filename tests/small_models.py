@@ -23,8 +23,9 @@ SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=2
 SMALL_256 = replace(SMALL, dim=256, ffn_dim=256, n_heads=8, n_kv_heads=4)  # what K-quants need
 
 QUANTIZABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
-ALL_FORMATS = QUANTIZABLE + K_QUANTS
+OF_32_COLUMNS = ("IQ4_NL", "MXFP4")
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M")
+ALL_FORMATS = QUANTIZABLE + OF_32_COLUMNS + K_QUANTS
 """Formats with kernels at this stage; a test compares it with the kernel table."""
 
 
@@ -50,7 +51,7 @@ def write_small_model(
     if rope_base is not None:
         writer.add_rope_freq_base(rope_base)
     for key, value in (rope or {}).items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add("llama.rope.scaling." + key, value)
     for name, dims, _, std in matrices(config, "f32"):
         if len(dims) == 1:

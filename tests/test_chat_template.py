@@ -21,7 +21,7 @@ from llamina.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN
 
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 SYSTEM, USER = {"role": "system", "content": " You are kind. "}, {"role": "user", "content": "Hello,\n日本 🦙 </s>?  "}
-TURNS = [USER, {"role": "assistant", "content": " Hi <b>there</b>! "}, {"role": "user", "content": "[INST] & \"more\" \\n"}]
+TURNS: list[dict[str, Any]] = [USER, {"role": "assistant", "content": " Hi <b>there</b>! "}, {"role": "user", "content": "[INST] & \"more\" \\n"}]
 TOOLS = [{
     "type": "function",
     "function": {
@@ -31,7 +31,7 @@ TOOLS = [{
 }]  # fmt: skip
 FUNCTION = {"name": "weather", "arguments": {"place": "Zürich"}}
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "abcdefghi", "type": "function", "function": FUNCTION}]}
-CALLS = [TURNS[0], CALL, {"role": "tool", "tool_call_id": "abcdefghi", "content": "21 °C"}]
+CALLS: list[dict[str, Any]] = [TURNS[0], CALL, {"role": "tool", "tool_call_id": "abcdefghi", "content": "21 °C"}]
 CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     *((name, [SYSTEM, *TURNS] if system else TURNS, {}) for name in TEMPLATES for system in (False, True) if not (system and name == "mistral")),
     *((name, TURNS[:n], {}) for name in TEMPLATES for n in (1, 2)),
@@ -166,7 +166,8 @@ def test_one_bos() -> None:
     for source in ("{{ messages[0].content }}", "{{ bos_token }}{{ messages[0].content }}", "<s><s>{{ messages[0].content }}"):
         ids = ChatTemplate(source, SPM).encode(turns)
         assert ids == SPM.encode("Hi")
-        silent = spm(**{"tokenizer.ggml.add_bos_token": False})
+        options: dict[str, Any] = {"tokenizer.ggml.add_bos_token": False}
+        silent = spm(**options)
         assert ChatTemplate(source, silent).encode(turns) == (ids if "bos" in source or "<s>" in source else ids[1:])
     assert ChatTemplate(TEMPLATES["llama3"], BPE).encode(turns).count(256) == 1
 
@@ -386,7 +387,8 @@ def test_published_templates() -> None:
     rendered = 0
     for path in paths:
         text = path.read_text()
-        for messages, tools in [(TURNS, None), ([SYSTEM, *TURNS], None), (CALLS, TOOLS), (TURNS, TOOLS)]:
+        cases: list[tuple[list[dict[str, Any]], Any]] = [(TURNS, None), ([SYSTEM, *TURNS], None), (CALLS, TOOLS), (TURNS, TOOLS)]
+        for messages, tools in cases:
             try:
                 expected = naive(text, variables_of(BPE, messages, True, {"tools": tools}))
             except Exception:  # it refuses these messages, or needs something of its own

@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-
 from llamina.kernels.formats.encoders import ENCODERS, encode
 from llamina.kernels.formats.table import FORMATS
 from llamina.kernels.target import EMULATION, FEATURES, emulatable

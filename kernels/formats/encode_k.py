@@ -37,7 +37,8 @@ def _nearest(x, low, high):
 
 @jit
 def _fit_block(x, w, n, subs, high, sc, mn, top, d, dmin, numbers, reach):
-    """Choose sc and mn (0..top) of every sub-block for given d, dmin, up to `reach` from the rounded ones. -> total error; `numbers`: 5 sums for the least squares of d and dmin."""
+    """Choose sc and mn (0..top) of every sub-block for given d, dmin, up to `reach` from the rounded ones. -> total error;
+    `numbers`: 5 sums for the least squares of d and dmin."""
     total = aa = ab = bb = ax = bx = _ZERO
     for s in range(subs):
         xs, ws = x + 64 * n * s, w + 64 * n * s
@@ -341,7 +342,7 @@ def encode_q3_k(x, w, dst):
 def encode_iq4_xs(x, w, dst):
     chosen, codes = stack_vectors(1), stack_vectors(5)
     d = _signed_scales(x, w, 2, 8, _ZERO, _ZERO, np.float32(-32.0), np.float32(31.0), dst, chosen, True)
-    upper = 0
+    upper = np.int64(0)
     for pair in range(4):
         s0, s1 = np.int64(_at(chosen, 2 * pair)) + 32, np.int64(_at(chosen, 2 * pair + 1)) + 32
         store_u8(dst + 4 + pair, (s0 & 15) | (s1 & 15) << 4)

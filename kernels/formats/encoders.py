@@ -80,7 +80,8 @@ def encode(name: str, x: np.ndarray, importance: np.ndarray | None = None, threa
 
     def task(first: int) -> None:
         n = min(step, rows - first)
-        function(x[first:].ctypes.data, n, columns, 0 if importance is None else importance.ctypes.data, ones.ctypes.data, out[first:].ctypes.data, out.shape[1])
+        weights = 0 if importance is None else importance.ctypes.data
+        function(x[first:].ctypes.data, n, columns, weights, ones.ctypes.data, out[first:].ctypes.data, out.shape[1])
     for _ in (threads.map if threads else map)(task, range(0, rows, step)):
         pass
     return out
