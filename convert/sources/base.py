@@ -1,0 +1,381 @@
+"""What all checkpoint readers share: mapped tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole Llama model.
+
+    reader: ModelConfig + {GGUF name: Rows} -> assemble() -> Source(metadata, tensors, ...)
+
+`Rows` is anything with .shape, .dtype and .read(index) -> float32: a `Stored` tensor of a mapped file, or a view of others (`Joined`, `Permuted`,
+`Scaled`). Pages of the files are given back to the system once read, so that resident memory stays that of the rows being worked on.
+"""
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...engine.config import ModelConfig
+from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError
+from ...engine.gguf_header import map_file, quote
+
+RELEASE_BYTES = 1 << 20
+NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
+MAX_JSON = 1 << 28  # the largest tokenizer.json known have 20 MB
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
+}
+"""Weight types that are decoded -> the type of their bits. Little-endian, as all these files are."""
+
+
+@cache
+def _float8(name: str) -> np.ndarray:
+    """Values of the 256 codes, float32. E5M2 is the upper half of an F16. E4M3 is the "fn" kind: no infinities, 0x7F and 0xFF are NaN, bias 7
+    (Micikevicius et al., "FP8 formats for deep learning", arXiv 2209.05433)."""
+    code = np.arange(256)
+    if name == "F8_E5M2":
+        return (code << 8).astype(np.uint16).view(np.float16).astype(np.float32)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    return np.where((code & 127) == 127, np.nan, np.where(code > 127, -value, value)).astype(np.float32)
+
+
+def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers of type `dtype`, given as `DTYPES[dtype]`, in float32: a copy, exact but for F64."""
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if dtype.startswith("F8"):
+        return _float8(dtype)[raw]
+    with np.errstate(over="ignore"):  # an F64 beyond float32 becomes infinite, and is reported as that
+        return raw.astype(np.float32)
+
+
+class MappedFile:
+    """A file mapped for reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.is_dir():
+            raise FileError(f"{path}: is a directory, expected a file")
+        if path.is_file() and path.stat().st_size == 0:
+            raise FormatError(f"{path}: is empty: get it again")
+        self._map: mmap.mmap | None = map_file(path)
+        self.size = len(self._map)
+
+    @property
+    def map(self) -> mmap.mmap:
+        if self._map is None:
+            raise ClosedError(f"{self.path}: the source was closed")
+        return self._map
+
+    def release(self, start: int, stop: int) -> None:
+        """These bytes are not needed soon: their pages leave this process's resident memory (the system still has them cached)."""
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+    def close(self) -> None:
+        """The mapping goes away with its last view."""
+        self._map = None
+
+
+class Rows(Protocol):
+    """A matrix [rows, cols] whose rows can be read, in any order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """Rows `index`, int64 [n], decoded: float32 [n, cols], the caller's own. A vector is one row."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file holds it. The maker has checked that it lies within the file."""
+
+    file: MappedFile
+    name: str  # in the file
+    dtype: str
+    shape: tuple[int, ...]  # one or two dimensions; () counts as one element
+    offset: int  # bytes into the file
+    strides: tuple[int, ...] | None = None  # in elements; None: C order
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        if self.dtype not in DTYPES:
+            raise UnsupportedError(f"{self.file.path}: tensor {quote(self.name)} is {self.dtype}, expected one of {', '.join(DTYPES)}")
+        bits = DTYPES[self.dtype]
+        rows, cols = self.shape if len(self.shape) == 2 else (1, *self.shape, 1)[:2]
+        strides = self.strides or ((cols, 1) if len(self.shape) == 2 else (1,))
+        steps = tuple(bits.itemsize * s for s in (strides if len(strides) == 2 else (cols, *strides, 1)[:2]))
+        view: np.ndarray = np.ndarray((rows, cols), bits, self.file.map, self.offset, steps)
+        if not len(index):
+            return np.empty((0, cols), np.float32)
+        first, last = int(index[0]), int(index[-1]) + 1
+        ordered = last - first == len(index) and bool((np.diff(index) == 1).all())
+        values = to_float32(view[first:last] if ordered else view[index], self.dtype)
+        if ordered and steps[0] == cols * bits.itemsize and len(index) * steps[0] >= RELEASE_BYTES:
+            self.file.release(self.offset + first * steps[0], self.offset + last * steps[0])
+        return values
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A vector made here rather than read."""
+
+    values: np.ndarray  # float32 [n]
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.values[None, :][index]
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """`base` with its rows in another order: row i is the base's row order[i]."""
+
+    base: Rows
+    order: np.ndarray  # int64 [rows]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.base.read(self.order[index])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Equal parts of a matrix, side by side (axis 1) or one below the other (axis 0)."""
+
+    parts: Sequence[Rows]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, cols = self.parts[0].shape
+        n = len(self.parts)
+        return (rows * n, cols) if self.axis == 0 else (rows, cols * n)
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        if self.axis == 1:
+            return np.concatenate([part.read(index) for part in self.parts], axis=1)
+        which, within = np.divmod(index, self.parts[0].shape[0])
+        values = np.empty((len(index), self.shape[1]), np.float32)
+        for i in np.unique(which):
+            values[which == i] = self.parts[i].read(within[which == i])
+        return values
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """An FP8 matrix times its scales: scale [r, c] counts for `block` = (rows, cols) weights, from the upper left corner."""
+
+    base: Rows
+    scale: np.ndarray  # float32 [ceil(rows / block[0]), ceil(cols / block[1])]
+    block: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        columns = np.arange(self.shape[1]) // self.block[1]
+        return self.base.read(index) * self.scale[index // self.block[0]][:, columns]
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor of a model, under its GGUF name."""
+
+    name: str
+    shape: tuple[int, ...]  # NumPy order: a matrix is [rows, cols] = [outputs, inputs], a vector [n]
+    dtype: str  # as stored: F32, F16, BF16, F64, F8_E4M3, F8_E5M2, I8 (llama2.c v2), or a GGUF format's name
+    path: Path  # the file that holds it (one of them, if several), for messages
+    read: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    copy: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        """1 for a vector."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Rows first <= i < last, float32 [last - first, cols], the caller's own; a vector is one row. q and k are in GGUF's order already.
+        Several threads may read at once. NaN and infinity are passed on."""
+        assert 0 <= first <= last <= self.n_rows
+        return self.read(np.arange(first, last))
+
+    def raw(self) -> np.ndarray | None:
+        """The encoded rows, uint8 [rows, row bytes], a read-only view, if the source is a GGUF file; else None."""
+        return self.copy() if self.copy else None
+
+
+@dataclass
+class Source:
+    """An open checkpoint; a context manager. Closing it makes its tensors unreadable."""
+
+    kind: str  # "hf", "meta", "pytorch", "llama2c" or "gguf"
+    path: Path
+    metadata: dict[str, Any]  # GGUF keys; values int, float, bool, str, list[str] or NumPy arrays
+    tensors: list[SourceTensor]  # embedding, layer by layer, output
+    files: list[Path]  # everything that was read, in a fixed order
+    notes: list[str] = field(default_factory=list)  # one-line remarks for the user
+    closing: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def close(self) -> None:
+        self.closing()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def assemble(
+    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[MappedFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
+    notes: Sequence[str], general: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None,
+) -> Source:
+    """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
+
+    found: GGUF name -> rows; names: GGUF name -> name in the checkpoint, for messages; maps: closed with the source."""
+    names = names or {}
+    expected = dict(config.tensor_shapes())
+    tensors = []
+    n_weights = 0
+    for name, shape in expected.items():
+        theirs = quote(names.get(name, name))
+        if name not in found:
+            raise FormatError(f"{path}: tensor {theirs} {list(shape)} is missing: the checkpoint is not a whole Llama model")
+        rows = found[name]
+        if tuple(rows.shape) != shape:
+            raise FormatError(f"{path}: tensor {theirs} must have shape {list(shape)} by the configuration, found {list(rows.shape)}")
+        leaves = list(_leaves(rows))
+        for leaf in leaves:
+            if leaf.dtype not in DTYPES:
+                raise UnsupportedError(f"{leaf.file.path}: tensor {theirs} is {leaf.dtype}, expected one of {', '.join(DTYPES)}: {NOT_FLOAT}")
+        tensors.append(SourceTensor(name, shape, rows.dtype, leaves[0].file.path if leaves else path, rows.read))
+        n_weights += int(np.prod(shape))
+    for name in found:
+        if name not in expected:
+            raise FormatError(f"{path}: tensor {quote(names.get(name, name))} is not part of a model of this configuration ({config.n_layers} layers)")
+    metadata = {"general.architecture": "llama", "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
+    metadata.update(general or {})
+    metadata.update(llama_metadata(config))
+    metadata.update(vocabulary)
+
+    def close() -> None:
+        for map in maps:
+            map.close()
+    return Source(kind, path, metadata, tensors, list(files), list(notes), close)
+
+
+def _leaves(rows: Rows) -> Iterator[Stored]:
+    """The stored tensors that `rows` is made of."""
+    if isinstance(rows, Stored):
+        yield rows
+    elif isinstance(rows, Joined):
+        for part in rows.parts:
+            yield from _leaves(part)
+    elif isinstance(rows, (Permuted, Scaled)):
+        yield from _leaves(rows.base)
+
+
+def llama_metadata(config: ModelConfig) -> dict[str, Any]:
+    """The keys below `llama.` that describe `config` (github.com/ggml-org/ggml, docs/gguf.md)."""
+    c, scaling = config, config.rope_scaling
+    keys: dict[str, Any] = {
+        "vocab_size": c.n_vocab, "context_length": c.context_length, "embedding_length": c.dim, "block_count": c.n_layers, "feed_forward_length": c.ffn_dim,
+        "attention.head_count": c.n_heads, "attention.head_count_kv": c.n_kv_heads, "attention.key_length": c.head_dim, "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": float(c.rms_eps), "rope.dimension_count": c.rope_dim, "rope.freq_base": float(c.rope_base),
+    }
+    if scaling.kind != "none":
+        keys |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}
+    if scaling.kind == "yarn":
+        keys |= {
+            "rope.scaling.original_context_length": scaling.original_context, "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
+            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
+        }
+    if scaling.attn_factor != 1:
+        keys["rope.scaling.attn_factor"] = float(scaling.attn_factor)
+    return {"llama." + key: value for key, value in keys.items()}
+
+
+def size_label(n_weights: int) -> str:
+    """"7B", "1.1B", "656K": two digits or more, as llama.cpp's converter has it."""
+    scale, suffix = next(((s, x) for s, x in ((1e12, "T"), (1e9, "B"), (1e6, "M")) if n_weights > s), (1e3, "K"))
+    scaled = n_weights / scale
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. FileError: unreadable; FormatError: too large, or no JSON object."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise FormatError(f"{path}: has {size} bytes, expected at most {MAX_JSON} of JSON")
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: must hold a JSON object, found {quote(value)}")
+    return value
+
+
+class Fields:
+    """Typed, bounded look-ups in a configuration file's object. FormatError names file and field."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path, self.values = path, values
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        """The value, or `default` if it is absent or null; `...`: it must be there."""
+        value = self.values.get(key)
+        if value is None:
+            if default is ...:
+                raise FormatError(f"{self.path}: field '{key}' is missing")
+            return default
+        if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+            wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+            raise FormatError(f"{self.path}: field '{key}' must be {wanted}, found {quote(value)}")
+        return value
+
+    def integer(self, key: str, most: int, default: Any = ..., least: int = 1) -> int:
+        value = self.get(key, int, default)
+        if value is not None and not least <= value <= most:
+            raise FormatError(f"{self.path}: field '{key}' must be from {least} to {most}, found {quote(value)}")
+        return value
+
+    def number(self, key: str, default: Any = ...) -> float:
+        """A positive number that float32 holds."""
+        value = self.get(key, (int, float), default)
+        if value is None:
+            return value
+        if not 1e-37 < value < 3.4e38:
+            raise FormatError(f"{self.path}: field '{key}' must be a positive number, found {quote(value)}")
+        return float(value)

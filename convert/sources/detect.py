@@ -1,0 +1,88 @@
+"""Recognise the kind of a checkpoint by what is in it, and open it."""
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from ...engine.errors import FileError, FormatError, OptionError
+from ...engine.gguf_header import quote
+from .base import Source
+
+KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
+
+
+def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None) -> Source:
+    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file.
+
+    kind: one of KINDS, instead of recognising it. tokenizer: a tokenizer file to use instead of the one found beside the weights (not for GGUF).
+    FileError: something is missing or unreadable. FormatError: damaged, or parts that do not fit each other. UnsupportedError: a model or field that
+    llamina does not know, by its name. OptionError: an unknown `kind`, or a tokenizer for a GGUF file."""
+    path = Path(path)
+    if kind is not None and kind not in KINDS:
+        raise OptionError(f"source kind {quote(kind)} is unknown, expected one of {', '.join(KINDS)}")
+    kind = kind or detect(path)
+    vocabulary = None if tokenizer is None else Path(tokenizer)
+    if vocabulary is not None and not vocabulary.is_file():
+        raise FileError(f"{vocabulary}: no such tokenizer file")
+    if kind == "hf":
+        from .hf import open_hf
+        return open_hf(path, vocabulary)
+    if kind == "meta":
+        from .meta import open_meta
+        return open_meta(path, vocabulary)
+    if kind == "pytorch":
+        from .pytorch import open_pytorch
+        return open_pytorch(path, vocabulary)
+    if kind == "llama2c":
+        from .llama2c import open_llama2c
+        return open_llama2c(path, vocabulary)
+    if vocabulary is not None:
+        raise OptionError(f"{path}: a GGUF file keeps its own tokenizer; leave --tokenizer out")
+    from .gguf_source import open_gguf_source
+    return open_gguf_source(path)
+
+
+def detect(path: Path) -> str:
+    """One of KINDS. FileError: nothing there; FormatError: nothing that llamina knows."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise FileError(f"{path}: no such file or folder" if not path.exists() else f"{path}: is not a regular file")
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if head[:4] in (b"GGUF", b"FUGG"):
+        return "gguf"
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        meta = path.name.startswith("consolidated.") and (path.parent / "params.json").is_file()
+        return "meta" if meta else "pytorch"
+    if head[:4] == b"24ka":
+        return "llama2c"
+    if len(head) >= 10 and head[8:9] == b"{" and (path.suffix == ".safetensors" or struct.unpack("<Q", head[:8])[0] < size):
+        return "hf"
+    if len(head) >= 28 and path.suffix != ".safetensors":
+        dim, ffn_dim, n_layers, n_heads, n_kv_heads, n_vocab, context = struct.unpack("<7i", head[:28])
+        if 0 < n_kv_heads <= n_heads <= dim <= 1 << 20 and 0 < ffn_dim <= 1 << 20 and 0 < n_layers <= 4096 and n_vocab and 0 < context <= 1 << 24:
+            return "llama2c"
+    if path.suffix == ".safetensors":
+        return "hf"
+    if path.name in ("config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        raise FormatError(f"{path}: give the folder that holds it instead")
+    raise FormatError(f"{path}: is no checkpoint that llamina knows (Hugging Face, Meta, PyTorch, llama2.c, GGUF); it begins with {quote(head[:8])}")
+
+
+def _folder(path: Path) -> str:
+    if (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
+        return "meta"
+    if (path / "config.json").is_file():
+        return "hf"
+    if (path / "params.json").is_file():
+        raise FileError(f"{path}: has params.json, but no consolidated.00.pth: expected Meta's release")
+    ggufs = sorted(p.name for p in path.glob("*.gguf"))
+    if ggufs:
+        raise FileError(f"{path}: is a folder of GGUF files: give one of them, such as {ggufs[0]}")
+    raise FileError(f"{path}: has neither config.json (Hugging Face) nor params.json and consolidated.*.pth (Meta)")

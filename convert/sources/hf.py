@@ -1,0 +1,222 @@
+"""Hugging Face folders: config.json, safetensors or PyTorch weights (one file, or shards with an index), a tokenizer and its settings.
+
+    config.json -> hf_config.read_config;  weights -> names, RoPE order of q and k, FP8 scales, tied embeddings;  tokenizer files -> hf_tokenizer.read_tokenizer
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...engine.config import ModelConfig
+from ...engine.errors import FileError, FormatError, UnsupportedError
+from ...engine.gguf_header import quote
+from ..names import from_hf, interleaved_order, without_effect
+from ..unpickle import load_state_dict
+from .base import Constant, Fields, MappedFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
+from .hf_config import read_config
+from .hf_tokenizer import read_tokenizer
+from .safetensors_file import merge_shards, read_safetensors, shards_of
+
+_SCALES = (".weight_scale_inv", ".weight_scale")
+_UNUSED_SCALES = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+
+def open_hf(path: Path, tokenizer: Path | None = None) -> Source:
+    """A folder, or one weights file in it. tokenizer: a tokenizer file instead of the folder's."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        raise FileError(f"{folder / 'config.json'}: is missing: a Hugging Face checkpoint needs it beside the weights")
+    maps: list[MappedFile] = []
+    try:
+        tensors, files = _weights(path, maps)
+        return hf_source("hf", path, folder, tensors, maps, files, tokenizer)
+    except BaseException:
+        for map in maps:
+            map.close()
+        raise
+
+
+def _weights(path: Path, maps: list[MappedFile]) -> tuple[dict[str, Stored], list[Path]]:
+    """All tensors under their HF names, and the files that hold them. `maps` gets what must be closed."""
+    def read(file: Path) -> dict[str, Stored]:
+        if file.suffix == ".safetensors" or not path.is_dir() and file.suffix not in (".bin", ".pt", ".pth"):
+            map, held = read_safetensors(file)
+            maps.append(map)
+            return held
+        maps.append(MappedFile(file))
+        return load_state_dict(maps[-1])[0]
+
+    if not path.is_dir():
+        return read(path), [path]
+    for index, whole in ("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"):
+        if (path / index).is_file():
+            expected = shards_of(path / index)
+            parts = [(path / name, read(path / name)) for name in expected]
+            return merge_shards(parts, expected, path / index), [path / index, *(file for file, _ in parts)]
+        if (path / whole).is_file():
+            return read(path / whole), [path / whole]
+    shards = sorted(p.name for p in path.iterdir() if re.fullmatch(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)", p.name))
+    if shards:
+        raise FileError(f"{path}: has shards such as {shards[0]}, but no {shards[0].split('-')[0]}.{shards[0].rsplit('.', 1)[1]}.index.json: get it too")
+    raise FileError(f"{path}: has no model.safetensors or pytorch_model.bin, nor an index of shards")
+
+
+def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[MappedFile], files: list[Path], tokenizer: Path | None) -> Source:
+    """A Source from tensors in HF naming and the settings in `folder`."""
+    fields = Fields(folder / "config.json", read_json(folder / "config.json"))
+    notes: list[str] = []
+    config, factors = read_config(fields, folder.resolve().name)
+    found, names = _mapped(path, fields, config, tensors, notes)
+    config = _settle_output(path, config, found, names, notes)
+    rows = found["token_embd.weight"].shape[0]
+    if rows != config.n_vocab:
+        raise FormatError(f"{path}: tensor {quote(names['token_embd.weight'])} has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
+    if factors is not None:
+        found["rope_freqs.weight"] = Constant(factors)
+    generation = folder / "generation_config.json"
+    settings = Fields(generation, read_json(generation)) if generation.is_file() else None
+    vocab, template = read_tokenizer(folder, fields, settings, tokenizer)
+    vocab.fit(config.n_vocab)
+    general = _sampling(settings) | _card(folder)
+    metadata = vocab.metadata() | template
+    beside = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.json", "chat_template.jinja")
+    read = [folder / "config.json", *([generation] if settings else []), vocab.path, *(p for p in (folder / name for name in beside) if p.is_file())]
+    return assemble(kind, path, config, found, maps, metadata, [*files, *dict.fromkeys(read)], [*notes, *vocab.notes], general, names)
+
+
+def _mapped(path: Path, fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], notes: list[str]) -> tuple[dict[str, Rows], dict[str, str]]:
+    """GGUF name -> rows, and -> HF name. UnsupportedError for a tensor that no Llama model has."""
+    found: dict[str, Rows] = {}
+    names: dict[str, str] = {}
+    scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
+    used: set[str] = set()
+    block = _check_quantization(fields)
+    skipped = 0
+    for name, stored in tensors.items():
+        if name in scales:
+            continue
+        if without_effect(name) or name.endswith(_UNUSED_SCALES) and stored.shape in ((), (1,)):
+            skipped += not without_effect(name)
+            continue
+        gguf_name = from_hf(name)
+        if gguf_name is None:
+            raise UnsupportedError(f"{stored.file.path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
+        if gguf_name in found:
+            raise FormatError(f"{stored.file.path}: tensors {quote(names[gguf_name])} and {quote(name)} are the same part of the model")
+        rows: Rows = stored
+        for suffix in _SCALES:
+            scale_name = name.removesuffix(".weight") + suffix
+            if scale_name in scales and name.endswith(".weight"):
+                used.add(scale_name)
+                rows = _scaled(stored, scales[scale_name], block)
+        heads = {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(gguf_name.split(".", 2)[-1])
+        if heads:
+            if stored.shape != (heads * config.head_dim, config.dim):
+                raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {[heads * config.head_dim, config.dim]} by config.json, "
+                                  f"found {list(stored.shape)}")
+            rows = Permuted(rows, interleaved_order(heads, config.head_dim))
+        found[gguf_name], names[gguf_name] = rows, name
+    if orphans := sorted(set(scales) - used):
+        raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
+    if skipped:
+        notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
+    return found, names
+
+
+def _check_quantization(fields: Fields) -> tuple[int, int] | None:
+    """FP8 with scales is read; the block that one scale counts for, if the configuration says. Other quantised checkpoints are refused."""
+    settings = fields.get("quantization_config", dict, None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method")
+    fp8 = method in ("fp8", "fbgemm_fp8") or method == "compressed-tensors" and settings.get("format") == "float-quantized"
+    if not fp8:
+        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8 only; convert the unquantised checkpoint")
+    block = settings.get("weight_block_size")
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+        raise FormatError(f"{fields.path}: field 'quantization_config.weight_block_size' must be two numbers, found {quote(block)}")
+    return block[0], block[1]
+
+
+def _scaled(weight: Stored, scale: Stored, block: tuple[int, int] | None) -> Rows:
+    """FP8 weights times their scales: one for all, one a row, or one a block of `block` (by default the smallest power of two that fits the counts)."""
+    if weight.dtype not in FLOAT8 or len(weight.shape) != 2:
+        raise UnsupportedError(f"{weight.file.path}: tensor {quote(weight.name)} is {weight.dtype} {list(weight.shape)} with scales; "
+                               "llamina knows FP8 matrices only")
+    rows, cols = weight.shape
+    if scale.dtype not in ("F32", "F16", "BF16"):
+        raise UnsupportedError(f"{scale.file.path}: tensor {quote(scale.name)} is {scale.dtype}, expected float scales")
+    shape = scale.shape
+    if int(np.prod(shape)) == 1:
+        shape, block = (1, 1), (rows, cols)
+    elif shape in ((rows,), (rows, 1)):
+        shape, block = (rows, 1), (1, cols)
+    elif len(shape) == 2 and block is None:
+        block = _block_side(rows, shape[0]), _block_side(cols, shape[1])
+    if block is None or len(shape) != 2 or shape != (-(-rows // block[0]), -(-cols // block[1])):
+        raise FormatError(f"{scale.file.path}: tensor {quote(scale.name)} {list(scale.shape)} does not fit {quote(weight.name)} {[rows, cols]}, blocks {block}")
+    flat = replace(scale, shape=(int(np.prod(shape)),)) if scale.strides is None else scale
+    values = flat.read(np.arange(flat.shape[0] if len(flat.shape) == 2 else 1)).reshape(shape)
+    return Scaled(weight, values, block)
+
+
+def _block_side(size: int, count: int) -> int:
+    side = 1
+    while -(-size // side) > max(count, 1):
+        side *= 2
+    return side
+
+
+def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], names: dict[str, str], notes: list[str]) -> ModelConfig:
+    """One matrix or two for embedding and output. A tied matrix may be stored under either name, or both."""
+    embedding, output = "token_embd.weight", "output.weight"
+    if not config.tied_output and embedding in found and output not in found:
+        raise FormatError(f"{path}: tensor 'lm_head.weight' is missing, and config.json does not say tie_word_embeddings")
+    if config.tied_output and output in found:
+        if embedding not in found:
+            found[embedding], names[embedding] = found.pop(output), names.pop(output)
+            notes.append("the tied embedding was stored as lm_head.weight only")
+        elif found[output].shape == found[embedding].shape and _equal(found[output], found[embedding]):
+            del found[output]
+        else:  # transformers ties by the setting, whatever the file holds
+            del found[output]
+            notes.append("lm_head.weight differs from the embedding and was left out, as config.json says tie_word_embeddings")
+    if embedding not in found:
+        raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole Llama model")
+    return config
+
+
+def _equal(a: Rows, b: Rows) -> bool:
+    n = a.shape[0]
+    return all(np.array_equal(a.read(part), b.read(part), equal_nan=True) for part in (np.arange(i, min(n, i + 1024)) for i in range(0, n, 1024)))
+
+
+def _sampling(settings: Fields | None) -> dict[str, Any]:
+    """The sampling that the checkpoint's authors recommend (generation_config.json), under GGUF's general.sampling.* keys."""
+    if settings is None or settings.values.get("do_sample") is False:
+        return {}
+    keys: dict[str, tuple[str, Callable[[Any], Any]]] = {
+        "temperature": ("temp", float), "top_p": ("top_p", float), "min_p": ("min_p", float), "top_k": ("top_k", int),
+        "repetition_penalty": ("penalty_repeat", float)}
+    found = {name: settings.get(name, (int, float), None) for name in keys}
+    return {f"general.sampling.{keys[name][0]}": keys[name][1](value) for name, value in found.items() if value is not None and 0 <= value < 1e6}
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """Licence, from the front matter of the model card (README.md)."""
+    try:
+        with open(folder / "README.md", encoding="utf-8", errors="replace") as card:
+            text = card.read(65536)
+    except OSError:
+        return {}
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.S)
+    licence = re.search(r"^license:[ \t]*[\"']?([\w.\-+ ]{1,100}?)[\"']?[ \t]*$", front[1], re.M) if front else None
+    return {"general.license": licence[1]} if licence else {}

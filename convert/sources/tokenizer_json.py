@@ -1,0 +1,237 @@
+"""Hugging Face's tokenizer.json as a GGUF vocabulary, where GGUF can say the same; refused by name where it cannot.
+
+Two kinds of BPE are known. Which one a file is, its normaliser and pre-tokeniser tell, not the model's name:
+
+- **byte-level**, split like Llama 3 (one regular expression, compared whole): kind "gpt2", pre "llama-bpe", merges as they are.
+- **SentencePiece-like**: spaces become U+2581 (a Replace normaliser or a Metaspace pre-tokeniser that does not split), a text is otherwise one piece, and
+  merges may reach across spaces: kind "llama". That kind has no merges but scores: it always joins the neighbours whose concatenation has the
+  highest score, the leftmost first. So a token's score is minus its place among all tokens ordered by the first merge that makes them:
+  the same order, as long as no pair that is *not* in the merges, but whose concatenation is a token, comes in between. Trained vocabularies behave, yet nothing
+  guarantees it, so `check` tokenises hard strings and some hundred random ones with both.
+
+Source: the JSON that huggingface/tokenizers writes (tokenizers/src/models/bpe, .../normalizers, .../pre_tokenizers).
+"""
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...engine.errors import FormatError, LlaminaError, UnsupportedError
+from ...engine.gguf_header import quote
+from ...engine.tokenizer import load_tokenizer
+from ...engine.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
+from ...engine.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from .base import read_json
+from .vocabulary import Vocab
+
+SPACE = "\u2581"
+HARD_STRINGS = [
+    "Hello, world!", "a", "a  b   c", "line\nline\n\n line", "Once upon a time, there was a cat.", "don't it's WE'LL", "3.14159 and 1234567",
+    "(x+y)*z==0; // ok", "tab\tend ", "émigré naïve", "日本語と漢字", "Привет", "😀👍🏽", "\r\n\r\n", "x" * 70, "end  ", "word\u00a0word", "a\u0301", "<b>&amp;</b>", "Á\u200bB",
+]
+
+
+def read_tokenizer_json(path: Path) -> Vocab:
+    """FormatError: damaged. UnsupportedError: a tokenizer that a GGUF file of a kind that llamina knows cannot express."""
+    return _Reader(path).vocab()
+
+
+class _Reader:
+    def __init__(self, path: Path) -> None:
+        self.path, self.json = path, read_json(path)
+
+    def fail(self, message: str) -> NoReturn:
+        raise FormatError(f"{self.path}: {message}")
+
+    def refuse(self, message: str) -> NoReturn:
+        raise UnsupportedError(f"{self.path}: {message}")
+
+    def object(self, key: str) -> dict[str, Any] | None:
+        value = self.json.get(key)
+        if value is not None and not isinstance(value, dict):
+            self.fail(f"field '{key}' must be an object, found {quote(value)}")
+        return value
+
+    def vocab(self) -> Vocab:
+        model = self.object("model") or {}
+        kind = model.get("type", "BPE" if "merges" in model else None)
+        if kind != "BPE":
+            self.refuse(f"is a tokenizer of kind {quote(kind)}; llamina knows BPE only")
+        for option in "dropout", "continuing_subword_prefix", "end_of_word_suffix":
+            if model.get(option):
+                self.refuse(f"its model has {option} = {quote(model[option])}, which GGUF cannot express")
+        merges = self.merges(model.get("merges"))
+        vocab = Vocab(self.path, "llama", *self.tokens(model.get("vocab")))
+        ids = {text: id for id, text in enumerate(vocab.tokens) if vocab.types[id] != UNUSED}
+        for rank, (left, right) in enumerate(merges):
+            if left not in ids or right not in ids or left + right not in ids:
+                self.fail(f"merge {rank}, {quote(left + ' ' + right)}, does not join two tokens of the vocabulary into a third")
+        if self.is_byte_level():
+            vocab.model = "gpt2"
+            vocab.merges = [f"{left} {right}" for left, right in merges]
+            if missing := [c for c in BYTE_OF if c not in ids]:
+                self.fail(f"a byte-level vocabulary needs a token for each byte, {len(missing)} are missing, the first: {quote(missing[0])}")
+        else:
+            vocab.scores = _scores(vocab.tokens, merges)
+            self.space_prefix(vocab)
+            if model.get("byte_fallback"):
+                found = [id for id, text in enumerate(vocab.tokens) if BYTE_TEXT.fullmatch(text)]
+                for id in found if len(found) == 256 else ():
+                    vocab.types[id] = BYTE
+        unknown = model.get("unk_token")
+        if isinstance(unknown, str) and unknown in ids and vocab.model == "llama":
+            vocab.types[ids[unknown]], vocab.ids["unknown"] = UNKNOWN, ids[unknown]
+        self.added(vocab)
+        self.post_processor(vocab)
+        self.check(vocab)
+        return vocab
+
+    def tokens(self, vocab: Any) -> tuple[list[str], list[int]]:
+        """Texts and types by id; ids that no token has become placeholders."""
+        if not isinstance(vocab, dict) or not vocab:
+            self.fail("field 'model.vocab' must map tokens to ids")
+        by_id: dict[int, str] = {}
+        for text, id in vocab.items():
+            if type(id) is not int or not 0 <= id < MAX_TOKENS or id in by_id:
+                self.fail(f"token {quote(text)} has the id {quote(id)}: ids must be natural numbers, each of one token")
+            by_id[id] = text
+        n = max(by_id) + 1
+        if n > len(by_id) + (1 << 20):
+            self.fail(f"its {len(by_id)} tokens have ids up to {n - 1}")
+        return [by_id.get(id, f"[PAD{id}]") for id in range(n)], [NORMAL if id in by_id else UNUSED for id in range(n)]
+
+    def merges(self, merges: Any) -> list[tuple[str, str]]:
+        if not isinstance(merges, list):
+            self.fail("field 'model.merges' must be a list")
+        pairs = []
+        for rank, merge in enumerate(merges):
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+                self.fail(f"merge {rank} must be two tokens, found {quote(merge)}")
+            pairs.append((pair[0], pair[1]))
+        return pairs
+
+    def is_byte_level(self) -> bool:
+        """Whether the text goes through GPT-2's byte alphabet; then the splitting must be Llama 3's."""
+        steps = _steps(self.object("pre_tokenizer"), "pretokenizers")
+        if not any(step.get("type") == "ByteLevel" for step in steps):
+            return False
+        if normalizers := _steps(self.object("normalizer"), "normalizers"):
+            self.refuse(f"is byte-level, but with normalizer {quote(normalizers[0].get('type'))}, which GGUF's 'llama-bpe' does not have")
+        llama3 = (
+            len(steps) == 2 and steps[0].get("type") == "Split" and steps[0].get("pattern") == {"Regex": LLAMA3_SPLIT}
+            and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
+            and not steps[1].get("add_prefix_space") and steps[1].get("use_regex") is False
+        )
+        if not llama3:
+            self.refuse(f"splits text in a way that is not Llama 3's (pre_tokenizer {json.dumps(steps)[:200]}); llamina knows no other byte-level one")
+        return True
+
+    def space_prefix(self, vocab: Vocab) -> None:
+        """Settle how spaces are written, from normaliser and pre-tokeniser, which may hold nothing else."""
+        prefix, replaced, first = False, False, False
+        for step in _steps(self.object("normalizer"), "normalizers"):
+            if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
+                prefix = True
+            elif step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
+                replaced = True
+            else:
+                self.refuse(f"has the normalizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
+        for step in _steps(self.object("pre_tokenizer"), "pretokenizers"):
+            if step.get("type") != "Metaspace" or step.get("replacement", SPACE) != SPACE or step.get("split", True):
+                self.refuse(f"splits text by pre_tokenizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
+            replaced = True
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+            prefix, first = prefix or scheme in ("always", "first"), scheme in ("always", "first")
+        if not replaced:
+            self.refuse(f"does not write spaces as {SPACE}, so it is not of SentencePiece's kind, and it is not byte-level either")
+        vocab.add_space_prefix = prefix
+        if first:
+            vocab.notes.append(f"{self.path.name} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one")
+
+    def added(self, vocab: Vocab) -> None:
+        tokens = self.json.get("added_tokens") or []
+        if not isinstance(tokens, list):
+            self.fail("field 'added_tokens' must be a list")
+        for token in tokens:
+            if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str) or token["id"] < 0:
+                self.fail(f"an added token must have an id and a content, found {quote(token)}")
+            vocab.add(token["id"], token["content"], bool(token.get("special")))
+
+    def post_processor(self, vocab: Vocab) -> None:
+        """BOS and EOS, where the template puts them around a single text."""
+        vocab.add_bos = False
+        for step in _steps(self.object("post_processor"), "processors"):
+            template = step.get("single")
+            if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
+                continue
+            names = [part.get("SpecialToken", {}).get("id") if isinstance(part, dict) else None for part in template]
+            for name, at in ("bos", 0), ("eos", len(names) - 1):
+                if names and isinstance(names[at], str):
+                    known = step.get("special_tokens", {}).get(names[at], {}).get("ids")
+                    if not isinstance(known, list) or len(known) != 1 or type(known[0]) is not int or not 0 <= known[0] < len(vocab.tokens):
+                        self.fail(f"post_processor adds {quote(names[at])}, whose id is not in the vocabulary")
+                    vocab.ids[name] = known[0]
+                    vocab.add_bos, vocab.add_eos = vocab.add_bos or name == "bos", vocab.add_eos or name == "eos"
+
+    def check(self, vocab: Vocab) -> None:
+        """Tokenise with both. UnsupportedError at the first difference in a text whose characters the vocabulary knows; a note if only other
+        characters differ."""
+        from tokenizers import Tokenizer
+
+        try:
+            theirs = Tokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises bare Exception
+            self.fail(f"the tokenizers library cannot read it: {' '.join(str(error).split())[:120]}")
+        try:
+            ours = load_tokenizer(vocab.metadata(), self.path)
+        except LlaminaError as error:
+            raise type(error)(f"{error}; so this tokenizer has no GGUF form that llamina knows") from None
+        special = [text for text, type_ in zip(vocab.tokens, vocab.types) if type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
+        known = {c for text, type_ in zip(vocab.tokens, vocab.types) if type_ == NORMAL for c in text} if BYTE not in vocab.types and vocab.scores else None
+        rng = random.Random(0)
+        pieces = [id for id, type_ in enumerate(vocab.types) if type_ == NORMAL]
+        drawn = [[vocab.tokens[rng.choice(pieces)] for _ in range(rng.randint(1, 12))] for _ in range(600)] if pieces else []
+        if vocab.model == "gpt2":
+            texts = [bytes(BYTE_OF.get(c, 63) for c in "".join(some)).decode(errors="replace") for some in drawn]
+        else:
+            texts = ["".join(some).replace(SPACE, " ") for some in drawn]
+        odd = None
+        for text in HARD_STRINGS + texts:
+            text = text.lstrip(" ") if vocab.scores else text
+            if not text or any(s in text for s in special if s):
+                continue
+            want, got = theirs.encode(text, add_special_tokens=False).ids, ours.encode(text, bos=False, eos=False)
+            if want == got:
+                continue
+            if known is None or all(c in known for c in text.replace(" ", SPACE)):
+                self.refuse(f"has no equal in GGUF: {quote(text)} is {want[:12]} by its own rules, but would be {got[:12]}")
+            odd = odd or text
+        if odd:
+            vocab.notes.append(f"characters outside the vocabulary are tokenised otherwise than by {self.path.name}, such as in {quote(odd)}")
+
+
+def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    """A normaliser, pre-tokeniser or post-processor as a flat list of its parts."""
+    if step is None:
+        return []
+    if step.get("type") != "Sequence":
+        return [step]
+    parts = step.get(inner)
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else [step]
+
+
+def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
+    """0, -1, -2, ... for tokens that merges make, in the order of the first merge that does; the others follow, and are never compared."""
+    first: dict[str, int] = {}
+    for left, right in merges:
+        first.setdefault(left + right, len(first))
+    rest = len(first)
+    scores = []
+    for text in tokens:
+        if text not in first:
+            first[text], rest = rest, rest + 1
+        scores.append(-float(first[text]))
+    return scores
