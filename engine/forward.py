@@ -11,10 +11,11 @@ from __future__ import annotations
 from ..kernels.activations import INFINITY_BITS, quantize_row
 from ..kernels.atomics import atomic_store
 from ..kernels.attention import attend_block
+from ..kernels.clock import ticks
 from ..kernels.compile_cache import compiled
 from ..kernels.elementwise import PAGE, add_rows, append_kv, jit, rms_norm, rope, silu_mul
 from ..kernels.matmul import TILES_A_GROUP, call_kernel
-from ..kernels.simd import load_f32, load_i64
+from ..kernels.simd import load_f32, load_i64, store_i64
 from ..kernels.team import barrier, next_tile
 
 # -- a matrix: 8 words
@@ -36,9 +37,17 @@ MODEL_WORDS = 30
 
 # -- a step
 (
-    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, POSITIONS, PAGE_TABLES, N_BLOCKS, BLOCKS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE,
-) = range(0, 8 * 13, 8)
-STEP_WORDS = 13
+    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, POSITIONS, PAGE_TABLES, N_BLOCKS, BLOCKS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE,
+) = range(0, 8 * 14, 8)
+STEP_WORDS = 14
+
+# -- a profile, if PROFILE holds its address: the counter at the last stage's end, then each stage's ticks so far, as thread 0 sees them. What follows
+# a run's last barrier (the output matrix) is the caller's to add.
+PROFILE_STAGES = ("attention norm", "q k v", "rope, kv", "attention", "quantize", "attention output", "ffn norm", "gate up", "silu mul", "down", "last add",
+                  "output norm", "output")
+(
+    P_ATTENTION_NORM, P_QKV, P_KV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_SILU_MUL, P_DOWN, P_LAST_ADD, P_OUTPUT_NORM, P_OUTPUT,
+) = range(8, 8 * 14, 8)
 
 STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm")
 
@@ -70,6 +79,18 @@ def _matmul(matrix, n_threads, team, slot, model, floats, ld_floats, out, ldo, n
             return
         call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile, _first_tile(take + 1, tiles, n_threads),
                     x, ld_floats, out, ldo, n_tokens)
+
+
+@jit
+def _end(tid, n_threads, team, step, stage):
+    """A stage's end: the barrier, and, if a profile is wanted, the time since the last one. -> aborted"""
+    stop = barrier(team, n_threads)
+    profile = load_i64(step + PROFILE)
+    if profile != 0 and tid == 0:
+        now = ticks()
+        store_i64(profile + stage, load_i64(profile + stage) + now - load_i64(profile))
+        store_i64(profile, now)
+    return stop
 
 
 @jit
@@ -113,13 +134,13 @@ def forward(tid, n_threads, team, step):
             if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
                 atomic_store(step + NOT_FINITE, code)
             m = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_ATTENTION_NORM):
             return 0
 
         _matmul(here + WQ, n_threads, team, 0, model, normed, ld, q, ld_att, n_tokens)
         _matmul(here + WK, n_threads, team, 1, model, normed, ld, k, ld_kv, n_tokens)
         _matmul(here + WV, n_threads, team, 2, model, normed, ld, v, ld_kv, n_tokens)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_QKV):
             return 0
 
         # positions, then into the KV cache
@@ -132,7 +153,7 @@ def forward(tid, n_threads, team, step):
             page = load_i64(load_i64(page_tables + 8 * m) + 8 * (position // PAGE))
             append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset)
             m = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_KV):
             return 0
 
         item = next_tile(team, 0, 1)
@@ -142,7 +163,7 @@ def forward(tid, n_threads, team, step):
             attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, item % n_kv, group,
                          head_dim, v_dim, scale, att, ld_att, scratch)
             item = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_ATTENTION):
             return 0
 
         if load_i64(here + QUANTIZE_ATT):
@@ -151,10 +172,10 @@ def forward(tid, n_threads, team, step):
                 if quantize_row(att + 4 * m * ld_att, ld_att, m, records) >= INFINITY_BITS:
                     atomic_store(step + NOT_FINITE, code + 1)
                 m = next_tile(team, 0, 1)
-            if barrier(team, n_threads):
+            if _end(tid, n_threads, team, step, P_QUANTIZE):
                 return 0
         _matmul(here + WO, n_threads, team, 0, model, att, ld_att, addend, ld, n_tokens)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
         m = next_tile(team, 0, 1)
@@ -163,12 +184,12 @@ def forward(tid, n_threads, team, step):
             if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
                 atomic_store(step + NOT_FINITE, code + 2)
             m = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_FFN_NORM):
             return 0
 
         _matmul(here + W_GATE, n_threads, team, 0, model, normed, ld, gate, ld_ffn, n_tokens)
         _matmul(here + W_UP, n_threads, team, 1, model, normed, ld, up, ld_ffn, n_tokens)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_GATE_UP):
             return 0
 
         m = next_tile(team, 0, 1)
@@ -177,11 +198,11 @@ def forward(tid, n_threads, team, step):
             if load_i64(here + QUANTIZE_DOWN) and quantize_row(gate + 4 * m * ld_ffn, ld_ffn, m, records) >= INFINITY_BITS:
                 atomic_store(step + NOT_FINITE, code + 3)
             m = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_SILU_MUL):
             return 0
 
         _matmul(here + W_DOWN, n_threads, team, 0, model, gate, ld_ffn, addend, ld, n_tokens)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_DOWN):
             return 0
 
     if last_layer > first_layer:
@@ -189,7 +210,7 @@ def forward(tid, n_threads, team, step):
         while m < n_tokens:
             add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
             m = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_LAST_ADD):
             return 0
 
     n_wanted, wanted = load_i64(step + N_WANTED), load_i64(step + WANTED)
@@ -200,7 +221,7 @@ def forward(tid, n_threads, team, step):
             if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, load_i64(model + QUANTIZE_OUTPUT)):
                 atomic_store(step + NOT_FINITE, 1 + 8 * last_layer + 4)
             i = next_tile(team, 0, 1)
-        if barrier(team, n_threads):
+        if _end(tid, n_threads, team, step, P_OUTPUT_NORM):
             return 0
         output = load_i64(model + OUTPUT)
         _matmul(output, n_threads, team, 0, model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
