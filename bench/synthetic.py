@@ -51,7 +51,8 @@ SHAPES = {
 
 _SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "TQ1_0": (52,), "TQ2_0": (64,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,),
+    "IQ3_XXS": (0,), "IQ3_S": (0,), "IQ1_S": (0,), "IQ1_M": (), "MXFP4": (),
 }
 """Format -> where in a block its half-precision numbers lie: d, and m or dmin if it has one."""
 
@@ -82,16 +83,24 @@ def random_blocks(rng: np.random.Generator, name: str, rows: int, cols: int, std
         return _random_floats(rng, name, rows * cols, std).view(np.uint8).reshape(rows, -1)
     blocks = _random_bytes(rng, rows * cols // format.columns * format.bytes).reshape(-1, format.bytes)
     d = (rng.random(len(blocks), np.float32) + np.float32(0.5)) * np.float32(std / _UNIT[name])
-    sign_bit = blocks[:, 0 if _SCALES[name][0] else -1] & 1  # a code's bit: drawing others would cost more than their independence is worth
+    if name == "MXFP4":  # a power of two, biased by 128
+        blocks[:, 0] = 128 + np.floor(np.log2(d)).astype(np.int64)
+    sign_bit = blocks[:, 0 if _SCALES[name] and _SCALES[name][0] else -1] & 1  # a code's bit: drawing others would cost more than their independence is worth
     d *= 1 - 2 * sign_bit.astype(np.int8)
     for at, ratio in zip(_SCALES[name], (1.0, _MINIMUM.get(name, 0.0))):
         blocks[:, at:at + 2] = (d * np.float32(ratio)).astype("<f2").view(np.uint8).reshape(-1, 2)
+    if name == "IQ1_M":  # its f16 scale lies in the upper four bits of four words
+        bits = d.astype("<f2").view(np.uint16)
+        for i in range(4):
+            at = 48 + 2 * i + 1
+            blocks[:, at] = blocks[:, at] & 15 | (bits >> (4 * i) & 15).astype(np.uint8) << 4
     return blocks.reshape(rows, -1)
 
 
 _UNIT = {
     "Q4_0": 4.64, "Q4_1": 4.61, "Q5_0": 9.24, "Q5_1": 9.23, "Q8_0": 73.9, "Q2_K": 13.9, "Q3_K": 43.5, "Q4_K": 258.0, "Q5_K": 525.0,
-    "Q6_K": 1369.0, "IQ4_NL": 67.4, "IQ4_XS": 1246.0,
+    "Q6_K": 1369.0, "IQ4_NL": 67.4, "IQ4_XS": 1246.0, "TQ1_0": 0.817, "TQ2_0": 1.12, "IQ2_XXS": 53.5, "IQ2_XS": 55.9, "IQ2_S": 56.4, "IQ3_XXS": 143.0, "IQ3_S": 141.0,
+    "IQ1_S": 7.21, "IQ1_M": 7.20, "MXFP4": 5.87,
 }
 """Standard deviation of the weights for d = 1."""
 
