@@ -8,6 +8,7 @@ slows down slows both. Absolute speeds move with the machine: only the ratio of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -35,7 +36,8 @@ def compare(model: Path, *, python: str | None = None, rounds: int = 5, threads:
     Raises PeerError."""
     threads = threads or default_threads()
     rows: list[dict[str, Any]] = []
-    measurements = [(f"prompt of {prompt}", "prompt", prompt), (f"generate {generate}", "generate", generate), (f"{batch} sequences at once", "batch", BATCH_STEPS)]
+    measurements = [(f"prompt of {prompt}", "prompt", prompt), (f"generate {generate}", "generate", generate),
+                    (f"{batch} sequences at once", "batch", BATCH_STEPS)]
     with Ours([sys.executable, "-m", "llamina.bench.peers.ours_child"], "llamina") as ours, llamacpp.start(python) as peer:
         engines = [ours, peer]
         about = {engine.name: engine.ask("load", model=str(model), threads=threads) for engine in engines}
@@ -55,10 +57,8 @@ def compare(model: Path, *, python: str | None = None, rounds: int = 5, threads:
 
 def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         cpu = next(line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {"cpu": cpu, "logical_cpus": os.cpu_count(), "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
             "load": os.getloadavg() if hasattr(os, "getloadavg") else None}
 
@@ -76,7 +76,8 @@ def markdown(result: dict[str, Any]) -> str:
     if all(e.get("peak_memory") for e in engines):
         lines.append(f"| peak memory, MB (file {result['bytes'] / 1e6:.0f}) | " + " | ".join(f"{e['peak_memory'] / 1e6:.0f}" for e in engines) + " | |")
     m = result["machine"]
-    lines += ["", f"{m['cpu']}, {m['logical_cpus']} logical CPUs, {m['system']}, Python {m['python']}, load average {m['load']}; {result['rounds']} rounds, alternating."]
+    lines += ["", f"{m['cpu']}, {m['logical_cpus']} logical CPUs, {m['system']}, Python {m['python']}, load average {m['load']}; "
+                  f"{result['rounds']} rounds, alternating."]
     lines += [f"{e['version']}; {e['system']}" + (f"; settings {json.dumps(e['settings'])}" if "settings" in e else "") for e in engines]
     return "\n".join(lines)
 

@@ -36,8 +36,11 @@ class Engine:
     def __init__(self) -> None:
         L.llama_log_set(_log, None)
         L.llama_backend_init()
-        self.model = self.context = self.batch = None
-        self.kept: Any = None
+        self.model: Any = None
+        self.context: Any = None
+        self.batch: Any = None
+        self.kept: Any = None  # the open context's settings
+        self.threads = self.n_vocab = 0
 
     def load(self, model: str, threads: int) -> dict[str, Any]:
         start = time.perf_counter()
