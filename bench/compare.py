@@ -39,7 +39,7 @@ def compare(model: Path, *, python: str | None = None, rounds: int = 5, threads:
     measurements = [(f"prompt of {prompt}", "prompt", prompt), (f"generate {generate}", "generate", generate),
                     (f"{batch} sequences at once", "batch", BATCH_STEPS)]
     with Ours([sys.executable, "-m", "llamina.bench.peers.ours_child"], "llamina") as ours, llamacpp.start(python) as peer:
-        engines = [ours, peer]
+        engines: list[Any] = [ours, peer]
         about = {engine.name: engine.ask("load", model=str(model), threads=threads) for engine in engines}
         for title, what, n in measurements:
             speeds: dict[str, list[float]] = {engine.name: [] for engine in engines}

@@ -6,11 +6,13 @@ As a script, in a process with another CPU target or environment:  python runs.p
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llamina.engine.config import ModelConfig, check_tensors
@@ -54,9 +56,9 @@ def digest(logits: np.ndarray) -> str:
 def numpy_dispatch() -> list[str]:
     """CPU features beyond its baseline that NumPy uses in this process."""
     try:
-        from numpy._core import _multiarray_umath as umath
+        umath: Any = importlib.import_module("numpy._core._multiarray_umath")
     except ImportError:  # NumPy 1
-        from numpy.core import _multiarray_umath as umath  # type: ignore[no-redef]
+        umath = importlib.import_module("numpy.core._multiarray_umath")
     return [f for f in umath.__cpu_dispatch__ if umath.__cpu_features__.get(f)]
 
 

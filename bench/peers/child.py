@@ -13,7 +13,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+
+C = TypeVar("C", bound="Child")
 
 
 class PeerError(Exception):
@@ -51,7 +54,7 @@ class Child:
         self.process.stdout.close()
         self.process.wait()
 
-    def __enter__(self) -> Child:
+    def __enter__(self: C) -> C:
         return self
 
     def __exit__(self, *_: object) -> None:
