@@ -78,6 +78,7 @@ class ModelConfig:
     rope_scaling: RopeScaling
     rope_freq_factors: bool  # rope_freqs.weight [rope_dim / 2] is there
     tied_output: bool  # no output.weight: token_embd.weight is used
+    float32_kv: bool = False  # every matrix is F32: keys and values are kept in float32 as well, so that the file's precision is not lost there
 
     @staticmethod
     def from_gguf(gguf: GGUFFile) -> ModelConfig:
@@ -148,6 +149,7 @@ class _Reader:
             rms_eps=self.positive("attention.layer_norm_rms_epsilon"), rope_dim=head_dim, rope_base=rope_base,
             rope_scaling=self._rope_scaling(context_length), rope_freq_factors="rope_freqs.weight" in gguf.tensors,
             tied_output="output.weight" not in gguf.tensors,
+            float32_kv=all(t.format.name == "F32" for t in gguf.tensors.values() if len(t.shape) == 2),
         )
 
     def _check_kind(self) -> None:

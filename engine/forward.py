@@ -30,10 +30,10 @@ LAYER_BYTES = 64 + 7 * MATRIX_BYTES
 # -- the model: shapes, then the buffers of a step. All float32 rows are padded with zeros to a multiple of 32 columns (`LD_*`).
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, DIM, LD_DIM, LD_ATT, LD_KV, LD_FFN, EPS, SCALE, LAYERS, OUTPUT_NORM, OUTPUT, QUANTIZE_OUTPUT,
-    ROPE_TABLE, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES,
+    ROPE_TABLE, KV_ITEM, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES,
     X, NORMED, RECORDS, Q, K, V, ATT, ADDEND, GATE, UP,
-) = range(0, 8 * 30, 8)
-MODEL_WORDS = 30
+) = range(0, 8 * 31, 8)
+MODEL_WORDS = 31
 
 # -- a step
 (
@@ -49,7 +49,7 @@ PROFILE_STAGES = ("attention norm", "q k v", "rope, kv", "attention", "quantize"
     P_ATTENTION_NORM, P_QKV, P_KV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_SILU_MUL, P_DOWN, P_LAST_ADD, P_OUTPUT_NORM, P_OUTPUT,
 ) = range(8, 8 * 14, 8)
 
-STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm")
+STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm", "keys and values")
 
 
 @jit
@@ -112,7 +112,7 @@ def forward(tid, n_threads, team, step):
     """
     model, n_tokens = load_i64(step + MODEL), load_i64(step + N_TOKENS)
     n_heads, n_kv, head_dim = load_i64(model + N_HEADS), load_i64(model + N_KV_HEADS), load_i64(model + HEAD_DIM)
-    v_dim, rope_dim, group = load_i64(model + V_DIM), load_i64(model + ROPE_DIM), n_heads // n_kv
+    v_dim, rope_dim, item, group = load_i64(model + V_DIM), load_i64(model + ROPE_DIM), load_i64(model + KV_ITEM), n_heads // n_kv
     ld, ld_att, ld_kv, ld_ffn = load_i64(model + LD_DIM), load_i64(model + LD_ATT), load_i64(model + LD_KV), load_i64(model + LD_FFN)
     x, normed, records, addend = load_i64(model + X), load_i64(model + NORMED), load_i64(model + RECORDS), load_i64(model + ADDEND)
     q, k, v, att = load_i64(model + Q), load_i64(model + K), load_i64(model + V), load_i64(model + ATT)
@@ -151,18 +151,19 @@ def forward(tid, n_threads, team, step):
             rope(q + 4 * m * ld_att, n_heads, head_dim, rope_dim, angles)
             rope(k + 4 * m * ld_kv, n_kv, head_dim, rope_dim, angles)
             page = load_i64(load_i64(page_tables + 8 * m) + 8 * (position // PAGE))
-            append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset)
+            if append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset, item):
+                atomic_store(step + NOT_FINITE, code + 5)
             m = next_tile(team, 0, 1)
         if _end(tid, n_threads, team, step, P_KV):
             return 0
 
-        item = next_tile(team, 0, 1)
-        while item < load_i64(step + N_BLOCKS) * n_kv:
-            block = load_i64(step + BLOCKS) + 16 * (item // n_kv)
+        work = next_tile(team, 0, 1)
+        while work < load_i64(step + N_BLOCKS) * n_kv:
+            block = load_i64(step + BLOCKS) + 16 * (work // n_kv)
             m0, m1 = load_i64(block), load_i64(block + 8)
-            attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, item % n_kv, group,
-                         head_dim, v_dim, scale, att, ld_att, scratch)
-            item = next_tile(team, 0, 1)
+            attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, work % n_kv, group,
+                         head_dim, v_dim, item, scale, att, ld_att, scratch)
+            work = next_tile(team, 0, 1)
         if _end(tid, n_threads, team, step, P_ATTENTION):
             return 0
 

@@ -1,6 +1,6 @@
 """The KV cache: pages of 64 positions (all layers of one page together), claimed as sequences grow, against a budget known at the start.
 
-A page's layout, per layer: keys f16 [kv head][head_dim][64], values f16 [kv head][64][v_dim] (kernels/attention.py). A sequence is a list of pages and
+A page's layout, per layer: keys [kv head][head_dim][64], values [kv head][64][v_dim], f16 or float32 (kernels/attention.py). A sequence is a list of pages and
 the int64 table of their addresses that the forward pass reads. Released pages are kept for reuse; stale contents are never read, because scores past a
 query's position are selected away and values past it are skipped.
 """
@@ -19,8 +19,13 @@ def v_dim(config: ModelConfig) -> int:
 
 
 def layer_bytes(config: ModelConfig) -> int:
-    """Bytes of one layer's keys and values in a page (f16)."""
-    return 2 * PAGE * config.n_kv_heads * (config.head_dim + v_dim(config))
+    """Bytes of one layer's keys and values in a page."""
+    return item_bytes(config) * PAGE * config.n_kv_heads * (config.head_dim + v_dim(config))
+
+
+def item_bytes(config: ModelConfig) -> int:
+    """Bytes of a stored key or value: f16, or float32 for files that are float32 throughout."""
+    return 4 if config.float32_kv else 2
 
 
 class PagePool:

@@ -132,7 +132,7 @@ class Runtime:
         v_dim = kv_cache.v_dim(c)
         for word, value in ((f.N_HEADS, c.n_heads), (f.N_KV_HEADS, c.n_kv_heads), (f.HEAD_DIM, c.head_dim), (f.V_DIM, v_dim), (f.ROPE_DIM, c.rope_dim),
                             (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_ATT, ld_att), (f.LD_KV, ld_kv), (f.LD_FFN, ld_ffn),
-                            (f.LAYER_KV_BYTES, kv_cache.layer_bytes(c)), (f.ROPE_TABLE, self._rope.rows.ctypes.data)):
+                            (f.KV_ITEM, kv_cache.item_bytes(c)), (f.LAYER_KV_BYTES, kv_cache.layer_bytes(c)), (f.ROPE_TABLE, self._rope.rows.ctypes.data)):
             m[word // 8] = value
         floats = m.view(np.float32)
         floats[f.EPS // 4] = c.rms_eps

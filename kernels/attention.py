@@ -1,6 +1,6 @@
 """Causal attention over pages of 64 positions, for a block of tokens of one sequence and one KV head.
 
-A layer's page, f16:    keys [kv head][head_dim][64]  |  values [kv head][64][v_dim]      (v_dim: head_dim rounded up to 16)
+A layer's page, f16 or float32 (`item`: 2 or 4 bytes):    keys [kv head][head_dim][64]  |  values [kv head][64][v_dim]      (v_dim: head_dim rounded up to 16)
 
 so that scores and values both run one lane per output, with no sum across lanes. The canonical operations, per query and head:
 
@@ -138,15 +138,15 @@ def _page_kernel(R: int, load16, item: int):
 
 
 _one_half, _two_half = _page_kernel(1, load_f16x16, 2), _page_kernel(2, load_f16x16, 2)
-_two_wide = _page_kernel(2, load_f32x16, 4)
+_one_wide, _two_wide = _page_kernel(1, load_f32x16, 4), _page_kernel(2, load_f32x16, 4)
 
 
 @jit
-def attend_block(q, q_stride, m0, m1, position0, pages, layer_offset, n_kv_heads, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch):
+def attend_block(q, q_stride, m0, m1, position0, pages, layer_offset, n_kv_heads, kv_head, group, head_dim, v_dim, item, scale, out, out_stride, scratch):
     """Tokens [m0, m1) of one sequence (token m0 at position0), all `group` query heads of one KV head.
 
     q, out: addresses of float32 [tokens, stride] rows, query heads at kv_head * group ...; pages: address of the sequence's int64 page addresses;
-    layer_offset: bytes from a page's start to the layer; scratch: scratch_bytes(...) of this thread.
+    layer_offset: bytes from a page's start to the layer; item: bytes of a stored number; scratch: scratch_bytes(...) of this thread.
     """
     queries = (m1 - m0) * group
     keys_wide, values_wide = scratch, scratch + 4 * PAGE * head_dim
@@ -159,25 +159,28 @@ def attend_block(q, q_stride, m0, m1, position0, pages, layer_offset, n_kv_heads
     head0 = 4 * kv_head * group * head_dim
     for page in range((position0 + (m1 - 1 - m0)) // PAGE + 1):
         base = load_i64(pages + 8 * page) + layer_offset
-        keys = base + 2 * PAGE * kv_head * head_dim
-        values = base + 2 * PAGE * (n_kv_heads * head_dim + kv_head * v_dim)
+        keys = base + item * PAGE * kv_head * head_dim
+        values = base + item * PAGE * (n_kv_heads * head_dim + kv_head * v_dim)
         first = max(0, page * PAGE - position0) * group  # earlier tokens of the block do not see this page
-        few = queries - first <= FEW_QUERIES
-        if not few:
+        wide = item == 4
+        if not wide and queries - first > FEW_QUERIES:
             _widen(keys, PAGE * head_dim, keys_wide)
             _widen(values, PAGE * v_dim, values_wide)
+            keys, values, wide = keys_wide, values_wide, True
         i = first
         while i < queries:
             t0, t1 = i // group, (i + 1) // group
             q0, q1 = q + 4 * (m0 + t0) * q_stride + head0 + 4 * (i % group) * head_dim, q + 4 * (m0 + t1) * q_stride + head0 + 4 * ((i + 1) % group) * head_dim
             left0, left1 = min(PAGE, position0 + t0 + 1 - page * PAGE), min(PAGE, position0 + t1 + 1 - page * PAGE)
             s0, s1 = states + i * state_bytes, states + (i + 1) * state_bytes
-            if i + 1 == queries:
+            if i + 1 == queries and wide:
+                _one_wide(q0, q0, keys, values, head_dim, v_dim, left0, left0, scale, s0, s0)
+            elif i + 1 == queries:
                 _one_half(q0, q0, keys, values, head_dim, v_dim, left0, left0, scale, s0, s0)
-            elif few:
-                _two_half(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, s0, s1)
+            elif wide:
+                _two_wide(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, s0, s1)
             else:
-                _two_wide(q0, q1, keys_wide, values_wide, head_dim, v_dim, left0, left1, scale, s0, s1)
+                _two_half(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, s0, s1)
             i += 2
     for i in range(queries):
         state = states + i * state_bytes

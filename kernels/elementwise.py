@@ -10,16 +10,21 @@ from numba import njit
 from .activations import INFINITY_BITS
 from .half import store_f16x16
 from .simd import (
+    and_i32,
+    bits_of,
     f32_bits,
     fma,
     load_f32,
     load_f32x16,
     load_u16,
     splat_f32,
+    splat_i32,
     stack_vectors,
     store_f32,
     store_f32x16,
     store_u16,
+    vmax_across_i32,
+    vmax_i32,
     vsum,
 )
 from .vecmath import sin_cos, vexp
@@ -27,6 +32,7 @@ from .vecmath import sin_cos, vexp
 jit = njit(nogil=True, error_model="numpy")
 PAGE = 64
 """Positions in a page of the KV cache."""
+_HALF_LIMIT_BITS = 0x477FF000  # 65520.0: from here on, rounding to f16 gives infinity
 
 
 @jit
@@ -93,16 +99,28 @@ def fill_rope_table(frequencies, table, first, last, scale):
 
 
 @jit
-def append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page):
-    """Round one token's keys and values to f16 into position `slot` of a layer's page (layout: attention.py)."""
-    halves = stack_vectors(1)
+def append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page, item):
+    """Store one token's keys and values at position `slot` of a layer's page (layout: attention.py); item: 2 (rounded to f16) or 4 (float32).
+
+    -> True if one of them is NaN or beyond the stored type's range (f16: 65520), which attention would turn into plausible numbers.
+    """
+    small, magnitudes = stack_vectors(1), splat_i32(0)
+    limit = INFINITY_BITS if item == 4 else _HALF_LIMIT_BITS
     for h in range(n_kv_heads):
-        keys = page + 2 * h * head_dim * PAGE + 2 * slot
+        keys = page + item * (h * head_dim * PAGE + slot)
+        values = page + item * (PAGE * (n_kv_heads * head_dim + h * v_dim) + slot * v_dim)
         for d in range(0, head_dim, 16):
-            store_f16x16(halves, load_f32x16(k + 4 * (h * head_dim + d)))
-            for i in range(min(16, head_dim - d)):
-                store_u16(keys + 2 * PAGE * (d + i), load_u16(halves + 2 * i))
-        values = page + 2 * PAGE * (n_kv_heads * head_dim + h * v_dim) + 2 * slot * v_dim
-        for d in range(0, head_dim, 16):
-            # past head_dim lie the next head's values: harmless, nothing reads those lanes
-            store_f16x16(values + 2 * d, load_f32x16(v + 4 * (h * head_dim + d)))
+            # lanes past head_dim hold the next head's numbers: harmless, nothing reads them where they are stored
+            x, y = load_f32x16(k + 4 * (h * head_dim + d)), load_f32x16(v + 4 * (h * head_dim + d))
+            magnitudes = vmax_i32(magnitudes, vmax_i32(and_i32(bits_of(x), 0x7FFFFFFF), and_i32(bits_of(y), 0x7FFFFFFF)))
+            if item == 4:
+                store_f32x16(small, x)
+                store_f32x16(values + 4 * d, y)
+                for i in range(min(16, head_dim - d)):
+                    store_f32(keys + 4 * PAGE * (d + i), load_f32(small + 4 * i))
+            else:
+                store_f16x16(small, x)
+                store_f16x16(values + 2 * d, y)
+                for i in range(min(16, head_dim - d)):
+                    store_u16(keys + 2 * PAGE * (d + i), load_u16(small + 2 * i))
+    return vmax_across_i32(magnitudes) >= limit

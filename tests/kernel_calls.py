@@ -288,7 +288,7 @@ def _fill_rope_table(frequencies, table, first, last, scale):
 
 @jit()
 def _append(k, v, n_kv_heads, head_dim, v_dim, slot, page):
-    elementwise.append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page)
+    return elementwise.append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page, 2)
 
 
 def rms_norm(x: Array, gain: Array, n: int, eps: float) -> tuple[Array, bool]:
@@ -359,7 +359,7 @@ class Cache:
 
 @jit()
 def _attend(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch):
-    attend_block(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch)
+    attend_block(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, 2, scale, out, out_stride, scratch)
 
 
 def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None) -> Array:
