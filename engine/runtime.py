@@ -14,23 +14,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..kernels import attention, compile_cache
+from ..kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ..kernels.activations import record_bytes
 from ..kernels.team import ABORTED, Team
 from ..kernels.threads import default_threads
 from . import forward as f
 from . import kv_cache
 from .config import ModelConfig
-from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
+from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError
 from .gguf import GGUFFile
-from .kv_cache import PAGE, PagePool, Sequence
+from .kv_cache import KV_TYPE, PagePool, Sequence, pages_of
+from .memory import MemoryPlan, plan
 from .rope import RopeTable
-from .weights import LAYER_MATRICES, Progress, Weights, available_memory
+from .weights import LAYER_MATRICES, Progress, Weights
 
 MAX_BATCH = 512
 """Most tokens of one step."""
-DEFAULT_CONTEXT = 4096
-"""Positions of a sequence where neither the caller nor the model's training asks for fewer."""
 _RANGE_MACS = 30e9
 """Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
 
@@ -52,12 +51,13 @@ def _round(n: int, to: int) -> int:
 class Runtime:
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
-    context: most positions of a sequence (default: the trained context, at most 4096); max_sequences: full contexts that the KV budget covers.
+    context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
+    (default: half of what is free beside the weights goes to the KV cache). note: called with the memory plan before anything is loaded.
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
-                 progress: Progress | None = None, max_sequences: int = 16):
+                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None):
         start = time.perf_counter()
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
@@ -65,10 +65,13 @@ class Runtime:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         self.n_threads = threads or default_threads()
-        self.context = context or min(config.context_length, DEFAULT_CONTEXT)
+        self.plan: MemoryPlan = plan(gguf, config, context, memory)
+        if note:
+            note(str(self.plan))
+        self.context = self.plan.context
         self.max_batch = min(MAX_BATCH, _round(self.context, 8))
-        self._pool = PagePool(config, max_sequences * -(-self.context // PAGE))
-        self._check_memory(gguf)
+        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
+        self._pool = PagePool(config, self.plan.pages, repr((files, ARITHMETIC_VERSION, KV_TYPE)).encode())
         compiled_before = compile_cache.stats.seconds
         self._entry = f.forward.address
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads, progress)
@@ -107,14 +110,11 @@ class Runtime:
     @property
     def kv_bytes_per_sequence(self) -> int:
         """Memory of one sequence that fills the context."""
-        return -(-self.context // PAGE) * self._pool.page_bytes
+        return pages_of(self.context) * self._pool.page_bytes
 
-    def _check_memory(self, gguf: GGUFFile) -> None:
-        available = available_memory()
-        needed = sum(t.n_bytes for t in gguf.tensors.values()) + -(-self.context // PAGE) * self._pool.page_bytes
-        if available is not None and needed > available:
-            raise OutOfMemoryError(f"{gguf.path}: weights and a context of {self.context} positions need {needed >> 20} MiB, {available >> 20} MiB are free; "
-                                   "use a smaller context or a smaller quantisation")
+    def clear_prefix_cache(self) -> None:
+        """Forget the beginnings kept of earlier sequences."""
+        self._pool.clear_prefix_cache()
 
     def _buffer(self, word: int, *shape: int, dtype: type = np.float32) -> np.ndarray:
         """A zeroed buffer whose address goes into a word of the model's block. Kernels may read up to 16 elements past a row's end."""
@@ -164,10 +164,14 @@ class Runtime:
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
-    def new_sequence(self) -> Sequence:
-        """An empty sequence of at most `context` positions."""
+    def new_sequence(self, prompt: list[int] | None = None) -> Sequence:
+        """A sequence of at most `context` positions: empty and private, or, for a prompt, one that starts with what the prefix cache holds of it and
+        that others may continue later. Of a prompt, at least one token is left to feed."""
         self._check_open()
-        return Sequence(self._pool, self.context)
+        sequence = Sequence(self._pool, self.context, cached=prompt is not None)
+        if prompt:
+            sequence.match(prompt[:-1])
+        return sequence
 
     def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
@@ -203,7 +207,7 @@ class Runtime:
         if not np.isfinite(logits).all():
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
         for feed in feeds:
-            feed.sequence.length += len(feed.ids)
+            feed.sequence.append(feed.ids)
         return logits[:, :self.config.n_vocab]
 
     def _run(self, first: int, last: int, n_wanted: int) -> None:

@@ -95,7 +95,7 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     """({tensor: what computes with it}, bytes that running takes)."""
     from ...kernels.formats import registry
     from ..kv_cache import PAGE, PagePool
-    from ..runtime import DEFAULT_CONTEXT
+    from ..memory import DEFAULT_CONTEXT
     from ..weights import matrix_names
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
