@@ -68,25 +68,24 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
-        step, seen, seconds = state["step"], state.get("tokens", state["step"] * 4096), state["seconds"]
+        step, seen, seconds = state["step"], state["tokens"], state["seconds"]
     start, end = step, step + args.finish if args.finish else args.steps
+    out = WORK / "final.pt" if args.finish else latest
 
     def checkpoint(path: Path) -> None:
         save(path, {"config": config.dict(), "model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(),
-            "step": step, "seconds": seconds, "seed": args.seed,
-            "tokens": seen})
+            "step": step, "seconds": seconds, "seed": args.seed, "tokens": seen})
 
     stop: list[int] = []
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, lambda number, frame: stop.append(number))
-    length = args.context or config.context
-    rows = args.tokens // length
     mean = 0.0
     while step < end and not stop:
         t0, cpu = time.perf_counter(), time.process_time()
         scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
-        x, y, w = batch(sp, args.seed, step, rows, length, STORIES_FIRST if step < args.stories else TASKS_THEN)
+        length = config.context if args.finish and end - step <= args.finish // 4 else args.context
+        x, y, w = batch(sp, args.seed, step, args.tokens // length, length, STORIES_FIRST if step < args.stories else TASKS_THEN)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = (F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none") * w.flatten()).sum() / w.sum()
@@ -100,14 +99,11 @@ def train(args: argparse.Namespace) -> None:
         seconds += time.process_time() - cpu  # of all threads: a run may be stopped (SIGSTOP) for as long as one likes
         mean = loss.item() if not mean else 0.95 * mean + 0.05 * loss.item()
         if step % 20 == 0:
-            speed = rows * length / (time.perf_counter() - t0)
+            speed = x.numel() / (time.perf_counter() - t0)
             print(f"step {step}  loss {mean:.4f}  {speed:.0f} tokens/s  {seconds / 60:.1f} min CPU", flush=True)
-        if step % args.save == 0 and not args.finish:
-            checkpoint(latest)
-    if not args.finish:
-        checkpoint(latest)
-    elif not stop:
-        checkpoint(WORK / "final.pt")
+        if step % args.save == 0:
+            checkpoint(out)
+    checkpoint(out)
 
 
 if __name__ == "__main__":
@@ -117,7 +113,8 @@ if __name__ == "__main__":
     parser.add_argument("--finish", type=int, default=0, metavar="N",
         help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a batch")
-    parser.add_argument("--context", type=int, default=0, help="length of its sequences (default: the model's, 512)")
+    parser.add_argument("--context", type=int, default=256,
+        help="length of its sequences; the last quarter of a finishing run has the model's own, 512")
     parser.add_argument("--stories", type=int, default=250, metavar="N", help="steps with the mix that has more stories")
     parser.add_argument("--save", type=int, default=100, metavar="N", help="steps between two checkpoints")
     parser.add_argument("--lr", type=float, default=0.01)
