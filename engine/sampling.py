@@ -1,223 +1,205 @@
 """From logits to a token, exactly: the same seed and logits give the same token on every CPU.
 
-    penalties -> top-k -> top-p -> min-p -> temperature -> draw        (llama.cpp's order: the filters see probabilities at temperature 1)
+    bias -> penalties -> dry -> top_n_sigma -> top_k -> typical -> top_p -> min_p -> xtc -> temperature -> draw     (`order` changes it)
 
-Every stage is one small function here. Between the logits and the token stand only + - * / and comparisons in a fixed order: NumPy's exp and pairwise
-sums change their bits with the CPU, so `exp` is our own and every sum is a running one (`np.add.accumulate` adds one after the other). Randomness
-is Philox's raw output keyed by (seed, sample index, position); no state is kept, so a draw can be repeated out of order. Ties go to the lowest id.
+Every stage is a small function in engine/samplers/; most do nothing unless asked for. Randomness is Philox's raw output keyed by (seed, sample index,
+position), so a draw can be repeated out of order. Ties go to the lowest id. The one state there is, mirostat's, is a table by position, too.
 """
 from __future__ import annotations
 
 import math
-import operator
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .errors import NumericError, OptionError
+from .samplers import filters
+from .samplers.arithmetic import LN2, draw, exp, log, log_probabilities, relative, running_sum, total, uniform
+from .samplers.filters import min_p, temper, top_k, top_p
+from .samplers.options import MAX_SEED, SamplingOptions
+from .samplers.penalties import add, dry_penalties, penalize, recent
 
-MAX_SEED = 2**64 - 1
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a token is chosen; checked when made (OptionError names the option).
-
-    temperature: >= 0; 0 takes the most likely token (greedy), whatever the filters say. top_k: keep the k most likely tokens, 0 keeps all.
-    top_p: in (0, 1]: keep the fewest most likely tokens whose probabilities add up to it. min_p: in [0, 1]: drop tokens less likely than min_p times
-    the most likely one. repeat_penalty: > 0, 1 is none: weakens tokens among the last `repeat_last_n` (-1: all, 0: none) of prompt and answer.
-    seed: 0 to 2**64 - 1, or None for a random one, which `Generation.stats` reports.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "seed" and value is None:
-                continue
-            convert = _integer if field.name in ("top_k", "repeat_last_n", "seed") else _number
-            object.__setattr__(self, field.name, convert(field.name, value))
-        _require("temperature", self.temperature, self.temperature >= 0, "0 or more")
-        _require("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (off)")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 (off) to 1")
-        _require("repeat_penalty", self.repeat_penalty, self.repeat_penalty > 0, "above 0 (1 is off)")
-        _require("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= -1, "-1 (all), 0 (off) or more")
-        _require("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "from 0 to 2**64 - 1")
+__all__ = ["MAX_SEED", "Sampler", "SamplingOptions", "TokenLogprob", "draw", "exp", "log", "min_p", "penalize", "recent", "running_sum", "temper",
+           "token_logprob", "top_k", "top_p", "uniform"]
+_XTC_STREAM = 1  # the number that decides whether xtc acts; the draw's is 0
 
 
-def _require(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise OptionError(f"{name} must be {expected}, found {value}")
+@dataclass
+class Candidates:
+    """What stages hand on: logits, float32 [n], or float64 once tempered; ids: int64 [n], ascending, or None for the whole vocabulary."""
 
+    logits: np.ndarray
+    ids: np.ndarray | None
+    position: int
+    history: Sequence[int]
 
-def _integer(name: str, value: Any) -> int:
-    try:
-        if not isinstance(value, (bool, np.bool_)):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be a whole number, found {value!r}")
+    def keep(self, indices: np.ndarray) -> None:
+        """Only those, in the order of their ids."""
+        if len(indices) < len(self.logits):
+            self.logits = self.logits[indices]
+            self.ids = indices if self.ids is None else self.ids[indices]
 
-
-def _number(name: str, value: Any) -> float:
-    try:
-        if not isinstance(value, (bool, np.bool_, str)):
-            number = float(value)
-            if math.isfinite(number):
-                return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise OptionError(f"{name} must be a finite number, found {value!r}")
+    def id(self, index: int) -> int:
+        return index if self.ids is None else int(self.ids[index])
 
 
 class Sampler:
-    """Chooses tokens by `options`. `sample_index` tells apart several answers drawn with one seed. `seed` is the one in use."""
+    """Chooses tokens by `options`. `sample_index` tells apart several answers drawn with one seed. `seed` is the one in use.
 
-    def __init__(self, options: SamplingOptions, sample_index: int = 0) -> None:
+    tokenizer: resolves the texts among the options (logit_bias, dry_breakers). OptionError: an id outside the vocabulary, or a text without tokenizer.
+
+    mirostat's mu for a position is written by the draw before it, and 2 tau where there was none: so a draw can be repeated, and after a rewind the
+    next draws overwrite what the dropped ones wrote. `state(position)` and `restore` carry it to another process.
+    """
+
+    def __init__(self, options: SamplingOptions, sample_index: int = 0, tokenizer: Tokenizer | None = None) -> None:
         self.options = options
         self.seed: int = secrets.randbits(32) if options.seed is None else options.seed
         self.sample_index = sample_index
+        self._bias = _resolve_bias(options, tokenizer)
+        self._breakers = breaker_tokens(options.dry_breakers, tokenizer) if options.dry_multiplier and tokenizer else None
+        self._mu: dict[int, float] = {}
+        stages: dict[str, tuple[bool, Callable[[Candidates], None]]] = {
+            "bias": (bool(self._bias), self._add_bias),
+            "penalties": (bool(options.repeat_last_n) and (options.repeat_penalty, options.presence_penalty, options.frequency_penalty) != (1, 0, 0),
+                          self._penalties),
+            "dry": (options.dry_multiplier > 0 and options.dry_last_n != 0, self._dry),
+            "top_n_sigma": (options.top_n_sigma > 0, lambda c: c.keep(filters.top_n_sigma(relative(c.logits), options.top_n_sigma))),
+            "top_k": (options.top_k > 0, lambda c: c.keep(top_k(c.logits, options.top_k))),
+            "typical": (options.typical_p < 1, lambda c: c.keep(filters.typical(relative(c.logits), options.typical_p))),
+            "top_p": (options.top_p < 1, lambda c: c.keep(top_p(relative(c.logits), options.top_p))),
+            "min_p": (options.min_p > 0, lambda c: c.keep(min_p(relative(c.logits), options.min_p))),
+            "xtc": (options.xtc_probability > 0 and options.xtc_threshold <= 0.5, self._xtc),
+            "temperature": (True, self._temperature),
+            "mirostat": (options.mirostat == 2, lambda c: c.keep(filters.surprise_at_most(relative(c.logits), self._mu_at(c.position)))),
+        }
+        names = [name for name in options.stages if stages[name][0]]
+        if options.temperature == 0:
+            names = [name for name in names if name in ("bias", "penalties", "dry")]
+        self._stages = [stages[name][1] for name in names]
+        self._mirostat = "mirostat" in names
 
-    def sample(self, logits: np.ndarray, position: int, history: Sequence[int]) -> int:
-        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. Pure: equal arguments, equal
-        id. NumericError if a logit is not finite."""
-        o = self.options
-        logits = penalize(logits, recent(history, o.repeat_last_n), o.repeat_penalty)
+    def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = ()) -> int:
+        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be.
+
+        Pure but for mirostat's table: equal arguments, equal id. NumericError if a logit is not finite, OptionError if no token is left."""
         if not np.isfinite(logits).all():
             bad = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise NumericError(f"logits at position {position}: token {bad} has {logits[bad]}, expected finite numbers: the weights may be damaged")
-        if o.temperature == 0 or o.top_k == 1:
-            return int(np.argmax(logits))  # the first of equals
-        ids = top_k(logits, o.top_k)
-        ids = ids[top_p(_relative(logits[ids]), o.top_p)]
-        ids = ids[min_p(_relative(logits[ids]), o.min_p)]
-        weights = exp(temper(_relative(logits[ids]), o.temperature))
-        return int(ids[draw(weights, uniform(self.seed, self.sample_index, position))])
+        c = Candidates(logits, None, position, history)
+        if banned:
+            self._drop(c, add(logits, dict.fromkeys(banned, -math.inf)))
+        for stage in self._stages:
+            stage(c)
+        if self.options.temperature == 0:
+            return c.id(int(np.argmax(c.logits)))  # the first of equals
+        scores = relative(c.logits)
+        weights = exp(scores)
+        index = draw(weights, uniform(self.seed, self.sample_index, position))
+        if self._mirostat:
+            surprise = (log(total(weights)) - float(scores[index])) / LN2
+            self._mu[position + 1] = self._mu_at(position) - self.options.mirostat_eta * (surprise - self.options.mirostat_tau)
+        return c.id(index)
+
+    def state(self, position: int) -> dict[str, float]:
+        """What the draw at `position` needs to know of those before it: {"mu": …} with mirostat, else nothing."""
+        return {"mu": self._mu_at(position)} if self._mirostat else {}
+
+    def restore(self, position: int, state: dict[str, float]) -> None:
+        """The state at `position` of another sampler with the same options."""
+        if "mu" in state:
+            self._mu[position] = state["mu"]
+
+    # -- stages ---------------------------------------------------------------------------------------------------------------------------
+
+    def _add_bias(self, c: Candidates) -> None:
+        self._drop(c, add(c.logits, self._bias, c.ids))
+
+    def _penalties(self, c: Candidates) -> None:
+        o = self.options
+        tokens = recent(c.history, o.repeat_last_n)
+        c.logits = _finite(c, penalize(c.logits, tokens, o.repeat_penalty, o.presence_penalty, o.frequency_penalty, c.ids))
+
+    def _dry(self, c: Candidates) -> None:
+        o = self.options
+        history = np.asarray(recent(c.history, o.dry_last_n), np.int64)
+        found = dry_penalties(history, o.dry_multiplier, o.dry_base, o.dry_allowed_length, self._breakers)
+        c.logits = _finite(c, add(c.logits, {token: -penalty for token, penalty in found.items()}, c.ids))
+
+    def _xtc(self, c: Candidates) -> None:
+        if uniform(self.seed, self.sample_index, c.position, _XTC_STREAM) < self.options.xtc_probability:
+            c.keep(filters.xtc(relative(c.logits), self.options.xtc_threshold))
+
+    def _temperature(self, c: Candidates) -> None:
+        o, scores = self.options, relative(c.logits)
+        t = filters.dynamic_temperature(scores, o.temperature, o.dynatemp_range, o.dynatemp_exponent) if o.dynatemp_range else o.temperature
+        c.logits = temper(scores, t)
+        if not np.isfinite(c.logits).all():
+            c.keep(np.flatnonzero(np.isfinite(c.logits)))
+
+    def _mu_at(self, position: int) -> float:
+        return self._mu.get(position, 2 * self.options.mirostat_tau)
+
+    def _drop(self, c: Candidates, logits: np.ndarray) -> None:
+        """Go on with these logits, without what is -inf among them."""
+        left = np.flatnonzero(logits > -np.inf)
+        if not len(left):
+            raise OptionError(f"position {c.position}: every token is forbidden by logit_bias or banned texts: allow some")
+        c.logits = logits
+        c.keep(left)
+        _finite(c, c.logits)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the stages
-# Candidates always stand in the order of their ids, so a sum over them depends only on which they are, not on how they were found.
-
-def recent(history: Sequence[int], last_n: int) -> Sequence[int]:
-    """The last `last_n` ids; all for -1."""
-    return history if last_n < 0 else history[max(0, len(history) - last_n):]
-
-
-def penalize(logits: np.ndarray, ids: Sequence[int], penalty: float) -> np.ndarray:
-    """float32 [n_vocab] -> a copy in which the logits of `ids` are divided by `penalty` if positive, multiplied by it if not; once each.
-
-    The formula of CTRL (Keskar et al., 2019) as llama.cpp and Hugging Face apply it; rounded to float32.
-    """
-    if penalty == 1 or not len(ids):
-        return logits
-    logits = logits.copy()
-    chosen = np.unique(np.asarray(ids, np.int64))
-    old = logits[chosen].astype(np.float64)
-    with np.errstate(over="ignore"):  # beyond float32: infinite, which `sample` reports
-        logits[chosen] = np.where(old > 0, old / penalty, old * penalty)
+def _finite(c: Candidates, logits: np.ndarray) -> np.ndarray:
+    """`logits`, or NumericError: a penalty or bias went beyond float32."""
+    if not np.isfinite(logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(logits))[0])
+        raise NumericError(f"logits at position {c.position}: token {c.id(bad)} has {logits[bad]} after penalties or biases: use smaller ones")
     return logits
 
 
-def top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k greatest logits, ascending; of equal ones at the border the lowest ids. k = 0: all. No full sort."""
-    n = len(logits)
-    if not 0 < k < n:
-        return np.arange(n)
-    kth = np.partition(logits, n - k)[n - k]  # a value, hence the same whichever algorithm found it
-    ids = np.flatnonzero(logits >= kth)
-    surplus = len(ids) - k
-    if surplus:
-        ids = np.delete(ids, np.flatnonzero(logits[ids] == kth)[-surplus:])
-    return ids
+def _resolve_bias(options: SamplingOptions, tokenizer: Tokenizer | None) -> dict[int, float]:
+    """{id: what to add}; several biases of one token add up, in the order given."""
+    found: dict[int, float] = {}
+    for key, bias in options.logit_bias:
+        if isinstance(key, str):
+            if tokenizer is None:
+                raise OptionError(f"logit_bias for the text {key!r} needs a tokenizer: give token ids")
+            ids = list(dict.fromkeys(tokenizer.encode(key, bos=False, eos=False)))
+        else:
+            ids = [int(key)]
+        for id in ids:
+            if id < 0 or tokenizer is not None and id >= tokenizer.n_vocab:
+                raise OptionError(f"logit_bias: token id {id} is outside the vocabulary{'' if tokenizer is None else f' of {tokenizer.n_vocab}'}")
+            found[id] = found.get(id, 0.0) + bias
+    return found
 
 
-def top_p(scores: np.ndarray, p: float) -> np.ndarray:
-    """Indices, ascending, of the fewest candidates (most likely first, lowest id among equals) whose probabilities add up to at least p.
-
-    scores: float64 [n], logits minus the greatest. Sorts no more of a large vocabulary than it needs.
-    """
-    n = len(scores)
-    if p >= 1:
-        return np.arange(n)
-    weights = exp(scores)
-    target = p * running_sum(weights)[-1]
-    k = min(n, 256)
-    while True:
-        best = top_k(scores, k)
-        best = best[np.argsort(-scores[best], kind="stable")]
-        sums = running_sum(weights[best])
-        if sums[-1] >= target or k == n:
-            return np.sort(best[:np.searchsorted(sums, target) + 1])
-        k = min(n, 8 * k)
+def breaker_tokens(breakers: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """bool [n_vocab]: tokens whose text contains one of `breakers`, and control tokens."""
+    raw = [text.encode() for text in breakers]
+    tokens = (tokenizer.token_bytes(id) for id in range(tokenizer.n_vocab))
+    return np.array([not token or any(text in token for text in raw) for token in tokens], bool)
 
 
-def min_p(scores: np.ndarray, p: float) -> np.ndarray:
-    """Indices, ascending, of candidates at least p times as likely as the first. scores: float64 [n], logits minus the greatest."""
-    return np.flatnonzero(exp(scores) >= p) if p > 0 else np.arange(len(scores))
+class TokenLogprob(NamedTuple):
+    """Natural logarithms of the model's own probabilities (softmax of all logits, before any stage)."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """The most likely ids with theirs, most likely first, lowest id among equals."""
 
 
-def temper(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Scores divided by a temperature above 0; what overflows becomes -inf, that is, probability 0."""
-    with np.errstate(over="ignore"):
-        return scores / temperature
-
-
-def draw(weights: np.ndarray, u: float) -> int:
-    """Index i with probability weights[i] / sum; u in [0, 1). weights: float64 [n], at least one positive. One of weight 0 is never drawn."""
-    sums = running_sum(weights)
-    return int(np.searchsorted(sums, u * sums[-1], side="right"))  # u < 1 - 2**-54, so the product rounds below the last sum
-
-
-def uniform(seed: int, sample_index: int, position: int) -> float:
-    """A multiple of 2**-53 in [0, 1) from the top bits of one Philox4x64-10 output (Salmon et al., 2011), key (seed, sample_index)."""
-    key = np.array([seed, sample_index], np.uint64)
-    counter = np.array([position, 0, 0, 0], np.uint64)
-    raw = np.random.Philox(key=key, counter=counter).random_raw()
-    return (int(raw) >> 11) * 2.0**-53
-
-
-# ---------------------------------------------------------------------------------------------------------------- arithmetic
-
-def _relative(logits: np.ndarray) -> np.ndarray:
-    """float32 [n] -> float64 [n], minus the greatest: exact but for one rounding."""
-    return logits.astype(np.float64) - float(logits.max())
-
-
-def running_sum(values: np.ndarray) -> np.ndarray:
-    """Partial sums, added one after the other; np.sum would add in an order that depends on the CPU."""
-    return np.add.accumulate(values)
-
-
-_MAGIC = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in a double's low bits, ties to even
-_MAGIC_BITS = 0x4338000000000000
-_LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n * _LN2_HIGH is exact for |n| < 2**20
-_P = (1.66666666666666019037e-01, -2.77777777770155933842e-03, 6.61375632143793436117e-05, -1.65339022054652515390e-06, 4.13813679705723846039e-08)
-
-
-def exp(x: np.ndarray) -> np.ndarray:
-    """e**x of float64 x <= 0, within 1 ulp; 0 below -700. From + - * / and integer shifts alone, hence the same bits on every CPU.
-
-    x = n ln 2 + r, |r| <= ln 2 / 2; e**r by fdlibm's rational form (e_exp.c), 2**n by adding to the exponent bits.
-    """
-    clamped = np.maximum(x, -700.0)
-    shifted = clamped * 1.44269504088896338700 + _MAGIC
-    n = shifted - _MAGIC
-    high = clamped - n * _LN2_HIGH
-    low = n * _LN2_LOW
-    r = high - low
-    t = r * r
-    c = r - t * (_P[0] + t * (_P[1] + t * (_P[2] + t * (_P[3] + t * _P[4]))))
-    y = 1.0 - ((low - (r * c) / (2.0 - c)) - high)
-    scale = (shifted.view(np.int64) - (_MAGIC_BITS - 1023)) << 52
-    return np.where(x < -700.0, 0.0, y * scale.view(np.float64))
+def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
+    """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones."""
+    scores, whole = log_probabilities(logits)
+    best = top_k(logits, n) if n else np.zeros(0, np.int64)
+    best = best[np.argsort(-logits[best], kind="stable")]
+    return TokenLogprob(id, float(scores[id] - whole), [(int(i), float(scores[i] - whole)) for i in best])
