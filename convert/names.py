@@ -44,20 +44,38 @@ def without_effect(name: str) -> bool:
 
 def from_hf(name: str) -> str | None:
     """GGUF's name of a tensor in Hugging Face's naming; None if it has none."""
-    if name in _HF_TOP:
-        return _HF_TOP[name]
-    match = _LAYER.fullmatch(name.removeprefix("model."))
-    part = _HF_LAYER.get(match[2]) if match and name.startswith("model.") else None
-    return f"blk.{match[1]}.{part}" if match and part else None
+    return _from(name, _HF_TOP, _HF_LAYER, "model.")
+
+
+def to_hf(name: str) -> str:
+    """Hugging Face's name of a tensor that a Llama model has under this name in GGUF; others stay."""
+    return _to(name, _HF_TOP, _HF_LAYER, "model.")
 
 
 def from_meta(name: str) -> str | None:
     """GGUF's name of a tensor in Meta's naming, which llama2.c shares; None if it has none."""
-    if name in _META_TOP:
-        return _META_TOP[name]
-    match = _LAYER.fullmatch(name)
-    part = _META_LAYER.get(match[2]) if match else None
+    return _from(name, _META_TOP, _META_LAYER, "")
+
+
+def to_meta(name: str) -> str:
+    """As `to_hf`, for Meta's naming."""
+    return _to(name, _META_TOP, _META_LAYER, "")
+
+
+def _from(name: str, top: dict[str, str], layer: dict[str, str], prefix: str) -> str | None:
+    if name in top:
+        return top[name]
+    match = _LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    part = layer.get(match[2]) if match else None
     return f"blk.{match[1]}.{part}" if match and part else None
+
+
+def _to(name: str, top: dict[str, str], layer: dict[str, str], prefix: str) -> str:
+    for theirs, ours in top.items():
+        if ours == name:
+            return theirs
+    match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    return next((f"{prefix}layers.{match[1]}.{theirs}" for theirs, ours in layer.items() if match and ours == match[2]), name)  # type: ignore[index]
 
 
 def interleaved_order(n_heads: int, head_dim: int) -> np.ndarray:

@@ -32,7 +32,8 @@ class Tiny:
 
 
 TINY = Tiny()
-HF = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+HF = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
       "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
       "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 META = {"attn_norm": "attention_norm", "attn_q": "attention.wq", "attn_k": "attention.wk", "attn_v": "attention.wv", "attn_output": "attention.wo",
@@ -74,7 +75,8 @@ def half_split(weight: np.ndarray, n_heads: int) -> np.ndarray:
 
 def hf_weights(t: Tiny, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     heads = {"attn_q": t.n_heads, "attn_k": t.n_kv_heads}
-    turned = {name: half_split(value, heads[name.split(".")[2]]) if name[:3] == "blk" and name.split(".")[2] in heads else value for name, value in weights.items()}
+    turned = {name: half_split(value, heads[name.split(".")[2]]) if name[:3] == "blk" and name.split(".")[2] in heads else value for name,
+        value in weights.items()}
     return renamed(turned, HF, "model.")
 
 
@@ -106,7 +108,8 @@ def hf_config(t: Tiny, **more: Any) -> dict[str, Any]:
             "bos_token_id": 1, "eos_token_id": 2, **more}
 
 
-def write_hf(folder: Path, t: Tiny = TINY, weights: Mapping[str, np.ndarray] | None = None, dtype: str = "F32", *, tokenizer: bool = True, **config: Any) -> Path:
+def write_hf(folder: Path, t: Tiny = TINY, weights: Mapping[str, np.ndarray] | None = None, dtype: str = "F32", *, tokenizer: bool = True,
+    **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights = random_weights(t) if weights is None else weights
     write_safetensors(folder / "model.safetensors", hf_weights(t, weights), dtype)
@@ -121,7 +124,7 @@ def sentencepiece_model(n_vocab: int = 320, byte_fallback: bool = True) -> bytes
     """A trained SentencePiece BPE model with all byte pieces."""
     import sentencepiece
 
-    words = "the cat sat on a mat and the dog ran to the hat with him then she said no".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "the", "hat", "with", "him", "then", "she", "said", "no"]
     lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -191,7 +194,8 @@ class Tensor:
 
 def tensor(values: np.ndarray, key: str, dtype: str = "F32") -> Tensor:
     strides = tuple(s // values.itemsize for s in np.ascontiguousarray(values).strides)
-    return Tensor(bits(values, dtype), values.shape, strides, key, {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "I8": "CharStorage"}[dtype])
+    return Tensor(bits(values, dtype), values.shape, strides, key,
+        {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "I8": "CharStorage"}[dtype])
 
 
 def write_zip(path: Path, code: bytes, storages: Mapping[str, bytes], *, compression: int = zipfile.ZIP_STORED, more: Mapping[str, bytes] | None = None,
@@ -238,7 +242,8 @@ def write_meta(folder: Path, t: Tiny, weights: Mapping[str, np.ndarray], n: int 
     folder.mkdir(parents=True, exist_ok=True)
     for rank, shard in enumerate(meta_shards(t, weights, n, vocab_parallel)):
         write_torch(folder / f"consolidated.{rank:02d}.pth", {**shard, "rope.freqs": np.ones(4, np.float32)})
-    values = {"dim": t.dim, "n_layers": t.n_layers, "n_heads": t.n_heads, "n_kv_heads": t.n_kv_heads, "norm_eps": 1e-5, "vocab_size": -1, "multiple_of": 16, **params}
+    values = {"dim": t.dim, "n_layers": t.n_layers, "n_heads": t.n_heads, "n_kv_heads": t.n_kv_heads, "norm_eps": 1e-5, "vocab_size": -1,
+        "multiple_of": 16, **params}
     (folder / "params.json").write_text(json.dumps(values))
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     return folder

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import (
-    TINY, Tiny, all_rows, assert_weights, hf_weights, random_weights, sentencepiece_model, with_, write_gguf, write_hf, write_safetensors,
+    TINY,
+    Tiny,
+    all_rows,
+    assert_weights,
+    half_split,
+    hf_weights,
+    random_weights,
+    sentencepiece_model,
+    with_,
+    write_gguf,
+    write_hf,
+    write_safetensors,
     write_torch,
 )
 from llamina.convert.sources import open_source
@@ -52,7 +63,6 @@ def test_weights(tmp_path: Path, dtype: str) -> None:
 def test_rope_order_is_not_symmetric() -> None:
     """The permutation and its inverse differ here, so the tests above tell them apart."""
     q = np.arange(16.0).reshape(16, 1)
-    from checkpoints import half_split
     assert not np.array_equal(half_split(half_split(q, 2), 2), q)
 
 
@@ -166,10 +176,12 @@ def test_vocabulary_padding_and_mismatch(tmp_path: Path) -> None:
 
 def test_added_tokens(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "m", with_(TINY, n_vocab=324))
-    decoder = {"0": {"content": "<unk>", "special": True}, "320": {"content": "<|im_start|>", "special": True}, "321": {"content": "two words", "special": False},
+    decoder = {"0": {"content": "<unk>", "special": True}, "320": {"content": "<|im_start|>", "special": True},
+        "321": {"content": "two words", "special": False},
                "330": {"content": "<beyond>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps({
-        "added_tokens_decoder": decoder, "add_bos_token": False, "eos_token": {"content": "<|im_start|>"}, "pad_token": "<unk>", "chat_template": "{{ messages }}"}))
+        "added_tokens_decoder": decoder, "add_bos_token": False, "eos_token": {"content": "<|im_start|>"}, "pad_token": "<unk>",
+        "chat_template": "{{ messages }}"}))
     (folder / "added_tokens.json").write_text(json.dumps({"<x>": 322}))
     with open_source(folder) as source:
         keys = {key.removeprefix("tokenizer.ggml."): value for key, value in source.metadata.items()}
@@ -181,7 +193,8 @@ def test_added_tokens(tmp_path: Path) -> None:
 
 def test_ends_of_generation(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "m")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 301], "bos_token_id": 1, "do_sample": True, "temperature": 0.6, "top_k": 40}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 301], "bos_token_id": 1, "do_sample": True,
+        "temperature": 0.6, "top_k": 40}))
     with open_source(folder) as source:
         m = source.metadata
         assert (m["tokenizer.ggml.eos_token_id"], m["tokenizer.ggml.eot_token_id"]) == (2, 300) and any("ends at" in note for note in source.notes)
@@ -213,11 +226,14 @@ def test_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"), ({"architectures": None, "model_type": "qwen2"}, "qwen2"), ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"), ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"), ({"sliding_window": 64}, "sliding_window"),
+    ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"), ({"architectures": None, "model_type": "qwen2"}, "qwen2"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"mlp_bias": True}, "mlp_bias"), ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"),
+    ({"sliding_window": 64}, "sliding_window"),
     ({"quantization_config": {"quant_method": "gptq"}}, "gptq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"), ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"), ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
     ({"head_dim": 7}, "7 dimensions"),
 ])
 def test_unsupported_fields(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
@@ -240,7 +256,8 @@ def test_impossible_fields(tmp_path: Path, changes: dict[str, Any], word: str) -
 
 
 def test_harmless_fields(tmp_path: Path) -> None:
-    with open_source(write_hf(tmp_path / "m", sliding_window=128, attention_bias=False, rope_scaling=None, pretraining_tp=2, architectures=["MistralForCausalLM"],
+    with open_source(write_hf(tmp_path / "m", sliding_window=128, attention_bias=False, rope_scaling=None, pretraining_tp=2,
+        architectures=["MistralForCausalLM"],
                               model_type="mistral", torch_dtype="bfloat16", rope_theta=5e5)) as source:
         assert source.metadata["llama.rope.freq_base"] == 5e5
 
@@ -366,14 +383,16 @@ def test_float8(tmp_path: Path, layout: str) -> None:
 
 
 def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": list(offsets) if isinstance(offsets, tuple) else offsets}
+    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape,
+        "data_offsets": list(offsets) if isinstance(offsets, tuple) else offsets}
 
 
 @pytest.mark.parametrize("header, word", [
     (b"[]", "no JSON object"), (b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[" * 200_000, "not valid JSON"), ({"a": 5}, "no dtype"),
     ({"a": {"dtype": "F32"}}, "shape"), ({"a": entry("Q4")}, "unknown type"), ({"a": entry(shape=(-2,))}, "shape"), ({"a": entry(shape="x")}, "shape"),
     ({"a": entry(offsets=(0, 8.0))}, "data_offsets"), ({"a": entry(offsets=(0, 16))}, "8 bytes"), ({"a": entry(offsets=(8, 0))}, "from byte 8 to 0"),
-    ({"a": entry(offsets=(0, 1 << 60))}, "truncated"), ({"a": entry(shape=(1 << 61, 8), offsets=(0, 0))}, "needs"), ({"a": entry(offsets=(0, 8, 16))}, "data_offsets"),
+    ({"a": entry(offsets=(0, 1 << 60))}, "truncated"), ({"a": entry(shape=(1 << 61, 8), offsets=(0, 0))}, "needs"),
+    ({"a": entry(offsets=(0, 8, 16))}, "data_offsets"),
     ({"a": entry(), "b": entry()}, "overlap"), ({"a": entry(), "b": entry(offsets=(16, 24))}, "holes"), ({"a": entry()}, "end at byte 8"),
     ({"a": entry(shape=(1,) * 9, offsets=(0, 4))}, "shape"), (b'{"a": 1, "a": 2}', "twice"), ({"a": entry(), "b": entry(offsets=(4, 12))}, "overlap"),
     ({"a": entry("F4", (3,), (0, 2))}, "needs"), (b'{"a": NaN}', "no dtype"),

@@ -112,7 +112,8 @@ def test_unknown_names(tmp_path: Path, module: str, attribute: str) -> None:
 
 
 @pytest.mark.parametrize("name, code", [
-    ("INST", b"(ios\nsystem\n."), ("OBJ", b"(cos\nsystem\no."), ("NEWOBJ", b")\x81."), ("NEWOBJ_EX", b")}\x92."), ("EXT1", b"\x82\x01."), ("EXT4", b"\x84\1\0\0\0."),
+    ("INST", b"(ios\nsystem\n."), ("OBJ", b"(cos\nsystem\no."), ("NEWOBJ", b")\x81."), ("NEWOBJ_EX", b")}\x92."), ("EXT1", b"\x82\x01."),
+    ("EXT4", b"\x84\1\0\0\0."),
     ("PERSID", b"Pstorage\n."), ("POP", b"N0."), ("DUP", b"N2."), ("FROZENSET", b"(\x91."), ("LONG4", b"\x8b\1\0\0\0\1."), ("STRING", b"S'x'\n."),
     ("NEXT_BUFFER", b"\x97."), ("BYTEARRAY8", b"\x96" + bytes(8) + b"."), ("DICT", b"(d."), ("EMPTY_SET", b"\x8f."), ("GET", b"g0\n."),
 ])
@@ -125,7 +126,8 @@ def test_hostile_opcodes(tmp_path: Path, name: str, code: bytes) -> None:
 
 DATA = bits(MATRIX, "F32")
 BAD_TENSORS = {
-    "offset": Tensor(DATA, (6, 5), (5, 1), "0", offset=1), "offset before": Tensor(DATA, (2,), (1,), "0", offset=-1), "stride": Tensor(DATA, (6, 5), (6, 1), "0"),
+    "offset": Tensor(DATA, (6, 5), (5, 1), "0", offset=1), "offset before": Tensor(DATA, (2,), (1,), "0", offset=-1),
+    "stride": Tensor(DATA, (6, 5), (6, 1), "0"),
     "negative stride": Tensor(DATA, (6, 5), (-5, 1), "0"), "expanded": Tensor(DATA, (1 << 30, 5), (0, 1), "0"), "size": Tensor(DATA, (1 << 62, 5), (5, 1), "0"),
     "negative size": Tensor(DATA, (-6, 5), (5, 1), "0"), "dimensions": Tensor(DATA, (6, 5), (1,), "0"), "claim": Tensor(DATA, (6, 5), (5, 1), "0", claim=31),
     "negative claim": Tensor(DATA, (6, 5), (5, 1), "0", claim=-1), "many dimensions": Tensor(DATA, (1,) * 9, (1,) * 9, "0"),
@@ -146,9 +148,12 @@ def test_missing_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [
-    b"\x80\x02}.x", b"\x80\x02", b"", b"\x80\x02}", b"\x80\x02u.", b"\x80\x02(u.", b"\x80\x02}(K\x01u.", b"\x80\x02}K\x01a.", b"\x80\x02}}Ns.", b"\x80\x02R.", b"\x80\x02}}R.",
-    b"\x80\x02N}b.", b"\x80\x02q\x00.", b"\x80\x02h\x05.", b"\x80\x02]]]e.", b"\x80\x02(((t.", b"\x80\x02K\x01Q.", b"\x80\x02ccollections\nOrderedDict\nK\x05\x85R.",
-    b"\x80\x02X\xff\xff\xff\xffabc.", b"\x80\x02}K\x01(su.", b"\x80\x02\x8a\xff.", b"\x80\x02ctorch\nSize\n]\x85R", b"\x80\x02NN.", b"\xff", b"\x80\x02}(](K\x01eK\x01u.",
+    b"\x80\x02}.x", b"\x80\x02", b"", b"\x80\x02}", b"\x80\x02u.", b"\x80\x02(u.", b"\x80\x02}(K\x01u.", b"\x80\x02}K\x01a.", b"\x80\x02}}Ns.",
+    b"\x80\x02R.", b"\x80\x02}}R.",
+    b"\x80\x02N}b.", b"\x80\x02q\x00.", b"\x80\x02h\x05.", b"\x80\x02]]]e.", b"\x80\x02(((t.", b"\x80\x02K\x01Q.",
+    b"\x80\x02ccollections\nOrderedDict\nK\x05\x85R.",
+    b"\x80\x02X\xff\xff\xff\xffabc.", b"\x80\x02}K\x01(su.", b"\x80\x02\x8a\xff.", b"\x80\x02ctorch\nSize\n]\x85R", b"\x80\x02NN.", b"\xff",
+    b"\x80\x02}(](K\x01eK\x01u.",
 ])
 def test_malformed(tmp_path: Path, code: bytes) -> None:
     with pytest.raises(FormatError):
@@ -163,7 +168,9 @@ def test_hostile_sizes(tmp_path: Path) -> None:
     lists = b"\x80\x02" + b"]" + b"".join(b"]q%ch%ch%ce" % (i, i - 1, i - 1) if i else b"q\x00" for i in range(0, 200))
     with pytest.raises(FormatError):
         load(zipped(tmp_path, lists + b"."))
-    laughs = b"\x80\x02" + b"}q\x00" + b"".join(b"}q" + bytes([i]) + b"(" + b"".join(b"K" + bytes([k]) + b"h" + bytes([i - 1]) for k in range(200)) + b"u" for i in range(1, 9))
+    laughs = b"\x80\x02" + b"}q\x00"
+    for i in range(1, 9):  # a dict that holds the one before 200 times
+        laughs += b"}q" + bytes([i]) + b"(" + b"".join(b"K" + bytes([k]) + b"h" + bytes([i - 1]) for k in range(200)) + b"u"
     with pytest.raises(FormatError):
         load(zipped(tmp_path, laughs + b"."))
     refused(zipped(tmp_path, b"\x80\x02" + b"N" * 4_100_000 + b"."), FormatError, "opcodes")

@@ -256,31 +256,30 @@ class Source:
 
 def assemble(
     kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[MappedFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
-    notes: Sequence[str], general: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None,
+    notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str,
 ) -> Source:
     """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
 
-    found: GGUF name -> rows; names: GGUF name -> name in the checkpoint, for messages; maps: closed with the source."""
-    names = names or {}
+    found: GGUF name -> rows; theirs: GGUF name -> name in the checkpoint, for messages; maps: closed with the source."""
     expected = dict(config.tensor_shapes())
     tensors = []
     n_weights = 0
     for name, shape in expected.items():
-        theirs = quote(names.get(name, name))
+        called = quote(theirs(name))
         if name not in found:
-            raise FormatError(f"{path}: tensor {theirs} {list(shape)} is missing: the checkpoint is not a whole Llama model")
+            raise FormatError(f"{path}: tensor {called} {list(shape)} is missing: the checkpoint is not a whole Llama model")
         rows = found[name]
         if tuple(rows.shape) != shape:
-            raise FormatError(f"{path}: tensor {theirs} must have shape {list(shape)} by the configuration, found {list(rows.shape)}")
+            raise FormatError(f"{path}: tensor {called} must have shape {list(shape)} by the configuration, found {list(rows.shape)}")
         leaves = list(_leaves(rows))
         for leaf in leaves:
             if leaf.dtype not in DTYPES:
-                raise UnsupportedError(f"{leaf.file.path}: tensor {theirs} is {leaf.dtype}, expected one of {', '.join(DTYPES)}: {NOT_FLOAT}")
+                raise UnsupportedError(f"{leaf.file.path}: tensor {called} is {leaf.dtype}, expected one of {', '.join(DTYPES)}: {NOT_FLOAT}")
         tensors.append(SourceTensor(name, shape, rows.dtype, leaves[0].file.path if leaves else path, rows.read))
         n_weights += int(np.prod(shape))
     for name in found:
         if name not in expected:
-            raise FormatError(f"{path}: tensor {quote(names.get(name, name))} is not part of a model of this configuration ({config.n_layers} layers)")
+            raise FormatError(f"{path}: tensor {quote(theirs(name))} is not part of a model of this configuration ({config.n_layers} layers)")
     metadata = {"general.architecture": "llama", "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
     metadata.update(general or {})
     metadata.update(llama_metadata(config))
@@ -371,8 +370,8 @@ class Fields:
             raise FormatError(f"{self.path}: field '{key}' must be from {least} to {most}, found {quote(value)}")
         return value
 
-    def number(self, key: str, default: Any = ...) -> float:
-        """A positive number that float32 holds."""
+    def number(self, key: str, default: Any = ...) -> Any:
+        """A positive number that float32 holds, as a float, or the default."""
         value = self.get(key, (int, float), default)
         if value is None:
             return value

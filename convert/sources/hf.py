@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf_header import quote
-from ..names import from_hf, interleaved_order, without_effect
+from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, MappedFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
 from .hf_config import read_config
@@ -72,11 +72,11 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
     notes: list[str] = []
     config, factors = read_config(fields, folder.resolve().name)
-    found, names = _mapped(path, fields, config, tensors, notes)
-    config = _settle_output(path, config, found, names, notes)
+    found = _mapped(fields, config, tensors, notes)
+    _settle_output(path, config, found, notes)
     rows = found["token_embd.weight"].shape[0]
     if rows != config.n_vocab:
-        raise FormatError(f"{path}: tensor {quote(names['token_embd.weight'])} has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
+        raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
     if factors is not None:
         found["rope_freqs.weight"] = Constant(factors)
     generation = folder / "generation_config.json"
@@ -87,13 +87,12 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     metadata = vocab.metadata() | template
     beside = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.json", "chat_template.jinja")
     read = [folder / "config.json", *([generation] if settings else []), vocab.path, *(p for p in (folder / name for name in beside) if p.is_file())]
-    return assemble(kind, path, config, found, maps, metadata, [*files, *dict.fromkeys(read)], [*notes, *vocab.notes], general, names)
+    return assemble(kind, path, config, found, maps, metadata, [*files, *dict.fromkeys(read)], [*notes, *vocab.notes], general, to_hf)
 
 
-def _mapped(path: Path, fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], notes: list[str]) -> tuple[dict[str, Rows], dict[str, str]]:
-    """GGUF name -> rows, and -> HF name. UnsupportedError for a tensor that no Llama model has."""
+def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
+    """GGUF name -> rows. UnsupportedError for a tensor that no Llama model has."""
     found: dict[str, Rows] = {}
-    names: dict[str, str] = {}
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
     block = _check_quantization(fields)
@@ -107,8 +106,6 @@ def _mapped(path: Path, fields: Fields, config: ModelConfig, tensors: Mapping[st
         gguf_name = from_hf(name)
         if gguf_name is None:
             raise UnsupportedError(f"{stored.file.path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
-        if gguf_name in found:
-            raise FormatError(f"{stored.file.path}: tensors {quote(names[gguf_name])} and {quote(name)} are the same part of the model")
         rows: Rows = stored
         for suffix in _SCALES:
             scale_name = name.removesuffix(".weight") + suffix
@@ -121,12 +118,12 @@ def _mapped(path: Path, fields: Fields, config: ModelConfig, tensors: Mapping[st
                 raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {[heads * config.head_dim, config.dim]} by config.json, "
                                   f"found {list(stored.shape)}")
             rows = Permuted(rows, interleaved_order(heads, config.head_dim))
-        found[gguf_name], names[gguf_name] = rows, name
+        found[gguf_name] = rows
     if orphans := sorted(set(scales) - used):
         raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
     if skipped:
         notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
-    return found, names
+    return found
 
 
 def _check_quantization(fields: Fields) -> tuple[int, int] | None:
@@ -175,14 +172,14 @@ def _block_side(size: int, count: int) -> int:
     return side
 
 
-def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], names: dict[str, str], notes: list[str]) -> ModelConfig:
+def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> None:
     """One matrix or two for embedding and output. A tied matrix may be stored under either name, or both."""
     embedding, output = "token_embd.weight", "output.weight"
     if not config.tied_output and embedding in found and output not in found:
         raise FormatError(f"{path}: tensor 'lm_head.weight' is missing, and config.json does not say tie_word_embeddings")
     if config.tied_output and output in found:
         if embedding not in found:
-            found[embedding], names[embedding] = found.pop(output), names.pop(output)
+            found[embedding] = found.pop(output)
             notes.append("the tied embedding was stored as lm_head.weight only")
         elif found[output].shape == found[embedding].shape and _equal(found[output], found[embedding]):
             del found[output]
@@ -191,7 +188,6 @@ def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], name
             notes.append("lm_head.weight differs from the embedding and was left out, as config.json says tie_word_embeddings")
     if embedding not in found:
         raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole Llama model")
-    return config
 
 
 def _equal(a: Rows, b: Rows) -> bool:

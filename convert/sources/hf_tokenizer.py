@@ -39,7 +39,7 @@ def _added(folder: Path, settings: Fields) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of tokens that files beside tokenizer.model add."""
     seen: set[int] = set()
     decoder = settings.get("added_tokens_decoder", dict, {})
-    listed = []
+    listed: list[Any] = []
     if (folder / "tokenizer.json").is_file():
         listed = read_json(folder / "tokenizer.json").get("added_tokens") or []
     for key, token in [*decoder.items(), *((t.get("id"), t) for t in listed if isinstance(t, dict))]:
@@ -69,10 +69,10 @@ def _special_ids(vocab: Vocab, settings: Fields, config: Fields, generation: Fie
     for fields in (generation, config):
         if fields is None:
             continue
-        found = fields.values.get("eos_token_id")
+        found: Any = fields.values.get("eos_token_id")
         listed = found if isinstance(found, list) else [found]
         ends = ends or [id for id in listed if _is_id(id, vocab)]
-        bos = fields.values.get("bos_token_id")
+        bos: Any = fields.values.get("bos_token_id")
         if "bos" not in vocab.ids and _is_id(bos, vocab):
             vocab.ids["bos"] = bos
     if ends:

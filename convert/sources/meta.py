@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf_header import quote
-from ..names import META_SPLIT_AXIS, from_meta, without_effect
+from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Joined, MappedFile, Rows, Source, Stored, assemble, read_json
 from .hf_config import llama3_factors
@@ -34,7 +34,7 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
     try:
         shards = _shards(folder, maps)
         config, factors = _config(fields, folder, shards)
-        found, names = _join(shards, config)
+        found = _join(shards, config)
         if factors is not None:
             found["rope_freqs.weight"] = Constant(factors)
         vocab = _vocabulary(folder, tokenizer, bool(fields.values.get("use_scaled_rope")))
@@ -45,7 +45,7 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
             notes.pop()
         if len(maps) > 1:
             notes.insert(0, f"{len(maps)} shards joined")
-        return assemble("meta", path, config, found, maps, vocab.metadata(), files, notes, names=names)
+        return assemble("meta", path, config, found, maps, vocab.metadata(), files, notes, theirs=to_meta)
     except BaseException:
         for map in maps:
             map.close()
@@ -141,19 +141,17 @@ def _context(fields: Fields, base: float, scaled: bool) -> int:
     return 2048 if fields.values.get("norm_eps") == 1e-6 else 4096  # Llama 1, Llama 2
 
 
-def _join(shards: list[dict[str, Stored]], config: ModelConfig) -> tuple[dict[str, Rows], dict[str, str]]:
-    """GGUF name -> rows of the whole tensor, and -> Meta's name."""
+def _join(shards: list[dict[str, Stored]], config: ModelConfig) -> dict[str, Rows]:
+    """GGUF name -> rows of the whole tensor."""
     found: dict[str, Rows] = {}
-    names: dict[str, str] = {}
     for key, stored in shards[0].items():
         ours = from_meta(key)
         if ours is None:
             raise UnsupportedError(f"{stored.file.path}: tensor {quote(key)} is unknown, and leaving it out would make another model of it")
-        names[ours] = key
         axis = _axis(ours, stored, config)
         parts = [held[key] for held in shards]
         found[ours] = parts[0] if axis is None or len(parts) == 1 else Joined(parts, axis)
-    return found, names
+    return found
 
 
 def _axis(name: str, stored: Stored, config: ModelConfig) -> int | None:

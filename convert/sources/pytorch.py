@@ -8,7 +8,7 @@ from typing import Any
 from ...engine.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf_header import quote
-from ..names import from_hf, from_meta, without_effect
+from ..names import from_hf, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Fields, MappedFile, Rows, Source, Stored, assemble
 from .hf import hf_source
@@ -40,14 +40,13 @@ def _llama2c(path: Path, file: MappedFile, tensors: Mapping[str, Stored], rest: 
         raise FormatError(f"{path}: has no 'model_args' beside its tensors, as llama2.c's training checkpoints have, so heads and context are unknown")
     fields = Fields(path, {f"model_args.{key}": value for key, value in args.items() if isinstance(key, str)})
     found: dict[str, Rows] = {}
-    names: dict[str, str] = {}
     for name, stored in tensors.items():
         if without_effect(name):
             continue
         ours = from_meta(name)
         if ours is None:
             raise UnsupportedError(f"{path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
-        found[ours], names[ours] = stored, name
+        found[ours] = stored
     for name in "token_embd.weight", "blk.0.ffn_gate.weight":
         if name not in found or len(found[name].shape) != 2:
             raise FormatError(f"{path}: a matrix for {name} is missing: the checkpoint is not a whole Llama model")
@@ -65,7 +64,7 @@ def _llama2c(path: Path, file: MappedFile, tensors: Mapping[str, Stored], rest: 
         context_length=fields.integer("model_args.max_seq_len", MAX_CONTEXT, 2048), rms_eps=fields.number("model_args.norm_eps", RMS_EPS),
         rope_dim=dim // n_heads, rope_base=ROPE_BASE, rope_scaling=RopeScaling(), rope_freq_factors=False, tied_output=tied)
     vocab = find_vocabulary(path, tokenizer, n_vocab)
-    return assemble("pytorch", path, config, found, [file], vocab.metadata(), [path, vocab.path], vocab.notes, names=names)
+    return assemble("pytorch", path, config, found, [file], vocab.metadata(), [path, vocab.path], vocab.notes, theirs=to_meta)
 
 
 def _same(a: Stored, b: Stored) -> bool:

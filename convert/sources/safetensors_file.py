@@ -56,7 +56,8 @@ def read_safetensors(path: Path) -> tuple[MappedFile, dict[str, Stored]]:
     for name, entry in header.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
             fail(f"tensor {quote(name)} has no dtype")
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        shape: Any = entry.get("shape")
+        offsets: Any = entry.get("data_offsets")
         if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > 8:
             fail(f"tensor {quote(name)} must have a shape and two data_offsets, found {quote(shape)} and {quote(offsets)}")
         begin, end = offsets

@@ -252,8 +252,8 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
         if not line.strip():
             continue
         try:
-            text, rank = line.split()
-            token = base64.b64decode(text, validate=True)
+            code, rank = line.split()
+            token = base64.b64decode(code, validate=True)
             if int(rank) != len(ranks) or token in ranks or not token:
                 raise ValueError("ranks must count from 0 without gaps, and tokens be said once")
             ranks[token] = len(ranks)
