@@ -56,6 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "head size 8, 172 columns": {"n_heads": 8, "n_kv_heads": 4, "ffn_dim": 172},
     "head size 24, not dim / heads": {"n_heads": 3, "n_kv_heads": 3, "head_dim": 24},
     "six query heads share one": {"dim": 96, "n_heads": 6, "n_kv_heads": 1},
+    "three query heads share one": {"dim": 96, "n_heads": 6, "n_kv_heads": 2},
     "wide heads, odd sizes": {"dim": 52, "n_heads": 4, "n_kv_heads": 2, "head_dim": 128, "ffn_dim": 131, "n_vocab": 283},
     "tied": {"tied_output": True},
 }

@@ -3,7 +3,7 @@
     with Child([python, script], "llama.cpp") as engine:
         engine.ask("load", model="m.gguf", threads=2) -> {...}
 
-A request is {"do": name, ...}; an answer is the result, or {"error": text}. `serve` is the child's side; this module imports nothing but the standard library,
+A request is {"do": name, ...}; an answer is the result, or {"failed": text}. `serve` is the child's side; this module imports nothing but the standard library,
 so that any Python environment can run it.
 """
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Child:
         if not answer:
             raise PeerError(f"{self.name} died (exit code {self.process.wait()}) when asked to {do}")
         result = json.loads(answer)
-        if isinstance(result, dict) and "error" in result:
-            raise PeerError(f"{self.name} cannot {do}: {result['error']}")
+        if isinstance(result, dict) and "failed" in result:
+            raise PeerError(f"{self.name} cannot {do}: {result['failed']}")
         return result
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ def serve(actions: dict[str, Callable[..., Any]]) -> None:
         try:
             result = actions[request.pop("do")](**request)
         except Exception as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
+            result = {"failed": f"{type(error).__name__}: {error}"}
         print(json.dumps(result), file=answers, flush=True)
 
 
