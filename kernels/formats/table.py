@@ -35,6 +35,7 @@ _ALL = [
     BlockFormat("IQ2_XXS", 16, 256, 66), BlockFormat("IQ2_XS", 17, 256, 74), BlockFormat("IQ3_XXS", 18, 256, 98), BlockFormat("IQ1_S", 19, 256, 50),
     BlockFormat("IQ4_NL", 20, 32, 18), BlockFormat("IQ3_S", 21, 256, 110), BlockFormat("IQ2_S", 22, 256, 82), BlockFormat("IQ4_XS", 23, 256, 136),
     BlockFormat("IQ1_M", 29, 256, 56), BlockFormat("TQ1_0", 34, 256, 54), BlockFormat("TQ2_0", 35, 256, 66), BlockFormat("MXFP4", 39, 32, 17),
+    BlockFormat("NVFP4", 40, 64, 36), BlockFormat("Q1_0", 41, 128, 18),
 ]
 FORMATS = {f.name: f for f in _ALL}
 BY_ID = {f.ggml_id: f for f in _ALL}
