@@ -9,14 +9,14 @@ Arguments are blocks of int64 words (numbers, and addresses of NumPy arrays that
 from __future__ import annotations
 
 from ..kernels.activations import INFINITY_BITS, quantize_row
-from ..kernels.atomics import atomic_store
+from ..kernels.atomics import atomic_exchange, atomic_load, compare_and_swap
 from ..kernels.attention import attend_block
-from ..kernels.clock import ticks
+from ..kernels.clock import CLOCK_BYTES, now
 from ..kernels.compile_cache import compiled
 from ..kernels.elementwise import PAGE, add_rows, append_kv, jit, rms_norm, rope, silu_mul
 from ..kernels.matmul import TILES_A_GROUP, call_kernel
 from ..kernels.simd import load_f32, load_i64, store_i64
-from ..kernels.team import barrier, next_tile
+from ..kernels.team import GENERATION, barrier, next_tile
 
 # -- a matrix: 8 words
 KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT = range(0, 40, 8)
@@ -41,13 +41,14 @@ MODEL_WORDS = 31
 ) = range(0, 8 * 14, 8)
 STEP_WORDS = 14
 
-# -- a profile, if PROFILE holds its address: the counter at the last stage's end, then each stage's ticks so far, as thread 0 sees them. What follows
-# a run's last barrier (the output matrix) is the caller's to add.
+# -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, each stage's time so far. What follows a run's last
+# barrier (the output matrix) is the caller's to add.
 PROFILE_STAGES = ("attention norm", "q k v", "rope, kv", "attention", "quantize", "attention output", "ffn norm", "gate up", "silu mul", "down", "last add",
                   "output norm", "output")
 (
-    P_ATTENTION_NORM, P_QKV, P_KV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_SILU_MUL, P_DOWN, P_LAST_ADD, P_OUTPUT_NORM, P_OUTPUT,
-) = range(8, 8 * 14, 8)
+    NOTED, LAST, P_ATTENTION_NORM, P_QKV, P_KV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_SILU_MUL, P_DOWN, P_LAST_ADD,
+    P_OUTPUT_NORM, P_OUTPUT,
+) = range(CLOCK_BYTES, CLOCK_BYTES + 8 * 15, 8)
 
 STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm", "keys and values")
 
@@ -82,14 +83,16 @@ def _matmul(matrix, n_threads, team, slot, model, floats, ld_floats, out, ldo, n
 
 
 @jit
-def _end(tid, n_threads, team, step, stage):
-    """A stage's end: the barrier, and, if a profile is wanted, the time since the last one. -> aborted"""
+def _end(n_threads, team, step, stage):
+    """A stage's end: the barrier; then, if a profile is wanted, the first thread to leave it notes the time since the one before. -> aborted"""
     stop = barrier(team, n_threads)
     profile = load_i64(step + PROFILE)
-    if profile != 0 and tid == 0:
-        now = ticks()
-        store_i64(profile + stage, load_i64(profile + stage) + now - load_i64(profile))
-        store_i64(profile, now)
+    if profile != 0:
+        generation = atomic_load(team + GENERATION)  # can't change before this thread reaches the next barrier
+        if n_threads == 1 or atomic_exchange(profile + NOTED, generation) != generation:
+            time = now(profile)
+            store_i64(profile + stage, load_i64(profile + stage) + time - load_i64(profile + LAST))
+            store_i64(profile + LAST, time)
     return stop
 
 
@@ -108,7 +111,7 @@ def _norm(model, x, gain, m, row, quantize):
 def forward(tid, n_threads, team, step):
     """Layers [FIRST_LAYER, LAST_LAYER) on the residual stream X [M, LD_DIM], then, if tokens are WANTED, the final norm and their LOGITS.
 
-    Returns 0 (a barrier's abort is told by the team), and leaves 1 + 8 * layer + stage in NOT_FINITE if NaN or infinity came up.
+    Returns 0 (a barrier's abort is told by the team), and leaves 1 + 8 * layer + stage in NOT_FINITE if NaN or infinity came up (the first to see it).
     """
     model, n_tokens = load_i64(step + MODEL), load_i64(step + N_TOKENS)
     n_heads, n_kv, head_dim = load_i64(model + N_HEADS), load_i64(model + N_KV_HEADS), load_i64(model + HEAD_DIM)
@@ -132,15 +135,15 @@ def forward(tid, n_threads, team, step):
             if layer > first_layer:
                 add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
             if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
-                atomic_store(step + NOT_FINITE, code)
+                compare_and_swap(step + NOT_FINITE, 0, code)
             m = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_ATTENTION_NORM):
+        if _end(n_threads, team, step, P_ATTENTION_NORM):
             return 0
 
         _matmul(here + WQ, n_threads, team, 0, model, normed, ld, q, ld_att, n_tokens)
         _matmul(here + WK, n_threads, team, 1, model, normed, ld, k, ld_kv, n_tokens)
         _matmul(here + WV, n_threads, team, 2, model, normed, ld, v, ld_kv, n_tokens)
-        if _end(tid, n_threads, team, step, P_QKV):
+        if _end(n_threads, team, step, P_QKV):
             return 0
 
         # positions, then into the KV cache
@@ -152,9 +155,9 @@ def forward(tid, n_threads, team, step):
             rope(k + 4 * m * ld_kv, n_kv, head_dim, rope_dim, angles)
             page = load_i64(load_i64(page_tables + 8 * m) + 8 * (position // PAGE))
             if append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset, item):
-                atomic_store(step + NOT_FINITE, code + 5)
+                compare_and_swap(step + NOT_FINITE, 0, code + 5)
             m = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_KV):
+        if _end(n_threads, team, step, P_KV):
             return 0
 
         work = next_tile(team, 0, 1)
@@ -164,46 +167,46 @@ def forward(tid, n_threads, team, step):
             attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, work % n_kv, group,
                          head_dim, v_dim, item, scale, att, ld_att, scratch)
             work = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_ATTENTION):
+        if _end(n_threads, team, step, P_ATTENTION):
             return 0
 
         if load_i64(here + QUANTIZE_ATT):
             m = next_tile(team, 0, 1)
             while m < n_tokens:
                 if quantize_row(att + 4 * m * ld_att, ld_att, m, records) >= INFINITY_BITS:
-                    atomic_store(step + NOT_FINITE, code + 1)
+                    compare_and_swap(step + NOT_FINITE, 0, code + 1)
                 m = next_tile(team, 0, 1)
-            if _end(tid, n_threads, team, step, P_QUANTIZE):
+            if _end(n_threads, team, step, P_QUANTIZE):
                 return 0
         _matmul(here + WO, n_threads, team, 0, model, att, ld_att, addend, ld, n_tokens)
-        if _end(tid, n_threads, team, step, P_ATTENTION_OUTPUT):
+        if _end(n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
         m = next_tile(team, 0, 1)
         while m < n_tokens:
             add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
             if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
-                atomic_store(step + NOT_FINITE, code + 2)
+                compare_and_swap(step + NOT_FINITE, 0, code + 2)
             m = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_FFN_NORM):
+        if _end(n_threads, team, step, P_FFN_NORM):
             return 0
 
         _matmul(here + W_GATE, n_threads, team, 0, model, normed, ld, gate, ld_ffn, n_tokens)
         _matmul(here + W_UP, n_threads, team, 1, model, normed, ld, up, ld_ffn, n_tokens)
-        if _end(tid, n_threads, team, step, P_GATE_UP):
+        if _end(n_threads, team, step, P_GATE_UP):
             return 0
 
         m = next_tile(team, 0, 1)
         while m < n_tokens:
             silu_mul(gate + 4 * m * ld_ffn, up + 4 * m * ld_ffn, ld_ffn)
             if load_i64(here + QUANTIZE_DOWN) and quantize_row(gate + 4 * m * ld_ffn, ld_ffn, m, records) >= INFINITY_BITS:
-                atomic_store(step + NOT_FINITE, code + 3)
+                compare_and_swap(step + NOT_FINITE, 0, code + 3)
             m = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_SILU_MUL):
+        if _end(n_threads, team, step, P_SILU_MUL):
             return 0
 
         _matmul(here + W_DOWN, n_threads, team, 0, model, gate, ld_ffn, addend, ld, n_tokens)
-        if _end(tid, n_threads, team, step, P_DOWN):
+        if _end(n_threads, team, step, P_DOWN):
             return 0
 
     if last_layer > first_layer:
@@ -211,7 +214,7 @@ def forward(tid, n_threads, team, step):
         while m < n_tokens:
             add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
             m = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_LAST_ADD):
+        if _end(n_threads, team, step, P_LAST_ADD):
             return 0
 
     n_wanted, wanted = load_i64(step + N_WANTED), load_i64(step + WANTED)
@@ -220,9 +223,9 @@ def forward(tid, n_threads, team, step):
         while i < n_wanted:
             m = load_i64(wanted + 8 * i)
             if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, load_i64(model + QUANTIZE_OUTPUT)):
-                atomic_store(step + NOT_FINITE, 1 + 8 * last_layer + 4)
+                compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
             i = next_tile(team, 0, 1)
-        if _end(tid, n_threads, team, step, P_OUTPUT_NORM):
+        if _end(n_threads, team, step, P_OUTPUT_NORM):
             return 0
         output = load_i64(model + OUTPUT)
         _matmul(output, n_threads, team, 0, model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)

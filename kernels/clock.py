@@ -1,46 +1,56 @@
-"""A clock that compiled code can read in a few cycles: the CPU's counter of constant rate, in ticks of unknown length (see `tick_seconds`)."""
+"""A clock for compiled code: the system's monotonic clock, called by an address that stands in memory, as the thread team calls the system.
+
+(LLVM's cycle counter touches no memory, so LLVM moves it across the work that it should time; and on Arm reading it traps.)
+
+A clock is a block of int64 words, made by `new_clock`: function, its two arguments, nanoseconds of the first result word, two words for the result.
+"""
 from __future__ import annotations
 
+import ctypes
+import os
 import time
-from functools import cache
+from typing import Any
 
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
+import numpy as np
+from numba import njit
 
-from .compile_cache import jit
-from .simd import I64, call
-from .target import IS_X86, MACHINE
+from .atomics import call_pointer2
+from .simd import load_i64
 
-HAS_TICKS = IS_X86 or MACHINE in ("aarch64", "arm64")
-
-
-@intrinsic
-def ticks(typingctx):
-    """The counter now, int64; 0 for ever on CPUs where none is known. x86: rdtsc; Armv8: CNTVCT_EL0 (the cycle counter proper traps there)."""
-    def codegen(context, builder, sig, args):
-        if IS_X86:
-            return call(builder, "llvm.readcyclecounter", I64, [])
-        if HAS_TICKS:
-            return builder.asm(ir.FunctionType(I64, []), "mrs $0, CNTVCT_EL0", "=r", [], True)
-        return ir.Constant(I64, 0)
-    return types.int64(), codegen
+FUNCTION, ARGUMENT_0, ARGUMENT_1, UNIT, RESULT = range(0, 40, 8)
+CLOCK_BYTES = 48
 
 
-@jit()
-def read_ticks():
-    """ticks(), for Python."""
-    return ticks()
+@njit(nogil=True, error_model="numpy")
+def now(clock):
+    """Time in units of 1 / `ticks_per_second()`, int64, from the clock at this address. Not for two threads at once."""
+    call_pointer2(load_i64(clock + FUNCTION), load_i64(clock + ARGUMENT_0), load_i64(clock + ARGUMENT_1))
+    return load_i64(clock + RESULT) * load_i64(clock + UNIT) + load_i64(clock + RESULT + 8)
 
 
-@cache
-def tick_seconds(sample: float = 0.05) -> float:
-    """Seconds of one tick, measured once per process over `sample` seconds; 0.0 where there is no counter."""
-    if not HAS_TICKS:
-        return 0.0
-    read_ticks()
-    start, ticks0 = time.perf_counter(), read_ticks()
-    while time.perf_counter() - start < sample:
-        time.sleep(0.002)
-    ticks1, end = read_ticks(), time.perf_counter()
-    return (end - start) / max(1, ticks1 - ticks0)
+def new_clock(words: np.ndarray) -> Any:
+    """Set up a clock in int64 [CLOCK_BYTES / 8] words, which must stay where they are. -> a function () -> int that reads it from Python."""
+    result = words.ctypes.data + RESULT
+    library: Any
+    if os.name == "nt":
+        library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        function, arguments, unit = library.QueryPerformanceCounter, (result, 0), 1
+    else:
+        library = ctypes.CDLL(None)
+        function, arguments, unit = library.clock_gettime, (time.CLOCK_MONOTONIC, result), 10**9
+    words[:] = ctypes.cast(function, ctypes.c_void_p).value, *arguments, unit, 0, 0
+    function.argtypes = [ctypes.c_int64, ctypes.c_int64]
+
+    def read() -> int:
+        function(*arguments)
+        return int(words[RESULT // 8]) * unit + int(words[RESULT // 8 + 1])
+    return read
+
+
+def ticks_per_second() -> int:
+    """How often the clock ticks."""
+    if os.name != "nt":
+        return 10**9
+    frequency = ctypes.c_int64()
+    ctypes.WinDLL("kernel32").QueryPerformanceFrequency(ctypes.byref(frequency))  # type: ignore[attr-defined]
+    return frequency.value
