@@ -10,7 +10,7 @@ import numpy as np
 from ...engine.config import ModelConfig, check_tensors
 from ...engine.gguf import GGUFFile, TensorInfo, open_gguf
 from ...kernels.formats.table import FORMATS
-from .base import Source, SourceTensor, to_float32
+from .base import RELEASE_BYTES, Source, SourceTensor, to_float32
 
 PART_ROWS = 256
 _OWN_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignment")
@@ -44,6 +44,8 @@ def _reader(file: GGUFFile, name: str) -> Callable[[np.ndarray], np.ndarray]:
 
     def read(index: np.ndarray) -> np.ndarray:
         raw = file.data(name)
+        if len(index) and int(index[-1]) == len(raw) - 1 and raw.nbytes > RELEASE_BYTES:
+            file.release(name)  # tensors are read from the first row to the last: what came before is done with
         if len(index) and int(index[-1]) - int(index[0]) + 1 == len(index):
             raw = raw[int(index[0]) : int(index[-1]) + 1]
         else:
