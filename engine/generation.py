@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .banned import BannedTexts
 from .errors import ContextFullError, OptionError
-from .sampling import Sampler, SamplingOptions
+from .sampling import Sampler, SamplingOptions, TokenLogprob, token_logprob
+from .speculation import DraftModel, Speculator
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -74,6 +76,10 @@ class Stats:
     """Of this process, ever."""
     seed: int
     finish_reason: str | None
+    drafted_tokens: int = 0
+    """Guessed by speculation and verified."""
+    accepted_tokens: int = 0
+    """Of those: chosen, so that they cost no step of their own."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,13 +91,16 @@ class Generation:
     .ids: tokens generated so far, without the end-of-sequence token that ended them; .text(): runs to the end, all pieces as one string.
     .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
     prompt that fills it exactly still gives one token), "interrupted" (closed early, or an exception, which was passed on). .stats: see `Stats`.
+    .logprobs: if asked for, a TokenLogprob for each of .ids.
     Steps may raise OutOfMemoryError, NumericError, ClosedError.
     """
 
     def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
-                 stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None):
+                 stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
+                 logprobs: int | None = None, speculate: bool = True):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
-        first `sequence.length` ids of the prompt (fewer than all); it stays open at the end."""
+        first `sequence.length` ids of the prompt (fewer than all); it stays open at the end. logprobs: of how many of the most likely tokens, besides
+        the chosen one. speculate: guess and verify where that is faster; changes nothing else."""
         if len(prompt) > model.context:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)")
@@ -100,7 +109,13 @@ class Generation:
         self.ids: list[int] = []
         self.finish_reason: str | None = None
         self._model = model
-        self._sampler = Sampler(options, sample_index)
+        self._sampler = Sampler(options, sample_index, model.tokenizer)
+        self.logprobs: list[TokenLogprob] = []
+        self._n_logprobs = logprobs
+        self._banned = BannedTexts(options.banned)
+        speculate = speculate and model.speculate
+        draft = DraftModel(model.draft, self._sampler) if speculate and model.draft else None
+        self._speculator = Speculator(model.costs, draft) if speculate else None
         self._limit = sys.maxsize if max_tokens is None else max_tokens
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
         self._stops = StopStrings(stop)
@@ -135,7 +150,8 @@ class Generation:
         if len(self.history) > self._model.context:
             return self._finish("context")
         start = time.perf_counter()
-        id = self._sampler.sample(self._next_logits(), len(self.history), self.history)
+        logits = self._next_logits()
+        id = self._sampler.sample(logits, len(self.history), self.history, self._banned.at(len(self.history)))
         seconds = time.perf_counter() - start
         if self._steps:
             self._generate_seconds += seconds
@@ -146,15 +162,36 @@ class Generation:
             return self._finish("eos")
         self.ids.append(id)
         self.history.append(id)
+        if self._n_logprobs is not None:
+            self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
         if self._decoder is None:  # after the prompt: the answer's text is what it adds to the prompt's (leading space, a character begun)
             self._decoder = self._model.tokenizer.stream(self.history[:-1])
-        text, stopped = self._stops.push(self._decoder.push(id))
+        text = self._decoder.push(id)
+        if self._banned.texts:
+            text, n_back = self._banned.push(text)
+            if n_back:
+                self._go_back(n_back)
+        text, stopped = self._stops.push(text)
         return text + self._finish("stop") if stopped else text
+
+    def _go_back(self, n: int) -> None:
+        """Drop the last n tokens, and don't begin with the first of them again."""
+        assert self._sequence is not None
+        keep = len(self.history) - n
+        self._banned.forbid(keep, self.history[keep])
+        del self.history[keep:], self.ids[len(self.ids) - n:], self.logprobs[len(self.ids):]
+        if self._speculator:
+            self._speculator.stop(self._sequence, self.history)
+        self._sequence.truncate(min(self._sequence.length, keep - 1))  # the last id is always fed: its logits are wanted
+        self._decoder = self._model.tokenizer.stream(self.history)
 
     def _next_logits(self) -> np.ndarray:
         """Bring the KV cache up to date with the history -> logits float32 [n_vocab] after its last id."""
         if self._sequence is None:
             self._sequence = self._model.runtime.new_sequence()
+        if self._speculator:
+            room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.history))
+            return self._speculator.next_logits(self._model, self._sequence, self.history, room)
         return self._model.feed(self._sequence, self.history[self._sequence.length:])[-1]
 
     def _finish(self, reason: str) -> str:
@@ -163,13 +200,16 @@ class Generation:
             return ""
         self.finish_reason = reason
         if self._sequence is not None:
+            if self._speculator:
+                self._speculator.stop(self._sequence, self.history)
+                self._speculator.close()
             self._kv_bytes = self._sequence.kv_bytes
             if self._owned:
                 self._sequence.close()
                 self._sequence = None
         if reason in ("stop", "interrupted"):
             return ""
-        text, stopped = self._stops.push(self._decoder.flush() if self._decoder else "")
+        text, stopped = self._stops.push(self._banned.flush() + (self._decoder.flush() if self._decoder else ""))
         if stopped:
             self.finish_reason = "stop"
         return text + self._stops.flush()
@@ -198,6 +238,7 @@ class Generation:
             load_seconds=self._model.load_seconds, compile_seconds=self._model.compile_seconds,
             kv_bytes=self._sequence.kv_bytes if self._sequence is not None else self._kv_bytes, peak_memory_bytes=peak_memory(),
             seed=self._sampler.seed, finish_reason=self.finish_reason,
+            drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
         )
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
@@ -241,6 +282,13 @@ def check_max_tokens(max_tokens: Any) -> int | None:
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < -1:
         raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {max_tokens!r}")
     return None if max_tokens == -1 else int(max_tokens)
+
+
+def check_logprobs(n: Any) -> int | None:
+    """None (no log-probabilities) or of how many of the most likely tokens. OptionError."""
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
+        raise OptionError(f"logprobs must be a whole number from 0 on, found {n!r}")
+    return None if n is None else int(n)
 
 
 def check_stop(stop: Any) -> tuple[str, ...]:

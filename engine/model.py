@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import ClosedError, ContextFullError, OptionError, UnsupportedError
-from .generation import Generation, check_max_tokens, check_stop
+from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .gguf import GGUFFile, open_gguf
-from .sampling import SamplingOptions
+from .sampling import SamplingOptions, TokenLogprob, token_logprob
+from .speculation import Costs, check_draft
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -31,11 +32,12 @@ DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
 
 
-def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None,
+def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          progress: Callable[[str, int, int], None] | None = None) -> Model:
     """Open a model: a .gguf file (the first shard of a split one), or "demo", the small one that comes with the package.
 
     threads: default one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
+    draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
     progress: called as progress(what, done, total) while weights are read, in bytes.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
@@ -53,7 +55,15 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     except BaseException:
         gguf.close()
         raise
-    return Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    if draft is not None:
+        try:
+            model.draft = load(draft, threads=threads, context=model.context, progress=progress)
+            check_draft(model, model.draft)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 def load_vocabulary(path: str | os.PathLike[str] = "demo") -> Tokenizer:
@@ -99,6 +109,12 @@ class Model:
         self.tokenizer, self.runtime = tokenizer, runtime
         self.load_seconds, self.compile_seconds = load_seconds, runtime.compile_seconds
         self._gguf = gguf
+        self.costs = Costs()
+        """What its steps were measured to take: speculation goes by it."""
+        self.draft: Model | None = None
+        """Guesses for this model; closed with it."""
+        self.speculate = True
+        """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -169,22 +185,40 @@ class Model:
                 rows.append(self.runtime.step([Feed(sequence, part, logits if at_end or logits != "last" else "none")]))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, temperature: float = 0.8, top_k: int = 40,
-                 top_p: float = 0.95, min_p: float = 0.0, repeat_penalty: float = 1.0, repeat_last_n: int = 64, seed: int | None = None,
-                 stop: str | Iterable[str] = (), ignore_eos: bool = False, special: bool = False, sample_index: int = 0) -> Generation:
+    def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
+        """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
+        OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        self._check_open()
+        ids, top = self._check_ids(ids), check_logprobs(top) or 0
+        if len(ids) > self.context:
+            raise ContextFullError(f"{len(ids)} tokens were given, the context has {self.context}: give fewer or raise the context")
+        found: list[TokenLogprob] = []
+        sequence = self.runtime.new_sequence()
+        try:
+            for start in range(0, len(ids) - 1, 32):  # few rows at a time: 32 of 128k logits are 16 MiB
+                rows = self.feed(sequence, ids[start:min(start + 32, len(ids) - 1)], "all")
+                found += [token_logprob(row, id, top) for row, id in zip(rows, ids[start + 1:])]
+        finally:
+            sequence.close()
+        return found
+
+    def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
+                 special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True, **sampling: Any) -> Generation:
         """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
         result is iterated; arguments are checked now.
 
-        max_tokens: None or -1: until the model ends or the context is full. Sampling: see SamplingOptions. stop: strings that end the answer
-        and are not part of it. ignore_eos: go on after end-of-sequence. special: see `tokenize`. sample_index: tells apart several answers
-        drawn with one seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never cut), ClosedError.
+        max_tokens: None or -1: until the model ends or the context is full. stop: strings that end the answer and are not part of it. ignore_eos: go on
+        after end-of-sequence. special: see `tokenize`. sample_index: tells apart several answers drawn with one seed. logprobs: fill
+        `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. sampling: fields of
+        SamplingOptions, such as temperature, top_k, top_p and seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never
+        cut), ClosedError.
         """
         self._check_open()
-        options = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
+        options = SamplingOptions(**sampling)
         if count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
             raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
         return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
-                          ignore_eos=ignore_eos, sample_index=sample_index)
+                          ignore_eos=ignore_eos, sample_index=sample_index, logprobs=check_logprobs(logprobs), speculate=speculate)
 
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""
@@ -224,6 +258,8 @@ class Model:
             with self._lock:
                 self.runtime.close()
             self._gguf.close()
+            if self.draft is not None:
+                self.draft.close()
 
     def __enter__(self) -> Model:
         return self

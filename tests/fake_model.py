@@ -131,5 +131,6 @@ def fake_model(answer: str | bytes | list[int] | Callable[[list[int]], int] = ""
         say = lambda ids: script[len(ids) - start] if len(ids) - start < len(script) else EOS  # noqa: E731
     gguf = SimpleNamespace(path=Path("fake.gguf"), metadata={}, close=lambda: None)
     model = Model(gguf, FakeTokenizer(), FakeRuntime(say, context, max_batch))  # type: ignore[arg-type]
+    model.speculate = False  # or what is fed would depend on time
     model._template = FakeTemplate()  # type: ignore[assignment]
     return model
