@@ -20,7 +20,7 @@ from ..errors import LlaminaError
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "importance": "...convert.cli_importance", "selftest": ".selftest",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
 

@@ -1,0 +1,117 @@
+"""`llamina convert`: a checkpoint of any kind to a GGUF file in any format."""
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..engine.cli.options import debug_option, read_text
+from ..engine.cli.progress import Progress, size
+from ..engine.errors import OptionError
+
+if TYPE_CHECKING:
+    from .convert import Report
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+@click.command("convert")
+@click.argument("source")
+@click.argument("out")
+@click.option("--type", "type_", required=True, metavar="TYPE", help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q5_0, q5_1, q4_k_m, q4_k_s, q4_0, q4_1, "
+              "iq4_xs, iq4_nl, q3_k_l, q3_k_m, q3_k_s, q2_k; keep: as in the source.")
+@click.option("--from", "kind", metavar="KIND", help="hf, meta, pytorch, llama2c or gguf.  [default: recognised by content]")
+@click.option("--tokenizer", metavar="FILE", help="Use this tokenizer file instead of the one beside the weights.")
+@click.option("--tensor", "overrides", multiple=True, metavar="REGEX=FORMAT", help="Another format for matrices whose name matches; may be given several "
+              "times, the last match counts.")
+@click.option("--output-type", metavar="FORMAT", help="Format of the output matrix (the embedding, if tied).")
+@click.option("--embedding-type", metavar="FORMAT", help="Format of the token embedding.")
+@click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix GGUF): weighs the columns' errors.")
+@click.option("--split-max-size", "split", metavar="SIZE", help="Write shards of at most SIZE bytes of data, such as 500M or 2G.")
+@click.option("--allow-nan", is_flag=True, help="Replace NaN and infinite weights by 0 instead of refusing them.")
+@click.option("--verify/--no-verify", default=None, help="Check the result and write a report beside it.  [default: if it is smaller than 1 GB]")
+@click.option("--verify-text", metavar="FILE", help="Also run result and source on this text: KL divergence and top-1 agreement.")
+@click.option("--threads", type=int, metavar="N", help="Threads to encode with.  [default: all that may be used]")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@debug_option
+def command(source: str, out: str, type_: str, kind: str | None, tokenizer: str | None, overrides: tuple[str, ...], output_type: str | None,
+            embedding_type: str | None, importance: str | None, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None,
+            threads: int | None, quiet: bool) -> None:
+    """Convert SOURCE to the GGUF file OUT.
+
+    SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one). OUT appears
+    under its name once it is complete, and SOURCE is never written to.
+
+    \b
+    Examples:
+      llamina convert ./Llama-2-7b-chat-hf llama2-7b.q4_k_m.gguf --type q4_k_m
+      llamina convert model.f16.gguf model.q3_k_m.gguf --type q3_k_m --importance imatrix.gguf --tensor 'ffn_down=q4_k'
+      llamina convert stories15M.bin stories15M.gguf --type q8_0 --tokenizer tokenizer.model
+      llamina convert model-00001-of-00003.gguf model.gguf --type keep
+    """
+    from .convert import convert
+    weights = None
+    if importance:
+        from .importance import read
+        weights = read(Path(importance))
+    text = read_text(verify_text) if verify_text else None
+    with Progress(quiet) as progress:
+        report = convert(
+            source, out, type_, kind=kind, tokenizer=tokenizer, overrides=overrides, output_type=output_type, embedding_type=embedding_type, importance=weights,
+            threads=threads, progress=Speed(progress), split=None if split is None else parse_size(split), allow_nan=allow_nan,
+            verify=False if verify is False and text is None else verify, verify_text=text)
+        progress.clear()
+    if not quiet:
+        for line in summary(report):
+            print(line, file=sys.stderr)
+    if report.verification and not report.verification.passed:
+        for problem in report.verification.problems[:10]:
+            print(f"llamina: {problem}", file=sys.stderr)
+        print(f"llamina: verification of {report.paths[0]} failed: don't use it, and please report this with the source's name", file=sys.stderr)
+        raise click.exceptions.Exit(1)
+
+
+class Speed:
+    """Progress in bytes with speed and time left, as convert() calls it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.what, self.start = progress, "", 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.start = what, now
+        speed = done / (now - self.start) if now - self.start > 0.5 else 0.0
+        left = f", {size(speed)}/s, {(total - done) / speed:.0f} s left," if speed else ""
+        if what == "windows":
+            self.progress.counting(what, done, total)
+        else:
+            self.progress.loading(what + left, done, total)
+
+
+def parse_size(text: str) -> int:
+    """ "500M", "2G", "1.5GB", "4096" -> bytes. OptionError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
+    if not match:
+        raise OptionError(f"a size is a number with K, M or G such as 500M or 2G, found {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def summary(report: Report) -> list[str]:
+    """What the user should know, line by line."""
+    fallbacks = sum(t.wanted is not None for t in report.tensors)
+    lines = [f"llamina: {note}" for note in report.notes[:20]]
+    if len(report.notes) > 20:
+        lines.append(f"llamina: and {len(report.notes) - 20} more such remarks{' (all are in the report)' if report.verification else ''}")
+    mix = ", ".join(f"{n} {name}" for name, n in report.mix.items())
+    shards = f" in {len(report.paths)} shards" if len(report.paths) > 1 else ""
+    lines.append(f"{report.paths[0]}: {size(report.bytes)}{shards}, {report.bits_per_weight:.2f} bits per weight ({mix}), {report.seconds:.1f} s"
+                 + (f"; {fallbacks} matrices fell back to another format" if fallbacks else ""))
+    if (v := report.verification) and v.passed:
+        kl = f", mean KL {v.divergence.mean_kl:.6f}, same top token {100 * v.divergence.top1_agreement:.2f} %" if v.divergence else ""
+        lines.append(f"verified: vocabulary, {len(v.tensors)} tensors{kl}; report in {v.files[1]}")
+    return lines

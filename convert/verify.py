@@ -1,0 +1,256 @@
+"""Check a converted file against its source, and write what was found beside it.
+
+    verify(source, report) -> reopen with the engine's reader -> vocabulary on hard strings -> every tensor's error -> KL on a text -> NAME.report.md, .json
+
+Nothing here is taken from the conversion but the file: the tensors are decoded by the reference decoders and compared with the source's rows, the vocabulary
+is rebuilt from the file and compared with the one rebuilt from the source and, where the source has a tokenizer file, with the library that file is made for.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engine.config import ModelConfig, check_tensors
+from ..engine.errors import FileError, LlaminaError
+from ..engine.gguf import GGUFFile, open_gguf
+from ..engine.tokenizer import load_tokenizer
+from .sources import Source, SourceTensor
+
+if TYPE_CHECKING:
+    from .convert import Report
+
+LIMITS = {
+    "F32": 0.0, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 0.02, "Q6_K": 0.05, "Q5_K": 0.09, "Q5_1": 0.09, "Q5_0": 0.12, "Q4_K": 0.18, "Q4_1": 0.18, "Q4_0": 0.25,
+    "IQ4_NL": 0.2, "IQ4_XS": 0.2, "Q3_K": 0.35, "Q2_K": 0.6,
+}
+"""Most relative error (root mean square of the difference by that of the source) of a matrix: about twice what Gaussian weights have."""
+ROW_LIMIT = 0.98
+"""Of one row: more than this is worse than leaving it out."""
+CONTEXT = 512
+HARD_STRINGS = (
+    "", " ", "  ", "\n", "\t", "\r\n", " \n \n\n ", "a", " a", "a ", "  two  spaces  ", "Hello, world!", "Once upon a time, there was a girl named Lily.",
+    "don't can't I'll we've", "3.14159 1,000,000 0x7F 2^10 1e-9", "def f(x):\n\treturn x ** 2  # comment\n", "CamelCase snake_case kebab-case SHOUTING",
+    "naïve café façade", "Größe Straße ÄÖÜ", "Привет, мир!", "Γειά σου Κόσμε", "שלום עולם", "مرحبا بالعالم",
+    "नमस्ते दुनिया", "你好，世界。", "こんにちは世界", "안녕하세요", "🙂🙃 👩‍👩‍👧‍👦 🇫🇷 👍🏽", "e\u0301 vs \u00e9", "\u200b\u200d\ufeff", "\u00a0non-breaking\u00a0", "▁▁ low line", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "\x00\x01\x7f",
+    "!!!???...---___***", "()[]{}<>",
+    "https://example.org/a?b=c&d=%20#e", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "<unk", "s>", "1234567890" * 3, "\"quoted\" 'single' `back`", "ﬁ ligature ½ ² ™",
+)
+"""Spaces, digits, scripts, joiners, control characters: where tokenizers differ. No special tokens' names."""
+
+
+@dataclass
+class TensorError:
+    """relative: root mean square of (result - source) by that of the source; worst_row: the same of the worst row."""
+
+    name: str
+    format: str
+    relative: float
+    worst_row: float
+
+
+@dataclass
+class Verification:
+    """problems: one line each; empty if everything is as it should be."""
+
+    problems: list[str] = field(default_factory=list)
+    tensors: list[TensorError] = field(default_factory=list)
+    strings: int = 0
+    reference: str | None = None  # the tokenizer file that the vocabulary was compared with
+    divergence: Any = None  # engine.perplexity.Divergence
+    text: str | None = None
+    files: list[Path] = field(default_factory=list)  # the report
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+def verify(source: Source, report: Report, text: str | None = None, threads: int | None = None,
+           progress: Callable[[str, int, int], None] | None = None) -> Verification:
+    """Check report.paths against the open source; with a `text`, run both. Writes the report. Problems are in the result, not raised; FileError if the
+    report cannot be written, OptionError for a text too short."""
+    result = Verification()
+    try:
+        with open_gguf(report.paths[0]) as file:
+            config = ModelConfig.from_gguf(file)
+            check_tensors(file, config)
+            _compare_vocabulary(result, source, file)
+            done, total = 0, sum(t.n_bytes for t in file.tensors.values())
+            for tensor in source.tensors:
+                if tensor.name not in file.tensors:
+                    result.problems.append(f"tensor {tensor.name} is missing")
+                    continue
+                _compare_tensor(result, tensor, file)
+                done += file.tensors[tensor.name].n_bytes
+                if progress:
+                    progress("verifying", done, total)
+    except LlaminaError as error:
+        result.problems.append(str(error))
+    if text is not None and result.passed:
+        result.text = f"{len(text)} characters"
+        result.divergence = _divergence(source, report, text, threads, progress)
+    write_report(report, result)
+    return result
+
+
+def _compare_vocabulary(result: Verification, source: Source, file: GGUFFile) -> None:
+    ours = load_tokenizer(file.metadata, file.path)
+    theirs = load_tokenizer(source.metadata, source.path)
+    reference = _reference(result, source)
+    for text in HARD_STRINGS:
+        ids = ours.encode(text, bos=False)
+        result.strings += 1
+        if ids != theirs.encode(text, bos=False) or ours.decode(ids) != theirs.decode(ids):
+            result.problems.append(f"the result's vocabulary tokenises {text[:20]!r} otherwise than the source's")
+        elif reference and ids != (expected := reference(text)):
+            result.problems.append(f"{text[:20]!r} becomes {ids[:12]}, by {result.reference} it is {expected[:12]}")
+
+
+def _reference(result: Verification, source: Source) -> Callable[[str], list[int]] | None:
+    """The tokenizer of the source's own file, if it has one."""
+    for path in source.files:
+        if path.name == "tokenizer.json":
+            from tokenizers import Tokenizer
+            fast = Tokenizer.from_file(str(path))
+            result.reference = path.name
+            return lambda text: fast.encode(text, add_special_tokens=False).ids
+    for path in source.files if source.kind != "llama2c" else []:  # llama2.c's own encoder ignores that file's normaliser
+        if path.suffix == ".model":
+            from sentencepiece import SentencePieceProcessor
+            with contextlib.suppress(OSError, RuntimeError):  # Llama 3's tokenizer.model is another format
+                processor = SentencePieceProcessor(model_file=str(path))
+                result.reference = path.name
+                return lambda text: processor.encode(text)
+    return None
+
+
+def _compare_tensor(result: Verification, tensor: SourceTensor, file: GGUFFile) -> None:
+    from ..kernels.formats.registry import decode
+    info, data = file.tensors[tensor.name], file.data(tensor.name)
+    squares = differences = worst = 0.0
+    step = max(1, (1 << 20) // info.cols)
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for first in range(0, info.rows, step):
+        x = tensor.rows(first, min(first + step, info.rows))
+        x[~np.isfinite(x)] = 0  # allowed by --allow-nan, or the conversion would have stopped
+        y = decode(info.format.name, data[first:first + len(x)])
+        square, difference = np.square(x, dtype=np.float64).sum(axis=1), np.square(y.astype(np.float64) - x).sum(axis=1)
+        rows.append((square, difference))
+    file.release(tensor.name)
+    square, difference = (np.concatenate(parts) for parts in zip(*rows))
+    squares, differences = float(square.sum()), float(difference.sum())
+    relative = float(np.sqrt(differences / squares)) if squares else float(differences > 0)
+    counted = square > 1e-6 * max(squares / len(square), 1e-300)  # not rows that are all but zero
+    if counted.any():
+        worst = float(np.sqrt((difference[counted] / square[counted]).max()))
+    name = info.format.name
+    result.tensors.append(TensorError(tensor.name, name, relative, worst))
+    same = tensor.dtype == name  # copied: nothing may change
+    limit = 0.0 if same else LIMITS.get(name, 0.0)
+    if not relative <= limit:  # NaN, too
+        result.problems.append(f"tensor {tensor.name} ({name}) has a relative error of {relative:.3g}, expected at most {limit:g}")
+    elif not worst <= ROW_LIMIT:
+        row = int(np.where(counted, difference / np.maximum(square, 1e-300), 0).argmax())
+        result.problems.append(f"tensor {tensor.name} ({name}) has a relative error of {worst:.3g} in row {row}, expected at most {ROW_LIMIT:g}")
+
+
+def _divergence(source: Source, report: Report, text: str, threads: int | None, progress: Callable[[str, int, int], None] | None) -> Any:
+    """The result against the source: a GGUF source as it is, another in its own precision (written to a temporary file)."""
+    from ..engine.model import load
+    from ..engine.perplexity import divergence
+    with contextlib.ExitStack() as stack:
+        reference = source.files[0]
+        if source.kind != "gguf":
+            from .convert import convert
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".llamina-verify-", dir=report.paths[0].parent))
+            reference = convert(source, Path(folder) / "source.gguf", "keep", threads=threads, verify=False, allow_nan=True).paths[0]
+        models = [stack.enter_context(load(path, threads=threads)) for path in (report.paths[0], reference)]
+        context = min(CONTEXT, models[0].context, max(8, len(models[0].tokenize(text))))
+        return divergence(*models, text, context, progress)
+
+
+def write_report(report: Report, result: Verification) -> None:
+    """NAME.report.json and .md beside the result, and NAME.report.png if matplotlib is there. FileError."""
+    base = report.paths[0].with_name(report.paths[0].name.removesuffix(".gguf") + ".report")
+    plot = _plot(base.with_name(base.name + ".png"), result)
+    try:
+        as_text = json.dumps(as_json(report, result), indent=1, ensure_ascii=False) + "\n"
+        for suffix, content in (".json", as_text), (".md", as_markdown(report, result, plot)):
+            path = base.with_name(base.name + suffix)
+            path.write_text(content, encoding="utf-8")
+            result.files.append(path)
+    except OSError as error:
+        raise FileError(f"{base}.json: cannot be written ({error.strerror or error}); the converted file is complete") from None
+    if plot:
+        result.files.append(plot)
+
+
+def as_json(report: Report, result: Verification) -> dict[str, Any]:
+    errors = {e.name: e for e in result.tensors}
+    return {
+        "source": report.source, "kind": report.kind, "source_sha256": report.source_files, "type": report.type, "files": [p.name for p in report.paths],
+        "bytes": report.bytes, "bits_per_weight": report.bits_per_weight, "seconds": report.seconds, "mix": report.mix, "notes": report.notes,
+        "passed": result.passed, "problems": result.problems, "tokenizer": {"strings": result.strings, "compared_with": result.reference},
+        "divergence": asdict(result.divergence) if result.divergence else None,
+        "tensors": [{**asdict(t), "relative_error": e and e.relative, "worst_row_error": e and e.worst_row}
+                    for t in report.tensors for e in [errors.get(t.name)]],
+    }
+
+
+def as_markdown(report: Report, result: Verification, plot: Path | None = None) -> str:
+    lines = [f"# {report.paths[0].name}", "", f"Converted from {report.source} ({report.kind}) to {report.type} in {report.seconds:.1f} s: {report.bytes} bytes, "
+             f"{report.bits_per_weight:.2f} bits per weight; " + ", ".join(f"{n} {f}" for f, n in report.mix.items()) + ".", ""]
+    lines += ["**Verified: everything is as it should be.**" if result.passed else "**Problems were found:**", *(f"- {p}" for p in result.problems), ""]
+    against = f", and as by {result.reference}" if result.reference else ""
+    lines += [f"- Vocabulary: {result.strings} hard strings become the same ids as by the source's vocabulary{against}."] if result.passed else []
+    lines += [f"- {note}" for note in report.notes]
+    if d := result.divergence:
+        lines += ["", "| | perplexity | mean KL, nats | median | 99 % | largest | same top token |", "|---|---:|---:|---:|---:|---:|---:|",
+                  f"| source | {d.reference.perplexity:.4f} | | | | | |",
+                  f"| result | {d.model.perplexity:.4f} | {d.mean_kl:.6f} | {d.percentiles[50]:.6f} | {d.percentiles[99]:.6f} | {d.percentiles[100]:.6f} "
+                  f"| {100 * d.top1_agreement:.2f} % |", "", f"On {d.model.tokens} tokens in windows of {d.model.context}."]
+    if plot:
+        lines += ["", f"![error per layer]({plot.name})"]
+    lines += ["", "Relative error: root mean square of (result - source), by that of the source.", "",
+              "| tensor | source | format | bytes | relative error | worst row |", "|---|---|---|---:|---:|---:|"]
+    errors = {e.name: e for e in result.tensors}
+    for t in report.tensors:
+        e = errors.get(t.name)
+        lines.append(f"| {t.name} | {t.source} | {t.format}{f' (for {t.wanted})' if t.wanted else ''} | {t.bytes} | "
+                     + (f"{e.relative:.3g} | {e.worst_row:.3g} |" if e else "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def _plot(path: Path, result: Verification) -> Path | None:
+    """Relative error per layer, a line for each kind of matrix; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for e in result.tensors:
+        parts = e.name.split(".")
+        if parts[0] == "blk" and "norm" not in parts[2]:
+            lines.setdefault(parts[2], []).append((int(parts[1]), e.relative))
+    if not lines:
+        return None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="layer", ylabel="relative error")
+    for name, points in lines.items():
+        axes.plot(*zip(*points), marker=".", label=name)
+    axes.set_ylim(bottom=0)
+    axes.legend(ncols=2, fontsize="small")
+    try:
+        figure.savefig(path, dpi=100)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written ({error.strerror or error}); the converted file is complete") from None
+    return path
