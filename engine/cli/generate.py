@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import OptionError
-from .options import check_sampling, ending_newline, model_argument, open_model, read_text, run_options, sampling_options
+from .options import check_sampling, ending_newline, model_argument, open_model, read_text, run_options, sampling_options, speculation_options
 from .progress import Progress, closing_line
 
 
@@ -19,13 +19,15 @@ from .progress import Progress, closing_line
 @click.option("-f", "--file", metavar="PATH", help="Read it from a file, - for standard input; one newline at its end is dropped.")
 @click.option("-n", "--max-tokens", type=int, default=256, show_default=True, metavar="N", help="Most tokens to generate; -1: until the context is full.")
 @sampling_options
+@speculation_options
+@click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities of prompt and answer, and of the N likeliest tokens at each place.")
 @click.option("--special", is_flag=True, help="Special tokens written in the prompt (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--no-bos", is_flag=True, help="Don't put the beginning-of-sequence token before the prompt.")
 @click.option("--echo", is_flag=True, help="Print the prompt, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end: text, ids, statistics.")
 @run_options
 def command(model: str, prompt: str | None, file: str | None, max_tokens: int, special: bool, no_bos: bool, echo: bool, as_json: bool,
-            threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+            draft: str | None, no_speculation: bool, logprobs: int | None, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
     """Continue a prompt and print the continuation as it comes.
 
     MODEL is a .gguf file (the first shard of a split one), or demo, the small model that comes with the package. Without -p and -f the prompt
@@ -37,17 +39,22 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
       llamina generate model.gguf -p "The capital of France is" -n 20 --temperature 0
       llamina generate model.gguf -f story.txt --seed 7 --stop "The end" --json
     """
-    from ..generation import check_max_tokens
+    from ..generation import check_logprobs, check_max_tokens
     if prompt is not None and file is not None:
         raise OptionError("give the prompt with -p or with -f, not with both")
     check_sampling(sampling)
     check_max_tokens(max_tokens)
+    if check_logprobs(logprobs) is not None and not as_json:
+        raise OptionError("--logprobs needs --json")
     text = prompt if prompt is not None else _from_file(file)
-    with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress) as loaded:
+    with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded:
         ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
-        generation = loaded.generate(ids, max_tokens=max_tokens, **sampling)
+        generation = loaded.generate(ids, max_tokens=max_tokens, logprobs=logprobs, **sampling)
         if as_json:
-            answer = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.text(), "ids": generation.ids}
+            answer: dict[str, Any] = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.text(), "ids": generation.ids}
+            if logprobs is not None:
+                answer["prompt_logprobs"] = [entry._asdict() for entry in loaded.logprobs(ids, logprobs)]
+                answer["logprobs"] = [entry._asdict() for entry in generation.logprobs]
             print(json.dumps({**answer, **generation.stats.as_dict()}, ensure_ascii=False))
             return
         try:

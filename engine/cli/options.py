@@ -2,60 +2,39 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import FileError
 from . import debug_option
+from .sampling_options import combine, sampling_options, speculation_options
 
 if TYPE_CHECKING:
     from ..model import Model
     from .progress import Progress
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _all(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """One decorator out of several; options appear in the order given."""
-    def decorate(function: Command) -> Command:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-    return decorate
-
+__all__ = ["check_sampling", "ending_newline", "model_argument", "open_model", "read_stdin", "read_text", "run_options", "sampling_options",
+           "speculation_options"]
 
 model_argument = click.argument("model", default="demo", metavar="[MODEL]")
 
-run_options = _all(
+run_options = combine(
     click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]"),
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
     debug_option,
 )
 
-sampling_options = _all(
-    click.option("--temperature", type=float, default=0.8, show_default=True, metavar="T", help="0 takes the most likely token always."),
-    click.option("--top-k", type=int, default=40, show_default=True, metavar="K", help="Draw among the K most likely tokens; 0: all."),
-    click.option("--top-p", type=float, default=0.95, show_default=True, metavar="P",
-                 help="Draw among the fewest tokens whose probabilities add up to P; 1: all."),
-    click.option("--min-p", type=float, default=0.0, show_default=True, metavar="P", help="Drop tokens less likely than P times the most likely one."),
-    click.option("--repeat-penalty", type=float, default=1.0, show_default=True, metavar="X", help="Above 1: make recent tokens less likely."),
-    click.option("--repeat-last-n", type=int, default=64, show_default=True, metavar="N", help="How many recent tokens that is; -1: all."),
-    click.option("--seed", type=int, metavar="N", help="Repeat an answer exactly.  [default: random, told at the end]"),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given several times."),
-    click.option("--ignore-eos", is_flag=True, help="Go on where the model would end."),
-)
 
-
-def open_model(name: str, threads: int | None, context: int | None, progress: Progress) -> Model:
+def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False) -> Model:
     """`load`, with progress on stderr, and a line if compiled code can't be kept."""
     from ...kernels import compile_cache
     from ..model import load
-    model = load(name, threads=threads, context=context, progress=progress.loading)
+    model = load(name, threads=threads, context=context, draft=draft, progress=progress.loading)
+    model.speculate = not no_speculation
     progress.note(compile_cache.cache_note())
     return model
 
@@ -65,7 +44,7 @@ def check_sampling(options: dict[str, Any]) -> None:
     from ..generation import check_stop
     from ..sampling import SamplingOptions
     names = (field.name for field in fields(SamplingOptions))
-    SamplingOptions(**{name: options[name] for name in names})
+    SamplingOptions(**{name: options[name] for name in names if name in options})
     check_stop(options["stop"])
 
 
