@@ -163,10 +163,11 @@ class Pickle:
             return self.op(b"X" + struct.pack("<I", len(value.encode())) + value.encode())
         if isinstance(value, Tensor):
             return self.tensor(value)
-        self.op({tuple: b"(", list: b"](", dict: b"}("}[type(value)])
+        kind = type(value).__name__
+        self.op({"tuple": b"(", "list": b"](", "dict": b"}("}[kind])
         for item in [x for pair in value.items() for x in pair] if isinstance(value, dict) else value:
             self.value(item)
-        return self.op({tuple: b"t", list: b"e", dict: b"u"}[type(value)])
+        return self.op({"tuple": b"t", "list": b"e", "dict": b"u"}[kind])
 
     def storage(self, kind: str, key: str, n: int) -> Pickle:
         return self.op(b"(").value("storage").name("torch", kind).value(key).value("cpu").value(n).op(b"tQ")
@@ -325,7 +326,7 @@ def write_gguf(path: Path, source: Any) -> Path:
             continue
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}[type(value)]
+        add: Any = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}[type(value)]
         add(key, value)
     for t in source.tensors:
         writer.add_tensor(t.name, t.rows(0, t.n_rows).reshape(t.shape))

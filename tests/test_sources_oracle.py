@@ -1,6 +1,7 @@
 """Checkpoints that `transformers` writes (extra `oracle`), read by llamina, as a GGUF file through the engine: the same logits, and the same token ids."""
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def saved(folder: Path, config: dict[str, Any]) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(1 + 0.3 * torch.randn_like(weight) if "norm" in name else torch.randn_like(weight) * weight.shape[-1] ** -0.5)
-    model = model.to(dtype)
-    model.save_pretrained(folder, **({"max_shard_size": "100KB"} if shards else {}))
+            weight.copy_(weight.to(dtype))
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, **({"max_shard_size": "100KB"} if shards else {}))
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    return model.double()
+    return model.double()  # the one that was not cast: casting rounds RoPE's frequencies too
 
 
 def reference(model: Any, ids: list[int]) -> np.ndarray:

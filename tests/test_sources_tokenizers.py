@@ -47,7 +47,8 @@ def spm_like(path: Path, *, metaspace: bool = False, bytes_: bool = False, prepe
 
 def byte_level(path: Path, pattern: str = LLAMA3_SPLIT) -> Path:
     t = Tokenizer(models.BPE(ignore_merges=True))
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     t.train_from_iterator(STORY, trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     t.add_special_tokens([AddedToken("<|begin_of_text|>", special=True), AddedToken("<|end_of_text|>", special=True)])
     t.add_tokens([AddedToken("user defined", normalized=False)])
@@ -113,10 +114,12 @@ def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 @pytest.mark.parametrize("change, kind, word", [
     (lambda v: v["model"].update(type="Unigram"), UnsupportedError, "Unigram"), (lambda v: v["model"].update(dropout=0.1), UnsupportedError, "dropout"),
     (lambda v: v["model"].update(end_of_word_suffix="</w>"), UnsupportedError, "end_of_word_suffix"),
-    (lambda v: v.update(normalizer={"type": "NFKC"}), UnsupportedError, "NFKC"), (lambda v: v.update(normalizer=None), UnsupportedError, "does not write spaces"),
+    (lambda v: v.update(normalizer={"type": "NFKC"}), UnsupportedError, "NFKC"),
+    (lambda v: v.update(normalizer=None), UnsupportedError, "does not write spaces"),
     (lambda v: v.update(pre_tokenizer={"type": "Whitespace"}), UnsupportedError, "Whitespace"),
     (lambda v: v.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}), UnsupportedError, "Metaspace"),
-    (lambda v: v["model"]["merges"].insert(0, ["t", "zz"]), FormatError, "merge 0"), (lambda v: v["model"]["merges"].insert(0, "a b c"), FormatError, "merge 0"),
+    (lambda v: v["model"]["merges"].insert(0, ["t", "zz"]), FormatError, "merge 0"),
+    (lambda v: v["model"]["merges"].insert(0, "a b c"), FormatError, "merge 0"),
     (lambda v: v["model"]["vocab"].update(x=-1), FormatError, "'x'"), (lambda v: v["model"]["vocab"].update(x=5), FormatError, "id"),
     (lambda v: v["model"]["vocab"].update(x=1 << 30), FormatError, "ids up to"), (lambda v: v.update(added_tokens=[{"id": "3"}]), FormatError, "added token"),
     (lambda v: v.update(added_tokens=[{"id": 1 << 30, "content": "x"}]), FormatError, "has id"), (lambda v: v.update(model=5), FormatError, "model"),
@@ -144,7 +147,7 @@ def test_merges_that_scores_cannot_express(tmp_path: Path) -> None:
     """'ab' + 'c' is a merge, 'a' + 'bc' is not, though both make 'abc': GGUF's kind would join either."""
     vocab = {text: id for id, text in enumerate(["<unk>", "▁", "a", "b", "c", "d", "bc", "ab", "abc"])}
     merges = [["b", "c"], ["a", "b"], ["ab", "c"]]  # 'abc' is a, bc by these rules; a score for 'abc' joins them
-    t = Tokenizer(models.BPE(vocab, [tuple(m) for m in merges], unk_token="<unk>"))
+    t = Tokenizer(models.BPE(vocab, [(a, b) for a, b in merges], unk_token="<unk>"))
     t.normalizer = normalizers.Replace(" ", "▁")
     t.save(str(tmp_path / "tokenizer.json"))
     assert t.encode("abc").tokens == ["a", "bc"]
@@ -170,7 +173,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
         vocab = read_vocabulary_file(path)
         sp = sentencepiece.SentencePieceProcessor(model_proto=data)
         assert vocab.tokens == [sp.id_to_piece(i) for i in range(sp.vocab_size())] and vocab.ids == {"unknown": 0, "bos": 1, "eos": 2}
-        np.testing.assert_array_equal(np.float32(vocab.scores), np.float32([sp.get_score(i) for i in range(sp.vocab_size())]))
+        np.testing.assert_array_equal(np.asarray(vocab.scores, np.float32), np.asarray([sp.get_score(i) for i in range(sp.vocab_size())], np.float32))
         ours = load_tokenizer(vocab.metadata(), path)
         for text in ["the cat sat", "  two  spaces ", "on a mat\n\nthe", "hat", *(HARD_STRINGS if bytes_ else [])]:
             assert ours.encode(text, bos=False) == sp.encode(text), text

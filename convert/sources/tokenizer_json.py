@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ...engine.errors import FormatError, LlaminaError, UnsupportedError
 from ...engine.gguf_header import quote
@@ -26,6 +27,7 @@ from ...engine.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS,
 from .base import read_json
 from .vocabulary import Vocab
 
+T = TypeVar("T")
 SPACE = "\u2581"
 HARD_STRINGS = [
     "Hello, world!", "a", "a  b   c", "line\nline\n\n line", "Once upon a time, there was a cat.", "don't it's WE'LL", "3.14159 and 1234567",
@@ -168,10 +170,10 @@ class _Reader:
             template = step.get("single")
             if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
                 continue
-            names = [part.get("SpecialToken", {}).get("id") if isinstance(part, dict) else None for part in template]
+            names = [_get(_get(part, "SpecialToken"), "id") for part in template]
             for name, at in ("bos", 0), ("eos", len(names) - 1):
                 if names and isinstance(names[at], str):
-                    known = step.get("special_tokens", {}).get(names[at], {}).get("ids")
+                    known = _get(_get(_get(step, "special_tokens"), names[at]), "ids")
                     if not isinstance(known, list) or len(known) != 1 or type(known[0]) is not int or not 0 <= known[0] < len(vocab.tokens):
                         self.fail(f"post_processor adds {quote(names[at])}, whose id is not in the vocabulary")
                     vocab.ids[name] = known[0]
@@ -182,10 +184,7 @@ class _Reader:
         characters differ."""
         from tokenizers import Tokenizer
 
-        try:
-            theirs = Tokenizer.from_file(str(self.path))
-        except Exception as error:  # the library raises bare Exception
-            self.fail(f"the tokenizers library cannot read it: {' '.join(str(error).split())[:120]}")
+        theirs = self.library(lambda: Tokenizer.from_file(str(self.path)))
         try:
             ours = load_tokenizer(vocab.metadata(), self.path)
         except LlaminaError as error:
@@ -204,7 +203,8 @@ class _Reader:
             text = text.lstrip(" ") if vocab.scores else text
             if not text or any(s in text for s in special if s):
                 continue
-            want, got = theirs.encode(text, add_special_tokens=False).ids, ours.encode(text, bos=False, eos=False)
+            want = self.library(lambda text=text: theirs.encode(text, add_special_tokens=False).ids)
+            got = ours.encode(text, bos=False, eos=False)
             if want == got:
                 continue
             if known is None or all(c in known for c in text.replace(" ", SPACE)):
@@ -212,6 +212,16 @@ class _Reader:
             odd = odd or text
         if odd:
             vocab.notes.append(f"characters outside the vocabulary are tokenised otherwise than by {self.path.name}, such as in {quote(odd)}")
+
+
+    def library(self, call: Callable[..., T]) -> T:
+        """What the tokenizers library says; FormatError where it fails. It raises bare Exceptions, and its panics are not even those."""
+        try:
+            return call()
+        except BaseException as error:
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            self.fail(f"the tokenizers library cannot use it: {' '.join(str(error).split())[:120]}")
 
 
 def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -222,6 +232,10 @@ def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
         return [step]
     parts = step.get(inner)
     return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else [step]
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
