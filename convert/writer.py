@@ -80,8 +80,10 @@ def check_target(path: Path, sources: Sequence[Path]) -> None:
         for source in sources:
             if path.exists() and source.exists() and path.samefile(source):
                 raise OptionError(f"{path}: is the source itself ({source}): a conversion never overwrites what it reads, give another name")
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    except OptionError:  # a ValueError, too
+        raise
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise FileError(f"{str(path)!r}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 class Output:
