@@ -51,7 +51,7 @@ def _reader(file: GGUFFile, name: str) -> Callable[[np.ndarray], np.ndarray]:
         else:
             raw = raw[index]
         if format in ("F32", "F16", "BF16"):
-            return to_float32(raw.view({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[format]), format)
+            return to_float32(raw.view({"F32": "<f4", "F16": "<u2", "BF16": "<u2"}[format]), format)
         from ...kernels.formats.registry import decode  # imports Numba
 
         columns = raw.shape[1] // FORMATS[format].bytes * FORMATS[format].columns
