@@ -148,13 +148,13 @@ def _ffn_down(recipe: str, base: str, i: int, s: Sizes) -> str:
 _RULES: dict[str, Callable[[str, str, int, Sizes], str]] = {"attn_v": _attn_v, "attn_output": _attn_output, "ffn_down": _ffn_down}
 
 
-def recipe_format(recipe: str, name: str, cols: int, sizes: Sizes) -> str:
+def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     """What a recipe (a key of RECIPES) wants for a matrix, before asking whether it fits."""
     base = RECIPES[recipe].base
     if base in FLOATS:
         return base
     if name == "output.weight" or name == "token_embd.weight" and not sizes.has_output:
-        return "Q8_0" if base == "Q8_0" or cols % FORMATS[base].columns else "Q6_K"
+        return "Q8_0" if base == "Q8_0" else "Q6_K"
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
         rule = _RULES.get(match[2])
         return rule(recipe, base, int(match[1]), sizes) if rule else base
@@ -193,7 +193,7 @@ def choose(
         if recipe == KEEP:
             want = dtype if dtype in FORMATS and dtype not in ("F64", "I8") else "F32"
         else:
-            want = recipe_format(recipe, name, shape[-1], sizes)
+            want = recipe_format(recipe, name, sizes)
         want = formats.get(name, want)
         if embedding_type and name == "token_embd.weight":
             want = embedding_type

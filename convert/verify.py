@@ -173,9 +173,9 @@ def _divergence(source: Source, report: Report, text: str, threads: int | None, 
             from .convert import convert
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".llamina-verify-", dir=report.paths[0].parent))
             reference = convert(source, Path(folder) / "source.gguf", "keep", threads=threads, verify=False, allow_nan=True).paths[0]
-        models = [stack.enter_context(load(path, threads=threads)) for path in (report.paths[0], reference)]
-        context = min(CONTEXT, models[0].context, max(8, len(models[0].tokenize(text))))
-        return divergence(*models, text, context, progress)
+        model, original = (stack.enter_context(load(path, threads=threads)) for path in (report.paths[0], reference))
+        context = min(CONTEXT, model.context, max(8, len(model.tokenize(text))))
+        return divergence(model, original, text, context, progress)
 
 
 def write_report(report: Report, result: Verification) -> None:

@@ -16,11 +16,11 @@ LLAMA_70B = Sizes(80, 64, 8, True)
 TIED_16 = Sizes(16, 32, 8, False)
 
 
-def layers(recipe: str, part: str, sizes: Sizes, cols: int = 4096) -> dict[str, list[int]]:
+def layers(recipe: str, part: str, sizes: Sizes) -> dict[str, list[int]]:
     """Format -> layers that get it."""
     found: dict[str, list[int]] = {}
     for i in range(sizes.n_layers):
-        found.setdefault(recipe_format(recipe, f"blk.{i}.{part}.weight", cols, sizes), []).append(i)
+        found.setdefault(recipe_format(recipe, f"blk.{i}.{part}.weight", sizes), []).append(i)
     return found
 
 
@@ -77,15 +77,14 @@ def test_layers(recipe: str, sizes: Sizes, part: str, expected: dict[str, list[i
 
 
 def test_output_and_embedding() -> None:
-    def pair(recipe: str, sizes: Sizes, cols: int = 4096) -> tuple[str, str]:
-        return recipe_format(recipe, "output.weight", cols, sizes), recipe_format(recipe, "token_embd.weight", cols, sizes)
+    def pair(recipe: str, sizes: Sizes) -> tuple[str, str]:
+        return recipe_format(recipe, "output.weight", sizes), recipe_format(recipe, "token_embd.weight", sizes)
     assert pair("q4_k_m", LLAMA_7B) == ("Q6_K", "Q4_K")
     assert pair("q4_0", LLAMA_7B) == ("Q6_K", "Q4_0")
     assert pair("q8_0", LLAMA_7B) == ("Q8_0", "Q8_0")
     assert pair("f16", LLAMA_7B) == ("F16", "F16")
     assert pair("q2_k", TIED_16)[1] == "Q6_K"
-    assert pair("q4_k_m", LLAMA_7B, 288)[0] == "Q8_0"  # 288 is no multiple of 256
-    assert pair("q4_0", LLAMA_7B, 288)[0] == "Q6_K" and fitting("Q6_K", 288) == "Q8_0"
+    assert fitting("Q6_K", 288) == "Q8_0"  # 288 is no multiple of 256
 
 
 def test_fallbacks() -> None:
