@@ -89,14 +89,7 @@ class Sampler:
         """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be.
 
         Pure but for mirostat's table: equal arguments, equal id. NumericError if a logit is not finite, OptionError if no token is left."""
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise NumericError(f"logits at position {position}: token {bad} has {logits[bad]}, expected finite numbers: the weights may be damaged")
-        c = Candidates(logits, None, position, history)
-        if banned:
-            self._drop(c, add(logits, dict.fromkeys(banned, -math.inf)))
-        for stage in self._stages:
-            stage(c)
+        c = self._candidates(logits, position, history, banned)
         if self.options.temperature == 0:
             return c.id(int(np.argmax(c.logits)))  # the first of equals
         scores = relative(c.logits)
@@ -106,6 +99,27 @@ class Sampler:
             surprise = (log(total(weights)) - float(scores[index])) / LN2
             self._mu[position + 1] = self._mu_at(position) - self.options.mirostat_eta * (surprise - self.options.mirostat_tau)
         return c.id(index)
+
+    def distribution(self, logits: np.ndarray, position: int, history: Sequence[int]) -> dict[int, float]:
+        """{id: probability} that `sample` draws from, ids ascending. Greedy: of its temperature's limit, 1 for one id."""
+        c = self._candidates(logits, position, history)
+        if self.options.temperature == 0:
+            return {c.id(int(np.argmax(c.logits))): 1.0}
+        weights = exp(relative(c.logits))
+        whole = total(weights)
+        return {c.id(i): float(w / whole) for i, w in enumerate(weights)}
+
+    def _candidates(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = ()) -> Candidates:
+        """What the stages leave."""
+        if not np.isfinite(logits).all():
+            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
+            raise NumericError(f"logits at position {position}: token {bad} has {logits[bad]}, expected finite numbers: the weights may be damaged")
+        c = Candidates(logits, None, position, history)
+        if banned:
+            self._drop(c, add(logits, dict.fromkeys(banned, -math.inf)))
+        for stage in self._stages:
+            stage(c)
+        return c
 
     def state(self, position: int) -> dict[str, float]:
         """What the draw at `position` needs to know of those before it: {"mu": …} with mirostat, else nothing."""
