@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from .errors import OptionError
 from .generation import Generation, check_max_tokens, check_stop
 from .model import Model
 from .sampling import SamplingOptions
@@ -45,6 +46,40 @@ class Chat:
         """Forget all turns; the system message stays."""
         self._settle()
         self.messages = list(self._system)
+
+    def undo(self) -> str | None:
+        """Take the last question and its answer back -> the question; None if nothing was asked."""
+        before = self.messages[-1:]
+        self._settle()
+        if before and before[0]["role"] == "user" and self.messages[-1:] != before and (len(self.messages) < 2 or self.messages[-2] is not before[0]):
+            return before[0]["content"]  # interrupted before the first word of its answer, hence forgotten already
+        last = max((i for i, m in enumerate(self.messages) if m["role"] == "user"), default=None)
+        if last is None:
+            return None
+        text = self.messages[last]["content"]
+        del self.messages[last:]
+        return text
+
+    def instruct(self, system: str | None) -> None:
+        """Change the system message (None: take it away); the turns stay."""
+        self._settle()
+        turns = self.messages[len(self._system):]
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = [*self._system, *turns]
+
+    def restore(self, messages: Any) -> None:
+        """Go on with another conversation, e.g. a saved one. OptionError unless they are a list of {"role", "content"} texts."""
+        if not isinstance(messages, list) or not all(
+                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
+            raise OptionError('a conversation must be a list of {"role": ..., "content": ...} with texts')
+        self._settle()
+        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        self._system = [m for m in self.messages[:1] if m["role"] == "system"]
+
+    def settled(self) -> list[dict[str, str]]:
+        """The history with the open turn written into it, which ends it."""
+        self._settle()
+        return list(self.messages)
 
     def _settle(self) -> None:
         """End the open turn and write its answer into the history."""

@@ -1,7 +1,6 @@
 """`llamina chat`: a conversation on the terminal or through a pipe."""
 from __future__ import annotations
 
-import contextlib
 import io
 import sys
 from collections.abc import Iterator
@@ -9,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ContextFullError, TokenizerError
+from ..errors import ContextFullError, LlaminaError, OptionError, TokenizerError
 from . import one_line
-from .options import check_sampling, model_argument, open_model, run_options, sampling_options
+from .options import check_sampling, model_argument, open_model, run_options, sampling_options, speculation_options
 from .progress import Progress, closing_line
 
 if TYPE_CHECKING:
+    from ..chat import Chat
     from ..generation import Generation
 
 
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 @model_argument
 @click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
 @click.option("-n", "--max-tokens", type=int, default=-1, show_default=True, metavar="N", help="Most tokens of an answer; -1: until the context is full.")
+@click.option("--plain", is_flag=True, help="On a terminal: answers as the model writes them, not as Markdown; no line editor.")
 @sampling_options
+@speculation_options
 @run_options
-def command(model: str, system: str | None, max_tokens: int, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+def command(model: str, system: str | None, max_tokens: int, plain: bool, draft: str | None, no_speculation: bool, threads: int | None,
+            context: int | None, quiet: bool, **sampling: Any) -> None:
     """Talk with a model that was trained for it, in the way its file asks for (Llama 2's own way if the file asks for none).
 
-    MODEL is a .gguf file, or demo, the small model that comes with the package. Ctrl-C stops an answer, Ctrl-D leaves, /clear starts afresh.
-    In a pipe every line of standard input is a turn, and standard output gets the answers, a line end after each.
+    MODEL is a .gguf file, or demo, the small model that comes with the package. On a terminal answers are shown as Markdown; Ctrl-C stops one,
+    Ctrl-D leaves, /help lists commands. In a pipe every line of standard input is a turn, and standard output gets the answers, a line end
+    after each.
 
     \b
     Examples:
@@ -40,65 +44,67 @@ def command(model: str, system: str | None, max_tokens: int, threads: int | None
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with (Progress(quiet) as progress, open_model(model, threads, context, progress) as loaded,
+    with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded,
           Chat(loaded, system) as chat):
         progress.clear()
-        if terminal and not quiet:
-            print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /clear starts afresh.", file=sys.stderr)
-        for text in _terminal_turns() if terminal else _piped_turns():
-            if terminal and text == "/clear":
-                chat.clear()
+        options = {"max_tokens": max_tokens, **sampling}
+        if terminal:
+            if not quiet:
+                print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)
+            _talk(chat, options, progress, plain)
+        else:
+            _pipe(chat, options, progress)
+
+
+def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool) -> None:
+    """Question and answer until the user leaves; errors end a turn, not the talk."""
+    from .chat_commands import Commands
+    from .chat_terminal import Lines, show
+    commands = Commands(chat, options)
+    for text in Lines(commands.names(), plain):
+        answer: Generation | None = None
+        try:
+            answer = commands.run(text) if text.startswith("/") else commands.ask(text.strip())
+            if answer is None:
                 continue
-            try:
-                answer = chat.ask(text, max_tokens=max_tokens, **sampling)
-                _print_answer(answer, progress, terminal)
-            except KeyboardInterrupt:  # before or after an answer
-                if not terminal:
-                    raise
-            except (ContextFullError, TokenizerError) as error:
-                if not terminal:
-                    raise
-                print(f"llamina: {one_line(str(error))}; /clear starts afresh", file=sys.stderr)
-            else:
-                if not quiet:
-                    print(closing_line(answer.stats), file=sys.stderr)
+            show(_clearing(answer, progress), plain)
+        except KeyboardInterrupt:  # in a step, or while printing
+            if answer is not None:
+                answer.close()
+        except (ContextFullError, TokenizerError, OptionError) as error:
+            print(f"llamina: {one_line(str(error))}; /reset starts afresh", file=sys.stderr)
+            continue
+        except LlaminaError as error:
+            print(f"llamina: {one_line(str(error))}", file=sys.stderr)
+            continue
+        if answer is not None:
+            _report(answer, progress)
 
 
-def _print_answer(answer: Generation, progress: Progress, terminal: bool) -> None:
-    """Stream an answer and a line end; on a terminal Ctrl-C ends it, and the conversation goes on."""
-    begun = False
-    try:
-        for piece in answer:
-            progress.clear()
-            piece = piece if begun else piece.lstrip()  # SentencePiece models begin with a space
-            begun = begun or bool(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except KeyboardInterrupt:  # in a step, or while printing
-        answer.close()
-        if not terminal:
+def _pipe(chat: Chat, options: dict[str, Any], progress: Progress) -> None:
+    from .chat_terminal import show_plain
+    for text in _piped_turns():
+        answer = chat.ask(text, **options)
+        try:
+            show_plain(_clearing(answer, progress))
+        except KeyboardInterrupt:
+            answer.close()
             raise
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        _report(answer, progress)
+
+
+def _report(answer: Generation, progress: Progress) -> None:
     if answer.finish_reason == "context":
         progress.note("the context is full: the answer ends here")
+    if not progress.quiet:
+        print(closing_line(answer.stats), file=sys.stderr)
 
 
-def _terminal_turns() -> Iterator[str]:
-    """What the user types, line by line, until Ctrl-D."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() history and editing
-    while True:
-        try:
-            text = input("> ").strip()
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D leaves)", file=sys.stderr)
-            continue
-        except EOFError:
-            print()
-            return
-        if text:
-            yield text
+def _clearing(answer: Generation, progress: Progress) -> Iterator[str]:
+    """The pieces; the progress line (kernels being compiled) goes before each."""
+    for piece in answer:
+        progress.clear()
+        yield piece
 
 
 def _piped_turns() -> Iterator[str]:

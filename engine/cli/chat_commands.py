@@ -1,0 +1,168 @@
+"""What a conversation understands besides questions: /help, /system, /reset, /undo, /retry, /save, /load, /stats, /set.
+
+    line -> Commands.run(line) -> done, or a question to ask again (/retry); everything it says goes to stderr
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileError, LlaminaError, OptionError
+from . import one_line
+from .options import check_sampling, read_text
+from .progress import closing_line
+
+if TYPE_CHECKING:
+    from ..chat import Chat
+    from ..generation import Generation
+
+MAX_FILE = 64 << 20
+
+
+class Commands:
+    """The slash commands of one conversation. `options` is what questions are asked with: max_tokens, stop, and the sampling options."""
+
+    def __init__(self, chat: Chat, options: dict[str, Any], say: Callable[[str], None] | None = None) -> None:
+        self.chat, self.options = chat, options
+        self.last: Generation | None = None
+        self._say = say or (lambda text: print(text, file=sys.stderr))
+        self._file: Path | None = None  # saved to or loaded from: may be written over
+        self._retries = 0
+
+    @classmethod
+    def names(cls) -> dict[str, str]:
+        """Command -> what it does, in the order of /help."""
+        return {"/" + name[1:]: getattr(cls, name).__doc__ or "" for name in vars(cls) if name.startswith("_") and name[1:] in _ORDER}
+
+    def ask(self, text: str) -> Generation:
+        """The answer to a question, with the options in force."""
+        self.last, self._retries = self.chat.ask(text, **self.options), 0
+        return self.last
+
+    def run(self, line: str) -> Generation | None:
+        """Do what a line that begins with "/" says -> the answer to print, if that leads to one. Errors are said, not raised."""
+        name, _, rest = line[1:].partition(" ")
+        name = {"clear": "reset", "?": "help"}.get(name, name)
+        try:
+            if name not in _ORDER:
+                raise OptionError(f"/{name} is not a command: /help lists them (a question can't begin with a slash; put a space before it)")
+            return getattr(self, "_" + name)(rest.strip())
+        except LlaminaError as error:
+            self._say(f"llamina: {one_line(str(error))}")
+            return None
+
+    def _help(self, rest: str) -> None:
+        """this list"""
+        for name, what in self.names().items():
+            self._say(f"  {name:8} {what}")
+        self._say("  Enter sends, Alt-Enter starts a new line, a paste keeps its lines. Ctrl-C stops an answer, Ctrl-D leaves.")
+
+    def _system(self, rest: str) -> None:
+        """TEXT: instructions that stand before the conversation; - takes them away, nothing shows them"""
+        if rest:
+            self.chat.instruct(None if rest == "-" else rest)
+            return
+        messages = self.chat.messages
+        self._say(messages[0]["content"] if messages and messages[0]["role"] == "system" else "(no instructions)")
+
+    def _reset(self, rest: str) -> None:
+        """forget the conversation, keep the instructions (also /clear)"""
+        self.chat.clear()
+        self.last = None
+
+    def _undo(self, rest: str) -> None:
+        """take the last question and its answer back"""
+        text = self.chat.undo()
+        self._say("nothing to take back" if text is None else f"taken back: {one_line(text)[:60]}")
+
+    def _retry(self, rest: str) -> Generation | None:
+        """another answer to the last question (with the next seed, if one was set)"""
+        text = self.chat.undo()
+        if text is None:
+            self._say("nothing was asked yet")
+            return None
+        self._retries += 1
+        seed = self.options.get("seed")
+        self.last = self.chat.ask(text, **{**self.options, "seed": None if seed is None else (seed + self._retries) % 2**64})
+        return self.last
+
+    def _save(self, rest: str) -> None:
+        """FILE: write the conversation (JSON)"""
+        path = Path(rest).expanduser() if rest else self._file
+        if path is None:
+            raise OptionError("/save needs a file's name")
+        if path != self._file and path.exists():
+            raise FileError(f"{path}: exists already: choose another name")
+        messages = self.chat.settled()
+        temporary = path.with_name(path.name + ".part")
+        try:
+            temporary.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
+            os.replace(temporary, path)
+        except (OSError, ValueError) as error:
+            raise FileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        self._file = path
+        self._say(f"saved {len(messages)} messages")
+
+    def _load(self, rest: str) -> None:
+        """FILE: go on with a saved conversation"""
+        if not rest:
+            raise OptionError("/load needs a file's name")
+        path = Path(rest).expanduser()
+        try:
+            if path.is_file() and path.stat().st_size > MAX_FILE:
+                raise FileError(f"{path}: is larger than any conversation")
+        except (OSError, ValueError):
+            pass
+        try:
+            data = json.loads(read_text(str(path)))
+        except (ValueError, RecursionError):
+            raise FileError(f"{path}: is not a saved conversation (JSON)") from None
+        self.chat.restore(data.get("messages") if isinstance(data, dict) else data)
+        self._file, self.last = path, None
+        self._say(f"loaded {len(self.chat.messages)} messages")
+
+    def _stats(self, rest: str) -> None:
+        """speeds and memory of the last answer, and how full the context is"""
+        if self.last is None:
+            self._say("nothing was asked yet")
+            return
+        self._say(closing_line(self.last.stats))
+        self._say(f"context: {len(self.last.history)} of {self.chat.model.context} tokens; {len(self.chat.messages)} messages")
+
+    def _set(self, rest: str) -> None:
+        """NAME VALUE: change an option, e.g. /set temperature 0.2; nothing shows them all"""
+        name, _, value = rest.partition(" ")
+        name = name.lstrip("-").replace("-", "_")
+        if not name:
+            self._say("  ".join(f"{key} {json.dumps(value)}" for key, value in self.options.items()))
+            return
+        if name not in self.options:
+            raise OptionError(f"there is no option {name}: {', '.join(self.options)}")
+        if not value.strip():
+            raise OptionError(f"/set {name} needs a value")
+        try:
+            parsed = None if value.strip() in ("none", "random") else json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = value.strip()
+        changed = {**self.options, name: parsed}
+        check_options(changed)
+        self.options = changed
+
+
+_ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "set")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """OptionError unless a question could be asked with these."""
+    from ..generation import check_max_tokens
+    check_max_tokens(options["max_tokens"])
+    if not isinstance(options["ignore_eos"], bool):
+        raise OptionError(f"ignore_eos must be true or false, found {options['ignore_eos']!r}")
+    try:
+        check_sampling(options)
+    except TypeError as error:
+        raise OptionError(str(error)) from None

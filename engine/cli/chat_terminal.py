@@ -1,0 +1,186 @@
+"""A conversation on a terminal: lines come in with editing and history, answers stream out as Markdown.
+
+    Lines (prompt_toolkit, else input()) -> text;  show(pieces) -> Markdown blocks (rich, else the text as it is)
+
+A finished block of Markdown (paragraph, list, code) is printed for good and scrolls away like any output; only the block that is being written is
+redrawn, and of one taller than the window its end.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+REDRAW_SECONDS = 0.08
+
+
+def history_file() -> Path | None:
+    """Where questions are remembered: $LLAMINA_HISTORY (empty: nowhere), else the user's state folder. None if it can't be made."""
+    name = os.environ.get("LLAMINA_HISTORY")
+    if name == "":
+        return None
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None) or Path.home() / ".local" / "state"
+        path = Path(name).expanduser() if name else Path(base) / "llamina" / "history"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))  # what people ask is theirs alone
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return path
+
+
+class Lines:
+    """Asks for the user's lines: with prompt_toolkit's editing, or by input() if `plain`, on a dumb terminal, or without prompt_toolkit."""
+
+    def __init__(self, commands: Iterable[str], plain: bool = False) -> None:
+        self._session: Any = None
+        if not plain and os.environ.get("TERM") not in (None, "", "dumb", "unknown"):
+            with contextlib.suppress(ImportError):
+                self._session = _session(list(commands))
+        if self._session is None:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401 - gives input() history and editing
+
+    def __iter__(self) -> Iterator[str]:
+        """What the user sends, without blank ends, until Ctrl-D."""
+        while True:
+            try:
+                text = (self._session.prompt() if self._session else input("> "))
+            except KeyboardInterrupt:
+                print("" if self._session else "\n", "(Ctrl-D leaves)", sep="", file=sys.stderr)
+                continue
+            except EOFError:
+                print()
+                return
+            if text.strip():
+                yield text.rstrip() if text[0] in " \t" else text.strip()
+
+
+def _session(commands: list[str]) -> Any:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: Any) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def new_line(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    path = history_file()
+    return PromptSession("> ", multiline=True, key_bindings=keys, prompt_continuation="  ", complete_while_typing=False,
+                         completer=WordCompleter(commands, sentence=True), history=FileHistory(str(path)) if path else InMemoryHistory(),
+                         enable_suspend=True)
+
+
+def show(pieces: Iterable[str], plain: bool = False) -> None:
+    """Print an answer as it comes, ending the line. What was shown stays if `pieces` raises, KeyboardInterrupt too."""
+    if plain or os.environ.get("TERM") in (None, "", "dumb", "unknown"):
+        show_plain(pieces)
+        return
+    try:
+        from rich.console import Console
+    except ImportError:
+        show_plain(pieces)
+        return
+    _show_markdown(pieces, Console(file=sys.stdout, highlight=False))
+
+
+def show_plain(pieces: Iterable[str]) -> None:
+    """The text as it is, without blanks at its beginning (SentencePiece models begin with a space), and a line end."""
+    begun = False
+    try:
+        for piece in pieces:
+            piece = piece if begun else piece.lstrip()
+            begun = begun or bool(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _show_markdown(pieces: Iterable[str], console: Any) -> None:
+    from rich.live import Live
+    rest, drawn = "", 0.0
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        try:
+            for piece in pieces:
+                rest = (rest + piece).lstrip("\n") if rest else piece.lstrip()
+                done, rest = finished_blocks(rest)
+                if done:
+                    live.update("")
+                    console.print(_markdown(done))
+                    console.print()
+                if done or time.monotonic() - drawn > REDRAW_SECONDS:
+                    live.update(_Tail(rest), refresh=True)
+                    drawn = time.monotonic()
+        finally:
+            live.update("", refresh=True)
+            if rest.strip():
+                console.print(_markdown(rest))
+
+
+class _Tail:
+    """As many last lines of a block as fit the window."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.segment import SegmentLines
+        lines = console.render_lines(_markdown(self.text), options, pad=False)
+        yield SegmentLines(lines[-max(1, options.size.height - 2):], new_lines=True)
+
+
+def _markdown(text: str) -> Any:
+    from rich.markdown import Markdown
+    return Markdown(printable(hard_breaks(text)), hyperlinks=False)
+
+
+def printable(text: str) -> str:
+    """Without control characters, which could drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c <= "\x9f"))
+
+
+def _fence(line: str) -> str:
+    """"```" or "~~~" if the line opens or closes a code block, else ""."""
+    mark = line.lstrip()[:3]
+    return mark if mark in ("```", "~~~") else ""
+
+
+def finished_blocks(text: str) -> tuple[str, str]:
+    """(the blocks that no further text can change, the rest): cut after the last blank line outside code, before a line that begins a new block.
+
+    A line of a list or an indented one may continue the block before it, so there is no cut before those.
+    """
+    fence, cut, blank, at = "", 0, False, 0
+    for line in text.splitlines(keepends=True):
+        if blank and not fence and line.strip() and line[0] not in " \t-*+0123456789|>":
+            cut = at
+        mark = _fence(line)
+        if mark:
+            fence = "" if mark == fence else fence or mark
+        blank = not line.strip() and line.endswith("\n")
+        at += len(line)
+    return text[:cut], text[cut:]
+
+
+def hard_breaks(text: str) -> str:
+    """Models end lines where they mean it: outside code a single newline becomes Markdown's hard break."""
+    out, fence = [], ""
+    for line in text.split("\n"):
+        mark = _fence(line)
+        if mark:
+            fence = "" if mark == fence else fence or mark
+        out.append(line if fence or mark or not line.strip() else line + "  ")
+    return "\n".join(out)

@@ -1,0 +1,146 @@
+"""The conversation's slash commands, and how answers are shown on a terminal."""
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from fake_model import fake_model
+from llamina.engine.chat import Chat
+from llamina.engine.cli import chat_terminal
+from llamina.engine.cli.chat_commands import Commands
+from llamina.engine.cli.chat_terminal import finished_blocks, hard_breaks, history_file, printable
+from llamina.engine.errors import OptionError
+
+OPTIONS: dict[str, Any] = {"max_tokens": -1, "temperature": 0.0, "top_k": 40, "seed": 5, "stop": (), "ignore_eos": False}
+
+
+def ok_after_two(ids: list[int]) -> int:
+    return (*b" ok", 258)[min(3, [*ids[::-1]].index(ord(":")))]
+
+
+@pytest.fixture
+def talk() -> Any:
+    said: list[str] = []
+    with fake_model(ok_after_two, context=500) as model, Chat(model) as chat:
+        commands = Commands(chat, dict(OPTIONS), said.append)
+        commands.said = said  # type: ignore[attr-defined]
+        yield commands
+
+
+def roles(talk: Commands) -> str:
+    return "".join(m["role"][0] for m in talk.chat.settled())
+
+
+def test_undo_retry_reset_system(talk):
+    for text in "one", "two":
+        assert talk.ask(text).text() == " ok"
+    assert roles(talk) == "uaua"
+    talk.run("/undo")
+    assert roles(talk) == "ua" and talk.said == ["taken back: two"]
+    first = talk.ask("three").stats.seed
+    again = talk.run("/retry")
+    assert again is not None and again.text() == " ok" and again.stats.seed == first + 1
+    assert talk.chat.settled()[-2]["content"] == "three" and roles(talk) == "uaua"
+    talk.run("/system be brief")
+    assert roles(talk) == "suaua"
+    talk.run("/system")
+    assert talk.said[-1] == "be brief"
+    talk.run("/clear")
+    assert roles(talk) == "s"
+    talk.run("/system -")
+    assert roles(talk) == ""
+    for line in "/undo", "/retry":
+        assert talk.run(line) is None
+
+
+def test_save_and_load(talk, tmp_path):
+    talk.ask("one").text()
+    file = tmp_path / "talk.json"
+    talk.run(f"/save {file}")
+    assert json.loads(file.read_text())["messages"] == [{"role": "user", "content": "one"}, {"role": "assistant", "content": " ok"}]
+    talk.run("/save")  # the same file again
+    assert talk.said[-1] == "saved 2 messages" and list(tmp_path.iterdir()) == [file]
+    talk.run("/reset")
+    talk.run(f"/load {file}")
+    assert roles(talk) == "ua"
+    (tmp_path / "other").write_text("{}")
+    for line, message in [("/save", "saved 2"), (f"/save {tmp_path}/other", "exists already"), (f"/save {tmp_path}/none/x", "cannot be written"),
+                          (f"/load {tmp_path}/none", "cannot be read"), ("/load", "needs a file"), (f"/load {tmp_path}/other", "must be a list"),
+                          ("/load a\0b", "cannot be read"), ("/save a\0b", "cannot be written")]:
+        talk.run(line)
+        assert message in talk.said[-1], line
+    (tmp_path / "deep").write_text("[" * 100_000)
+    talk.run(f"/load {tmp_path}/deep")
+    assert "not a saved conversation" in talk.said[-1] and roles(talk) == "ua"
+
+
+def test_set(talk):
+    for line, name, value in [("/set temperature 0.5", "temperature", 0.5), ("/set max-tokens 7", "max_tokens", 7), ("/set seed random", "seed", None),
+                              ("/set stop the end", "stop", "the end"), ("/set ignore_eos true", "ignore_eos", True)]:
+        talk.run(line)
+        assert talk.options[name] == value, talk.said
+    before = dict(talk.options)
+    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", "/set seed", "/set ignore_eos 3", "/set max_tokens []", "/set temperature " + "[" * 99999:
+        talk.run(line)
+        assert talk.options == before and talk.said[-1].startswith("llamina: "), line
+    talk.run("/set")
+    assert "temperature 0.5" in talk.said[-1]
+
+
+def test_help_and_unknown(talk):
+    talk.run("/help")
+    assert all(any(line.lstrip().startswith(name) for line in talk.said) for name in Commands.names()) and len(Commands.names()) == 9
+    talk.run("/stats")
+    assert talk.said[-1] == "nothing was asked yet"
+    talk.ask("one").text()
+    talk.run("/stats")
+    assert "context: " in talk.said[-1]
+    talk.run("/nonsense")
+    assert "/nonsense is not a command" in talk.said[-1]
+
+
+def test_restore_refuses_what_is_no_conversation(talk):
+    for bad in None, {}, "x", [1], [{"role": "user"}], [{"role": 1, "content": "x"}]:
+        with pytest.raises(OptionError):
+            talk.chat.restore(bad)
+
+
+# ---------------------------------------------------------------------------------------------------------------- Markdown
+
+@pytest.mark.parametrize("text, done", [
+    ("one", ""), ("one\n\n", ""), ("one\n\ntwo", "one\n\n"), ("one\n\n- a\n- b", ""), ("one\n\n    code", ""),
+    ("```\na\n\nb\n", ""), ("```\na\n\nb\n```\n\nnext", "```\na\n\nb\n```\n\n"), ("a\n\nb\n\nc", "a\n\nb\n\n"),
+], ids=repr)
+def test_finished_blocks(text, done):
+    assert finished_blocks(text) == (done, text[len(done):])
+
+
+def test_hard_breaks_outside_code_only():
+    assert hard_breaks("a\nb\n```\nc\n```\n") == "a  \nb  \n```\nc\n```\n"
+    assert printable("a\x1b[31m\x9bb\nc\t\x07") == "a[31mb\nc\t"
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("no_color", [False, True])
+def test_markdown_streams_to_the_same_page(size, no_color):
+    """Whatever the pieces, what stays on the screen is the same; NO_COLOR means no colours."""
+    from rich.console import Console
+    text = "# Title\n\nSome *text* and `code`.\n\n1. one\n2. two\n\n```python\nprint(1)\n\nprint(2)\n```\n\nend"
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=False, width=30, no_color=no_color, highlight=False)
+    chat_terminal._show_markdown((text[i:i + size] for i in range(0, len(text), size)), console)
+    page = [line.strip(" ┃┏━┓┗┛") for line in out.getvalue().splitlines() if line.strip(" ┃┏━┓┗┛")]
+    assert page == ["Title", "Some text and code.", "1 one", "2 two", "print(1)", "print(2)", "end"]
+    assert not no_color or "\x1b[3" not in out.getvalue()
+
+
+def test_history_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMINA_HISTORY", "")
+    assert history_file() is None
+    monkeypatch.setenv("LLAMINA_HISTORY", str(tmp_path / "a" / "h"))
+    path = history_file()
+    assert path is not None and path.stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("LLAMINA_HISTORY", str(tmp_path / "a" / "h" / "below a file"))
+    assert history_file() is None
