@@ -1,6 +1,7 @@
 """`llamina convert`: a checkpoint of any kind to a GGUF file in any format."""
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -22,8 +23,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.command("convert")
 @click.argument("source")
 @click.argument("out")
-@click.option("--type", "type_", required=True, metavar="TYPE", help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q5_0, q5_1, q4_k_m, q4_k_s, q4_0, q4_1, "
+@click.option("--type", "type_", metavar="TYPE", help="f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q5_0, q5_1, q4_k_m, q4_k_s, q4_0, q4_1, "
               "iq4_xs, iq4_nl, q3_k_l, q3_k_m, q3_k_s, q2_k; keep: as in the source.")
+@click.option("--fit", metavar="SIZE", help="Instead of --type: the best mix whose file is at most SIZE, such as 4GB; the report explains it.")
+@click.option("--bits", metavar="BITS", help="Instead of --type: the best mix of so many bits per weight on average, such as 4.2.")
 @click.option("--from", "kind", metavar="KIND", help="hf, meta, pytorch, llama2c or gguf.  [default: recognised by content]")
 @click.option("--tokenizer", metavar="FILE", help="Use this tokenizer file instead of the one beside the weights.")
 @click.option("--tensor", "overrides", multiple=True, metavar="REGEX=FORMAT", help="Another format for matrices whose name matches; may be given several "
@@ -38,7 +41,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--threads", type=int, metavar="N", help="Threads to encode with.  [default: all that may be used]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(source: str, out: str, type_: str, kind: str | None, tokenizer: str | None, overrides: tuple[str, ...], output_type: str | None,
+def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None, overrides: tuple[str, ...], output_type: str | None,
             embedding_type: str | None, importance: str | None, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None,
             threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
@@ -50,19 +53,30 @@ def command(source: str, out: str, type_: str, kind: str | None, tokenizer: str 
     Examples:
       llamina convert ./Llama-2-7b-chat-hf llama2-7b.q4_k_m.gguf --type q4_k_m
       llamina convert model.f16.gguf model.q3_k_m.gguf --type q3_k_m --importance imatrix.gguf --tensor 'ffn_down=q4_k'
+      llamina convert model.f16.gguf model.gguf --fit 4GB --importance imatrix.gguf
       llamina convert stories15M.bin stories15M.gguf --type q8_0 --tokenizer tokenizer.model
       llamina convert model-00001-of-00003.gguf model.gguf --type keep
     """
     from .convert import convert
+    from .sources import open_source
+    if [type_, fit, bits].count(None) != 2:
+        raise OptionError("say what the result shall be by one of --type, --fit and --bits")
     weights = None
     if importance:
         from .importance import read
         weights = read(Path(importance))
     text = read_text(verify_text) if verify_text else None
-    with Progress(quiet) as progress:
+    with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer)) as opened:
+        planned = None
+        if type_ is None:
+            from .fit import parse_bits, plan
+            planned = plan(opened, file_bytes=parse_size(fit) if fit else None, bits=parse_bits(bits) if bits else None, importance=weights, threads=threads,
+                           progress=progress.counting)
+            opened.notes += planned.explain()[:2]  # the formats stand in the report
+            opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
-            source, out, type_, kind=kind, tokenizer=tokenizer, overrides=overrides, output_type=output_type, embedding_type=embedding_type, importance=weights,
-            threads=threads, progress=Speed(progress), split=None if split is None else parse_size(split), allow_nan=allow_nan,
+            opened, out, type_ or "keep", formats=planned and planned.formats, overrides=overrides, output_type=output_type, embedding_type=embedding_type,
+            importance=weights, threads=threads, progress=Speed(progress), split=None if split is None else parse_size(split), allow_nan=allow_nan,
             verify=False if verify is False and text is None else verify, verify_text=text)
         progress.clear()
     if not quiet:

@@ -1,0 +1,64 @@
+"""Fit: the knapsack against brute force, budgets kept, better than one format for all, refusals."""
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from llamina.convert.fit import Option, allocate, plan
+from llamina.convert.sources import open_source
+from llamina.engine.cli import main
+from llamina.engine.errors import OptionError
+from llamina.engine.model import DEMO
+
+
+def random_table(rng, n):
+    table = []
+    for _ in range(n):
+        size = int(rng.integers(50, 400))
+        table.append(tuple(Option(f"f{bits}", size * bits, float(rng.random() * 4.0 ** -bits)) for bits in (2, 3, 4, 6, 8)))
+    return table
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_allocation_is_near_the_best(seed):
+    rng = np.random.default_rng(seed)
+    table = random_table(rng, 6)
+    budget = int(sum(o[0].bytes for o in table) * rng.uniform(1.0, 3.5))
+    chosen = allocate(table, budget)
+    assert sum(o.bytes for o in chosen) <= budget
+    best = min(sum(o.error for o in options) for options in itertools.product(*table) if sum(o.bytes for o in options) <= budget)
+    # the hull's solution plus a greedy rest: never off by more than one matrix's step
+    steps = max(a.error - b.error for options in table for a, b in itertools.pairwise(options) if a.bytes < b.bytes)
+    assert sum(o.error for o in chosen) <= best + max(steps, 0.0)
+
+
+def test_everything_fits_a_large_budget():
+    table = random_table(np.random.default_rng(1), 5)
+    assert [o.error for o in allocate(table, 10**9)] == [min(o.error for o in options) for options in table]
+
+
+def test_too_small_a_budget_is_refused():
+    with pytest.raises(OptionError, match="raise the budget"):
+        allocate(random_table(np.random.default_rng(1), 5), 10)
+
+
+def test_plan_beats_one_format_for_all():
+    source = open_source(DEMO)
+    result = plan(source, bits=4.7)
+    weights = sum(int(np.prod(t.shape)) for t in source.tensors)
+    assert result.bytes <= result.budget <= 4.7 * weights / 8
+    assert all(error >= result.error for size, error in result.uniform.values() if size <= result.budget)
+    assert len(set(result.formats.values())) > 1 and "times the plan's" in result.explain()[1]
+    source.close()
+
+
+def test_command_keeps_to_the_size(tmp_path, capfd):
+    out = tmp_path / "fit.gguf"
+    assert main(["convert", str(DEMO), str(out), "--fit", "3.2MB", "--no-verify"]) == 0
+    assert 3.0e6 < out.stat().st_size <= 3.2e6
+    assert "expected error" in capfd.readouterr().err
+    assert main(["convert", str(DEMO), str(out), "--fit", "1MB", "--no-verify"]) == 2
+    assert "raise the budget" in capfd.readouterr().err
+    assert main(["convert", str(DEMO), str(out), "--fit", "3MB", "--type", "q4_0"]) == 2
+    assert "one of --type, --fit and --bits" in capfd.readouterr().err
