@@ -41,9 +41,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--threads", type=int, metavar="N", help="Threads to encode with.  [default: all that may be used]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None, overrides: tuple[str, ...], output_type: str | None,
-            embedding_type: str | None, importance: str | None, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None,
-            threads: int | None, quiet: bool) -> None:
+def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None,
+            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, split: str | None,
+            allow_nan: bool, verify: bool | None, verify_text: str | None, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
     SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one). OUT appears
