@@ -52,6 +52,6 @@ def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256
 
 
 if __name__ == "__main__":
-    found = sensitivities(sys.argv[1], Path(sys.argv[2]).read_text(), *sys.argv[3:4])
+    found = sensitivities(sys.argv[1], Path(sys.argv[2]).read_text(), sys.argv[3] if len(sys.argv) > 3 else "q3_k")
     for kind, value in found.items():
         print(f"{kind:12s} {value:.4f} nats per unit of relative error, {value / found['ffn_up']:.2f} times ffn_up's")

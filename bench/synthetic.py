@@ -99,8 +99,8 @@ def random_blocks(rng: np.random.Generator, name: str, rows: int, cols: int, std
 
 _UNIT = {
     "Q4_0": 4.64, "Q4_1": 4.61, "Q5_0": 9.24, "Q5_1": 9.23, "Q8_0": 73.9, "Q2_K": 13.9, "Q3_K": 43.5, "Q4_K": 258.0, "Q5_K": 525.0,
-    "Q6_K": 1369.0, "IQ4_NL": 67.4, "IQ4_XS": 1246.0, "TQ1_0": 0.817, "TQ2_0": 1.12, "IQ2_XXS": 53.5, "IQ2_XS": 55.9, "IQ2_S": 56.4, "IQ3_XXS": 143.0, "IQ3_S": 141.0,
-    "IQ1_S": 7.21, "IQ1_M": 7.20, "MXFP4": 5.87,
+    "Q6_K": 1369.0, "IQ4_NL": 67.4, "IQ4_XS": 1246.0, "TQ1_0": 0.817, "TQ2_0": 1.12, "IQ2_XXS": 53.5, "IQ2_XS": 55.9, "IQ2_S": 56.4, "IQ3_XXS": 143.0,
+    "IQ3_S": 141.0, "IQ1_S": 7.21, "IQ1_M": 7.20, "MXFP4": 5.87,
 }
 """Standard deviation of the weights for d = 1."""
 
