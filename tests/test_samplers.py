@@ -149,7 +149,7 @@ def test_dry_of_a_long_repetition_is_finite():
 
 def test_logit_bias():
     logits = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    greedy = {"temperature": 0.0}
+    greedy: dict[str, Any] = {"temperature": 0.0}
     assert Sampler(SamplingOptions(**greedy, logit_bias={3: -1.5})).sample(logits, 0, []) == 2
     assert Sampler(SamplingOptions(**greedy, logit_bias={3: -math.inf, 2: -math.inf})).sample(logits, 0, []) == 1
     assert Sampler(SamplingOptions(**greedy, logit_bias=[(0, 2.0), (0, 2.0)])).sample(logits, 0, []) == 0
@@ -178,7 +178,7 @@ def test_order_decides():
     tempered = {Sampler(SamplingOptions(**flat, order="temperature;top_p")).sample(logits, p, []) for p in range(200)}
     assert (usual, tempered) == ({0, 1}, {0, 1, 2})
     assert {Sampler(SamplingOptions(**flat, order=["temperature"])).sample(logits, p, []) for p in range(200)} == {0, 1, 2, 3}  # top_p is left out
-    penalized = {"temperature": 1.0, "top_k": 1, "repeat_penalty": 100.0, "seed": 1}
+    penalized: dict[str, Any] = {"temperature": 1.0, "top_k": 1, "repeat_penalty": 100.0, "seed": 1}
     assert Sampler(SamplingOptions(**penalized)).sample(np.array([2.0, 1.0], np.float32), 1, [0]) == 1
     assert Sampler(SamplingOptions(**penalized, order="top_k;penalties")).sample(np.array([2.0, 1.0], np.float32), 1, [0]) == 0
 

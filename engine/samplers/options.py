@@ -119,15 +119,13 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 def biases(value: Any) -> tuple[tuple[int | str, float], ...]:
     """{id or text: bias} or such pairs -> pairs."""
-    pairs = []
+    pairs: list[tuple[int | str, float]] = []
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], (str, int, np.integer)) or isinstance(pair[0], bool) or pair[0] == "":
             raise OptionError(f"logit_bias must map token ids or texts to numbers, found {pair!r}")
-        if isinstance(pair[1], (int, float, np.number)) and pair[1] == -math.inf:
-            pairs.append((pair[0], -math.inf))
-        else:
-            pairs.append((pair[0], _number("logit_bias", pair[1])))
+        forbids = isinstance(pair[1], (int, float, np.number)) and pair[1] == -math.inf
+        pairs.append((pair[0] if isinstance(pair[0], str) else int(pair[0]), -math.inf if forbids else _number("logit_bias", pair[1])))
     return tuple(pairs)
 
 
