@@ -128,7 +128,9 @@ def measure(threads: int | None = None, megabytes: int = 512, passes: int = 4, m
     buffer.fill(1)  # so that every page is there
     results = np.zeros(64 * threads + 64, np.uint8)
     operands = np.full(1024, 1.0, np.float32)
-    bandwidth, int8, float32 = [], [], []
+    bandwidth: list = []
+    int8: list = []
+    float32: list = []
     for n in range(1, threads + 1):
         with Team(n) as team:
             best = 0.0

@@ -75,8 +75,9 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             opened.notes += planned.explain()[:2]  # the formats stand in the report
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
-            opened, out, type_ or "keep", formats=planned.formats if planned else None, overrides=overrides, output_type=output_type, embedding_type=embedding_type,
-            importance=weights, threads=threads, progress=Speed(progress), split=None if split is None else parse_size(split), allow_nan=allow_nan,
+            opened, out, type_ or "keep", formats=planned.formats if planned else None, overrides=overrides, output_type=output_type,
+            embedding_type=embedding_type, importance=weights, threads=threads, progress=Speed(progress),
+            split=None if split is None else parse_size(split), allow_nan=allow_nan,
             verify=False if verify is False and text is None else verify, verify_text=text)
         progress.clear()
     if not quiet:

@@ -31,7 +31,7 @@ class Columns(NamedTuple):
     """Sum of squared activations per column (float64 while collecting), over `count` tokens."""
 
     sums: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class Collector:

@@ -59,8 +59,8 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         if context is None and 0 < pages < needed:
             wanted = pages * PAGE
         elif pages < needed:
-            raise OutOfMemoryError(f"{gguf.path}: weights ({weights >> 20} MiB) and a context of {wanted} positions ({needed * page_bytes >> 20} MiB) don't fit "
-                                   f"into the {memory >> 20} MiB allowed; allow more, use a smaller context or a smaller quantisation")
+            raise OutOfMemoryError(f"{gguf.path}: weights ({weights >> 20} MiB) and a context of {wanted} positions ({needed * page_bytes >> 20} MiB) "
+                                   f"don't fit into the {memory >> 20} MiB allowed; allow more, use a smaller context or a smaller quantisation")
     return MemoryPlan(weights, pages * page_bytes, wanted, pages, page_bytes)
 
 

@@ -82,7 +82,7 @@ def test_set(talk):
         talk.run(line)
         assert talk.options[name] == value, talk.said
     before = dict(talk.options)
-    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", "/set seed", "/set ignore_eos 3", "/set max_tokens []", "/set temperature " + "[" * 99999:
+    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", "/set seed", "/set ignore_eos 3", "/set max_tokens []", "/set top_k " + "[" * 9999:
         talk.run(line)
         assert talk.options == before and talk.said[-1].startswith("llamina: "), line
     talk.run("/set")

@@ -25,7 +25,7 @@ def test_stories260k(real: Path) -> None:
     check_tensors(g, c)
     assert c == ModelConfig(
         name="llama", n_layers=5, dim=64, n_heads=8, n_kv_heads=4, head_dim=8, ffn_dim=172, n_vocab=512, context_length=2048,
-        rms_eps=float(np.float32(1e-5)), rope_dim=8, rope_base=10000.0, rope_scaling=RopeScaling(), rope_freq_factors=False, tied_output=False,
+        rms_eps=float(np.float32(1e-5)), rope_dim=8, rope_base=10000.0, rope_scaling=RopeScaling(), rope_freq_factors=False, tied_output=False, float32_kv=True,
     )
     assert (c.q_dim, c.kv_dim) == (64, 32)
 

@@ -54,7 +54,7 @@ def run(model: Model, prompt: list[int], *, speculate: bool, draft: bool = False
         rows.append(logits.tobytes())
         return sample(logits, *rest)
 
-    g._sampler.sample = record  # type: ignore[method-assign]
+    g._sampler.sample = record  # type: ignore[method-assign, assignment]
     text = g.text()
     model.draft = other
     assert model.runtime._pool.free_pages == before

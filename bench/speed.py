@@ -1,0 +1,155 @@
+"""How fast a model runs here, and how near that is to what the machine can do.
+
+    Test ──steps──► Runtime.step, timed, several times ──► tokens/s ± spread ──► GB/s, multiply-adds/s, share of limits.py's numbers
+
+Speeds are of the step alone, as llama-bench measures: token ids in, logits out, no sampling and no text. A test's *limit* is the least time that its memory
+traffic (weights and KV cache, each once a step) or its multiply-adds could take; the larger of the two is what bounds it. Only a model that fits into
+a cache gets past the former.
+"""
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..engine import forward as f
+from ..engine.kv_cache import Sequence
+from ..engine.runtime import Feed, Runtime
+from ..engine.weights import LAYER_MATRICES
+from ..kernels.elementwise import PAGE
+from ..kernels.formats import registry
+from .limits import Limits
+
+
+@dataclass(frozen=True)
+class Test:
+    """`tokens` tokens of one prompt, or of each of `batch` sequences one at a time, after `depth` positions that the KV cache already holds."""
+
+    kind: str
+    """"prompt" or "generate"."""
+    tokens: int
+    batch: int = 1
+    depth: int = 0
+    __test__ = False  # for pytest: not a class of tests
+
+    @property
+    def name(self) -> str:
+        """As llama-bench calls it: pp512, tg64; "x 8": so many sequences at once; "@ d4096": after so many positions."""
+        name = f"pp{self.tokens}" if self.kind == "prompt" else f"tg{self.tokens}"
+        return name + (f" x {self.batch}" if self.batch > 1 else "") + (f" @ d{self.depth}" if self.depth else "")
+
+    def steps(self, max_batch: int) -> Iterator[tuple[int, int, bool]]:
+        """(tokens of each sequence, their first position, are logits wanted) of every step."""
+        size = min(self.tokens, max_batch) if self.kind == "prompt" else 1
+        for i in range(0, self.tokens, size):
+            yield min(size, self.tokens - i), self.depth + i, self.kind != "prompt" or i + size >= self.tokens
+
+
+@dataclass
+class Work:
+    """What a piece of a step has to do at least."""
+
+    bytes: float = 0.0
+    int8: float = 0.0
+    """Multiply-adds of int8 kernels."""
+    float32: float = 0.0
+    """Multiply-adds of float kernels and of attention."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.int8 + other.int8, self.float32 + other.float32)
+
+    @property
+    def macs(self) -> float:
+        return self.int8 + self.float32
+
+    def bound(self, limits: Limits, threads: int) -> tuple[float, str]:
+        """(least seconds, what bounds it: "memory" or "arithmetic")"""
+        i = min(threads, len(limits.bandwidth)) - 1
+        memory, arithmetic = self.bytes / limits.bandwidth[i], self.int8 / limits.int8[i] + self.float32 / limits.float32[i]
+        return (memory, "memory") if memory >= arithmetic else (arithmetic, "arithmetic")
+
+
+STAGE_MATRICES = {"q k v": LAYER_MATRICES[:3], "attention output": LAYER_MATRICES[3:4], "gate up": LAYER_MATRICES[4:6], "down": LAYER_MATRICES[6:]}
+"""Stage of the forward pass -> the matrices it reads."""
+
+
+def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted: bool) -> dict[str, Work]:
+    """Work of one step, `tokens` tokens of each of `batch` sequences from `position` on, by stages of the forward pass; those not listed move activations."""
+    config, descriptors, page_bytes = runtime.config, runtime._weights.descriptors, runtime._pool.page_bytes
+
+    def matrix(name: str, rows: int) -> Work:
+        words, info = descriptors[name], runtime.gguf.tensors[name]
+        n_bytes = registry.tiled_bytes(info.format.name, *info.shape)
+        macs = float(words[f.COLUMNS // 8] * words[f.TILES // 8]) * 16 * rows
+        return Work(n_bytes, 0.0, macs) if words[f.FLOAT_INPUT // 8] else Work(n_bytes, macs)
+
+    work = {stage: sum((matrix(f"blk.{i}.{name}.weight", tokens * batch) for i in range(config.n_layers) for name in names), Work())
+            for stage, names in STAGE_MATRICES.items()}
+    seen = tokens * position + tokens * (tokens + 1) // 2  # positions, over all tokens of a sequence
+    work["attention"] = Work(batch * (position + tokens) * page_bytes / PAGE, 0.0, 2.0 * batch * seen * config.n_heads * config.head_dim * config.n_layers)
+    if wanted:
+        work["output"] = matrix("token_embd.weight" if config.tied_output else "output.weight", batch)
+    return work
+
+
+@dataclass
+class Speed:
+    """A test's result."""
+
+    test: Test
+    seconds: list[float]
+    """Of each repetition."""
+    work: Work = field(default_factory=Work)
+
+    @property
+    def tokens_per_second(self) -> list[float]:
+        return [self.test.tokens * self.test.batch / s for s in self.seconds]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.tokens_per_second)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of tokens a second."""
+        return statistics.stdev(self.tokens_per_second) if len(self.seconds) > 1 else 0.0
+
+
+def fill(sequence: Sequence, length: int, page_bytes: int) -> None:
+    """Give an empty sequence `length` positions of made-up keys and values, as if it had read so many tokens."""
+    sequence.reserve(length)
+    # below 1 in half precision, hence finite whatever floats the cache holds
+    page = np.random.default_rng(0).uniform(-0.5, 0.5, page_bytes // 2).astype(np.float16)
+    for address in sequence.table[:-(-length // PAGE)]:
+        ctypes.memmove(int(address), page.ctypes.data, page_bytes)
+    sequence.ids, sequence.length = [0] * length, length
+
+
+def run(runtime: Runtime, test: Test, repetitions: int, warm_up: bool = True) -> Speed:
+    """Time a test `repetitions` times. OptionError, ContextFullError, OutOfMemoryError: it does not fit the runtime."""
+    ids = np.random.default_rng(0).integers(0, runtime.config.n_vocab, test.tokens)
+    steps = list(test.steps(runtime.max_batch))
+    sequences = [runtime.new_sequence() for _ in range(test.batch)]
+    try:
+        for sequence in sequences:
+            fill(sequence, test.depth, runtime._pool.page_bytes)
+        speed = Speed(test, [])
+        for i in range(-1 if warm_up else 0, repetitions):
+            start = time.perf_counter()
+            for n, position, wanted in steps:
+                part = ids[position - test.depth:position - test.depth + n]
+                runtime.step([Feed(sequence, part, "last" if wanted else "none") for sequence in sequences])
+            if i >= 0:
+                speed.seconds.append(time.perf_counter() - start)
+            for sequence in sequences:
+                sequence.truncate(test.depth)
+    finally:
+        for sequence in sequences:
+            sequence.close()
+    for n, position, wanted in steps:
+        speed.work = sum(stage_work(runtime, n, test.batch, position, wanted).values(), speed.work)
+    return speed
