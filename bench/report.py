@@ -63,8 +63,8 @@ def report(path: Path, tests: list[Test], *, threads: int | None = None, repetit
             runtime.close()
         if note:
             note("machine limits")
-        limits = limits or measure(result["threads"])  # after the peak was read: this takes a large buffer
-        result |= {"target": limits.target, "limits": asdict(limits), "tests": [_row(speed, limits, result["threads"]) for speed in speeds]}
+        limits = limits or measure(runtime.n_threads)  # after the peak was read: this takes a large buffer
+        result |= {"target": limits.target, "limits": asdict(limits), "tests": [_row(speed, limits, runtime.n_threads) for speed in speeds]}
         if profile:
             result["profiles"] = [_profile(*p, limits, runtime.n_threads) for p in profiles]
             result["kernels"] = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrix_names(config)}

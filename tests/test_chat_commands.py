@@ -102,7 +102,8 @@ def test_help_and_unknown(talk):
 
 
 def test_restore_refuses_what_is_no_conversation(talk):
-    for bad in None, {}, "x", [1], [{"role": "user"}], [{"role": 1, "content": "x"}]:
+    wrong: tuple = (None, {}, "x", [1], [{"role": "user"}], [{"role": 1, "content": "x"}])
+    for bad in wrong:
         with pytest.raises(OptionError):
             talk.chat.restore(bad)
 
