@@ -113,16 +113,15 @@ def recall(rng: Random, held: bool) -> Document:
     return Document("memory", turns=memory(rng, held, between))
 
 
-# shares of documents: at first stories, which teach the language, then the tasks
-STORIES_FIRST = {
-    "story": 0.14, "request": 0.06, "chat": 0.17, "memory": 0.03, "sentiment": 0.08, "topic": 0.05, "translation": 0.30, "passage": 0.17,
-}
-TASKS_THEN = {
-    "story": 0.04, "request": 0.02, "chat": 0.18, "memory": 0.05, "sentiment": 0.07, "topic": 0.04, "translation": 0.32, "passage": 0.28,
+# shares of documents: at first stories, which teach the language, then the tasks, then what takes longest: names, copying, recalling
+MIXES: dict[str, dict[str, float]] = {
+    "stories": {"story": 14, "request": 6, "chat": 17, "memory": 3, "sentiment": 8, "topic": 5, "translation": 30, "passage": 17},
+    "tasks": {"story": 4, "request": 2, "chat": 18, "memory": 5, "sentiment": 7, "topic": 4, "translation": 32, "passage": 28},
+    "recall": {"story": 12, "request": 6, "chat": 24, "memory": 7, "sentiment": 4, "topic": 3, "translation": 15, "passage": 29},
 }
 
 
-def document(rng: Random, held: bool, name: str | None = None, mix: Mapping[str, float] = STORIES_FIRST) -> Document:
+def document(rng: Random, held: bool, name: str | None = None, mix: Mapping[str, float] = MIXES["stories"]) -> Document:
     """One document of the given task, or of a task drawn from the mix."""
     name = name or rng.choices(list(mix), list(mix.values()))[0]
     if name == "story":

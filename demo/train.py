@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .corpus import STORIES_FIRST, TASKS_THEN, document, tokens
+from .corpus import MIXES, document, tokens
 from .model import Config, Llama
 
 WORK = Path(__file__).parent / "work"
@@ -85,7 +85,8 @@ def train(args: argparse.Namespace) -> None:
         scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
         length = config.context if args.finish and end - step <= args.finish // 4 else args.context
-        x, y, w = batch(sp, args.seed, step, args.tokens // length, length, STORIES_FIRST if step < args.stories else TASKS_THEN)
+        mix = MIXES[args.mix or ("stories" if step < 250 else "tasks")]
+        x, y, w = batch(sp, args.seed, step, args.tokens // length, length, mix)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
         loss = (F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none") * w.flatten()).sum() / w.sum()
@@ -115,7 +116,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a batch")
     parser.add_argument("--context", type=int, default=256,
         help="length of its sequences; the last quarter of a finishing run has the model's own, 512")
-    parser.add_argument("--stories", type=int, default=250, metavar="N", help="steps with the mix that has more stories")
+    parser.add_argument("--mix", choices=list(MIXES), help="shares of the tasks (default: stories for 250 steps, then tasks)")
     parser.add_argument("--save", type=int, default=100, metavar="N", help="steps between two checkpoints")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--lr-embed", type=float, default=0.002)
