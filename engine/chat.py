@@ -27,18 +27,20 @@ class Chat:
         self._computed: list[int] = []  # ids whose keys and values the sequence holds, while no answer is open
         self._answer: Generation | None = None
 
-    def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, **sampling: Any) -> Generation:
+    def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, json_schema: Any = None,
+            regex: str | None = None, grammar: str | None = None, choices: Any = None, **sampling: Any) -> Generation:
         """The answer to the user's next turn, as it comes. The turn before ends here, complete or not: what was shown of its answer stays in
         the history; a turn interrupted before its first word is forgotten. Raises like `Model.generate`; then this turn is forgotten."""
         self._settle()
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self.template.encode(messages)
         options, limit, stops = SamplingOptions(**sampling), check_max_tokens(max_tokens), check_stop(stop)
+        obey = self.model._grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
         keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
         self._sequence.truncate(keep)
         self._computed = self._computed[:keep]
         self._answer = Generation(self.model, ids, options, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
-                                  ignore_eos=ignore_eos, sequence=self._sequence)
+                                  ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey)
         self.messages = messages
         return self._answer
 

@@ -22,6 +22,7 @@ from .speculation import DraftModel, Speculator
 
 if TYPE_CHECKING:
     from . import kv_cache
+    from .grammar import Grammar
     from .model import Model
     from .tokenizer.stream import StreamDecoder
 
@@ -97,10 +98,10 @@ class Generation:
 
     def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
-                 logprobs: int | None = None, speculate: bool = True):
+                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
         first `sequence.length` ids of the prompt (fewer than all); it stays open at the end. logprobs: of how many of the most likely tokens, besides
-        the chosen one. speculate: guess and verify where that is faster; changes nothing else."""
+        the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey."""
         if len(prompt) > model.context:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)")
@@ -112,6 +113,7 @@ class Generation:
         self._sampler = Sampler(options, sample_index, model.tokenizer)
         self.logprobs: list[TokenLogprob] = []
         self._n_logprobs = logprobs
+        self._constraint = grammar.start(len(prompt)) if grammar else None
         self._banned = BannedTexts(options.banned)
         speculate = speculate and model.speculate
         draft = DraftModel(model.draft, self._sampler) if speculate and model.draft else None
@@ -151,7 +153,8 @@ class Generation:
             return self._finish("context")
         start = time.perf_counter()
         logits = self._next_logits()
-        id = self._sampler.sample(logits, len(self.history), self.history, self._banned.at(len(self.history)))
+        id = self._sampler.sample(logits, len(self.history), self.history, self._banned.at(len(self.history)),
+                                  self._constraint.allowed(self.history) if self._constraint else None)
         seconds = time.perf_counter() - start
         if self._steps:
             self._generate_seconds += seconds

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from . import kv_cache
     from .chat_template import ChatTemplate
     from .config import ModelConfig
+    from .grammar import Grammar
     from .runtime import Runtime
     from .tokenizer import Tokenizer
 
@@ -203,13 +204,16 @@ class Model:
         return found
 
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
-                 special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True, **sampling: Any) -> Generation:
+                 special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
+                 json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
+                 **sampling: Any) -> Generation:
         """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
         result is iterated; arguments are checked now.
 
         max_tokens: None or -1: until the model ends or the context is full. stop: strings that end the answer and are not part of it. ignore_eos: go on
         after end-of-sequence. special: see `tokenize`. sample_index: tells apart several answers drawn with one seed. logprobs: fill
-        `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. sampling: fields of
+        `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. json_schema (JSON text,
+        dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. sampling: fields of
         SamplingOptions, such as temperature, top_k, top_p and seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never
         cut), ClosedError.
         """
@@ -218,7 +222,17 @@ class Model:
         if count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
             raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
         return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
-                          ignore_eos=ignore_eos, sample_index=sample_index, logprobs=check_logprobs(logprobs), speculate=speculate)
+                          ignore_eos=ignore_eos, sample_index=sample_index, logprobs=check_logprobs(logprobs), speculate=speculate,
+                          grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+
+    def _grammar(self, ignore_eos: bool, stop_ids: Iterable[int] = (), **asked: Any) -> Grammar | None:
+        """What `generate`'s json_schema, regex, grammar or choices ask for, compiled. OptionError."""
+        if all(value is None for value in asked.values()):
+            return None
+        if ignore_eos:
+            raise OptionError("ignore_eos and a grammar contradict each other: the grammar says where an answer ends")
+        from .grammar import compile_grammar
+        return compile_grammar(self.tokenizer, self.tokenizer.eog_ids | frozenset(stop_ids), **asked)
 
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""

@@ -85,11 +85,13 @@ class Sampler:
         self._stages = [stages[name][1] for name in names]
         self._mirostat = "mirostat" in names
 
-    def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = ()) -> int:
-        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be.
+    def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
+               allowed: np.ndarray | None = None) -> int:
+        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be;
+        allowed: bool [n_vocab], which it may be.
 
         Pure but for mirostat's table: equal arguments, equal id. NumericError if a logit is not finite, OptionError if no token is left."""
-        c = self._candidates(logits, position, history, banned)
+        c = self._candidates(logits, position, history, banned, allowed)
         if self.options.temperature == 0:
             return c.id(int(np.argmax(c.logits)))  # the first of equals
         scores = relative(c.logits)
@@ -109,14 +111,16 @@ class Sampler:
         whole = total(weights)
         return {c.id(i): float(w / whole) for i, w in enumerate(weights)}
 
-    def _candidates(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = ()) -> Candidates:
+    def _candidates(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
+                    allowed: np.ndarray | None = None) -> Candidates:
         """What the stages leave."""
         if not np.isfinite(logits).all():
             bad = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise NumericError(f"logits at position {position}: token {bad} has {logits[bad]}, expected finite numbers: the weights may be damaged")
         c = Candidates(logits, None, position, history)
-        if banned:
-            self._drop(c, add(logits, dict.fromkeys(banned, -math.inf)))
+        if banned or allowed is not None:
+            logits = add(logits, dict.fromkeys(banned, -math.inf))
+            self._drop(c, logits if allowed is None else np.where(allowed, logits, -np.inf))
         for stage in self._stages:
             stage(c)
         return c
@@ -164,7 +168,7 @@ class Sampler:
         """Go on with these logits, without what is -inf among them."""
         left = np.flatnonzero(logits > -np.inf)
         if not len(left):
-            raise OptionError(f"position {c.position}: every token is forbidden by logit_bias or banned texts: allow some")
+            raise OptionError(f"position {c.position}: every token is forbidden by logit_bias, banned texts or the grammar: allow some")
         c.logits = logits
         c.keep(left)
         _finite(c, c.logits)

@@ -10,7 +10,7 @@ import click
 
 from ..errors import ContextFullError, LlaminaError, OptionError, TokenizerError
 from . import one_line
-from .options import check_sampling, model_argument, open_model, run_options, sampling_options, speculation_options
+from .options import check_sampling, grammar_options, model_argument, open_model, pop_grammar, run_options, sampling_options, speculation_options
 from .progress import Progress, closing_line
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("-n", "--max-tokens", type=int, default=-1, show_default=True, metavar="N", help="Most tokens of an answer; -1: until the context is full.")
 @click.option("--plain", is_flag=True, help="On a terminal: answers as the model writes them, not as Markdown; no line editor.")
 @sampling_options
+@grammar_options
 @speculation_options
 @run_options
 def command(model: str, system: str | None, max_tokens: int, plain: bool, draft: str | None, no_speculation: bool, threads: int | None,
@@ -41,13 +42,14 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, draft:
     """
     from ..chat import Chat
     from ..generation import check_max_tokens
+    obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded,
           Chat(loaded, system) as chat):
         progress.clear()
-        options = {"max_tokens": max_tokens, **sampling}
+        options = {"max_tokens": max_tokens, **sampling, **obey}
         if terminal:
             if not quiet:
                 print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)

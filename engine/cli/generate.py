@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from ..errors import OptionError
-from .options import check_sampling, ending_newline, model_argument, open_model, read_text, run_options, sampling_options, speculation_options
+from .options import (
+    check_sampling,
+    ending_newline,
+    grammar_options,
+    model_argument,
+    open_model,
+    pop_grammar,
+    read_text,
+    run_options,
+    sampling_options,
+    speculation_options,
+)
 from .progress import Progress, closing_line
 
 
@@ -19,6 +30,7 @@ from .progress import Progress, closing_line
 @click.option("-f", "--file", metavar="PATH", help="Read it from a file, - for standard input; one newline at its end is dropped.")
 @click.option("-n", "--max-tokens", type=int, default=256, show_default=True, metavar="N", help="Most tokens to generate; -1: until the context is full.")
 @sampling_options
+@grammar_options
 @speculation_options
 @click.option("--logprobs", type=int, metavar="N", help="With --json: log-probabilities of prompt and answer, and of the N likeliest tokens at each place.")
 @click.option("--special", is_flag=True, help="Special tokens written in the prompt (</s>, <|eot_id|>) are those tokens, not text.")
@@ -42,6 +54,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
     from ..generation import check_logprobs, check_max_tokens
     if prompt is not None and file is not None:
         raise OptionError("give the prompt with -p or with -f, not with both")
+    obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     if check_logprobs(logprobs) is not None and not as_json:
@@ -49,7 +62,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
     text = prompt if prompt is not None else _from_file(file)
     with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded:
         ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
-        generation = loaded.generate(ids, max_tokens=max_tokens, logprobs=logprobs, **sampling)
+        generation = loaded.generate(ids, max_tokens=max_tokens, logprobs=logprobs, **obey, **sampling)
         if as_json:
             answer: dict[str, Any] = {"model": model, "prompt": text, "prompt_ids": ids, "text": generation.text(), "ids": generation.ids}
             if logprobs is not None:

@@ -10,14 +10,14 @@ import click
 
 from ..errors import FileError
 from . import debug_option
-from .sampling_options import combine, sampling_options, speculation_options
+from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
 if TYPE_CHECKING:
     from ..model import Model
     from .progress import Progress
 
 __all__ = ["check_sampling", "ending_newline", "model_argument", "open_model", "read_stdin", "read_text", "run_options", "sampling_options",
-           "speculation_options"]
+           "speculation_options", "grammar_options"]
 
 model_argument = click.argument("model", default="demo", metavar="[MODEL]")
 
@@ -46,6 +46,16 @@ def check_sampling(options: dict[str, Any]) -> None:
     names = (field.name for field in fields(SamplingOptions))
     SamplingOptions(**{name: options[name] for name in names if name in options})
     check_stop(options["stop"])
+
+
+def pop_grammar(options: dict[str, Any]) -> dict[str, Any]:
+    """Take --json-schema, --regex, --grammar and --choice out of the options -> arguments of `Model.generate`, files read."""
+    texts = {name: options.pop(name) for name in ("json_schema", "regex", "grammar")}
+    for name, text in texts.items():
+        if text is not None and name != "regex" and "\n" not in text and not text.lstrip().startswith("{") and "start:" not in text:
+            texts[name] = read_text(text)
+    given = {**texts, "choices": list(options.pop("choices")) or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_stdin() -> str:

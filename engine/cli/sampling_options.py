@@ -80,3 +80,10 @@ speculation_options = combine(
     click.option("--draft", metavar="PATH", help="A smaller model of the same vocabulary that guesses ahead; the answer stays the same."),
     click.option("--no-speculation", is_flag=True, help="Never guess ahead; the answer is the same."),
 )
+
+grammar_options = combine(
+    click.option("--json-schema", metavar="FILE|TEXT", help="The answer is JSON that obeys this schema."),
+    click.option("--regex", metavar="REGEX", help="The answer matches this, from its first to its last character."),
+    click.option("--grammar", metavar="FILE|TEXT", help="The answer obeys this Lark grammar."),
+    click.option("--choice", "choices", multiple=True, metavar="TEXT", help="The answer is this text, or another one given so."),
+)
