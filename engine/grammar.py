@@ -126,7 +126,7 @@ def _source(kind: str, value: Any, matcher: Any) -> str:
 
 def _json_source(value: Any, matcher: Any) -> str:
     if hasattr(value, "model_json_schema"):
-        value = value.model_json_schema()
+        value = _closed(value.model_json_schema())
     if isinstance(value, str):
         _check_text(value)
         try:
@@ -143,6 +143,17 @@ def _json_source(value: Any, matcher: Any) -> str:
     _check_references(value)
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
     return matcher.grammar_from_json_schema(text, overrides=style)
+
+
+def _closed(schema: Any) -> Any:
+    """A pydantic model's schema, without the properties that the model would ignore: JSON Schema allows any where it doesn't say otherwise."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: {name: _closed(inner) for name, inner in value.items()} if key in ("properties", "$defs") else  # names, not keywords
+              value if key in ("const", "enum", "default", "examples") else _closed(value) for key, value in schema.items()}
+    return {"additionalProperties": False, **closed} if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) else closed
 
 
 def _check_references(schema: Any) -> None:

@@ -134,9 +134,10 @@ class Tokenizer:
         stream = self.stream(special=special)
         return "".join(map(stream.push, ids)) + stream.flush()
 
-    def stream(self, after: Iterable[int] = (), *, special: bool = False) -> StreamDecoder:
-        """A decoder fed token by token; `after`: the ids before the first one fed, typically the prompt."""
-        return StreamDecoder(self, after, special=special)
+    def stream(self, after: Iterable[int] = (), *, special: bool = False, at_start: bool = True) -> StreamDecoder:
+        """A decoder fed token by token; `after`: the ids before the first one fed, typically the prompt. at_start: False keeps the space that SentencePiece
+        drops at the beginning of a text."""
+        return StreamDecoder(self, after, special=special, at_start=at_start)
 
     def piece(self, id: int, at_start: bool, special: bool) -> tuple[bytes, bool]:
         """Bytes that a token adds to a text, and whether the text is still at its start after it (then SentencePiece drops a space)."""

@@ -29,10 +29,10 @@ class StreamDecoder:
     """Made by Tokenizer.stream(). `after` are ids that came before (a prompt): their text is not returned, but what follows joins onto it: the
     space that begins a text is dropped once only."""
 
-    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = (), *, special: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = (), *, special: bool = False, at_start: bool = True) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._at_start = True
+        self._at_start = at_start
         self._decoder = _incremental(tokenizer.utf8_errors)
         for id in after:
             self.push(id)
