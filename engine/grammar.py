@@ -9,6 +9,7 @@ Everything a hostile schema could make large is bounded here or by llguidance's 
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ MAX_DEPTH = 64
 """Of brackets within brackets."""
 LIMITS = {"initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 500_000, "step_max_items": 100_000, "max_lexer_states": 50_000,
           "max_grammar_size": 200_000, "verbose_errors": False}
+NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
+"""Without it every step looks how far the text is determined, which takes seconds for /a{100000}/."""
 KINDS = ("json_schema", "regex", "grammar", "choices")
 _tables: weakref.WeakKeyDictionary[Any, dict[frozenset[int], Any]] = weakref.WeakKeyDictionary()
 
@@ -93,7 +96,7 @@ def compile_grammar(tokenizer: Tokenizer, end_ids: Iterable[int], *, json_schema
     if not end:
         raise OptionError(f"{kind}: this model has no end-of-sequence token, so an answer could not end")
     try:
-        source = _source(kind, given[kind], llguidance.LLMatcher)
+        source = _source(kind, given[kind]) + NO_FORCING
         table, limits = _table(tokenizer, end), llguidance.LLParserLimits(**LIMITS)
         error = llguidance.LLMatcher.validate_grammar(source, table, limits=limits)
         if error and not error.startswith("WARNING"):
@@ -108,23 +111,23 @@ def compile_grammar(tokenizer: Tokenizer, end_ids: Iterable[int], *, json_schema
     return Grammar(matcher, tokenizer.n_vocab)
 
 
-def _source(kind: str, value: Any, matcher: Any) -> str:
-    """What the user gave, checked, as a grammar that llguidance reads."""
+def _source(kind: str, value: Any) -> str:
+    """What the user gave, checked, as a Lark grammar in llguidance's dialect."""
     if kind == "json_schema":
-        return _json_source(value, matcher)
+        return _json_source(value)
     if kind == "choices":
         texts = [value] if isinstance(value, str) else list(value)
         if not all(isinstance(text, str) and text for text in texts) or not texts:
             raise OptionError("must be non-empty strings")
         _check_text("".join(texts), depth=False)
-        return matcher.grammar_from_lark("start: " + " | ".join(_lark_string(text) for text in texts))
+        return "start: " + " | ".join(_lark_string(text) for text in texts)
     if not isinstance(value, str) or not value:
         raise OptionError(f"must be a non-empty string, found {type(value).__name__}")
     _check_text(value)
-    return matcher.grammar_from_regex(value) if kind == "regex" else matcher.grammar_from_lark(value)
+    return value if kind == "grammar" else "start: /" + _lark_regex(value) + "/"
 
 
-def _json_source(value: Any, matcher: Any) -> str:
+def _json_source(value: Any) -> str:
     if hasattr(value, "model_json_schema"):
         value = _closed(value.model_json_schema())
     if isinstance(value, str):
@@ -135,14 +138,15 @@ def _json_source(value: Any, matcher: Any) -> str:
             raise OptionError(f"is not JSON: {_line(error)}") from None
     if not isinstance(value, (dict, bool)):
         raise OptionError(f"must be a JSON object, found {type(value).__name__}")
+    value = value if isinstance(value, dict) else {} if value else {"anyOf": []}
+    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False, "coerce_one_of": False}
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps({**value, "x-guidance": style}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"is not plain JSON data: {_line(error)}") from None
     _check_text(text)
-    _check_references(value)
-    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-    return matcher.grammar_from_json_schema(text, overrides=style)
+    _check_counts(value)
+    return f"start: %json {text}"
 
 
 def _closed(schema: Any) -> Any:
@@ -156,12 +160,19 @@ def _closed(schema: Any) -> Any:
     return {"additionalProperties": False, **closed} if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) else closed
 
 
-def _check_references(schema: Any) -> None:
-    """A chain of definitions is followed by recursion in llguidance: bound it."""
-    if isinstance(schema, dict):
-        count = sum(len(schema[key]) for key in ("$defs", "definitions") if isinstance(schema.get(key), dict))
-        if count > 500:
-            raise OptionError(f"has {count} definitions, at most 500 are taken")
+def _check_counts(schema: Any) -> None:
+    """Bound what llguidance follows by recursion (a chain of definitions) or compares each with each (patterns of properties)."""
+    count = {"$defs": 0, "definitions": 0, "patternProperties": 0}
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part
+        parts = [inner for inner in parts if isinstance(inner, (dict, list))]
+        for key in count:
+            inner = part.get(key) if isinstance(part, dict) else None
+            count[key] += len(inner) if isinstance(inner, dict) else 0
+            if count[key] > (most := 50 if key == "patternProperties" else 500):
+                raise OptionError(f"{key}: has {count[key]} entries, at most {most} are taken")
 
 
 def _check_text(text: str, depth: bool = True) -> None:
@@ -176,6 +187,22 @@ def _check_text(text: str, depth: bool = True) -> None:
         level += (c in "([{") - (c in ")]}")
         if level > MAX_DEPTH:
             raise OptionError(f"is nested too deeply (more than {MAX_DEPTH} brackets)")
+
+
+def _lark_regex(regex: str) -> str:
+    """A regex between slashes: these, and ends of lines, must be escaped there."""
+    out, escaped = [], False
+    for c in regex:
+        if c in "/\n\r" and not escaped:
+            out.append({"/": "\\/", "\n": "\\n", "\r": "\\r"}[c])
+        elif c in "\n\r":  # escaped already
+            out.append({"\n": "n", "\r": "r"}[c])
+        else:
+            out.append(c)
+        escaped = c == "\\" and not escaped
+    if escaped:
+        raise OptionError("it ends with a lone backslash")
+    return "".join(out)
 
 
 def _lark_string(text: str) -> str:
@@ -217,5 +244,7 @@ class _Vocabulary:
 
 
 def _line(error: object) -> str:
-    text = " ".join(str(error).split())
+    """llguidance's message on one line, without the listing of the grammar that follows it."""
+    text = re.split(r"\n\s*\d+ \| |; following special tokens|<non-verbose/>", str(error))[0]
+    text = " ".join(re.sub(r"^at 1\(8\): failed to compile JSON schema: ", "", text).split())
     return text if len(text) <= 300 else text[:300] + "…"
