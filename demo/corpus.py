@@ -117,7 +117,7 @@ def recall(rng: Random, held: bool) -> Document:
 MIXES: dict[str, dict[str, float]] = {
     "stories": {"story": 14, "request": 6, "chat": 17, "memory": 3, "sentiment": 8, "topic": 5, "translation": 30, "passage": 17},
     "tasks": {"story": 4, "request": 2, "chat": 18, "memory": 5, "sentiment": 7, "topic": 4, "translation": 32, "passage": 28},
-    "recall": {"story": 12, "request": 6, "chat": 24, "memory": 7, "sentiment": 4, "topic": 3, "translation": 15, "passage": 29},
+    "recall": {"story": 6, "request": 3, "chat": 32, "memory": 5, "sentiment": 3, "topic": 2, "translation": 15, "passage": 34},
 }
 
 

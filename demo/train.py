@@ -2,6 +2,7 @@
 
     python -m demo.train                    # resumes from demo/work/latest.pt, else starts; Ctrl-C or SIGTERM: saves and ends
     python -m demo.train --finish 500       # learning rate to zero over 500 steps from latest.pt; writes demo/work/final.pt
+    python -m demo.train --from-gguf engine/data/demo.gguf      # no checkpoint left: start from an exported file's weights and counts
 
 The learning rate warms up and stays (so a run may be stopped and continued at will), and a finishing run lets it fall to zero.
 Muon trains the matrices of the layers, AdamW the embedding and the norms.
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .corpus import MIXES, document, tokens
+from .evaluate import load
 from .model import Config, Llama
 
 WORK = Path(__file__).parent / "work"
@@ -69,6 +71,11 @@ def train(args: argparse.Namespace) -> None:
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
         step, seen, seconds = state["step"], state["tokens"], state["seconds"]
+    elif args.from_gguf:  # dequantised; the optimizers' momenta are lost, so the learning rate warms up again
+        exported, before = load(args.from_gguf)
+        model.load_state_dict(exported.state_dict())
+        step, seen, seconds = before["steps"], before["tokens"], float(before["seconds"])
+    fresh = 0 if latest.exists() else step
     start, end = step, step + args.finish if args.finish else args.steps
     out = WORK / "final.pt" if args.finish else latest
 
@@ -82,7 +89,7 @@ def train(args: argparse.Namespace) -> None:
     mean = 0.0
     while step < end and not stop:
         t0, cpu = time.perf_counter(), time.process_time()
-        scale = (end - step) / (end - start) if args.finish else min(1.0, (step + 1) / args.warmup)
+        scale = (end - step) / (end - start) if args.finish else min(1.0, (step - fresh + 1) / args.warmup)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.lr * scale, args.lr_embed * scale
         length = config.context if args.finish and end - step <= args.finish // 4 else args.context
         mix = MIXES[args.mix or ("stories" if step < 250 else "tasks")]
@@ -110,9 +117,10 @@ def train(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2400, help="steps at the full learning rate")
+    parser.add_argument("--steps", type=int, default=2400, help="the step to end at, all of them at the full learning rate")
     parser.add_argument("--finish", type=int, default=0, metavar="N",
         help="end a run: N more steps from the latest checkpoint, the learning rate falling to zero")
+    parser.add_argument("--from-gguf", type=Path, metavar="FILE", help="without a checkpoint: start from this file's weights (of the same tokenizer)")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a batch")
     parser.add_argument("--context", type=int, default=256,
         help="length of its sequences; the last quarter of a finishing run has the model's own, 512")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -296,7 +296,7 @@ def check_logprobs(n: Any) -> int | None:
 
 def check_stop(stop: Any) -> tuple[str, ...]:
     """One stop string or several. OptionError if one is empty or not a string."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop or (), Iterable) else (stop,)
     for s in stops:
         if not isinstance(s, str) or not s:
             raise OptionError(f"stop must be non-empty strings, found {s!r}")

@@ -218,6 +218,8 @@ class Model:
         cut), ClosedError.
         """
         self._check_open()
+        if unknown := sampling.keys() - SamplingOptions.__dataclass_fields__.keys():
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
         options = SamplingOptions(**sampling)
         if count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
             raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
@@ -242,7 +244,9 @@ class Model:
         else:
             ids = self._check_ids(prompt)
         if not ids:
-            raise OptionError(f"{self.path}: the prompt is empty and this model has no beginning-of-sequence token to start from: give some text")
+            bos_id = self.tokenizer.bos_id
+            why = "and this model has no beginning-of-sequence token to start from" if bos_id is None else f"(beginning-of-sequence is token {bos_id})"
+            raise OptionError(f"{self.path}: the prompt is empty {why}: give some text, or token ids")
         return ids
 
     def _check_ids(self, ids: Iterable[int]) -> list[int]:

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# `python -m pytest` puts the checkout on the path, where transformers would find our kernels/ for the package of that name
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != REPOSITORY]
 
 
 def real_folder() -> Path:

@@ -111,7 +111,7 @@ def test_held_text_comes_at_every_end(end, reason):
 
 @pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1], 5], ids=str)
 def test_stop_is_checked(stop):
-    with pytest.raises((OptionError, TypeError), match="stop|iterable"):
+    with pytest.raises(OptionError, match="stop must be non-empty strings"):
         fake_model().generate("a", stop=stop)
 
 
@@ -147,9 +147,12 @@ def test_empty_prompt_is_bos():
     model = fake_model("x", after=1)
     assert greedy(model, "").text() == "x"
     assert model.runtime.fed[0] == [BOS]
-    with pytest.raises(OptionError, match="the prompt is empty"):
+    with pytest.raises(OptionError, match=r"the prompt is empty \(beginning-of-sequence is token \d+\): give"):
         model.generate([])
     model.tokenizer.add_bos = False
+    with pytest.raises(OptionError, match="the prompt is empty"):
+        model.generate("")
+    model.tokenizer.bos_id = None
     with pytest.raises(OptionError, match="no beginning-of-sequence"):
         model.generate("")
 
@@ -174,6 +177,11 @@ def test_max_tokens_is_checked(n):
 def test_options_are_checked_at_once(options):
     with pytest.raises(OptionError):
         fake_model().generate("a", **options)
+
+
+def test_unknown_options_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword argument 'temprature'"):
+        fake_model().generate("a", temprature=0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is left behind

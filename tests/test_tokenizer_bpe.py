@@ -162,15 +162,18 @@ def test_byte_alphabet() -> None:
     assert (BYTE_OF["Ġ"], BYTE_OF["Ċ"], BYTE_OF["A"], BYTE_OF["é"]) == (0x20, 0x0A, 0x41, 0xE9)
 
 
-def test_llama_cpp_cases() -> None:
-    """Llama 3's own vocabulary, where llama.cpp's sources lie on this machine (LLAMINA_LLAMACPP_SRC: the folder that holds models/)."""
+@pytest.mark.parametrize("vocabulary", ["llama-bpe", "llama-spm", "phi-3"])
+def test_llama_cpp_cases(vocabulary: str) -> None:
+    """Published vocabularies (Llama 3's first), where llama.cpp's sources lie on this machine (LLAMINA_LLAMACPP_SRC: the folder that holds models/)."""
     source = os.environ.get("LLAMINA_LLAMACPP_SRC")
-    path = Path(source or ".") / "models" / "ggml-vocab-llama-bpe.gguf"
+    path = Path(source or ".") / "models" / f"ggml-vocab-{vocabulary}.gguf"
     if not source or not path.is_file():
-        pytest.skip("set LLAMINA_LLAMACPP_SRC to llama.cpp's sources to run its llama-bpe cases")
+        pytest.skip("set LLAMINA_LLAMACPP_SRC to llama.cpp's sources to run their tokenizer cases")
     with open_gguf(path) as file:
         tokenizer = load_tokenizer(file.metadata, str(path))
     inputs = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    for text, line in zip(inputs, Path(f"{path}.out").read_text().splitlines()):
+    lines = Path(f"{path}.out").read_text().splitlines()
+    assert len(lines) == 46 == len(inputs) - 1
+    for text, line in zip(inputs, lines):
         assert tokenizer.encode(text, bos=False) == [int(id) for id in line.split()], text
         assert tokenizer.decode(tokenizer.encode(text)) == text
