@@ -60,7 +60,7 @@ def command(model: str | None, shape: str | None, kind: str, keep: str | None, p
     from ..engine.model import resolve
     from .report import as_csv, markdown, report, tests_of
     tests: list[Test] = tests_of(prompt, generate, batches, context_depth)
-    with Progress(quiet) as progress, _file(model and str(resolve(model)), shape, kind, keep, progress) as path:
+    with Progress(quiet) as progress, _file(model and str(resolve(model, progress.loading)), shape, kind, keep, progress) as path:
         result = report(path, tests, threads=threads, repetitions=repetitions, profile=profile, progress=progress.loading,
                         note=lambda what: progress.counting(f"measuring {what}", 0, 0))
         progress.clear()

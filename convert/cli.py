@@ -46,12 +46,13 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             allow_nan: bool, verify: bool | None, verify_text: str | None, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
-    SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one). OUT appears
-    under its name once it is complete, and SOURCE is never written to.
+    SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one), or
+    hf:org/repo, which is downloaded first (extra hub). OUT appears under its name once it is complete, and SOURCE is never written to.
 
     \b
     Examples:
       llamina convert ./Llama-2-7b-chat-hf llama2-7b.q4_k_m.gguf --type q4_k_m
+      llamina convert hf:TinyLlama/TinyLlama-1.1B-Chat-v1.0 tinyllama.q4_k_m.gguf --type q4_k_m
       llamina convert model.f16.gguf model.q3_k_m.gguf --type q3_k_m --importance imatrix.gguf --tensor 'ffn_down=q4_k'
       llamina convert model.f16.gguf model.gguf --fit 4GB --importance imatrix.gguf
       llamina convert stories15M.bin stories15M.gguf --type q8_0 --tokenizer tokenizer.model
@@ -66,7 +67,7 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
         from .importance import read
         weights = read(Path(importance))
     text = read_text(verify_text) if verify_text else None
-    with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer)) as opened:
+    with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer, progress.loading)) as opened:
         planned = None
         if type_ is None:
             from .fit import parse_bits, plan

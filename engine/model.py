@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .errors import ClosedError, ContextFullError, OptionError, UnsupportedError
+from .errors import ClosedError, ContextFullError, OptionError
 from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .gguf import GGUFFile, open_gguf
 from .sampling import SamplingOptions, TokenLogprob, token_logprob
@@ -35,18 +35,19 @@ DEFAULT_MAX_TOKENS = 256
 
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          progress: Callable[[str, int, int], None] | None = None) -> Model:
-    """Open a model: a .gguf file (the first shard of a split one), or "demo", the small one that comes with the package.
+    """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
+    "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
     threads: default one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
-    progress: called as progress(what, done, total) while weights are read, in bytes.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .config import ModelConfig, check_tensors
     from .tokenizer import load_tokenizer
     start = time.perf_counter()
     threads, context = count("threads", threads), count("context", context)
-    gguf = open_gguf(resolve(path))
+    gguf = open_gguf(resolve(path, progress))
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
@@ -67,22 +68,23 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     return model
 
 
-def load_vocabulary(path: str | os.PathLike[str] = "demo") -> Tokenizer:
+def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[str, int, int], None] | None = None) -> Tokenizer:
     """The tokenizer alone, also of a vocabulary-only file; fast, because nothing is compiled or even imported for it. Raises like `load`."""
     from .tokenizer import load_tokenizer
-    with open_gguf(resolve(path)) as gguf:
+    with open_gguf(resolve(path, progress)) as gguf:
         return load_tokenizer(gguf.metadata, gguf.path)
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """MODEL as users write it -> the file's path."""
+def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """MODEL as users write it -> the file's path. hf:... is downloaded if the hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
         raise OptionError(f"the model must be a path or 'demo', found {path!r}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
-        raise UnsupportedError(f"{name}: models are not downloaded by this version: download the .gguf file yourself and give its path")
+        from .hub import model_file
+        return model_file(name, progress)
     return Path(name)
 
 

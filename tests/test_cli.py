@@ -121,7 +121,7 @@ def test_tokenizing_needs_no_compiler():
     (["chat", "--top-k", "-5"], 2, "top_k must be 0"),
     (["chat", "-n", "-5"], 2, "max_tokens"),
     (["generate", "none.gguf", "-p", "x"], 1, "none.gguf: no such file"),
-    (["generate", "-p", "x", "hf:a/b/c.gguf"], 1, "hf:a/b/c.gguf: models are not downloaded"),
+    (["generate", "-p", "x", "hf:b/c/"], 2, "'hf:b/c/' names no model of the hub"),
     (["generate", "", "-p", "x"], 2, "must be a path or 'demo'"),
     (["inspect", "."], 1, "is a directory"),
     (["chat", "none.gguf"], 1, "none.gguf: no such file"),

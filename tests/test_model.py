@@ -11,7 +11,7 @@ import llamina
 import numpy as np
 import pytest
 from llamina.engine import selftest
-from llamina.engine.errors import ClosedError, ContextFullError, FileError, FormatError, LlaminaError, OptionError, UnsupportedError
+from llamina.engine.errors import ClosedError, ContextFullError, FileError, FormatError, LlaminaError, OptionError
 from llamina.engine.model import DEMO, Model, load, load_vocabulary, resolve
 from llamina.kernels.target import TARGET
 
@@ -129,7 +129,7 @@ def test_prompt_in_pieces_joins_on(demo: Model):
     ("missing.gguf", {}, FileError, "missing.gguf: no such file"),
     (".", {}, FileError, "is a directory"),
     ("", {}, OptionError, "must be a path or 'demo'"),
-    ("hf:org/repo/file.gguf", {}, UnsupportedError, "download the .gguf file yourself"),
+    ("hf:org", {}, OptionError, "names no model of the hub"),
     ("demo", {"threads": 0}, OptionError, "threads must be a whole number above 0, found 0"),
     ("demo", {"threads": 1.5}, OptionError, "threads must be a whole number above 0, found 1.5"),
     ("demo", {"threads": 10**9}, OptionError, "threads"),

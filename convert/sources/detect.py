@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
@@ -12,15 +13,28 @@ from .base import Source
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
 
 
-def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None) -> Source:
-    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file.
+def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None,
+                progress: Callable[[str, int, int], None] | None = None) -> Source:
+    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, or "hf:org/repo" (engine/hub.py), which is
+    downloaded, with `progress`.
 
     kind: one of KINDS, instead of recognising it. tokenizer: a tokenizer file to use instead of the one found beside the weights (not for GGUF).
     FileError: something is missing or unreadable. FormatError: damaged, or parts that do not fit each other. UnsupportedError: a model or field that
     llamina does not know, by its name. OptionError: an unknown `kind`, or a tokenizer for a GGUF file."""
-    path = Path(path)
+    name = os.fspath(path)
     if kind is not None and kind not in KINDS:
         raise OptionError(f"source kind {quote(kind)} is unknown, expected one of {', '.join(KINDS)}")
+    if isinstance(name, str) and name.startswith("hf:"):
+        from ...engine.hub import checkpoint
+        local, listing = checkpoint(name, progress)
+        source = open_source(local, kind, tokenizer)
+        if source.kind != "gguf":  # which has a name of its own
+            source.metadata["general.name"] = listing.name.repo.split("/")[1]
+        source.metadata["general.source.repo_url"] = f"https://huggingface.co/{listing.name.repo}"
+        source.notes.insert(0, f"{name}: commit {listing.commit}{' as it is in the cache: the hub was not asked' if listing.cached else ''}")
+        source.path = Path(str(listing.name))
+        return source
+    path = Path(name)
     kind = kind or detect(path)
     vocabulary = None if tokenizer is None else Path(tokenizer)
     if vocabulary is not None and not vocabulary.is_file():

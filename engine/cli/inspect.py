@@ -12,7 +12,7 @@ import click
 from ..errors import LlaminaError
 from . import one_line
 from .options import debug_option, model_argument
-from .progress import size
+from .progress import Progress, size
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -38,7 +38,9 @@ def command(model: str, context: int | None, as_json: bool) -> None:
     """
     from ..gguf import open_gguf
     from ..model import count, resolve
-    with open_gguf(resolve(model)) as gguf:
+    with Progress() as progress:
+        path = resolve(model, progress.loading)
+    with open_gguf(path) as gguf:
         report = describe(gguf, count("context", context))
     if as_json:
         print(json.dumps(report, ensure_ascii=False))

@@ -8,6 +8,7 @@ import click
 
 from ..errors import OptionError
 from .options import debug_option, ending_newline, read_stdin
+from .progress import Progress
 
 
 @click.command("tokenize")
@@ -33,7 +34,8 @@ def command(model: str, text: str | None, decode: bool, special: bool, bos: bool
         if sys.stdin.isatty():
             raise OptionError("there is no text: give it after MODEL or on standard input")
         text = read_stdin()
-    tokenizer = load_vocabulary(model)
+    with Progress() as progress:
+        tokenizer = load_vocabulary(model, progress.loading)
     if decode:
         sys.stdout.write(tokenizer.decode(_ids(text)) + ending_newline())
     else:
