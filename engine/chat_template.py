@@ -72,6 +72,11 @@ class ChatTemplate:
         return cls(source, tokenizer, path=tokenizer.path, tool_use=tool_use)
 
     @property
+    def sources(self) -> str:
+        """Its text, with that of the template for tools."""
+        return self._sources
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end the assistant's answer."""
         return self.tokenizer.eog_ids

@@ -168,7 +168,7 @@ class Generation:
         if self._n_logprobs is not None:
             self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
         if self._decoder is None:  # after the prompt: the answer's text is what it adds to the prompt's (leading space, a character begun)
-            self._decoder = self._model.tokenizer.stream(self.history[:-1], at_start=self._constraint is None)
+            self._decoder = self._stream(self.history[:-1])
         text = self._decoder.push(id)
         if self._banned.texts:
             text, n_back = self._banned.push(text)
@@ -176,6 +176,10 @@ class Generation:
                 self._go_back(n_back)
         text, stopped = self._stops.push(text)
         return text + self._finish("stop") if stopped else text
+
+    def _stream(self, ids: Sequence[int]) -> StreamDecoder:
+        """What makes text of the tokens after these."""
+        return self._model.tokenizer.stream(ids, at_start=self._constraint is None)
 
     def _go_back(self, n: int) -> None:
         """Drop the last n tokens, and don't begin with the first of them again."""
@@ -186,7 +190,7 @@ class Generation:
         if self._speculator:
             self._speculator.stop(self._sequence, self.history)
         self._sequence.truncate(min(self._sequence.length, keep - 1))  # the last id is always fed: its logits are wanted
-        self._decoder = self._model.tokenizer.stream(self.history, at_start=self._constraint is None)
+        self._decoder = self._stream(self.history)
 
     def _next_logits(self) -> np.ndarray:
         """Bring the KV cache up to date with the history -> logits float32 [n_vocab] after its last id."""

@@ -8,7 +8,7 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from .speculation import Costs, check_draft
 
 if TYPE_CHECKING:
     from . import kv_cache
+    from .chat_answer import ChatAnswer
     from .chat_template import ChatTemplate
     from .config import ModelConfig
     from .grammar import Grammar
@@ -228,6 +229,26 @@ class Model:
         return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
                           ignore_eos=ignore_eos, sample_index=sample_index, logprobs=check_logprobs(logprobs), speculate=speculate,
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+             template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
+             logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
+             choices: Sequence[str] | None = None, **sampling: Any) -> ChatAnswer:
+        """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
+
+        messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
+        "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them. template_options: more variables for the template
+        (date_string, …). max_tokens: None: until the model ends or the context is full. The rest: see `generate`. Raises OptionError (also for messages that
+        the template refuses), UnsupportedError (no tools in the template), FormatError (a broken template), ContextFullError, TokenizerError, ClosedError.
+        """
+        from .chat_answer import ChatAnswer
+        self._check_open()
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if not turns:
+            raise OptionError("there are no messages to answer")
+        return ChatAnswer(self, turns, SamplingOptions(**sampling), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
+                          stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate,
+                          grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     def _grammar(self, ignore_eos: bool, stop_ids: Iterable[int] = (), **asked: Any) -> Grammar | None:
         """What `generate`'s json_schema, regex, grammar or choices ask for, compiled. OptionError."""

@@ -27,7 +27,7 @@ class FakeTokenizer:
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    def stream(self, after: Any = (), at_start: bool = True) -> FakeStream:
+    def stream(self, after: Any = (), special: Any = (), at_start: bool = True) -> FakeStream:
         return FakeStream(after)
 
 

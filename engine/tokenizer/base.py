@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import ClassVar
 
 from ..errors import TokenizerError
@@ -134,8 +134,9 @@ class Tokenizer:
         stream = self.stream(special=special)
         return "".join(map(stream.push, ids)) + stream.flush()
 
-    def stream(self, after: Iterable[int] = (), *, special: bool = False, at_start: bool = True) -> StreamDecoder:
-        """A decoder fed token by token; `after`: the ids before the first one fed, typically the prompt. at_start: False keeps the space that SentencePiece
+    def stream(self, after: Iterable[int] = (), *, special: bool | Collection[int] = False, at_start: bool = True) -> StreamDecoder:
+        """A decoder fed token by token; `after`: the ids before the first one fed, typically the prompt. special: control
+        tokens have text, all or those. at_start: False keeps the space that SentencePiece
         drops at the beginning of a text."""
         return StreamDecoder(self, after, special=special, at_start=at_start)
 

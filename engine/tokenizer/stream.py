@@ -8,7 +8,7 @@ An incremental UTF-8 decoder does the work, so a push costs the length of its to
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class StreamDecoder:
     """Made by Tokenizer.stream(). `after` are ids that came before (a prompt): their text is not returned, but what follows joins onto it: the
     space that begins a text is dropped once only."""
 
-    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = (), *, special: bool = False, at_start: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = (), *, special: bool | Collection[int] = False, at_start: bool = True) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._at_start = at_start
@@ -39,7 +39,8 @@ class StreamDecoder:
 
     def push(self, id: int) -> str:
         """The text that this token completes: whole characters only, possibly none. TokenizerError for an id outside the vocabulary."""
-        piece, self._at_start = self._tokenizer.piece(id, self._at_start, self._special)
+        special = self._special if isinstance(self._special, bool) else id in self._special
+        piece, self._at_start = self._tokenizer.piece(id, self._at_start, special)
         broken = self.flush() if self._tokenizer.control_ends_character and self._tokenizer.is_control(id) else ""
         return broken + self._decoder.decode(piece)
 

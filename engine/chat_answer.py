@@ -1,0 +1,75 @@
+"""The answer to a list of messages: a Generation that knows calls of tools from text. Made by `Model.chat`.
+
+    messages, tools -> chat template -> ids -> steps -> text with markers -> pieces without calls, .tool_calls, .message
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnsupportedError
+from .generation import Generation
+from .tool_calls import WRITTEN, ToolCall, Visible, check_tools, parse, tool_format
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .sampling import SamplingOptions
+    from .tokenizer.stream import StreamDecoder
+
+
+class ChatAnswer(Generation):
+    """An iterator over pieces of the answer's text, like Generation. If tools were given, calls of them are no part of the text but in .tool_calls, known
+    at the end. .message: {"role": "assistant", "content": …, "tool_calls": …}, to be appended to the messages of the next turn."""
+
+    def __init__(self, model: Model, messages: Sequence[Mapping[str, Any]], options: SamplingOptions, *, tools: Sequence[Mapping[str, Any]] | None = None,
+                 template_options: Mapping[str, Any] | None = None, **more: Any) -> None:
+        template = model.chat_template
+        self._format: str | None = None
+        self._names: list[str] = []
+        extra = dict(template_options or {})
+        if tools:
+            extra["tools"] = checked = check_tools(tools)
+            self._format, self._names = tool_format(template.sources), [tool["function"]["name"] for tool in checked]
+            if "tools" not in template.sources:
+                raise UnsupportedError(f"{model.path}: the model's chat template takes no tools: use a model that was trained for them")
+        self._first = sum(len(m.get("tool_calls") or ()) for m in messages if isinstance(m, Mapping))
+        self._written = {i for text in WRITTEN if (i := model.tokenizer.control.ids.get(text)) is not None} if self._format else set()
+        self._visible, self._raw = Visible(self._format), ""
+        self._shown = ""
+        super().__init__(model, template.encode(messages, **extra), options, stop_ids=frozenset(template.stop_ids), **more)
+
+    def _stream(self, ids: Sequence[int]) -> StreamDecoder:
+        return self._model.tokenizer.stream(ids, special=self._written, at_start=self._constraint is None)
+
+    def __next__(self) -> str:
+        try:
+            while True:
+                piece = super().__next__()
+                self._raw += piece
+                text = self._visible.push(piece)
+                if text:
+                    break
+        except StopIteration:
+            text = self._parse()[0][len(self._shown):].rstrip() if self._format else ""  # what was held back and is no call
+            if not text:
+                raise
+        self._shown += text
+        return text
+
+    def _parse(self) -> tuple[str, list[ToolCall]]:
+        return parse(self._raw, self._format, self._names, self._first)
+
+    @property
+    def so_far(self) -> str:
+        return self._shown
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls, once the answer has ended."""
+        return [] if self.finish_reason is None else self._parse()[1]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, as far as it is known."""
+        calls = self.tool_calls
+        return {"role": "assistant", "content": self.so_far} | ({"tool_calls": [call.as_dict() for call in calls]} if calls else {})
