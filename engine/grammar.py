@@ -25,7 +25,7 @@ MAX_TEXT = 256 << 10
 """Most characters of a schema, regex, grammar, or all choices."""
 MAX_DEPTH = 64
 """Of brackets within brackets."""
-LIMITS = {"initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 500_000, "step_max_items": 100_000, "max_lexer_states": 50_000,
+LIMITS: dict[str, Any] = {"initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 500_000, "step_max_items": 100_000, "max_lexer_states": 50_000,
           "max_grammar_size": 200_000, "verbose_errors": False}
 NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 """Without it every step looks how far the text is determined, which takes seconds for /a{100000}/."""

@@ -237,8 +237,8 @@ class Model:
         """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
-        "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them. template_options: more variables for the template
-        (date_string, …). max_tokens: None: until the model ends or the context is full. The rest: see `generate`. Raises OptionError (also for messages that
+        "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them.
+        template_options: more variables for the template (date_string, …). max_tokens: None: until the model ends or the context is full. The rest: see `generate`. Raises OptionError (also for messages that
         the template refuses), UnsupportedError (no tools in the template), FormatError (a broken template), ContextFullError, TokenizerError, ClosedError.
         """
         from .chat_answer import ChatAnswer

@@ -85,7 +85,8 @@ def test_formats_of_templates():
 def test_tools_are_checked():
     inner = {"name": "f", "parameters": {}}
     assert check_tools([inner]) == check_tools([{"type": "function", "function": inner}]) == [{"type": "function", "function": inner}]
-    for wrong in ("f", {"name": "f"}, 3, [3], [{}], [{"function": {}}], [{"name": 3}], [{"function": None}]):
+    bad: Any = ("f", {"name": "f"}, 3, [3], [{}], [{"function": {}}], [{"name": 3}], [{"function": None}])
+    for wrong in bad:
         with pytest.raises(OptionError, match="tools"):
             check_tools(wrong)
 
