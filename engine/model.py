@@ -18,6 +18,7 @@ import numpy as np
 from .errors import ClosedError, ContextFullError, OptionError
 from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .gguf import GGUFFile, open_gguf
+from .library import find
 from .sampling import SamplingOptions, TokenLogprob, token_logprob
 from .speculation import Costs, check_draft
 
@@ -77,7 +78,8 @@ def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[s
 
 
 def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """MODEL as users write it -> the file's path. hf:... is downloaded if the hub's cache lacks it; errors then as of hub.model_file."""
+    """MODEL as users write it -> the file's path; a str may be a short name in the models folder (library.py), or hf:..., which is downloaded if the
+    hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
         raise OptionError(f"the model must be a path or 'demo', found {path!r}")
@@ -86,7 +88,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     if name.startswith("hf:"):
         from .hub import model_file
         return model_file(name, progress)
-    return Path(name)
+    return find(name) if isinstance(path, str) else Path(name)
 
 
 def count(name: str, value: Any) -> int | None:
@@ -144,6 +146,14 @@ class Model:
             from .chat_template import ChatTemplate
             self._template = ChatTemplate.from_metadata(self._gguf.metadata, self.tokenizer)
         return self._template
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """The sampling options that the file recommends (general.sampling.*): what the command line uses unless told otherwise. `generate` and `chat` of this
+        class don't by themselves: model.generate(prompt, **model.sampling_defaults)."""
+        from .settings import model_defaults
+        self._check_open()
+        return {name: setting.value for name, setting in model_defaults(self._gguf.metadata, self.path).items()}
 
     # -- text -----------------------------------------------------------------------------------------------------------------------------
 
@@ -238,8 +248,9 @@ class Model:
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
         "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them.
-        template_options: more variables for the template (date_string, …). max_tokens: None: until the model ends or the context is full. The rest: see `generate`. Raises OptionError (also for messages that
-        the template refuses), UnsupportedError (no tools in the template), FormatError (a broken template), ContextFullError, TokenizerError, ClosedError.
+        template_options: more variables for the template (date_string, …). max_tokens: None: until the model ends or the context is full. The rest:
+        see `generate`. Raises OptionError (also for messages that the template refuses), UnsupportedError (no tools in the template), FormatError (a broken
+        template), ContextFullError, TokenizerError, ClosedError.
         """
         from .chat_answer import ChatAnswer
         self._check_open()

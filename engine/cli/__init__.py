@@ -10,7 +10,9 @@ import contextlib
 import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 
 import click
@@ -20,7 +22,8 @@ from ..errors import LlaminaError
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "selftest": ".selftest", "bench": "...bench.cli",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull",
+    "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
 
@@ -35,6 +38,17 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(COMMANDS[cmd_name], __name__).command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Here the command is known and not yet parsed: what the environment and the settings file say becomes its defaults."""
+        from ..settings import COMMANDS as WITH_SETTINGS
+        from ..settings import Settings
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in WITH_SETTINGS and command is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
+            settings = ctx.find_root().obj["settings"] = Settings()
+            found = {p.name: settings.get(name, p.name) for p in command.params if p.name}
+            ctx.default_map = {name: {key: setting.value for key, setting in found.items() if setting is not None}}
+        return name, command, rest
 
 
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -60,6 +74,21 @@ def llamina() -> None:
     """
 
 
+OVERVIEW = """\
+llamina runs Llama-family language models on this CPU, offline and exact.
+  llamina generate -p "Once upon a time"      continue a text (the demo model)
+  llamina chat MODEL                          talk with a model
+  llamina selftest                            whether its promise holds here
+  llamina pull hf:org/repo:Q4_K_M             fetch a model; list shows them
+  llamina convert FOLDER m.gguf --type q4_0   make a GGUF file of a checkpoint
+  llamina inspect MODEL                       what a file holds, how it runs
+  llamina perplexity MODEL text.txt           how well it predicts a text
+  llamina bench MODEL                         how fast it is on this machine
+MODEL: a .gguf file, a name, or demo.         More: llamina COMMAND --help
+"""
+"""What `llamina` alone says."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) -> exit code. Prints errors as one line; raises nothing but SystemExit."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -68,7 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        with llamina.make_context("llamina", argv or ["--help"], obj=state) as ctx:
+        instruction = os.environ.get("_LLAMINA_COMPLETE")
+        if instruction:
+            from click.shell_completion import shell_complete
+            return shell_complete(llamina, {"obj": state}, "llamina", "_LLAMINA_COMPLETE", instruction)
+        if not argv:
+            sys.stdout.write(_wrapped(OVERVIEW))
+            sys.stdout.flush()
+            return 0
+        with llamina.make_context("llamina", argv, obj=state) as ctx:
             code = llamina.invoke(ctx)
             sys.stdout.flush()
             return code or 0
@@ -90,6 +127,19 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _fail(f"{what} (this is a bug in llamina: please report it with the output of the same command with --debug)", 1, state["debug"])
+
+
+def _wrapped(text: str) -> str:
+    """The overview for a narrow terminal: what a command does stands below it."""
+    width = shutil.get_terminal_size((160, 24)).columns
+    if all(len(line) <= width for line in text.splitlines()):
+        return text
+    out = []
+    for line in text.splitlines():
+        example, _, what = line.strip().partition("  ") if line.startswith("  ") else ("", "", line)
+        out += [f"  {example}"] * bool(example)
+        out.append(textwrap.fill(what.strip(), max(20, width - 1), initial_indent="      " * bool(example), subsequent_indent="      " * bool(example)))
+    return "\n".join(out) + "\n"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -10,7 +10,17 @@ import click
 
 from ..errors import ContextFullError, LlaminaError, OptionError, TokenizerError
 from . import one_line
-from .options import check_sampling, grammar_options, model_argument, open_model, pop_grammar, run_options, sampling_options, speculation_options
+from .options import (
+    check_sampling,
+    grammar_options,
+    model_argument,
+    open_model,
+    pop_grammar,
+    run_options,
+    sampling_options,
+    speculation_options,
+    with_models_own,
+)
 from .progress import Progress, closing_line
 
 if TYPE_CHECKING:
@@ -49,7 +59,7 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, draft:
     with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded,
           Chat(loaded, system) as chat):
         progress.clear()
-        options = {"max_tokens": max_tokens, **sampling, **obey}
+        options = {"max_tokens": max_tokens, **with_models_own(loaded, sampling), **obey}
         if terminal:
             if not quiet:
                 print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)

@@ -18,14 +18,21 @@ from typing import Any
 REDRAW_SECONDS = 0.08
 
 
-def history_file() -> Path | None:
-    """Where questions are remembered: $LLAMINA_HISTORY (empty: nowhere), else the user's state folder. None if it can't be made."""
+def history_place() -> Path | None:
+    """Where questions are remembered: $LLAMINA_HISTORY (empty: nowhere), else the user's state folder."""
     name = os.environ.get("LLAMINA_HISTORY")
     if name == "":
         return None
+    base = os.environ.get("XDG_STATE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None) or Path.home() / ".local" / "state"
+    return Path(name).expanduser() if name else Path(base) / "llamina" / "history"
+
+
+def history_file() -> Path | None:
+    """That file, made if it wasn't there. None if it can't be."""
     try:
-        base = os.environ.get("XDG_STATE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None) or Path.home() / ".local" / "state"
-        path = Path(name).expanduser() if name else Path(base) / "llamina" / "history"
+        path = history_place()
+        if path is None:
+            return None
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))  # what people ask is theirs alone
     except (OSError, RuntimeError, ValueError):

@@ -20,6 +20,7 @@ from .options import (
     run_options,
     sampling_options,
     speculation_options,
+    with_models_own,
 )
 from .progress import Progress, closing_line
 
@@ -61,6 +62,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         raise OptionError("--logprobs needs --json")
     text = prompt if prompt is not None else _from_file(file)
     with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded:
+        sampling = with_models_own(loaded, sampling)
         ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
         generation = loaded.generate(ids, max_tokens=max_tokens, logprobs=logprobs, **obey, **sampling)
         if as_json:

@@ -25,8 +25,9 @@ SHOWN = 72  # characters of a metadata value
 @model_argument
 @click.option("--context", type=int, metavar="N", help="Positions to plan memory for.  [default: as trained, at most 4096]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--settings", "show_settings", is_flag=True, help="Show instead which options hold for MODEL, and where each was said.")
 @debug_option
-def command(model: str, context: int | None, as_json: bool) -> None:
+def command(model: str, context: int | None, as_json: bool, show_settings: bool) -> None:
     """Show a model file's header, configuration, tensors with the kernels that would run them, memory plan, vocabulary and chat template.
 
     MODEL is a .gguf file, vocabulary-only ones too, or demo. Only the header is read.
@@ -35,11 +36,16 @@ def command(model: str, context: int | None, as_json: bool) -> None:
     Examples:
       llamina inspect model.gguf
       llamina inspect model.gguf --json
+      llamina inspect model.gguf --settings
     """
     from ..gguf import open_gguf
     from ..model import count, resolve
     with Progress() as progress:
         path = resolve(model, progress.loading)
+    if show_settings:
+        from .inspect_settings import show
+        show(path, as_json)
+        return
     with open_gguf(path) as gguf:
         report = describe(gguf, count("context", context))
     if as_json:

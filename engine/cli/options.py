@@ -13,13 +13,25 @@ from . import debug_option
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from ..model import Model
     from .progress import Progress
 
 __all__ = ["check_sampling", "ending_newline", "model_argument", "open_model", "read_stdin", "read_text", "run_options", "sampling_options",
-           "speculation_options", "grammar_options"]
+           "speculation_options", "grammar_options", "with_models_own"]
 
-model_argument = click.argument("model", default="demo", metavar="[MODEL]")
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For the shell: names from the models folder, and files."""
+    from click.shell_completion import CompletionItem
+
+    from ..library import model_files, models_folder, short_name
+    folder = models_folder()
+    found = ["demo", *(short_name(path, folder) for path in model_files(folder))]
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)] or [CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument("model", default="demo", metavar="[MODEL]", shell_complete=complete_model)
 
 run_options = combine(
     click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]"),
@@ -46,6 +58,14 @@ def check_sampling(options: dict[str, Any]) -> None:
     names = (field.name for field in fields(SamplingOptions))
     SamplingOptions(**{name: options[name] for name in names if name in options})
     check_stop(options["stop"])
+
+
+def with_models_own(model: Model, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with what the model's file recommends, where nobody said anything else."""
+    from click.core import ParameterSource
+    context = click.get_current_context()
+    own = model.sampling_defaults
+    return {name: own[name] if name in own and context.get_parameter_source(name) is ParameterSource.DEFAULT else value for name, value in options.items()}
 
 
 def pop_grammar(options: dict[str, Any]) -> dict[str, Any]:
