@@ -116,6 +116,12 @@ class GGUFFile:
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no madvise
             file.madvise(mmap.MADV_DONTNEED, start, length)
 
+    def mapped(self, path: Path) -> mmap.mmap:
+        """The mapping of one of `.paths`. ClosedError after `close`."""
+        if self._files is None:
+            raise ClosedError(f"{self.path}: the file was closed: open it again")
+        return self._files[path]
+
     def _file_of(self, info: TensorInfo) -> mmap.mmap:
         if self._files is None:
             raise ClosedError(f"{self.path}: the file was closed: open it again to read tensor {quote(info.name)}")

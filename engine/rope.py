@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 import numpy as np
 
-from ..kernels.compile_cache import jit
+from ..kernels.compile_cache import compiled
 from ..kernels.elementwise import fill_rope_table
 from .config import ModelConfig, RopeScaling
 
@@ -70,10 +70,11 @@ class RopeTable:
         """Make sure that the first `positions` rows (at most the context) are there."""
         if positions > self.filled:
             last = min(len(self.rows), -(-positions // _ROWS) * _ROWS)
-            _fill(self.frequencies, self.rows, self.filled, last, self.scale)
+            _fill.ctypes(self.frequencies.ctypes.data, len(self.frequencies), self.rows.ctypes.data, self.filled, last, self.scale)
             self.filled = last
 
 
-@jit()
-def _fill(frequencies, rows, first, last, scale):
-    fill_rope_table(frequencies, rows, first, last, scale)
+@compiled("int64(int64, int64, int64, int64, int64, float64)")
+def _fill(frequencies, pairs, rows, first, last, scale):
+    fill_rope_table(frequencies, pairs, rows, first, last, scale)
+    return 0

@@ -73,8 +73,21 @@ class Runtime:
         files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
         self._pool = PagePool(config, self.plan.pages, repr((files, ARITHMETIC_VERSION, KV_TYPE)).encode())
         compiled_before = compile_cache.stats.seconds
+        self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
+        try:
+            self._prepare(gguf, config)
+            self._weights.wait(progress)
+        except BaseException:
+            self._weights.close()
+            raise
+        self._closed = False
+        self.team.run(self._entry, self._step.ctypes.data)  # an empty step: everything is compiled and the threads are there
+        self.compile_seconds = compile_cache.stats.seconds - compiled_before
+        self.load_seconds = time.perf_counter() - start - self.compile_seconds
+
+    def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
+        """Everything beside the weights, while they are loaded."""
         self._entry = f.forward.address
-        self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads, progress)
         factors = None
         if config.rope_freq_factors:
             factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
@@ -84,11 +97,7 @@ class Runtime:
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._lay_out()
         self.team = Team(self.n_threads)
-        self._closed = False
         self._rope.fill(1)
-        self.team.run(self._entry, self._step.ctypes.data)  # an empty step: everything is compiled and the threads are there
-        self.compile_seconds = compile_cache.stats.seconds - compiled_before
-        self.load_seconds = time.perf_counter() - start - self.compile_seconds
 
     # -- memory ---------------------------------------------------------------------------------------------------------------------------
 

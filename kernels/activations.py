@@ -14,8 +14,8 @@ Tokens of one group lie next to each other because strides of whole rows fight o
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from .deferred import jit
 from .simd import (
     and_i32,
     bits_of,
@@ -42,7 +42,7 @@ def record_bytes(tokens: int, columns: int) -> int:
     return -(-tokens // GROUP) * -(-columns // BLOCK) * RECORD
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def quantize_row(x, columns, m, records):
     """Quantise token m's float32 row at x (`columns` a multiple of 32) into the records. -> largest |x| as float bits (>= INFINITY_BITS: not finite).
 
@@ -75,7 +75,7 @@ def quantize_row(x, columns, m, records):
     return worst
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def _scalar(bits):
     return np.int32(bits).view(np.float32)
 

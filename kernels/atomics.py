@@ -7,10 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import extending
-from numba.core import cgutils, types
 
-intrinsic: Any = extending.intrinsic  # Numba's annotation would have callers pass `typingctx` too
+from .deferred import cgutils, intrinsic, types
+
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 _BYTES = ir.IntType(8).as_pointer()
 

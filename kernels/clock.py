@@ -12,16 +12,16 @@ import time
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from .atomics import call_pointer2
+from .deferred import jit
 from .simd import load_i64
 
 FUNCTION, ARGUMENT_0, ARGUMENT_1, UNIT, RESULT = range(0, 40, 8)
 CLOCK_BYTES = 48
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def now(clock):
     """Time in units of 1 / `ticks_per_second()`, int64, from the clock at this address. Not for two threads at once."""
     call_pointer2(load_i64(clock + FUNCTION), load_i64(clock + ARGUMENT_0), load_i64(clock + ARGUMENT_1))

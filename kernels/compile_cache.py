@@ -12,6 +12,7 @@ truncated file raises. Here a file is written beside its place and renamed, and 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import itertools
@@ -25,6 +26,9 @@ import types as python_types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from . import native_code
+from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/forward*.py")
@@ -59,20 +63,19 @@ def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
 @functools.cache
 def fingerprint() -> str:
     """20 hex digits over the kernels' sources, the versions of what compiles them, and the CPU that Numba compiles for."""
-    import llvmlite
-    import numba
-    import numpy
-    from numba.core import config
-    from numba.core.registry import cpu_target
-
-    cpu = cpu_target.target_context.codegen().magic_tuple()  # (triple, CPU name, features), honouring NUMBA_CPU_NAME / NUMBA_CPU_FEATURES
-    settings = [getattr(config, name, None) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")]
-    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, numpy.__version__, sys.version, cpu, settings)).encode())
+    facts = numba_facts()
+    digest = hashlib.sha256(repr((native_code.versions(), facts["cpu"], facts["settings"])).encode())
     for pattern in SOURCES:
         for path in sorted(PACKAGE.glob(pattern)):
             source = path.read_bytes()
             digest.update(f"{path.relative_to(PACKAGE).as_posix()} {len(source)}\n".encode() + source)
     return digest.hexdigest()[:20]
+
+
+@functools.cache
+def numba_facts() -> dict[str, Any]:
+    """native_code.ask_numba's answer, honouring NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, without importing Numba if it is on disk."""
+    return native_code.numba_facts(_places())
 
 
 def _user_folder() -> Path | None:
@@ -156,7 +159,6 @@ def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
     """A nested tuple with the same repr in every process, for whatever a closure may hold."""
     import numpy
     from llvmlite import ir
-    from numba.core import serialize, types
 
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return type(value).__name__, repr(value)
@@ -181,10 +183,12 @@ def _describe(value: Any, seen: tuple[int, ...] = ()) -> Any:
             return type(value).__name__, repr(getattr(value, "targetoptions", None)), _describe(function, seen)
     if isinstance(value, python_types.ModuleType):
         return "module", value.__name__
-    if isinstance(value, (types.Type, type, numpy.dtype, ir.Type, ir.Value)):  # llvmlite's types remember things: never pickle them
+    numba_type = sys.modules["numba.core.types"].Type if "numba.core.types" in sys.modules else NumbaType
+    if isinstance(value, (NumbaType, numba_type, type, numpy.dtype, ir.Type, ir.Value)):  # llvmlite's types remember things: never pickle them
         return type(value).__name__, str(value)
     if isinstance(value, (numpy.ndarray, numpy.generic)):
         return type(value).__name__, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    from numba.core import serialize
     return "pickled", type(value).__name__, hashlib.sha256(serialize.dumps(value)).hexdigest()
 
 
@@ -213,7 +217,6 @@ class _Store:
     cache_path: str | None = None
 
     def __init__(self, function: Any, options: dict[str, Any]):
-        _name_functions_apart()
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
         self.options = sorted(options.items())
@@ -224,17 +227,37 @@ class _Store:
         # not at decoration: a recursive function's own cell is still empty then, and most functions are never asked for
         return repr((_describe(self.function), _describe(self.options)))
 
-    def path(self, signature: Any, codegen: Any) -> Path | None:
+    def path(self, signature: Any, cpu: Any, suffix: str = ".nbc") -> Path | None:
+        """cpu: the codegen's magic tuple."""
         folder = cache_folder()
         if folder is None:
             return None
-        key = hashlib.sha256(repr((self.identity, str(signature), codegen.magic_tuple())).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr((self.identity, str(signature), tuple(cpu))).encode()).hexdigest()[:24]
         name = "".join(c for c in self.name if c.isalnum() or c in "._")[-80:]
-        return folder / f"{name}.{key}.nbc"
+        return folder / f"{name}.{key}{suffix}"
+
+    def native(self, signature: str) -> int | None:
+        """Address of the C function, from disk and without Numba; None if it isn't there."""
+        if not native_code.SUPPORTED:
+            return None
+        path = self.path(signature, numba_facts()["cpu"], ".native")
+        if path is None:
+            return None
+        try:
+            address = native_code.link(path.read_bytes())
+        except OSError:
+            return None
+        except Exception:  # damaged: compile again, which replaces the file
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        stats.loaded += 1
+        return address
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        _name_functions_apart()
         target_context.refresh()
-        path = self.path(signature, target_context.codegen())
+        path = self.path(signature, target_context.codegen().magic_tuple())
         if path is not None:
             try:
                 blob = path.read_bytes()
@@ -261,15 +284,25 @@ class _Store:
     def save_overload(self, signature: Any, result: Any) -> None:
         start, before = self.started.pop(str(signature), (time.perf_counter(), stats.seconds))
         stats.seconds = before + time.perf_counter() - start  # functions compiled on the way are inside this time: not counted twice
-        path = self.path(signature, result.codegen) if hasattr(result, "codegen") else None
+        cpu = result.codegen.magic_tuple() if hasattr(result, "codegen") else None
+        path = self.path(signature, cpu) if cpu is not None else None
         if path is None or result.lifted or result.library.has_dynamic_globals:
             return
         from numba.core.serialize import dumps
-        blob = dumps(result._reduce())
+        payload = result._reduce()
+        (_, kind, code), descriptor = payload[:2]
+        if ("cfunc", True) in self.options and kind == "object" and (packed := native_code.pack(descriptor.llvm_cfunc_wrapper_name, code[0])):
+            self.write(path.with_suffix(".native"), packed)
+        else:
+            blob = dumps(payload)
+            self.write(path, hashlib.sha256(blob).digest() + blob)
+
+    @staticmethod
+    def write(path: Path, blob: bytes) -> None:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+            temporary.write_bytes(blob)
             os.replace(temporary, path)
         except OSError:  # disk full, folder removed: the compiled function works all the same
             with contextlib.suppress(OSError):
@@ -289,18 +322,25 @@ def jit(signature: Any = None, *, cache: bool = True, **options: Any) -> Any:
 
     With a signature (or a list) it is compiled at once, else on first call for the argument types met.
     """
-    import numba
+    options = {**JIT_OPTIONS, **options}
 
-    options = {"nogil": True, "error_model": "numpy", **options}
-
-    def decorate(function: Any) -> Any:
+    def make(function: Any) -> Any:
+        import numba
         dispatcher = numba.njit(**options)(function)
         if cache and hasattr(dispatcher, "_cache"):  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = _Store(function, options)
-        for one in signature if isinstance(signature, (list, tuple)) else [signature] if signature is not None else []:
-            dispatcher.compile(one)
         return dispatcher
+
+    def decorate(function: Any) -> Any:
+        deferred = Deferred(function, make, options)
+        for one in signature if isinstance(signature, (list, tuple)) else [signature] if signature is not None else []:
+            deferred.numba.compile(one)
+        return deferred
     return decorate
+
+
+_CTYPES: dict[str, Any] = {"int64": ctypes.c_int64, "int32": ctypes.c_int32, "float64": ctypes.c_double, "float32": ctypes.c_float, "void": None}
+_PRINTED = {"void": "none"}
 
 
 class Compiled:
@@ -310,24 +350,43 @@ class Compiled:
         self.__wrapped__ = function
         self.__name__ = function.__name__
         self.signature, self.options = signature, options
-        self._cfunc: Any = None
 
-    @property
+    @functools.cached_property
     def address(self) -> int:
         """Where its machine code lies in this process."""
+        if isinstance(self.signature, str) and "cfunc" not in self.__dict__:
+            address = self._store.native(self._key)
+            if address is not None:
+                return address
         return self.cfunc.address
 
+    @functools.cached_property
+    def ctypes(self) -> Any:
+        """The function for ctypes, which lets go of the GIL meanwhile."""
+        names = [name.strip() for name in self.signature.rstrip(")").replace("(", ",").split(",") if name.strip()]
+        return ctypes.CFUNCTYPE(*(_CTYPES[name] for name in names))(self.address)
+
+    @functools.cached_property
+    def _store(self) -> _Store:
+        return _Store(self.__wrapped__, {**self.options, "cfunc": True})
+
     @property
+    def _key(self) -> str:
+        """The signature as Numba prints it: "(int64, int64) -> int64"; a test compares."""
+        result, _, arguments = self.signature.partition("(")
+        names = [a.strip() for a in arguments.rstrip(")").split(",")]
+        return f"({', '.join(names)}{',' if len(names) == 1 else ''}) -> {_PRINTED.get(result, result)}"
+
+    @functools.cached_property
     def cfunc(self) -> Any:
         """The numba CFunc, compiled: .ctypes, .inspect_llvm()."""
-        if self._cfunc is None:
-            from numba.core import sigutils
-            from numba.core.ccallback import CFunc
-            cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
-            cfunc._cache = _Store(self.__wrapped__, {**self.options, "cfunc": True})
-            cfunc.compile()
-            self._cfunc = cfunc
-        return self._cfunc
+        numba_ready()
+        from numba.core import sigutils
+        from numba.core.ccallback import CFunc
+        cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
+        cfunc._cache = self._store
+        cfunc.compile()
+        return cfunc
 
     def __call__(self, *args: Any) -> Any:
         """The Python function, uncompiled (for tests of pure arithmetic)."""

@@ -12,8 +12,8 @@ Integer sums are exact in any order, so each target may use its own instructions
 from __future__ import annotations
 
 from llvmlite import ir
-from numba.extending import intrinsic
 
+from .deferred import intrinsic
 from .simd import I8, I16, I32, I8x64, I32x16, call, constant, join, lanes_of
 from .target import IS_X86, LLVM_VERSION, TARGET
 

@@ -5,17 +5,19 @@ Sums along a row use 16 partial accumulators (one per lane, columns i, i + 16, â
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .activations import INFINITY_BITS
+from .deferred import jit
 from .half import store_f16x16
 from .simd import (
     and_i32,
     bits_of,
     f32_bits,
+    f64_from_bits,
     fma,
     load_f32,
     load_f32x16,
+    load_i64,
     load_u16,
     splat_f32,
     splat_i32,
@@ -29,7 +31,6 @@ from .simd import (
 )
 from .vecmath import sin_cos, vexp
 
-jit = njit(nogil=True, error_model="numpy")
 PAGE = 64
 """Positions in a page of the KV cache."""
 _HALF_LIMIT_BITS = 0x477FF000  # 65520.0: from here on, rounding to f16 gives infinity
@@ -89,13 +90,17 @@ def rope(x, n_heads, head_dim, rope_dim, table):
 
 
 @jit
-def fill_rope_table(frequencies, table, first, last, scale):
-    """Rows [first, last) of table: float32 [positions, pairs, 2] = scale * (cos, sin)(position * frequency), computed in float64."""
+def fill_rope_table(frequencies, pairs, table, first, last, scale):
+    """Rows [first, last) of table: float32 [positions, pairs, 2] = scale * (cos, sin)(position * frequency), computed in float64.
+
+    frequencies, table: addresses of float64 [pairs] and of the table's row 0.
+    """
     for position in range(first, last):
-        for i in range(frequencies.size):
-            s, c = sin_cos(position * frequencies[i])
-            table[position, i, 0] = np.float32(c * scale)
-            table[position, i, 1] = np.float32(s * scale)
+        for i in range(pairs):
+            s, c = sin_cos(position * f64_from_bits(load_i64(frequencies + 8 * i)))
+            at = table + 8 * (position * pairs + i)
+            store_f32(at, np.float32(c * scale))
+            store_f32(at + 4, np.float32(s * scale))
 
 
 @jit

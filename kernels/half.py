@@ -6,9 +6,8 @@ halves (tests check every one), because LLVM would call a runtime function that 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
+from .deferred import intrinsic, types
 from .simd import F32, I16, I32, F32x16, I32x16, constant, load_vector, store_vector
 from .target import HAS_HALF
 

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 from llvmlite import ir
-from numba.extending import intrinsic
 
+from .deferred import intrinsic
 from .simd import I8, I8x64, call, constant, join, lanes_of
 from .target import TARGET
 

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
-from numba.core import types
-from numba.extending import intrinsic
 
 from .activations import BLOCK, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128, D
+from .deferred import intrinsic, jit, types
 from .dot import dot, dot_any
 from .simd import (
     I64,
@@ -49,8 +47,6 @@ AHEAD = 8192
 """Software prefetch distance in bytes: at M = 8 memory and arithmetic then overlap (prototype: 51 -> 26 ms a step)."""
 TILES_A_GROUP = 8
 """Tiles that one group of 8 tokens visits before the next group: the group's records stay in L1/L2, the tiles in L2."""
-
-jit = njit(nogil=True, error_model="numpy")
 
 
 class Packing(NamedTuple):

@@ -10,30 +10,30 @@ Half precision lives in half.py, the byte dot product in dot.py, exp/sin/cos in 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.imputils import lower_builtin
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, models, register_model
+
+from .deferred import NumbaType, cgutils, intrinsic, numba_ready, types, when_numba_comes
 
 LANES = 16
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
-class Vector(types.Type):
-    """Numba type of a SIMD value: `lanes` elements of an LLVM element type."""
+class Vector(NumbaType):
+    """A SIMD value, `lanes` elements of an LLVM element type; `.numba`: its Numba type, made by `_register_vectors`."""
+
+    numba: Any = None
 
     def __init__(self, name: str, element, lanes: int):
-        self.llvm = ir.VectorType(element, lanes)
         super().__init__(name)
+        self.llvm = ir.VectorType(element, lanes)
 
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, fe_type.llvm)
+    def __call__(self, *args):
+        if self.numba is None:
+            numba_ready()
+        return self.numba(*(a.numba if isinstance(a, NumbaType) else a for a in args))
 
 
 F32x16, I32x16, I8x64 = Vector("f32x16", F32, 16), Vector("i32x16", I32, 16), Vector("i8x64", I8, 64)
@@ -107,7 +107,7 @@ def _storer(name, numba_type, llvm_type):
             value = args[1]
             if not isinstance(numba_type, Vector):
                 source = sig.args[1]
-                value = context.cast(builder, value, source, numba_type)
+                value = context.cast(builder, value, source, numba_type.numba)
             store_vector(builder, args[0], value)
             return context.get_dummy_value()
         return types.void(address, value), codegen
@@ -124,20 +124,20 @@ load_i8x16_as_i32 = _loader("load_i8x16_as_i32", _B16, I32x16, lambda b, v: b.se
 splat_load_f32 = _loader("splat_load_f32", F32, F32x16, lambda b, v: splat(b, v, F32x16.llvm))
 splat_load_i32 = _loader("splat_load_i32", I32, I32x16, lambda b, v: splat(b, v, I32x16.llvm))
 """Four bytes (or one int32) at an address, repeated in all 16 lanes; folds into vpdpbusd's {1to16} operand."""
-load_f32 = _loader("load_f32", F32, types.float32)
-load_i32 = _loader("load_i32", I32, types.int32)
-load_u32 = _loader("load_u32", I32, types.uint32)
-load_u16 = _loader("load_u16", I16, types.uint16)
-load_u8 = _loader("load_u8", I8, types.uint8)
-load_i64 = _loader("load_i64", I64, types.int64)
+load_f32 = _loader("load_f32", F32, NumbaType("float32"))
+load_i32 = _loader("load_i32", I32, NumbaType("int32"))
+load_u32 = _loader("load_u32", I32, NumbaType("uint32"))
+load_u16 = _loader("load_u16", I16, NumbaType("uint16"))
+load_u8 = _loader("load_u8", I8, NumbaType("uint8"))
+load_i64 = _loader("load_i64", I64, NumbaType("int64"))
 store_f32x16 = _storer("store_f32x16", F32x16, F32x16.llvm)
 store_i8x64 = _storer("store_i8x64", I8x64, I8x64.llvm)
-store_f32 = _storer("store_f32", types.float32, F32)
-store_i32 = _storer("store_i32", types.int32, I32)
-store_u32 = _storer("store_u32", types.uint32, I32)
-store_u16 = _storer("store_u16", types.uint16, I16)
-store_u8 = _storer("store_u8", types.uint8, I8)
-store_i64 = _storer("store_i64", types.int64, I64)
+store_f32 = _storer("store_f32", NumbaType("float32"), F32)
+store_i32 = _storer("store_i32", NumbaType("int32"), I32)
+store_u32 = _storer("store_u32", NumbaType("uint32"), I32)
+store_u16 = _storer("store_u16", NumbaType("uint16"), I16)
+store_u8 = _storer("store_u8", NumbaType("uint8"), I8)
+store_i64 = _storer("store_i64", NumbaType("int64"), I64)
 
 
 @intrinsic
@@ -168,22 +168,43 @@ def prefetch(typingctx, address):
 
 # -- arithmetic: + - * / on f32x16, + * on i32x16, | & on i8x64, by the ordinary operators ----------------------------------------------------
 
-def _operator(op, vector, method):
-    @infer_global(op)
-    class _Typing(ConcreteTemplate):
-        cases = [signature(vector, vector, vector)]
-
-    @lower_builtin(op, vector, vector)
-    def _lower(context, builder, sig, args):
-        return getattr(builder, method)(*args)
+_OPERATORS = (
+    (F32x16, ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv"))),
+    (I32x16, ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul"))),
+    (I8x64, ((operator.or_, "or_"), (operator.and_, "and_"), (operator.xor, "xor"))),
+)
+"""Vector -> (Python operator, method of the IR builder)."""
 
 
-for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
-    _operator(_op, F32x16, _method)
-for _op, _method in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul")):
-    _operator(_op, I32x16, _method)
-for _op, _method in ((operator.or_, "or_"), (operator.and_, "and_"), (operator.xor, "xor")):
-    _operator(_op, I8x64, _method)
+@when_numba_comes
+def _register_vectors():
+    from numba.core.imputils import lower_builtin
+    from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+    from numba.extending import models, register_model
+
+    class VectorType(types.Type):
+        def __init__(self, vector):
+            self.llvm = vector.llvm
+            super().__init__(vector.name)
+
+    @register_model(VectorType)
+    class VectorModel(models.PrimitiveModel):
+        def __init__(self, manager, fe_type):
+            super().__init__(manager, fe_type, fe_type.llvm)
+
+    def register(op, vector, method):
+        @infer_global(op)
+        class Typing(ConcreteTemplate):
+            cases = [signature(vector, vector, vector)]
+
+        @lower_builtin(op, vector, vector)
+        def lower(context, builder, sig, args):
+            return getattr(builder, method)(*args)
+
+    for vector, operators in _OPERATORS:
+        vector.numba = VectorType(vector)
+        for op, method in operators:
+            register(op, vector.numba, method)
 
 
 @intrinsic
@@ -236,17 +257,17 @@ def _bitcast(name, source, result):
     @intrinsic
     def cast(typingctx, v):
         def codegen(context, builder, sig, args):
-            return builder.bitcast(args[0], result.llvm if isinstance(result, Vector) else context.get_value_type(result))
-        return result(source), codegen
+            return builder.bitcast(args[0], result.llvm if isinstance(result, Vector) else context.get_value_type(result.numba))
+        return result(source.numba), codegen
     cast.__name__ = name
     return cast
 
 
 bits_of = _bitcast("bits_of", F32x16, I32x16)
 from_bits = _bitcast("from_bits", I32x16, F32x16)
-f32_bits = _bitcast("f32_bits", types.float32, types.int32)
-f64_bits = _bitcast("f64_bits", types.float64, types.int64)
-f64_from_bits = _bitcast("f64_from_bits", types.int64, types.float64)
+f32_bits = _bitcast("f32_bits", NumbaType("float32"), NumbaType("int32"))
+f64_bits = _bitcast("f64_bits", NumbaType("float64"), NumbaType("int64"))
+f64_from_bits = _bitcast("f64_from_bits", NumbaType("int64"), NumbaType("float64"))
 
 
 def _shift(name, vector, method):
@@ -305,10 +326,10 @@ def _reduce(name, vector, scalar, combine):
     return reduce
 
 
-vsum = _reduce("vsum", F32x16, types.float32, lambda b, x, y: b.fadd(x, y))
-vmax_across = _reduce("vmax_across", F32x16, types.float32, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
-vsum_i32 = _reduce("vsum_i32", I32x16, types.int32, lambda b, x, y: b.add(x, y))
-vmax_across_i32 = _reduce("vmax_across_i32", I32x16, types.int32, lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+vsum = _reduce("vsum", F32x16, NumbaType("float32"), lambda b, x, y: b.fadd(x, y))
+vmax_across = _reduce("vmax_across", F32x16, NumbaType("float32"), lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+vsum_i32 = _reduce("vsum_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.add(x, y))
+vmax_across_i32 = _reduce("vmax_across_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 
 
 @intrinsic

@@ -7,8 +7,8 @@ from __future__ import annotations
 import platform
 
 from llvmlite import binding as llvm
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
+
+from .compile_cache import numba_facts
 
 TARGETS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neon", "generic")
 
@@ -22,8 +22,7 @@ EMULATION: dict[str, dict[str, str]] = {
 
 def cpu_features() -> frozenset[str]:
     """Features that Numba compiles for: {'avx2', 'fma', ...}; NUMBA_CPU_FEATURES wins over the host's."""
-    text = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    return frozenset(f[1:] for f in text.split(",") if f.startswith("+"))
+    return frozenset(f[1:] for f in numba_facts()["features"].split(",") if f.startswith("+"))
 
 
 def choose_target(machine: str, features: frozenset[str]) -> str:

@@ -55,7 +55,8 @@ from .atomics import (
     pause,
     set_float_env,
 )
-from .compile_cache import jit
+from .compile_cache import compiled
+from .deferred import jit
 from .threads import usable_threads
 
 LINE = 128  # bytes: two x86 lines (they are fetched in pairs), one Apple line
@@ -84,7 +85,7 @@ ABORTED = 1 << 40  # bit of run()'s result: a barrier decided to stop. Bits belo
 SPIN_SECONDS, YIELD_SECONDS = 60e-6, 1e-3
 
 
-@jit(cache=False)
+@jit
 def _wait_while(team: int, word: int, value: int) -> int:
     """Wait until the word differs from `value`: spin, then give the core away, then sleep in short naps. Returns the new value."""
     for _ in range(atomic_load(team + SPINS)):
@@ -104,13 +105,13 @@ def _wait_while(team: int, word: int, value: int) -> int:
         call_pointer1(atomic_load(team + SLEEP_FN), atomic_load(team + SLEEP_ARG))
 
 
-@jit(cache=False)
+@jit
 def _reset_counters(team: int) -> None:
     for i in range(N_COUNTERS):
         atomic_store(team + COUNTERS + 8 * i, 0)
 
 
-@jit(cache=False)
+@jit
 def barrier(team: int, n_threads: int) -> bool:
     """Wait for all threads of the run. True: the run was aborted, return now (all threads of this barrier get the same answer).
 
@@ -134,13 +135,13 @@ def barrier(team: int, n_threads: int) -> bool:
     return False
 
 
-@jit(cache=False)
+@jit
 def next_tile(team: int, slot: int, count: int) -> int:
     """Take the next `count` tiles of work list `slot` (0 … N_COUNTERS-1); returns the first. All lists start at 0 after a barrier."""
     return atomic_add(team + COUNTERS + 8 * slot, count)
 
 
-@jit(cache=False)
+@jit
 def _call_entry(tid: int, n_threads: int, team: int) -> None:
     """Run the entry under the default float environment, whatever this thread had (new threads inherit flush-to-zero)."""
     before = get_float_env()
@@ -151,7 +152,7 @@ def _call_entry(tid: int, n_threads: int, team: int) -> None:
         atomic_or(team + STATUS, status)
 
 
-@jit(cache=False)
+@jit
 def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
     """Start a run and wake the workers that sleep."""
     atomic_store(team + ENTRY, entry)
@@ -164,7 +165,7 @@ def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
             call_pointer1(atomic_load(team + RELEASE_FN), atomic_load(worker + LOCK))
 
 
-@jit()
+@compiled("int64(int64, int64, int64, int64)")
 def _run(team: int, n_threads: int, entry: int, args: int) -> int:
     """One run, as thread 0. entry 0 ends the workers instead."""
     if entry == 0:
@@ -186,7 +187,7 @@ def _run(team: int, n_threads: int, entry: int, args: int) -> int:
     return status
 
 
-@jit()
+@compiled("int64(int64, int64, int64)")
 def _worker(team: int, n_threads: int, tid: int) -> int:
     """A worker's whole life. Returns the number of runs it took part in."""
     me = team + WORKERS + LINE * tid
@@ -215,8 +216,8 @@ def _worker(team: int, n_threads: int, tid: int) -> int:
         atomic_add(team + FINISHED, 1)
 
 
-@jit()
-def _rounds(team: int, n: int, give_away: bool) -> int:
+@compiled("int64(int64, int64, int64)")
+def _rounds(team: int, n: int, give_away: int) -> int:
     """n rounds of a waiting loop, for calibration."""
     unchanged = 0
     for _ in range(n):
@@ -255,9 +256,8 @@ def _new_lock() -> int:
 
 def _compile() -> None:
     """Compile (or load) what threads call, on one thread, before any starts."""
-    _run.compile("(int64, int64, int64, int64)")
-    _worker.compile("(int64, int64, int64)")
-    _rounds.compile("(int64, int64, boolean)")
+    for function in _run, _worker, _rounds:
+        function.ctypes  # noqa: B018
 
 
 _measured: list[tuple[int, int]] = []  # rounds of (spinning, yielding), once per process
@@ -269,7 +269,7 @@ def _calibrate(team: int) -> tuple[int, int]:
         best = 1.0
         for _ in range(5):
             start = time.perf_counter()
-            _rounds(team, n, give_away)
+            _rounds.ctypes(team, n, give_away)
             best = min(best, time.perf_counter() - start)
         return int(min(max(seconds * n / max(best, 1e-9), 20), 50_000))
 
@@ -321,7 +321,7 @@ class Team:
         with self._mutex:
             if not self._started:
                 self._start()
-            return _run(self.address, self.n_threads, entry, args)
+            return _run.ctypes(self.address, self.n_threads, entry, args)
 
     def abort(self) -> None:
         """Make all threads of the present run stop at the next barrier. Callable from any thread or signal handler.
@@ -367,7 +367,7 @@ class Team:
         with self._mutex:
             self._started = False  # first: whatever interrupts us, run() must not wait for workers that are gone
             if self._threads:
-                _run(self.address, self.n_threads, 0, 0)
+                _run.ctypes(self.address, self.n_threads, 0, 0)
                 for thread in self._threads:
                     with contextlib.suppress(RuntimeError):  # never started, or we are it
                         thread.join(timeout=10)
@@ -388,7 +388,7 @@ class Team:
 
 
 def _live(block: np.ndarray, address: int, n_threads: int, tid: int) -> None:
-    _worker(address, n_threads, tid)
+    _worker.ctypes(address, n_threads, tid)
 
 
 @atexit.register

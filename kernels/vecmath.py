@@ -6,14 +6,14 @@ NumPy's and libm's own change with the CPU, so none of them may stand between fi
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from .deferred import jit
 from .simd import bits_of, f64_bits, fma, fma64, from_bits, shl_i32, splat_f32, splat_i32, vmax, vmin
 
 ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a float's nearest integer in the low bits, ties to even
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def vexp(x):
     """exp of f32x16, clamped to [-87, 88]; relative error < 2e-7. 2**n * p(r) with x = n ln 2 + r (Cephes expf's polynomial).
 
@@ -34,7 +34,7 @@ def vexp(x):
     return p * from_bits(shl_i32(exponent, 23))
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def round_to_bits(x):
     """Nearest integers (ties to even) of f32x16 with |x| < 2**22, as i32x16."""
     return bits_of(x + splat_f32(ROUND)) - splat_i32(0x4B400000)
@@ -44,7 +44,7 @@ def round_to_bits(x):
 _PIO2_1, _PIO2_2, _PIO2_3, _PIO2_3T = 1.57079632673412561417e+00, 6.07710050630396597660e-11, 2.02226624871116645580e-21, 8.47842766036889956997e-32
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def sin_cos(x):
     """(sin x, cos x) of a float64, error below 1e-15 for 0 <= x < 1.6e6 (a position times a frequency <= 1).
 
@@ -76,7 +76,7 @@ def sin_cos(x):
     return sine, cosine
 
 
-@njit(nogil=True, error_model="numpy")
+@jit
 def is_finite64(x):
     """Neither NaN nor infinite."""
     return (f64_bits(x) >> 52) & 0x7FF != 0x7FF

@@ -233,7 +233,7 @@ def retile(name: str, data: Array, columns: int, pieces: int = 1) -> tuple[Array
     size = registry.tiled_bytes(name, rows, columns)
     raw = np.zeros(size + 64, np.uint8)
     raw[size:] = 0x5A
-    call, bad = registry.retiler(name).cfunc.ctypes, -1
+    call, bad = registry.retiler(name).ctypes, -1
     borders = [tiles * i // pieces for i in range(pieces + 1)]
     for t0, t1 in zip(borders, borders[1:]):
         found = call(at(data), data.shape[1], rows, columns // FORMATS[name].columns, t0, t1, at(raw))
@@ -252,7 +252,7 @@ def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | No
     out = np.full((tokens + 1, ldo), np.nan, np.float32)
     borders = borders or [0, n_tiles(rows)]
     for t0, t1 in zip(borders, borders[1:]):
-        registry.kernel(name).cfunc.ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
+        registry.kernel(name).ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
     finite = np.abs(x).max(axis=1) < 1e30
     assert np.isnan(out[tokens]).all(), "wrote past the last token"
     assert (out[:tokens, rows:][finite] == 0).all(), "lanes past the last row are not zero"
@@ -282,8 +282,8 @@ def _rope(x, n_heads, head_dim, rope_dim, table):
 
 
 @jit()
-def _fill_rope_table(frequencies, table, first, last, scale):
-    elementwise.fill_rope_table(frequencies, table, first, last, scale)
+def _fill_rope_table(frequencies, pairs, table, first, last, scale):
+    elementwise.fill_rope_table(frequencies, pairs, table, first, last, scale)
 
 
 @jit()
@@ -315,7 +315,7 @@ def add_rows(x: Array, y: Array) -> Array:
 def rope_table(frequencies: Array, positions: int, scale: float = 1.0) -> Array:
     """float32 [positions, pairs, 2]"""
     table = np.zeros((positions, len(frequencies), 2), np.float32)
-    _fill_rope_table(frequencies, table, 0, positions, scale)
+    _fill_rope_table(at(frequencies), len(frequencies), at(table), 0, positions, scale)
     return table
 
 

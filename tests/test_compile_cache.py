@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import struct
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llamina.kernels import compile_cache
+from llamina.kernels import compile_cache, native_code
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llvmlite import ir
@@ -53,7 +54,7 @@ def lazy(x):
 
 start = time.perf_counter()
 only = [int(i) for i in sys.argv[1:]] or range(len(kernels))
-values = [kernels[i].cfunc.ctypes(1, 4) for i in only]
+values = [kernels[i].ctypes(1, 4) for i in only]
 seconds = time.perf_counter() - start
 values += [lazy(1), lazy(1.5)]
 folder = compile_cache.cache_folder()
@@ -337,7 +338,7 @@ LONG
 
 for k in map(int, sys.argv[1:]):
     body, kernel = make(k)
-    assert kernel.cfunc.ctypes(5) == sum(body.py_func(x) for x in (5, 6, 7)), k
+    assert kernel.ctypes(5) == sum(body.py_func(x) for x in (5, 6, 7)), k
 print(stats.compiled, stats.loaded)
 """.replace("LONG", "        x = (x ^ x >> 7) * 3 % 1000003 + k\n" * 100)  # too long to be inlined
 
@@ -362,3 +363,41 @@ def test_no_kernel_depends_on_pickled_objects() -> None:
     llvm_type.as_pointer()
     assert before == compile_cache._describe(llvm_type) == ("VectorType", "<16 x float>")
     assert compile_cache._describe(object())[0] == "pickled"
+
+
+@pytest.mark.parametrize("signature", ["int64(int64)", "void(int64, int64)", "int64(int64,float64)", "float32(int64, float32, int32)"])
+def test_a_signature_is_written_as_numba_writes_it(signature: str) -> None:
+    """Files are found by it before Numba is there to ask."""
+    from numba.core import sigutils
+    arguments, result = sigutils.normalize_signature(signature)
+    assert compile_cache.compiled(signature)(lambda x: x)._key == str(result(*arguments))
+
+
+def test_a_warm_start_needs_no_numba(tmp_path: Path) -> None:
+    """A process that finds all its machine code on disk computes logits without ever importing Numba; whoever then compiles something else still can."""
+    if not native_code.SUPPORTED:
+        pytest.skip("only Linux links machine code without Numba")
+    program = """
+import sys
+import llamina
+from llamina.kernels import compile_cache, native_code
+model = llamina.load("demo", threads=2)
+print(float(model.logits([1, 2, 3]).sum()).hex(), compile_cache.stats.compiled > 0, "numba" in sys.modules)
+import numba
+from llamina.kernels.vecmath import sin_cos
+print(numba.njit(lambda x: sin_cos(x)[0])(0.5) > 0.47)
+"""
+    environment = {**os.environ, "LLAMINA_COMPILE_CACHE": str(tmp_path)}
+    outputs = [subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    assert [o[1:] for o in outputs] == [["True", "True", "True"], ["False", "False", "True"]] and outputs[0][0] == outputs[1][0]
+
+
+def test_code_that_needs_what_is_not_there_is_left_to_numba() -> None:
+    missing = struct.pack("<6s34xQ10xHH", b"\x7fELF\x02\x01", 64, 64, 3) + bytes(2)
+    assert len(missing) == 64
+    names = b"\0no_such_function_anywhere\0"
+    symbols = bytes(24) + struct.pack("<IBBHQQ", 1, 16, 0, 0, 0, 0)
+    headers = (bytes(64), struct.pack("<IIQQQQIIQQ", 0, 2, 0, 0, 256, 48, 2, 0, 0, 24), struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, 304, len(names), 0, 0, 0, 0))
+    elf = missing + b"".join(headers) + symbols + names
+    assert native_code.undefined_symbols(elf) == {"no_such_function_anywhere"}
+    assert native_code.undefined_symbols(b"MZ" + elf) is None and native_code.pack("f", elf) is None

@@ -75,7 +75,7 @@ def encode(name: str, x: np.ndarray, importance: np.ndarray | None = None, threa
         return x.view(np.uint8)
     importance = None if importance is None else np.ascontiguousarray(importance, np.float32)
     out, ones = np.empty((rows, block.row_bytes(columns)), np.uint8), np.ones(256, np.float32)
-    function = encoder(name).cfunc.ctypes
+    function = encoder(name).ctypes
     step = max(1, _ROWS_A_TASK_BYTES // (4 * columns))
 
     def task(first: int) -> None:
