@@ -51,6 +51,10 @@ class BannedTexts:
         self._forbidden = {p: ids for p, ids in self._forbidden.items() if p <= position}
         self._forbidden.setdefault(position, set()).add(id)
 
+    def move(self, by: int) -> None:
+        """All positions change by this much (a context shift)."""
+        self._forbidden = {p + by: ids for p, ids in self._forbidden.items()}
+
     def flush(self) -> str:
         held, self._held = "".join(self._held), []
         return held

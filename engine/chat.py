@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import OptionError
 from .generation import Generation, check_max_tokens, check_stop
-from .model import Model
+from .model import Model, common_prefix
 from .sampling import SamplingOptions
 
 
@@ -89,7 +89,7 @@ class Chat:
         if answer is None:
             return
         answer.close()
-        self._computed = answer.history[:self._sequence.length]
+        self._computed = answer.window[:self._sequence.length]
         if answer.so_far or answer.finish_reason != "interrupted":
             self.messages.append({"role": "assistant", "content": answer.so_far})
         else:
@@ -107,8 +107,3 @@ class Chat:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many ids two lists share at their beginning."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)

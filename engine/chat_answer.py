@@ -41,27 +41,16 @@ class ChatAnswer(Generation):
     def _stream(self, ids: Sequence[int]) -> StreamDecoder:
         return self._model.tokenizer.stream(ids, special=self._written, at_start=self._constraint is None)
 
-    def __next__(self) -> str:
-        try:
-            while True:
-                piece = super().__next__()
-                self._raw += piece
-                text = self._visible.push(piece)
-                if text:
-                    break
-        except StopIteration:
-            text = self._parse()[0][len(self._shown):].rstrip() if self._format else ""  # what was held back and is no call
-            if not text:
-                raise
+    def _filter(self, piece: str) -> str:
+        self._raw += piece
+        text = self._visible.push(piece)
+        if self.finish_reason is not None and self._format:  # what was held back and is no call
+            text += self._parse()[0][len(self._shown) + len(text):].rstrip()
         self._shown += text
         return text
 
     def _parse(self) -> tuple[str, list[ToolCall]]:
         return parse(self._raw, self._format, self._names, self._first)
-
-    @property
-    def so_far(self) -> str:
-        return self._shown
 
     @property
     def tool_calls(self) -> list[ToolCall]:

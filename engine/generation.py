@@ -1,24 +1,28 @@
-"""One answer, token by token: prompt ids -> steps of the runtime -> sampler -> streaming detokeniser -> stop strings -> pieces of text.
+"""One answer, token by token: prompt ids -> jobs for the scheduler -> sampler -> streaming detokeniser -> stop strings -> pieces of text.
 
-    piece = next(generation):   feed what the KV cache lacks -> logits of the last position -> id -> text -> hold back what may be a stop string
+    piece = next(generation):   prepare(): what the KV cache lacks, a job -> logits of the last position -> advance(): id -> text -> hold back what may be
+                                a stop string
 
-A generation owns its sequence's KV pages from the first piece on and gives them back when it ends, is closed, or is dropped half-way.
+A generation owns its sequence's KV pages from the first piece on and gives them back when it ends, is closed, or is dropped half-way. Memory for all it may
+need is promised before anything is computed.
 """
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .banned import BannedTexts
-from .errors import ContextFullError, OptionError
+from .errors import ContextFullError, OptionError, OutOfMemoryError
 from .sampling import Sampler, SamplingOptions, TokenLogprob, token_logprob
+from .scheduler import Job
 from .speculation import DraftModel, Speculator
+from .stats import Stats, peak_memory
+from .stops import StopStrings, check_stop
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -26,64 +30,7 @@ if TYPE_CHECKING:
     from .model import Model
     from .tokenizer.stream import StreamDecoder
 
-
-class StopStrings:
-    """Finds the first stop string in a stream of text pieces, wherever the borders between pieces lie.
-
-    Text that could be the beginning of a stop string is held back. The string that is complete first wins (of two that end together the longer),
-    so the result does not depend on how the text is cut.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = tuple(stops)
-        self.held = ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that may be shown now, whether a stop string was found: it and what follows are dropped)."""
-        text = self.held + text
-        found = [(i + len(s), i) for s in self.stops if (i := text.find(s)) >= 0]
-        if found:
-            self.held = ""
-            return text[:min(found)[1]], True
-        longest = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        self.held = text[len(text) - longest:]
-        return text[:len(text) - longest], False
-
-    def flush(self) -> str:
-        """What was held back, once no more text comes."""
-        held, self.held = self.held, ""
-        return held
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What an answer took so far; seconds are those spent inside the generation, not between its pieces. None: not known or not yet."""
-
-    prompt_tokens: int
-    reused_tokens: int
-    """Of the prompt: those whose keys and values were in the KV cache already."""
-    generated_tokens: int
-    prompt_seconds: float
-    """From the first step to the logits after the prompt."""
-    generate_seconds: float
-    prompt_tokens_per_second: float | None
-    """Of the tokens that were computed."""
-    generated_tokens_per_second: float | None
-    """Steps after the prompt's; the first token comes with the prompt."""
-    load_seconds: float
-    compile_seconds: float
-    kv_bytes: int
-    peak_memory_bytes: int | None
-    """Of this process, ever."""
-    seed: int
-    finish_reason: str | None
-    drafted_tokens: int = 0
-    """Guessed by speculation and verified."""
-    accepted_tokens: int = 0
-    """Of those: chosen, so that they cost no step of their own."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+__all__ = ["Generation", "Stats", "StopStrings", "check_logprobs", "check_max_tokens", "check_stop", "peak_memory"]
 
 
 class Generation:
@@ -93,22 +40,27 @@ class Generation:
     .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
     prompt that fills it exactly still gives one token), "interrupted" (closed early, or an exception, which was passed on). .stats: see `Stats`.
     .logprobs: if asked for, a TokenLogprob for each of .ids.
-    Steps may raise OutOfMemoryError, NumericError, ClosedError.
+    Steps may raise NumericError, ClosedError; the first one OutOfMemoryError, if there is no KV memory for so many tokens.
     """
 
     def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
-                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None):
+                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
         first `sequence.length` ids of the prompt (fewer than all); it stays open at the end. logprobs: of how many of the most likely tokens, besides
-        the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey."""
+        the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey. keep: when the
+        context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
+        may wait for KV memory that others hold."""
         if len(prompt) > model.context:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)")
-        self.history = list(prompt)
-        """The prompt's ids and those generated so far."""
+        if keep is not None and keep > model.context // 2:
+            raise OptionError(f"{keep} tokens are to be kept when the context is full, at most half of its {model.context} can be")
         self.ids: list[int] = []
+        self.window = list(prompt)
+        """What the context holds: the prompt's ids and those generated so far, without what a context shift dropped."""
         self.finish_reason: str | None = None
+        self._prompt = list(prompt)
         self._model = model
         self._sampler = Sampler(options, sample_index, model.tokenizer)
         self.logprobs: list[TokenLogprob] = []
@@ -121,11 +73,17 @@ class Generation:
         self._limit = sys.maxsize if max_tokens is None else max_tokens
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
         self._stops = StopStrings(stop)
+        self._keep, self._wait = keep, wait
+        self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
+        self._opened = False
         self._reused = sequence.length if sequence else 0
+        self._job: Job | None = None
+        self._row: np.ndarray | None = None  # the next token's logits, if they are known
         self._decoder: StreamDecoder | None = None
         self._pieces: list[str] = []
         self._steps, self._kv_bytes = 0, 0
+        self._since: float | None = None
         self._prompt_seconds, self._generate_seconds = 0.0, 0.0
 
     # -- iteration ------------------------------------------------------------------------------------------------------------------------
@@ -136,39 +94,119 @@ class Generation:
     def __next__(self) -> str:
         try:
             while self.finish_reason is None:
-                piece = self._advance()
+                if job := self.prepare():
+                    self._model.scheduler.run([job])
+                piece = self.advance()
                 if piece:
-                    self._pieces.append(piece)
                     return piece
         except BaseException:
             self._finish("interrupted")
             raise
         raise StopIteration
 
-    def _advance(self) -> str:
-        """One token further. Its text, as far as it may be shown; sets finish_reason at the end."""
-        if len(self.ids) >= self._limit:
-            return self._finish("length")
-        if len(self.history) > self._model.context:
-            return self._finish("context")
-        start = time.perf_counter()
-        logits = self._next_logits()
-        id = self._sampler.sample(logits, len(self.history), self.history, self._banned.at(len(self.history)),
+    def prepare(self) -> Job | None:
+        """What must be computed before `advance`, None if nothing. Whoever calls these two instead of iterating closes the generation on any exception."""
+        self._since = self._since or time.perf_counter()
+        if self.finish_reason is not None or self._end() or self._row is not None:
+            return None
+        sequence = self.open()
+        if len(self.window) > self._model.context:
+            self._shift()
+        if self._speculator is None:
+            ids = self.window[sequence.length:]
+            self._job = Job(sequence, ids, stream=len(ids) == 1 and self._steps > 0)
+        elif (row := self._speculator.row(sequence, self.window)) is not None:
+            self._row = row
+        else:
+            room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.window), self._model.runtime.max_batch - 1)
+            self._job = self._speculator.job(sequence, self.window, room)
+        return self._job if self._row is None else None
+
+    def advance(self) -> str:
+        """One token further, after the job was computed. Its text, as far as it may be shown; sets finish_reason at the end."""
+        if self.finish_reason is not None:
+            return ""
+        if reason := self._end():
+            return self._give(self._finish(reason))
+        since = self._since or time.perf_counter()
+        logits, self._row, self._job = self._take_row(), None, None
+        position = len(self.window)
+        id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
                                   self._constraint.allowed(self.history) if self._constraint else None)
-        seconds = time.perf_counter() - start
+        if self._n_logprobs is not None and id not in self._end_ids:
+            self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
+        self._count(time.perf_counter() - since)
+        return self._give(self._finish("eos") if id in self._end_ids else self._accept(id))
+
+    def _filter(self, piece: str) -> str:
+        """What of a piece is shown; called with every one, the last one when finish_reason is set."""
+        return piece
+
+    def _give(self, piece: str) -> str:
+        self._since, piece = None, self._filter(piece)
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def _end(self) -> str | None:
+        """Why it can't go on, if it can't."""
+        if len(self.ids) >= self._limit:
+            return "length"
+        return "context" if self._keep is None and len(self.window) > self._model.context else None
+
+    def open(self) -> kv_cache.Sequence:
+        """The sequence, with KV memory promised for all it may become; done by the first piece. OutOfMemoryError: nothing is held, try again later."""
+        if not self._opened:
+            if self._sequence is None:
+                self._sequence = self._model.runtime.new_sequence(cached=True)
+            total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) + self._limit)
+            end = time.monotonic() + self._wait
+            while True:
+                try:
+                    self._sequence.begin(self.window[self._sequence.length:-1], total)
+                    break
+                except OutOfMemoryError:
+                    if self._owned:
+                        self._sequence.truncate(0)
+                    if time.monotonic() >= end:
+                        if self._owned:
+                            self._sequence = None
+                        raise
+                time.sleep(0.01)
+            self._opened = True
+        assert self._sequence is not None
+        return self._sequence
+
+    def _take_row(self) -> np.ndarray:
+        """Logits float32 [n_vocab] after the window's last id. Raises what the step raised."""
+        if self._row is not None:
+            return self._row
+        assert self._job is not None
+        if self._speculator is None:
+            return self._job.rows[-1]
+        row = self._speculator.result(self._job, self.window)
+        if row is None:  # a guess met what the tokens one by one might not meet
+            assert self._sequence is not None
+            job = Job(self._sequence, self.window[self._sequence.length:])
+            self._model.scheduler.run([job])
+            row = job.rows[-1]
+        return row
+
+    def _count(self, seconds: float) -> None:
         if self._steps:
             self._generate_seconds += seconds
         else:
             self._prompt_seconds = seconds
+            if self._owned and self._sequence is not None and not self._reused:
+                self._reused = self._sequence.reused
         self._steps += 1
-        if id in self._end_ids:
-            return self._finish("eos")
+
+    def _accept(self, id: int) -> str:
+        """The answer grows by an id -> text that may be shown."""
         self.ids.append(id)
-        self.history.append(id)
-        if self._n_logprobs is not None:
-            self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
+        self.window.append(id)
         if self._decoder is None:  # after the prompt: the answer's text is what it adds to the prompt's (leading space, a character begun)
-            self._decoder = self._stream(self.history[:-1])
+            self._decoder = self._stream(self._prompt)
         text = self._decoder.push(id)
         if self._banned.texts:
             text, n_back = self._banned.push(text)
@@ -184,22 +222,26 @@ class Generation:
     def _go_back(self, n: int) -> None:
         """Drop the last n tokens, and don't begin with the first of them again."""
         assert self._sequence is not None
-        keep = len(self.history) - n
-        self._banned.forbid(keep, self.history[keep])
-        del self.history[keep:], self.ids[len(self.ids) - n:], self.logprobs[len(self.ids):]
+        keep = len(self.window) - n
+        self._banned.forbid(keep, self.window[keep])
+        del self.window[keep:], self.ids[len(self.ids) - n:], self.logprobs[len(self.ids):]
         if self._speculator:
-            self._speculator.stop(self._sequence, self.history)
+            self._speculator.stop(self._sequence, self.window)
         self._sequence.truncate(min(self._sequence.length, keep - 1))  # the last id is always fed: its logits are wanted
         self._decoder = self._stream(self.history)
 
-    def _next_logits(self) -> np.ndarray:
-        """Bring the KV cache up to date with the history -> logits float32 [n_vocab] after its last id."""
-        if self._sequence is None:
-            self._sequence = self._model.runtime.new_sequence()
+    def _shift(self) -> None:
+        """The context is full: go on as after a prompt of the tokens to keep and the newer half of the others. They are computed afresh, so what follows
+        is what `generate` would say after that prompt, bit for bit."""
+        assert self._sequence is not None and self._keep is not None
+        dropped = len(self.window) - self._keep - max(1, (self._model.context - self._keep) // 2)
         if self._speculator:
-            room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.history))
-            return self._speculator.next_logits(self._model, self._sequence, self.history, room)
-        return self._model.feed(self._sequence, self.history[self._sequence.length:])[-1]
+            self._speculator.stop(self._sequence, self.window)
+        del self.window[self._keep:self._keep + dropped]
+        self._sequence.truncate(min(self._sequence.length, self._keep))
+        self._banned.move(-dropped)
+        self._sampler.forget()
+        self._shifts, self._dropped = self._shifts + 1, self._dropped + dropped
 
     def _finish(self, reason: str) -> str:
         """End here, give the KV pages back, and return the text still held."""
@@ -208,12 +250,17 @@ class Generation:
         self.finish_reason = reason
         if self._sequence is not None:
             if self._speculator:
-                self._speculator.stop(self._sequence, self.history)
+                self._speculator.stop(self._sequence, self.window)
                 self._speculator.close()
+            self._sequence.truncate(min(self._sequence.length, len(self.window)))  # a draft whose result nobody took
             self._kv_bytes = self._sequence.kv_bytes
             if self._owned:
                 self._sequence.close()
                 self._sequence = None
+            else:
+                self._sequence.unpromise()
+        self._job = self._row = None
+        self._model.scheduler.left()
         if reason in ("stop", "interrupted"):
             return ""
         text, stopped = self._stops.push(self._banned.flush() + (self._decoder.flush() if self._decoder else ""))
@@ -221,12 +268,39 @@ class Generation:
             self.finish_reason = "stop"
         return text + self._stops.flush()
 
+    # -- several answers to one prompt ----------------------------------------------------------------------------------------------------
+
+    def fork_prompt(self) -> tuple[kv_cache.Sequence, np.ndarray]:
+        """After the prompt's job, before `advance`: (a sequence that shares the prompt's pages, the logits after it). OutOfMemoryError."""
+        assert self._job is not None and self._sequence is not None and not self.ids
+        return self._sequence.fork(), self._job.rows[-1].copy()
+
+    def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray) -> None:
+        """Start from a prompt that was computed already; the sequence belongs to the generation from now on. OutOfMemoryError: then it doesn't."""
+        self._sequence, self._owned = sequence, False
+        try:
+            self.open()
+        except OutOfMemoryError:
+            self._sequence, self._owned = None, True
+            raise
+        self._row, self._reused, self._owned = row, sequence.length, True
+
     # -- results --------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> list[int]:
+        """The prompt's ids and those generated so far."""
+        return self._prompt + self.ids
 
     @property
     def so_far(self) -> str:
         """The pieces given out so far, as one string."""
         return "".join(self._pieces)
+
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """The answer as a message, if it answers messages (`Model.chat`)."""
+        return None
 
     def text(self) -> str:
         """Run to the end; all pieces, also those taken before, as one string."""
@@ -236,7 +310,7 @@ class Generation:
 
     @property
     def stats(self) -> Stats:
-        prompt_tokens = len(self.history) - len(self.ids)
+        prompt_tokens = len(self._prompt)
         return Stats(
             prompt_tokens=prompt_tokens, reused_tokens=self._reused, generated_tokens=len(self.ids),
             prompt_seconds=self._prompt_seconds, generate_seconds=self._generate_seconds,
@@ -246,6 +320,7 @@ class Generation:
             kv_bytes=self._sequence.kv_bytes if self._sequence is not None else self._kv_bytes, peak_memory_bytes=peak_memory(),
             seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
+            context_shifts=self._shifts, dropped_tokens=self._dropped,
         )
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
@@ -261,25 +336,8 @@ class Generation:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_owned"):  # not if the constructor refused its arguments
+        if hasattr(self, "_prompt_seconds"):  # not if the constructor refused its arguments
             self.close()
-
-
-def peak_memory() -> int | None:
-    """Most resident memory this process has had, in bytes; None where the system doesn't tell."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # getrusage's number survives exec on Linux
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def check_max_tokens(max_tokens: Any) -> int | None:
@@ -296,12 +354,3 @@ def check_logprobs(n: Any) -> int | None:
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
         raise OptionError(f"logprobs must be a whole number from 0 on, found {n!r}")
     return None if n is None else int(n)
-
-
-def check_stop(stop: Any) -> tuple[str, ...]:
-    """One stop string or several. OptionError if one is empty or not a string."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop or (), Iterable) else (stop,)
-    for s in stops:
-        if not isinstance(s, str) or not s:
-            raise OptionError(f"stop must be non-empty strings, found {s!r}")
-    return stops

@@ -9,6 +9,7 @@ away and values past it are skipped.
 """
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -154,10 +155,15 @@ class Sequence:
         self._pool, self.context, self._cached = pool, context, cached
         self.length = 0
         self.ids: list[int] = []
+        self.reused = 0
+        """Tokens that `match` took over."""
         self._pages: list[Page] = []
         self._chain: list[Entry] = []  # the entries of its whole pages
         self._spare = 0  # pages promised to it
         self._promised_length = 0
+        self.tentative = False
+        """While true, what is appended may yet be taken back, and is not told to the prefix cache."""
+        self._matched: tuple[int, int] | None = None  # (length, the prefix cache's version) of the last look into it
         self.table = np.zeros(pages_of(context), np.int64)
         """Addresses of the pages, int64 [pages of a full context]."""
 
@@ -166,27 +172,61 @@ class Sequence:
         """Memory of its pages, shared ones counted in full."""
         return len(self._pages) * self._pool.page_bytes
 
-    def match(self, ids: list[int]) -> int:
-        """Take over what the prefix cache knows of a text's beginning, into an empty sequence -> how many tokens that is."""
-        pool = self._pool
+    @property
+    def at_page_start(self) -> bool:
+        """Whether the next position begins a page."""
+        return self.length % PAGE == 0
+
+    def match(self, ids: Iterable[int]) -> int:
+        """Take over what the prefix cache knows of the text that goes on with `ids` -> how many tokens that is. Only at a page's start and if all before is
+        known to the prefix cache, too; else, and if the sequence is private, nothing."""
+        pool, before = self._pool, self.length
+        if not self._cached or not self.at_page_start or len(self._chain) < before // PAGE or self._matched == (before, pool.prefix.version):
+            return 0
+        following = list(ids)
         with pool.lock:
             pool._collect()
-            found, partial, n = pool.prefix.walk(ids)
+            self._matched = before, pool.prefix.version
+            found, partial, n = pool.prefix.walk(following, self._chain[-1] if self._chain else None)
+            if not found and n < _WORTH_COPYING:
+                return 0
+            pool.give(self._pages[before // PAGE:])  # reserved, not written
+            del self._pages[before // PAGE:]
             for entry in found:
                 assert entry.page is not None
                 self._hold(pool.share(entry.page))
-            self._chain = found
-            self.ids = ids[:len(found) * PAGE]
+            self._chain += found
+            self.ids += following[:len(found) * PAGE]
             if partial is not None and partial.page is not None and n >= _WORTH_COPYING:
                 source = pool.share(partial.page)  # or `take` might evict it
-                if pool.free_pages:
-                    copy = pool.take()
+                if self._spare or pool.free_pages:
+                    copy = self._take()
                     copy.data[:] = source.data
                     self._hold(copy)
-                    self.ids = ids[:len(found) * PAGE + n]
+                    self.ids += following[len(found) * PAGE:len(found) * PAGE + n]
                 pool.give([source])
             self.length = len(self.ids)
-        return self.length
+            if self._promised_length:
+                self.promise(self._promised_length)  # what was taken over needs no pages
+            if pool.free_pages < 0:  # idle pages that were promised to others
+                self.truncate(before)
+        self.reused += self.length - before
+        return self.length - before
+
+    def begin(self, ids: Iterable[int], length: int) -> None:
+        """`match` and `promise` in one: nobody else's promise is broken by what is taken over. OutOfMemoryError."""
+        with self._pool.lock:
+            self.match(ids)
+            self.promise(length)
+
+    def place(self, ids: Iterable[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Which page a sequence that goes on with `ids` is filling or about to begin: equal for those that compute the same one. None if the text doesn't
+        fill it, or the sequence is private."""
+        i = self.length // PAGE
+        if not self._cached or len(self._chain) < i:
+            return None
+        page = (*self.ids[i * PAGE:], *itertools.islice(ids, (i + 1) * PAGE - self.length))
+        return (id(self._chain[i - 1] if i else self._pool.prefix.root), page) if len(page) == PAGE else None
 
     def fork(self, length: int | None = None) -> Sequence:
         """Another sequence with the same first `length` positions (default: all). Whole pages are shared, the last one is copied. OutOfMemoryError."""
@@ -195,6 +235,8 @@ class Sequence:
             raise ValueError(f"cannot fork a sequence of {self.length} positions at {length}")
         other = Sequence(self._pool, self.context, self._cached)
         with self._pool.lock:
+            if length % PAGE and self._pool.free_pages < 1:
+                raise OutOfMemoryError(f"the KV cache has no free page of its {self._pool.max_pages} for a fork; wait for other answers or close them")
             tail = self._pool.take() if length % PAGE else None
             for page in self._pages[:length // PAGE]:
                 other._hold(self._pool.share(page))
@@ -261,7 +303,7 @@ class Sequence:
         """The keys and values of `ids` were written after the present ones."""
         self.ids.extend(map(int, ids))
         self.length = len(self.ids)
-        if self._cached and len(self._chain) < self.length // PAGE:
+        if self._cached and not self.tentative and len(self._chain) < self.length // PAGE:
             with self._pool.lock:
                 while (i := len(self._chain)) < self.length // PAGE:
                     parent = self._chain[-1] if self._chain else self._pool.prefix.root
@@ -273,7 +315,7 @@ class Sequence:
             raise ValueError(f"cannot truncate a sequence of {self.length} positions to {length}")
         keep, used = pages_of(length), pages_of(self.length)
         parent = None
-        if self._cached and self.length % PAGE and keep < used:  # the text's end goes; it may be wanted again
+        if self._cached and self.length % PAGE and keep < used and len(self._chain) == used - 1:  # the text's end goes; it may be wanted again
             parent = self._chain[used - 2] if used > 1 else self._pool.prefix.root
         tail = tuple(self.ids[self.length // PAGE * PAGE:])
         dropped, unwritten = self._pages[keep:used], self._pages[max(keep, used):]
@@ -287,8 +329,12 @@ class Sequence:
 
     def close(self) -> None:
         """Give all pages back, and what was promised; the sequence is empty afterwards and may be used again."""
-        self._promised_length = 0
+        self.unpromise()
         self.truncate(0)
+
+    def unpromise(self) -> None:
+        """Give back what was promised and not taken."""
+        self._promised_length = 0
         if self._spare:
             self._pool.give([], self._spare)
             self._spare = 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .batch import LIVE, Batch, check_samples
 from .errors import ClosedError, ContextFullError, OptionError
 from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .gguf import GGUFFile, open_gguf
 from .library import find
 from .sampling import SamplingOptions, TokenLogprob, token_logprob
+from .scheduler import Job, Scheduler
 from .speculation import Costs, check_draft
 
 if TYPE_CHECKING:
@@ -91,6 +92,32 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     return find(name) if isinstance(path, str) else Path(name)
 
 
+def check_sample_index(index: Any) -> int:
+    """OptionError unless it is a whole number from 0 on, below 2**64."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {index!r}")
+    return int(index)
+
+
+def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: int) -> int | None:
+    """How many of a prompt's first tokens a context shift keeps; None: no context shift. OptionError."""
+    if not context_shift:
+        if keep is not None:
+            raise OptionError("keep is for context shifts: ask for context_shift, too")
+        return None
+    if keep is None:
+        return default
+    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
+        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {keep!r}")
+    return int(keep)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two lists share at their beginning."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
+
+
 def count(name: str, value: Any) -> int | None:
     """A positive whole number or None."""
     if value is None:
@@ -115,14 +142,13 @@ class Model:
         self.tokenizer, self.runtime = tokenizer, runtime
         self.load_seconds, self.compile_seconds = load_seconds, runtime.compile_seconds
         self._gguf = gguf
-        self.costs = Costs()
-        """What its steps were measured to take: speculation goes by it."""
+        self.scheduler = Scheduler(runtime)
+        """Takes all steps."""
         self.draft: Model | None = None
         """Guesses for this model; closed with it."""
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
-        self._lock = threading.Lock()
         self._closed = False
 
     @property
@@ -133,6 +159,15 @@ class Model:
     def context(self) -> int:
         """Most positions of a prompt with its answer."""
         return self.runtime.context
+
+    @property
+    def costs(self) -> Costs:
+        """What its steps were measured to take: speculation goes by it."""
+        return self.scheduler.costs
+
+    @costs.setter
+    def costs(self, costs: Costs) -> None:
+        self.scheduler.costs = costs
 
     @property
     def threads(self) -> int:
@@ -190,14 +225,9 @@ class Model:
     def feed(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last") -> np.ndarray:
         """Append ids (at least one) to a sequence of this model's runtime, in as many steps as it takes -> the wanted rows of logits, float32
         [0, 1 or len(ids), n_vocab]. Steps of several threads take turns."""
-        from .runtime import Feed
-        rows = []
-        for start in range(0, len(ids), self.runtime.max_batch):
-            part = ids[start:start + self.runtime.max_batch]
-            at_end = start + len(part) == len(ids)
-            with self._lock:
-                rows.append(self.runtime.step([Feed(sequence, part, logits if at_end or logits != "last" else "none")]))
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        job = Job(sequence, ids, logits)
+        self.scheduler.run([job])
+        return job.rows if len(job.rows) else np.empty((0, self.config.n_vocab), np.float32)
 
     def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
@@ -219,38 +249,40 @@ class Model:
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
-                 **sampling: Any) -> Generation:
+                 context_shift: bool = False, keep: int | None = None, wait: float = 0.0, **sampling: Any) -> Generation:
         """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
         result is iterated; arguments are checked now.
 
         max_tokens: None or -1: until the model ends or the context is full. stop: strings that end the answer and are not part of it. ignore_eos: go on
         after end-of-sequence. special: see `tokenize`. sample_index: tells apart several answers drawn with one seed. logprobs: fill
         `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. json_schema (JSON text,
-        dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. sampling: fields of
+        dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. context_shift: when the
+        context is full, drop the older half of the text but for its first `keep` tokens (default: BOS) and go on, as after a prompt of what is left. wait:
+        seconds for which the first step may wait for KV memory that other answers hold. sampling: fields of
         SamplingOptions, such as temperature, top_k, top_p and seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never
         cut), ClosedError.
         """
         self._check_open()
         if unknown := sampling.keys() - SamplingOptions.__dataclass_fields__.keys():
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        options = SamplingOptions(**sampling)
-        if count("sample_index + 1", sample_index + 1) is None or sample_index >= 1 << 64:
-            raise OptionError(f"sample_index must be below 2**64, found {sample_index}")
-        return Generation(self, self.prompt_ids(prompt, special=special), options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop),
-                          ignore_eos=ignore_eos, sample_index=sample_index, logprobs=check_logprobs(logprobs), speculate=speculate,
+        options, ids = SamplingOptions(**sampling), self.prompt_ids(prompt, special=special)
+        return Generation(self, ids, options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), ignore_eos=ignore_eos,
+                          sample_index=check_sample_index(sample_index), logprobs=check_logprobs(logprobs), speculate=speculate, wait=wait,
+                          keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
-             choices: Sequence[str] | None = None, **sampling: Any) -> ChatAnswer:
+             choices: Sequence[str] | None = None, sample_index: int = 0, context_shift: bool = False, keep: int | None = None, wait: float = 0.0,
+             **sampling: Any) -> ChatAnswer:
         """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
-        "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them.
-        template_options: more variables for the template (date_string, …). max_tokens: None: until the model ends or the context is full. The rest:
-        see `generate`. Raises OptionError (also for messages that the template refuses), UnsupportedError (no tools in the template), FormatError (a broken
-        template), ContextFullError, TokenizerError, ClosedError.
+        "function", "function": {"name", "description", "parameters": JSON schema}}, …]; the answer's .tool_calls are calls of them. template_options: more
+        variables for the template (date_string, …). max_tokens: None: until the model ends or the context is full. keep: default: the system message. The
+        rest: see `generate`. Raises OptionError (also for messages that the template refuses), UnsupportedError (no tools in the template), FormatError (a
+        broken template), ContextFullError, TokenizerError, ClosedError.
         """
         from .chat_answer import ChatAnswer
         self._check_open()
@@ -258,8 +290,30 @@ class Model:
         if not turns:
             raise OptionError("there are no messages to answer")
         return ChatAnswer(self, turns, SamplingOptions(**sampling), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
-                          stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate,
+                          stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate, sample_index=check_sample_index(sample_index),
+                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+
+    def generate_many(self, prompts: Iterable[Any], *, samples: int = 1, ordered: bool = False, live: int = LIVE, **options: Any) -> Batch:
+        """Answers to many prompts, computed together: an iterator of `Result`, as they finish, or ordered by prompt. Each is, bit for bit, what `generate`
+        gives alone.
+
+        prompts: what `generate` takes, or with options for that prompt alone a mapping {"prompt": …, option: …}, or for an answer as of `chat`
+        {"messages": …, option: …}, or the same as a `Request`; taken one by one as there is room.
+        samples: answers to each prompt, told apart by their sample index (from `sample_index` on). live: most answers under way at once; KV memory may
+        allow fewer: the others wait. options: of `generate`, for all prompts. What is wrong with one prompt is its result's `error`, others go on.
+        Raises OptionError, ClosedError; the iterator whatever `prompts` raises.
+        """
+        self._check_open()
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise OptionError(f"prompts must be a list of prompts, found {type(prompts).__name__}: for a single one use generate")
+        return Batch(self, prompts, options, check_samples(samples), ordered, count("live", live) or LIVE)
+
+    def system_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
+        """How many ids of a conversation belong to its system message alone (and to what the template puts before it)."""
+        system = [m for m in messages[:1] if m.get("role") == "system"]
+        a, b = (self.chat_template.encode([*system, {"role": "user", "content": text}]) for text in ("a", "b"))
+        return common_prefix(a, b)
 
     def _grammar(self, ignore_eos: bool, stop_ids: Iterable[int] = (), **asked: Any) -> Grammar | None:
         """What `generate`'s json_schema, regex, grammar or choices ask for, compiled. OptionError."""
@@ -306,9 +360,7 @@ class Model:
         """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""
         if not self._closed:
             self._closed = True
-            self.runtime.abort()  # a step that another thread is in
-            with self._lock:
-                self.runtime.close()
+            self.scheduler.close(self.runtime.close)
             self._gguf.close()
             if self.draft is not None:
                 self.draft.close()

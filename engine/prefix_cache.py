@@ -38,6 +38,8 @@ class PrefixCache:
 
     def __init__(self, seed: bytes) -> None:
         self.root = Entry(blake2b(seed, digest_size=16).digest(), None, (), None)
+        self.version = 0
+        """Grows with every page it is told of."""
         self._idle: OrderedDict[int, Entry] = OrderedDict()  # by identity, least recently used first
 
     @property
@@ -45,10 +47,10 @@ class PrefixCache:
         """Pages kept for nobody in particular: memory that can be had."""
         return len(self._idle)
 
-    def walk(self, ids: Sequence[int]) -> tuple[list[Entry], Entry | None, int]:
-        """-> (entries of the whole pages that ids begin with, an entry after them, how many more ids that one shares)."""
+    def walk(self, ids: Sequence[int], after: Entry | None = None) -> tuple[list[Entry], Entry | None, int]:
+        """-> (entries of the whole pages that ids begin with, an entry after them, how many more ids that one shares). after: where to start from."""
         found: list[Entry] = []
-        at = self.root
+        at = after or self.root
         while len(ids) >= (len(found) + 1) * PAGE:
             part = tuple(ids[len(found) * PAGE:(len(found) + 1) * PAGE])
             entry = at.children.get(_key(at, part))
@@ -72,6 +74,7 @@ class PrefixCache:
         entry = Entry(key, parent, part, None)
         if not dead and known is None and page.entry is None:
             entry.page, page.entry = page, entry
+            self.version += 1
             parent.children[key] = entry
         return entry
 

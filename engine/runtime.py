@@ -121,6 +121,11 @@ class Runtime:
         """Memory of one sequence that fills the context."""
         return pages_of(self.context) * self._pool.page_bytes
 
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply-adds of the layers' matrices for a token."""
+        return self.config.n_layers * self._layer_macs
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
@@ -173,14 +178,10 @@ class Runtime:
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
-    def new_sequence(self, prompt: list[int] | None = None) -> Sequence:
-        """A sequence of at most `context` positions: empty and private, or, for a prompt, one that starts with what the prefix cache holds of it and
-        that others may continue later. Of a prompt, at least one token is left to feed."""
+    def new_sequence(self, cached: bool = False) -> Sequence:
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others to begin with."""
         self._check_open()
-        sequence = Sequence(self._pool, self.context, cached=prompt is not None)
-        if prompt:
-            sequence.match(prompt[:-1])
-        return sequence
+        return Sequence(self._pool, self.context, cached)
 
     def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].

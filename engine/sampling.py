@@ -134,6 +134,10 @@ class Sampler:
         if "mu" in state:
             self._mu[position] = state["mu"]
 
+    def forget(self) -> None:
+        """Positions begin anew, after a context shift."""
+        self._mu.clear()
+
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
 
     def _add_bias(self, c: Candidates) -> None:

@@ -3,38 +3,56 @@
     threads ── run(jobs) ──► queue ──► one of them leads: next tokens of all streams + a bounded chunk of the waiting prompts ──► Runtime.step ──► logits
 
 There is no thread of its own: whoever waits for a job computes, for everybody, while the others wait; so one caller alone pays nothing, and streams of several
-threads share steps (eight tokens cost 1.4 times one). While somebody streams, prompts get only as many tokens of a step as take about a tenth of a second,
-shared evenly, so that no long prompt stalls a stream or a short prompt. What shares a step never changes a bit of the result (docs/exactness.md).
+threads share steps (eight tokens cost 1.4 times one). While somebody streams, prompts get only as many tokens of a step as take about a tenth of a second, so
+that no long prompt stalls a stream. Prompts that begin with the same pages compute them once: the others wait for the first and take its pages over.
+What shares a step never changes a bit of the result (docs/exactness.md).
 """
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from . import kv_cache
-from .errors import LlaminaError
-from .runtime import Feed, Runtime
+from .errors import ClosedError, LlaminaError, OptionError
+from .speculation import Costs
 
-SMALL = 8
-"""Up to this many tokens are a stream's next ones; more are a prompt."""
+if TYPE_CHECKING:
+    from . import kv_cache
+    from .runtime import Runtime
+
 STALL_SECONDS = 0.1
 """What prompts may add to a step that streams wait for."""
+QUANTUM = 32
+"""A prompt that gets anything of a step gets so many tokens, if there is room."""
+_MACS_PER_SECOND = 300e9  # a first guess, for the first chunk
 _GATHER_SECONDS = 0.003  # after a step its threads sample; so long the next step waits for them to come back
+_MOST_OBSERVED = 64  # tokens of a step whose price speculation may want to know
+_order = itertools.count()
 
 
 class Job:
-    """Tokens to append to a sequence, and which logits after them are wanted; `rows` are these when it is `finished`."""
+    """Tokens to append to a sequence, and which logits after them are wanted. stream: an answer's next ones, that somebody waits for; else a prompt,
+    which may take a while. `rows` are the logits when it is `finished`."""
 
-    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last") -> None:
-        self.sequence, self.ids, self.logits = sequence, ids, logits
-        self.done = 0
+    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last", stream: bool = False) -> None:
+        if not ids:
+            raise OptionError("there must be at least one token to feed")
+        self.sequence, self.ids, self.logits, self.stream = sequence, ids, logits, stream
         self.thread = threading.get_ident()
+        self.order = next(_order)
         self.error: BaseException | None = None
+        self.seconds, self.others = 0.0, 0
+        """Of the steps it was in; tokens of others in the last one."""
+        self._start = sequence.length
         self._parts: list[np.ndarray] = []
+
+    @property
+    def done(self) -> int:
+        return self.sequence.length - self._start
 
     @property
     def left(self) -> int:
@@ -44,36 +62,40 @@ class Job:
     def finished(self) -> bool:
         return self.error is not None or not self.left
 
-    def feed(self, n: int) -> Feed:
-        """Its next n tokens."""
-        last = n == self.left
-        return Feed(self.sequence, self.ids[self.done:self.done + n], self.logits if last or self.logits != "last" else "none")
+    def rest(self) -> Sequence[int]:
+        return self.ids[self.done:]
 
-    def fed(self, n: int, rows: np.ndarray) -> None:
-        self.done += n
-        self._parts.append(rows)
+    def wanted(self, n: int) -> Literal["none", "last", "all"]:
+        """Which logits of its next n tokens."""
+        return self.logits if n == self.left or self.logits != "last" else "none"
+
+    def fed(self, rows: np.ndarray) -> None:
+        if len(rows):
+            self._parts.append(rows)
 
     @property
     def rows(self) -> np.ndarray:
         """float32 [0, 1 or len(ids), n_vocab]. Raises what its step raised."""
         if self.error is not None:
             raise self.error
-        return self._parts[-1] if len(self._parts) == 1 or self.logits == "last" else np.concatenate(self._parts)
+        return self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts) if self._parts else np.zeros((0, 0), np.float32)
 
 
 class Scheduler:
-    """Takes the steps of one runtime, for any number of threads."""
+    """Takes the steps of one runtime, for any number of threads. costs: what steps were measured to take; speculation goes by it."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.costs = Costs()
+        self.clock = clock
         self._runtime = runtime
         self._changed = threading.Condition()
         self._queue: list[Job] = []
         self._running: list[Job] = []
-        self._busy = False
+        self._busy = self._closed = False
         self._expected: set[int] = set()  # threads that got logits from the last step and will want more
-        self._step_ended = 0.0
+        self._step_ended = self._step_seconds = 0.0
         self._streamed: dict[int, float] = {}  # thread -> when it last got a stream's logits
-        self.tokens_per_second = 640.0
+        self.tokens_per_second = _MACS_PER_SECOND / runtime.macs_per_token
         """Of steps with many tokens, measured; it bounds the chunk."""
 
     def run(self, jobs: Sequence[Job], *, first: bool = False) -> None:
@@ -82,9 +104,10 @@ class Scheduler:
         if not jobs:
             return
         enough = any if first else all
+        me = threading.get_ident()
         with self._changed:
             self._queue += [job for job in jobs if not job.finished]
-            self._expected -= {job.thread for job in jobs}
+            self._expected.discard(me)
             self._changed.notify_all()
         try:
             while True:
@@ -102,82 +125,136 @@ class Scheduler:
                         self._queue = [job for job in self._queue if not job.finished]
                         self._changed.notify_all()
         finally:
-            mine = set(map(id, jobs))
-            with self._changed:
-                self._queue = [job for job in self._queue if id(job) not in mine]
-                while any(id(job) in mine for job in self._running):
-                    self._changed.wait()
+            self._leave(jobs)
+
+    def _leave(self, jobs: Sequence[Job]) -> None:
+        """Take jobs out of the queue, and wait for the step that holds one, even through Ctrl-C: their sequences may be closed next."""
+        mine, interrupt = set(map(id, jobs)), None
+        while True:
+            try:
+                with self._changed:
+                    self._queue = [job for job in self._queue if id(job) not in mine]
+                    while any(id(job) in mine for job in self._running):
+                        self._changed.wait()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt:
+            raise interrupt
 
     def left(self) -> None:
         """This thread's stream has ended: nobody need wait for it."""
         self._expected.discard(threading.get_ident())
         self._streamed.pop(threading.get_ident(), None)
 
-    def close(self) -> None:
-        """Stop the running step and close the runtime; waiting threads get ClosedError."""
+    def close(self, closing: Callable[[], None]) -> None:
+        """Stop the running step, then do `closing`; waiting threads get ClosedError."""
+        self._closed = True
         self._runtime.abort()
         with self._changed:
             while self._busy:
                 self._changed.wait()
-            self._runtime.close()
+            closing()
 
     # -- one step -------------------------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         with self._changed:
-            end = self._step_ended + _GATHER_SECONDS
-            while self._expected and (wait := end - time.perf_counter()) > 0:
+            end = self._step_ended + min(_GATHER_SECONDS, self._step_seconds)
+            while self._expected and (wait := end - self.clock()) > 0:
                 self._changed.wait(wait)
             parts = self._plan()
             self._running = [job for job, _ in parts]
-        start = time.perf_counter()
+        before = [job.sequence.length for job, _ in parts]
+        start = self.clock()
+        try:
+            self._attempt(parts)
+        except BaseException:  # Ctrl-C between the step and its results: nobody may believe in tokens whose logits were lost
+            for (job, _), length in zip(parts, before):
+                job.sequence.truncate(min(job.sequence.length, length))
+            raise
+        end = self.clock()
+        self._learn(parts, end - start)
+        self._step_ended, self._step_seconds = end, end - start
+        self._expected = {job.thread for job, _ in parts if job.finished}
+        self._streamed.update({job.thread: end for job, n in parts if job.finished and job.stream})
+
+    def _attempt(self, parts: list[tuple[Job, int]]) -> None:
+        """A step; if it fails, each part for itself: whose fault was it?"""
         try:
             self._compute(parts)
         except LlaminaError as error:
-            if len(parts) == 1:
-                parts[0][0].error = error
-            for job, n in parts if len(parts) > 1 else []:  # whose fault was it? No sequence has changed
-                try:
-                    self._compute([(job, n)])
-                except LlaminaError as own:
-                    job.error = own
-        self._step_ended = end = time.perf_counter()
-        tokens = sum(n for _, n in parts)
-        if tokens >= 2 * SMALL:
-            self.tokens_per_second += 0.3 * (tokens / (end - start) - self.tokens_per_second)
-        self._expected = {job.thread for job, _ in parts if job.finished}
-        self._streamed.update({job.thread: end for job, n in parts if job.finished and len(job.ids) <= SMALL})
-
-    def _plan(self) -> list[tuple[Job, int]]:
-        """Which jobs get how many tokens of the next step: streams all they want, prompts even shares of what is left for them."""
-        room = self._runtime.max_batch
-        parts = [(job, job.left) for job in self._queue if job.left <= SMALL][:room // SMALL]
-        prompts = sorted((job for job in self._queue if job.left > SMALL), key=lambda job: job.left)
-        room -= sum(n for _, n in parts)
-        if parts or self._others_stream({job.thread for job in prompts}):
-            room = min(room, self.chunk)
-        for i, job in enumerate(prompts):
-            n = min(job.left, room // (len(prompts) - i) or room)
-            if n:
-                parts.append((job, n))
-                room -= n
-        return parts
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of prompts in a step that streams wait for."""
-        return max(2 * SMALL, min(self._runtime.max_batch, int(self.tokens_per_second * STALL_SECONDS) // 8 * 8))
-
-    def _others_stream(self, threads: set[int]) -> bool:
-        """Whether a thread beside these, just now sampling or showing a token, is in the middle of an answer."""
-        now = time.perf_counter()
-        return any(now - t < 1.0 and thread not in threads for thread, t in list(self._streamed.items()))
+            if len(parts) == 1 or self._closed:
+                for job, _ in parts:
+                    job.error = ClosedError("the model was closed: load it again") if self._closed else error
+                return
+            for job, n in parts:  # no sequence has changed
+                self._attempt([(job, n)])
 
     def _compute(self, parts: list[tuple[Job, int]]) -> None:
-        feeds = [job.feed(n) for job, n in parts]
+        from .runtime import Feed
+        feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
         rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
             count = {"none": 0, "last": 1, "all": n}[feed.logits]
-            job.fed(n, rows[start:start + count])
+            job.fed(rows[start:start + count] if len(parts) == 1 else rows[start:start + count].copy())  # not all rows for the sake of one
             start += count
+
+    def _learn(self, parts: list[tuple[Job, int]], seconds: float) -> None:
+        tokens = sum(n for _, n in parts)
+        for job, n in parts:
+            job.seconds += seconds
+            job.others = tokens - n
+        if tokens >= 2 * QUANTUM and seconds > 0:
+            self.tokens_per_second += 0.3 * (tokens / seconds - self.tokens_per_second)
+        if tokens <= _MOST_OBSERVED and all(job.stream and job.error is None for job, _ in parts):
+            self.costs.observe(tokens, seconds)
+
+    def _plan(self) -> list[tuple[Job, int]]:
+        """Which jobs get how many tokens of the next step: streams all they want, then prompts, the oldest first, then those that are soonest done."""
+        room = self._runtime.max_batch
+        streams = [job for job in self._queue if job.stream]
+        prompts = sorted((job for job in self._queue if not job.stream), key=lambda job: job.order)
+        prompts[1:] = sorted(prompts[1:], key=lambda job: job.left)
+        streams_room = room - min(room // 4, QUANTUM) if prompts else room
+        parts: list[tuple[Job, int]] = []
+        for job in streams:
+            if n := min(job.left, streams_room):
+                parts.append((job, n))
+                streams_room, room = streams_room - n, room - n
+        if parts or self._others_stream({job.thread for job in prompts}):
+            room = min(room, self.chunk)
+        prompts = self._without_twins(prompts)
+        for i, job in enumerate(prompts):
+            if n := min(job.left, room, max(QUANTUM, room // (len(prompts) - i))):
+                parts.append((job, n))
+                room -= n
+        return parts
+
+    @staticmethod
+    def _without_twins(prompts: list[Job]) -> list[Job]:
+        """Take over what the prefix cache has come to know; of those about to compute one and the same page, leave out all but one."""
+        places = {}
+        for job in prompts:
+            if job.logits != "all":
+                job.sequence.match(job.rest()[:-1])
+            places[job.order] = job.sequence.place(job.rest())
+        taken = {places[job.order] for job in prompts if not job.sequence.at_page_start}
+        chosen = []
+        for job in prompts:
+            place = places[job.order]
+            if place is None or job.logits == "all" or not job.sequence.at_page_start or place not in taken:
+                chosen.append(job)
+                taken.add(place)
+        return chosen
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of prompts in a step that streams wait for."""
+        return max(16, min(self._runtime.max_batch, int(self.tokens_per_second * STALL_SECONDS) // 8 * 8))
+
+    def _others_stream(self, threads: set[int]) -> bool:
+        """Whether a thread beside these, just now sampling or showing a token, is in the middle of an answer."""
+        now = self.clock()
+        return any(now - t < 1.0 and thread not in threads for thread, t in list(self._streamed.items()))

@@ -21,6 +21,7 @@ from .sampling import Sampler
 if TYPE_CHECKING:
     from . import kv_cache
     from .model import Model
+    from .scheduler import Job
 
 MAX_DRAFT = 23
 """Most tokens of a draft."""
@@ -38,11 +39,15 @@ class Costs:
         self.draft = 0.0
         """Seconds that the draft model takes for a token."""
         self._ratios: dict[int, float] = {}
+        self._since_one = 0  # steps since one of one token
 
     def observe(self, m: int, seconds: float) -> None:
-        if m == 1:
-            self.one = _mix(self.one, seconds, 0.2) if self.one else seconds
-        elif self.one:
+        """A step of m tokens took so long. Where steps of one don't occur (several answers at once), `one` follows the others."""
+        self._since_one = 0 if m == 1 else self._since_one + 1
+        if m == 1 or not self.one or self._since_one > 50 and m in self._ratios:
+            one = seconds / self.ratio(m)
+            self.one = _mix(self.one, one, 0.2) if self.one else one
+        else:
             self._ratios[m] = _mix(self._ratios.get(m, self.ratio(m)), max(1.0, seconds / self.one), 0.25)
 
     def ratio(self, m: int) -> float:
@@ -134,53 +139,58 @@ def check_draft(model: Model, draft: Model) -> None:
 
 
 class Speculator:
-    """Brings one answer's KV up to date and hands out logits row by row; drafts where that pays.
+    """Says what one answer feeds next, and hands out logits row by row; drafts where that pays.
 
-    drafted, accepted: tokens. lookup: False leaves the n-grams out.
+    row(…) -> the logits, if a draft's step has computed them already; else job(…) -> a step -> result(…) -> the logits
+    drafted, accepted: tokens. others: tokens that others had in the last step, which they share the price of.
     """
 
     def __init__(self, costs: Costs, draft: DraftModel | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.drafted, self.accepted = 0, 0
+        self.drafted, self.accepted, self.others = 0, 0, 0
         self._costs, self._model, self._clock = costs, draft, clock
         self._lookup = PromptLookup()
         self._rates = dict(_PRIORS)
-        self._credit = _FIRST_CREDIT  # all in steps of one
+        self._credit = _FIRST_CREDIT  # all in steps without a draft
         self._rows: np.ndarray | None = None  # of the draft under way
         self._draft: list[int] = []
-        self._start, self._taken, self._source, self._cost = 0, 0, 0, 0.0
+        self._start, self._taken, self._source, self._cost, self._drafting, self._base = 0, 0, 0, 0.0, 0.0, 1
 
-    def next_logits(self, model: Model, sequence: kv_cache.Sequence, history: Sequence[int], room: int) -> np.ndarray:
-        """Logits float32 [n_vocab] after the last id of `history`, which goes on from what it was in the call before. room: most tokens to draft."""
+    def row(self, sequence: kv_cache.Sequence, history: Sequence[int]) -> np.ndarray | None:
+        """Logits float32 [n_vocab] after the last id of `history`, which goes on from what it was before; None if they must be computed."""
         if self._rows is not None:
             if history[-1] == self._draft[self._taken - 1] and len(history) == self._start + self._taken:
                 row = self._rows[self._taken]
                 self._taken += 1
                 if self._taken == len(self._rows):
                     self._settle()
+                    sequence.tentative = False
                 return row
             self.stop(sequence, history)
-        ids = history[sequence.length:]
-        before = self._clock()
-        draft = self._propose(history, min(room, model.runtime.max_batch - 1)) if len(ids) == 1 else []
-        if draft:
-            start = self._clock()
-            try:
-                rows = model.feed(sequence, [*ids, *draft], "all")
-            except (OutOfMemoryError, NumericError):  # which the tokens one by one might not meet
-                pass
-            else:
-                now = self._clock()
-                self._costs.observe(1 + len(draft), now - start)
-                self._rows, self._draft, self._start, self._taken = rows, draft, len(history), 1
-                self._cost = (now - before) / self._costs.one
-                self.drafted += len(draft)
-                return rows[0]
-        start = self._clock()
-        row = model.feed(sequence, ids)[-1]
-        if len(ids) == 1:
-            self._costs.observe(1, self._clock() - start)
-            self._credit = min(self._credit + _SHARE, _MOST_CREDIT)
-        return row
+        return None
+
+    def job(self, sequence: kv_cache.Sequence, history: Sequence[int], room: int) -> Job:
+        """What to compute for the logits after the last id of `history`, with as much of a draft as pays, room tokens at most."""
+        from .scheduler import Job
+        ids, before = history[sequence.length:], self._clock()
+        self._draft = self._propose(history, room) if len(ids) == 1 else []
+        self._drafting = self._clock() - before
+        sequence.tentative = bool(self._draft)
+        return Job(sequence, [*ids, *self._draft], "all", stream=True) if self._draft else Job(sequence, ids, stream=len(ids) == 1)
+
+    def result(self, job: Job, history: Sequence[int]) -> np.ndarray | None:
+        """Its first row; None if it failed where a job without the draft might not. Raises what else its step raised."""
+        self.others = job.others if job.stream else 0
+        if not self._draft:
+            if job.stream:
+                self._credit = min(self._credit + _SHARE, _MOST_CREDIT)
+            return job.rows[-1]
+        if isinstance(job.error, (OutOfMemoryError, NumericError)):
+            self._draft, job.sequence.tentative = [], False
+            return None
+        self._rows, self._start, self._taken, self._base = job.rows, len(history), 1, job.others + 1
+        self._cost = (self._drafting + job.seconds) / (self._costs.one * self._costs.ratio(self._base))
+        self.drafted += len(self._draft)
+        return self._rows[0]
 
     def _propose(self, history: Sequence[int], room: int) -> list[int]:
         """A draft as long as it pays; mostly none."""
@@ -206,23 +216,25 @@ class Speculator:
         return draft
 
     def _length(self, most: int) -> int:
-        """The length with the most tokens per time expected, 0 if drafting does not pay or the account does not cover it."""
+        """The length with the most tokens per time expected, all answers in the step counted; 0 if drafting does not pay or the account does not cover it."""
         rate, best, length = self._rates[self._source], 1.02, 0
+        base = self._costs.ratio(1 + self.others)
         drafting = (self._costs.draft / self._costs.one if self._costs.draft else 0.1) if self._source == 0 else 0.0
         expected, power = 1.0, 1.0
         for d in range(1, most + 1):
             power *= rate
             expected += power
-            cost = self._costs.ratio(1 + d) + d * drafting
-            if cost - 1 <= self._credit and expected / cost > best:
-                best, length = expected / cost, d
+            cost = (self._costs.ratio(1 + self.others + d) + d * drafting) / base
+            gain = (self.others + expected) / (self.others + 1) / cost
+            if cost - 1 <= self._credit and gain > best:
+                best, length = gain, d
         return length
 
     def _settle(self) -> None:
         """Account for the draft: taken - 1 of its tokens were accepted."""
         accepted = self._taken - 1
         self.accepted += accepted
-        self._credit = min(self._credit + 1 + accepted - self._cost, _MOST_CREDIT)
+        self._credit = min(self._credit + 1 + accepted / self._base - self._cost, _MOST_CREDIT)
         for i in range(min(accepted + 1, len(self._draft))):
             self._rates[self._source] += 0.12 * ((i < accepted) - self._rates[self._source])
         self._rows = None
@@ -235,6 +247,7 @@ class Speculator:
                 n += 1
             self._settle()
             sequence.truncate(min(sequence.length, self._start + n))
+        sequence.tentative = False
 
     def close(self) -> None:
         if self._model is not None:

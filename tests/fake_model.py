@@ -48,7 +48,26 @@ class FakeSequence:
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime, self.ids = runtime, []  # type: FakeRuntime, list[int]
         runtime.open_sequences += 1
-        self.closed = False
+        self.closed = self.tentative = False
+        self.reused = 0
+        self.promised = 0
+
+    at_page_start = False
+
+    def match(self, ids: Any) -> int:
+        return 0
+
+    def place(self, ids: Any) -> None:
+        return None
+
+    def promise(self, length: int) -> None:
+        self.promised = length
+
+    def begin(self, ids: Any, length: int) -> None:
+        self.promised = length
+
+    def unpromise(self) -> None:
+        self.promised = 0
 
     @property
     def length(self) -> int:
@@ -81,7 +100,9 @@ class FakeRuntime:
         self.open_sequences = 0
         self.closed = False
 
-    def new_sequence(self) -> FakeSequence:
+    macs_per_token = 10**6
+
+    def new_sequence(self, cached: bool = False) -> FakeSequence:
         return FakeSequence(self)
 
     def step(self, feeds: list[Any]) -> np.ndarray:
@@ -94,12 +115,13 @@ class FakeRuntime:
             assert len(f.ids) > 0
             if f.sequence.length + len(f.ids) > self.context:
                 raise ContextFullError("a step past the context")
-            for i, id in enumerate(f.ids):
-                f.sequence.ids.append(id)
+            for i in range(len(f.ids)):
                 if f.logits == "all" or f.logits == "last" and i == len(f.ids) - 1:
                     row = -np.arange(N_VOCAB, dtype=np.float32) / 1000
-                    row[self.say(f.sequence.ids)] = 10
+                    row[self.say([*f.sequence.ids, *f.ids[:i + 1]])] = 10
                     rows.append(row)
+        for f in feeds:
+            f.sequence.ids.extend(f.ids)
         return np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
 
     def abort(self) -> None:

@@ -206,7 +206,7 @@ def simulate(n_tokens: int, right: float, prices: dict[int, float], seed: int = 
     m.speculate = True
     g = m.generate([65] * 8, temperature=0.0, max_tokens=n_tokens, ignore_eos=True)
     assert g._speculator is not None
-    g._speculator._clock = lambda: now[0]
+    g._speculator._clock = m.scheduler.clock = lambda: now[0]
     next(g)
     now[0] = 0.0
     g.text()

@@ -10,6 +10,7 @@ from fake_model import FakeRuntime, fake_model
 from llamina.engine.chat_template import ChatTemplate
 from llamina.engine.errors import ClosedError, OptionError, UnsupportedError
 from llamina.engine.model import Model
+from llamina.engine.scheduler import Scheduler
 from llamina.engine.tool_calls import ToolCall, Visible, check_tools, parse, tool_format
 from test_chat_template import CALLS, TEMPLATES, TOOLS, llama3, spm
 
@@ -122,6 +123,7 @@ def says(name: str, source: str, text: str) -> Model:
     model.tokenizer = tokenizer = llama3() if name == "llama3" else spm([("[TOOL_CALLS]", 3)])
     eos = 260 if name == "llama3" else 2
     model.runtime = Says(tokenizer.n_vocab, [*_ids(tokenizer, text), eos])  # type: ignore[assignment]
+    model.scheduler = Scheduler(model.runtime)
     model._template = ChatTemplate(source, tokenizer)
     return model
 
