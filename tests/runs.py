@@ -34,6 +34,16 @@ def open_runtime(path: Path | str, threads: int = 1, context: int = 1024) -> Ite
             runtime.close()
 
 
+def resident_megabytes(which: str) -> float:
+    """Resident memory now (VmRSS), or its peak since the last call with VmRSS (VmHWM); 0 where the system doesn't tell."""
+    try:
+        if which == "VmRSS":
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/status").read_text().split(which + ":")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return 0.0
+
+
 def run(runtime: Runtime, ids: list[int], chunk: int = 512) -> np.ndarray:
     """Logits of a fresh sequence that is fed `chunk` ids a step: float32 [len(ids), n_vocab]."""
     sequence = runtime.new_sequence()

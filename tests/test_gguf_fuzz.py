@@ -20,6 +20,7 @@ from llamina.engine.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import open_gguf
 from llamina.engine.gguf_header import Header
+from runs import resident_megabytes
 
 CASES = int(os.environ.get("LLAMINA_FUZZ", 1500))
 SEED = int(os.environ.get("LLAMINA_FUZZ_SEED", 0))
@@ -106,16 +107,6 @@ def read_everything(path: Path) -> None:
         for key in g.metadata:
             g.metadata[key]
         check_tensors(g, ModelConfig.from_gguf(g))
-
-
-def resident_megabytes(which: str) -> float:
-    """Resident memory now (VmRSS), or its peak since the last call with VmRSS (VmHWM); 0 where the system doesn't tell."""
-    try:
-        if which == "VmRSS":
-            Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/status").read_text().split(which + ":")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return 0.0
 
 
 def fuzz(path: Path, header: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> Counter:

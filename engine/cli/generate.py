@@ -85,6 +85,8 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         progress.clear()
         sys.stdout.write(ending_newline())
         sys.stdout.flush()
+        if generation.finish_reason == "context":
+            progress.note(f"the context of {loaded.context} tokens is full: the answer ends here")
         if not quiet:
             print(closing_line(generation.stats), file=sys.stderr)
         if interrupted:
