@@ -23,31 +23,48 @@ class Chat:
         self.model, self.template = model, model.chat_template
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[dict[str, str]] = list(self._system)
-        self._sequence = model.runtime.new_sequence()
+        self._sequence = model.runtime.new_sequence(cached=True)
         self._computed: list[int] = []  # ids whose keys and values the sequence holds, while no answer is open
         self._answer: Generation | None = None
+        self.left_out = 0
+        """Messages after the system message that no longer fit into the context, and that the model doesn't see any more."""
 
     def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, json_schema: Any = None,
-            regex: str | None = None, grammar: str | None = None, choices: Any = None, **sampling: Any) -> Generation:
+            regex: str | None = None, grammar: str | None = None, choices: Any = None, context_shift: bool = False,
+            **sampling: Any) -> Generation:
         """The answer to the user's next turn, as it comes. The turn before ends here, complete or not: what was shown of its answer stays in
-        the history; a turn interrupted before its first word is forgotten. Raises like `Model.generate`; then this turn is forgotten."""
+        the history; a turn interrupted before its first word is forgotten. context_shift: when the context is full, the oldest turns are left out,
+        and in the middle of an answer the older half of the text after the system message. Raises like `Model.generate`; then this turn is forgotten."""
         self._settle()
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self.template.encode(messages)
+        ids = self._encode(messages, context_shift)
         options, limit, stops = SamplingOptions(**sampling), check_max_tokens(max_tokens), check_stop(stop)
         obey = self.model._grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
         keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
         self._sequence.truncate(keep)
         self._computed = self._computed[:keep]
         self._answer = Generation(self.model, ids, options, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
-                                  ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey)
+                                  ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey,
+                                  keep=self.model.system_tokens(messages) if context_shift else None)
         self.messages = messages
         return self._answer
+
+    def _encode(self, messages: list[dict[str, str]], shift: bool) -> list[int]:
+        """The ids of a conversation; shift: if they don't fit, without the oldest turns, so that half of the context is free again."""
+        turns = messages[len(self._system):]
+        left_out = min(self.left_out, len(turns) - 1) if shift else 0
+        ids = self.template.encode([*self._system, *turns[left_out:]])
+        if shift and len(ids) > self.model.context:
+            while len(ids) > self.model.context // 2 and (users := [i for i, m in enumerate(turns) if m["role"] == "user" and i > left_out]):
+                left_out = users[0]
+                ids = self.template.encode([*self._system, *turns[left_out:]])
+        self.left_out = left_out
+        return ids
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
         self._settle()
-        self.messages = list(self._system)
+        self.messages, self.left_out = list(self._system), 0
 
     def undo(self) -> str | None:
         """Take the last question and its answer back -> the question; None if nothing was asked."""
@@ -75,6 +92,7 @@ class Chat:
                 isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
             raise OptionError('a conversation must be a list of {"role": ..., "content": ...} with texts')
         self._settle()
+        self.left_out = 0
         self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         self._system = [m for m in self.messages[:1] if m["role"] == "system"]
 

@@ -30,11 +30,16 @@ class MemoryPlan:
     pages: int
     page_bytes: int
 
+    @property
+    def context_bytes(self) -> int:
+        """Of the KV cache of one full context."""
+        return pages_of(self.context) * self.page_bytes
+
     def __str__(self) -> str:
         def size(n: int) -> str:
             return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.1f} MB"
         return (f"memory: weights {size(self.weights)}, KV cache up to {size(self.kv)} ({self.pages * PAGE} positions); "
-                f"a full context of {self.context} takes {size(pages_of(self.context) * self.page_bytes)}")
+                f"a full context of {self.context} takes {size(self.context_bytes)}")
 
 
 def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None) -> MemoryPlan:

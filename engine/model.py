@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplate
     from .config import ModelConfig
     from .grammar import Grammar
+    from .memory import MemoryPlan
     from .runtime import Runtime
     from .tokenizer import Tokenizer
 
@@ -37,38 +38,58 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
-         progress: Callable[[str, int, int], None] | None = None) -> Model:
+         memory: int | str | None = None, progress: Callable[[str, int, int], None] | None = None, note: Callable[[str], None] | None = None) -> Model:
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
     threads: default one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes.
+    memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
+    line, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .config import ModelConfig, check_tensors
     from .tokenizer import load_tokenizer
     start = time.perf_counter()
-    threads, context = count("threads", threads), count("context", context)
+    threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
+    for_draft = None
+    if draft is not None and allowed is not None:
+        for_draft = least_memory(resolve(draft, progress), context)
+        allowed = max(1, allowed - for_draft)
     gguf = open_gguf(resolve(path, progress))
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)
         from .runtime import Runtime  # here first, Numba is imported
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress)
+        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note)
     except BaseException:
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
     if draft is not None:
         try:
-            model.draft = load(draft, threads=threads, context=model.context, progress=progress)
+            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note)
             check_draft(model, model.draft)
         except BaseException:
             model.close()
             raise
     return model
+
+
+def least_memory(path: Path, context: int | None) -> int:
+    """Bytes of a model's weights and one full context."""
+    from .config import ModelConfig
+    from .memory import plan
+    with open_gguf(path) as gguf:
+        found = plan(gguf, ModelConfig.from_gguf(gguf), context)
+    return found.weights + found.context_bytes
+
+
+def parse_memory(value: int | str | None) -> int | None:
+    from .memory import parse_memory
+    return None if value is None else parse_memory(value)
 
 
 def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[str, int, int], None] | None = None) -> Tokenizer:
@@ -202,6 +223,24 @@ class Model:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. OptionError."""
         self._check_open()
         return self.tokenizer.decode(self._check_ids(ids))
+
+    # -- sequences ------------------------------------------------------------------------------------------------------------------------
+
+    def new_sequence(self) -> kv_cache.Sequence:
+        """An empty text of your own in the KV cache: `feed` appends to it, its .length and .ids say what it holds, .fork(n) makes another one with the same
+        first n positions (whole pages are shared), .truncate(n) rewinds it, .promise(n) makes sure of the memory for n positions, .close() gives all back."""
+        self._check_open()
+        return self.runtime.new_sequence()
+
+    def clear_prefix_cache(self) -> None:
+        """Forget the beginnings of texts that were kept for later ones. (They never are in the way: their memory is taken when it is wanted.)"""
+        self._check_open()
+        self.runtime.clear_prefix_cache()
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """Bytes of weights and KV cache, as computed before loading; str() of it is a line for people."""
+        return self.runtime.plan
 
     # -- numbers --------------------------------------------------------------------------------------------------------------------------
 

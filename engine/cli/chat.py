@@ -13,6 +13,7 @@ from . import one_line
 from .options import (
     check_sampling,
     grammar_options,
+    memory_options,
     model_argument,
     open_model,
     pop_grammar,
@@ -21,7 +22,7 @@ from .options import (
     speculation_options,
     with_models_own,
 )
-from .progress import Progress, closing_line
+from .progress import Progress, closing_line, context_note
 
 if TYPE_CHECKING:
     from ..chat import Chat
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
 @sampling_options
 @grammar_options
 @speculation_options
+@memory_options
 @run_options
-def command(model: str, system: str | None, max_tokens: int, plain: bool, draft: str | None, no_speculation: bool, threads: int | None,
-            context: int | None, quiet: bool, **sampling: Any) -> None:
+def command(model: str, system: str | None, max_tokens: int, plain: bool, draft: str | None, no_speculation: bool, memory: str | None,
+            context_shift: bool, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
     """Talk with a model that was trained for it, in the way its file asks for (Llama 2's own way if the file asks for none).
 
     MODEL is a .gguf file, or demo, the small model that comes with the package. On a terminal answers are shown as Markdown; Ctrl-C stops one,
@@ -56,10 +58,10 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, draft:
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation) as loaded,
+    with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory) as loaded,
           Chat(loaded, system) as chat):
         progress.clear()
-        options = {"max_tokens": max_tokens, **with_models_own(loaded, sampling), **obey}
+        options = {"max_tokens": max_tokens, "context_shift": context_shift, **with_models_own(loaded, sampling), **obey}
         if terminal:
             if not quiet:
                 print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)
@@ -90,7 +92,7 @@ def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool) 
             print(f"llamina: {one_line(str(error))}", file=sys.stderr)
             continue
         if answer is not None:
-            _report(answer, progress)
+            _report(answer, progress, chat)
 
 
 def _pipe(chat: Chat, options: dict[str, Any], progress: Progress) -> None:
@@ -102,12 +104,13 @@ def _pipe(chat: Chat, options: dict[str, Any], progress: Progress) -> None:
         except KeyboardInterrupt:
             answer.close()
             raise
-        _report(answer, progress)
+        _report(answer, progress, chat)
 
 
-def _report(answer: Generation, progress: Progress) -> None:
-    if answer.finish_reason == "context":
-        progress.note("the context is full: the answer ends here")
+def _report(answer: Generation, progress: Progress, chat: Chat) -> None:
+    progress.note(context_note(answer.stats))
+    if chat.left_out:
+        progress.note(f"the context was full: the oldest {chat.left_out} messages are left out")
     if not progress.quiet:
         print(closing_line(answer.stats), file=sys.stderr)
 

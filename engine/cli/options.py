@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 __all__ = ["check_sampling", "ending_newline", "model_argument", "open_model", "read_stdin", "read_text", "run_options", "sampling_options",
-           "speculation_options", "grammar_options", "with_models_own"]
+           "speculation_options", "grammar_options", "memory_options", "with_models_own"]
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """For the shell: names from the models folder, and files."""
@@ -40,12 +40,19 @@ run_options = combine(
     debug_option,
 )
 
+memory_options = combine(
+    click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.  [default: half of what is free beside the weights]"),
+    click.option("--context-shift", is_flag=True, help="When the context is full, go on without the older half of the text; the beginning stays."),
+)
 
-def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False) -> Model:
-    """`load`, with progress on stderr, and a line if compiled code can't be kept."""
+
+def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False,
+               memory: str | None = None) -> Model:
+    """`load`, with progress on stderr, and a line if compiled code can't be kept. The memory plan is told on a terminal, or if memory was asked for."""
     from ...kernels import compile_cache
     from ..model import load
-    model = load(name, threads=threads, context=context, draft=draft, progress=progress.loading)
+    note = progress.note if progress.shows or memory else None
+    model = load(name, threads=threads, context=context, draft=draft, memory=memory, progress=progress.loading, note=note)
     model.speculate = not no_speculation
     progress.note(compile_cache.cache_note())
     return model

@@ -16,26 +16,26 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._shows = not quiet and sys.stderr.isatty()
+        self.shows = not quiet and sys.stderr.isatty()
         self._last = 0.0
         self._written = False
         self._compiled = 0
         self._unsubscribe: Callable[[], None] | None = None
 
     def __enter__(self) -> Progress:
-        if self._shows:
+        if self.shows:
             from ...kernels import compile_cache
             self._unsubscribe = compile_cache.on_compile(self._compiling)
         return self
 
     def loading(self, what: str, done: int, total: int) -> None:
         """The `progress` of `load`."""
-        if self._shows and (done >= total or time.monotonic() - self._last > 0.1):
+        if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
             self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}")
 
     def counting(self, what: str, done: int, total: int) -> None:
         """Progress through `total` things."""
-        if self._shows and (done >= total or time.monotonic() - self._last > 0.1):
+        if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
             self._show(f"{what}: {done} of {total}")
 
     def _compiling(self, name: str) -> None:
@@ -76,12 +76,23 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} {unit}" if n_bytes >= 100 or unit == "B" else f"{n_bytes:.1f} {unit}"
 
 
+def context_note(s: Stats) -> str | None:
+    """A line if the context was full."""
+    if s.context_shifts:
+        times = "once" if s.context_shifts == 1 else f"{s.context_shifts} times"
+        return f"the context was full {times}: the oldest {s.dropped_tokens} tokens were dropped, and the rest was computed afresh"
+    if s.finish_reason == "context":
+        return "the context is full: the answer ends here (--context N for a larger one, --context-shift to go on without the oldest tokens)"
+    return None
+
+
 def closing_line(s: Stats) -> str:
     """Load time, speeds, memory, and what it takes to repeat the answer."""
     def speed(tokens_per_second: float | None) -> str:
         return f" ({tokens_per_second:.{1 if tokens_per_second < 100 else 0}f} tokens/s)" if tokens_per_second else ""
     compiled = f" + compile {s.compile_seconds:.1f} s" if s.compile_seconds >= 0.05 else ""
-    reused = f", {s.reused_tokens} kept" if s.reused_tokens else ""
+    reused = f", {s.reused_tokens} reused" if s.reused_tokens else ""
+    drafted = f", {s.accepted_tokens} of {s.drafted_tokens} guessed" if s.drafted_tokens else ""
     memory = f"; memory {size(s.peak_memory_bytes)}" if s.peak_memory_bytes else ""
     return (f"[load {s.load_seconds:.2f} s{compiled}; prompt {s.prompt_tokens} tokens{reused}{speed(s.prompt_tokens_per_second)}; "
-            f"generated {s.generated_tokens}{speed(s.generated_tokens_per_second)}{memory}; seed {s.seed}; end: {s.finish_reason}]")
+            f"generated {s.generated_tokens}{drafted}{speed(s.generated_tokens_per_second)}{memory}; seed {s.seed}; end: {s.finish_reason}]")
