@@ -8,10 +8,7 @@ slows down slows both. Absolute speeds move with the machine: only the ratio of 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 from ..kernels.threads import default_threads
 from .peers import llamacpp
 from .peers.child import Child, PeerError
+from .peers.machine import machine
 
 BATCH_STEPS = 16
 
@@ -53,14 +51,6 @@ def compare(model: Path, *, python: str | None = None, rounds: int = 5, threads:
             rows.append({"what": title, **speeds, "ratio": statistics.median(speeds[ours.name]) / statistics.median(speeds[peer.name])})
         about[peer.name]["settings"] = peer.best
     return {"model": model.name, "bytes": model.stat().st_size, "threads": threads, "rounds": rounds, "machine": machine(), "engines": about, "rows": rows}
-
-
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        cpu = next(line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {"cpu": cpu, "logical_cpus": os.cpu_count(), "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
-            "load": os.getloadavg() if hasattr(os, "getloadavg") else None}
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -19,9 +19,9 @@ from ..engine.gguf import open_gguf
 from ..engine.kv_cache import PAGE
 from ..engine.runtime import Runtime
 from ..engine.weights import Progress, matrix_names
-from .compare import machine
 from .limits import Limits, measure
 from .peers.child import peak_memory
+from .peers.machine import machine
 from .profile import HOST, Profile
 from .speed import Speed, Test, Work, run, stage_work
 

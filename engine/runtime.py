@@ -16,6 +16,7 @@ import numpy as np
 
 from ..kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ..kernels.activations import record_bytes
+from ..kernels.pace import Pace
 from ..kernels.team import ABORTED, Team
 from ..kernels.threads import default_threads
 from . import forward as f
@@ -96,7 +97,7 @@ class Runtime:
         self._model = np.zeros(f.MODEL_WORDS, np.int64)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._lay_out()
-        self.team = Team(self.n_threads)
+        self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
         self._rope.fill(1)
 
     # -- memory ---------------------------------------------------------------------------------------------------------------------------
@@ -224,7 +225,11 @@ class Runtime:
         """Layers [first, last) and the logits of n_wanted tokens on all threads. AbortedError, NumericError."""
         s = self._step
         s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8], s[f.N_WANTED // 8] = first, last, n_wanted
-        if self.team.run(self._entry, s.ctypes.data) & ABORTED:
+        tokens, work = int(s[f.N_TOKENS // 8]), last - first + (1 if n_wanted else 0)
+        threads, start = self._pace.threads(min(tokens, 16), self.team.busy), time.perf_counter()
+        status = self.team.run(self._entry, s.ctypes.data, threads)
+        self._pace.note(min(tokens, 16), threads, (time.perf_counter() - start) / (work * max(1, tokens // 16)))
+        if status & ABORTED:
             raise AbortedError("the step was aborted")
         if s[f.NOT_FINITE // 8]:
             layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)

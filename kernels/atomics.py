@@ -170,3 +170,9 @@ def call_pointer2(typingctx: Any, function: Any, a: Any, b: Any) -> Any:
 def call_pointer4(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """`int64 f(int64, int64, int64, int64)` at an address: the entry of a team's run."""
     return types.int64(function, a, b, c, d), _call_address(_I64)
+
+
+@intrinsic
+def call_pointer7(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+    """`long f(int64, ...)` of seven arguments at an address: syscall()."""
+    return types.int64(function, a, b, c, d, e, f, g), _call_address(_I64)

@@ -1,7 +1,7 @@
 """The thread team: n threads that run one compiled function together, with barriers, work counters and a way to stop.
 
     caller (thread 0)                        workers (1 … n-1, daemon threads that live in compiled code, without the GIL)
-    team.run(entry, args)                    wait for a new run number: spin ~60 µs, sched_yield ~1 ms, then sleep on a lock
+    team.run(entry, args)                    wait for a new run number: spin ~200 µs, then sleep on a lock
       write entry, args; run number + 1
       wake those that sleep         ──────►  status |= entry(tid, n, team, args)
       status |= entry(0, n, team, args)      finished + 1
@@ -21,8 +21,10 @@ State is one 128-byte aligned block of int64 words; each word that threads write
 What a thread sleeps on is CPython's own lock (PyThread_*_lock: part of its stable C interface, needs no GIL, on every system). Addresses
 of these, sched_yield and usleep stand in the state block, never in compiled code, which is kept on disk.
 
-Compiled entries don't raise: they return status bits. More threads than usable CPUs, or a busy machine: waits give the core away soon,
-so a barrier costs up to a time slice, but nothing spins for ever. Fork: the child has no workers; its copy of the state is cleared and
+Compiled entries don't raise: they return status bits. A busy machine: who waits in vain for longer than any division of work explains
+(LATE) marks the team as busy, and from then on waiting threads sleep almost at once (Linux: on the word itself, by futex), so that their CPU takes over the
+thread they wait for; a core that spins or yields would be kept from it. Waits that stay short clear the mark. More threads than usable CPUs count as busy
+for ever. Fork: the child has no workers; its copy of the state is cleared and
 its next run starts new ones. Exit: an atexit hook ends all workers before Python frees the machine code they run.
 """
 from __future__ import annotations
@@ -31,6 +33,8 @@ import atexit
 import contextlib
 import ctypes
 import os
+import platform
+import sys
 import threading
 import time
 import weakref
@@ -48,6 +52,7 @@ from .atomics import (
     call_pointer1,
     call_pointer2,
     call_pointer4,
+    call_pointer7,
     compare_and_swap,
     default_float_env,
     fence,
@@ -57,6 +62,7 @@ from .atomics import (
 )
 from .compile_cache import compiled
 from .deferred import jit
+from .simd import stack_vectors
 from .threads import usable_threads
 
 LINE = 128  # bytes: two x86 lines (they are fetched in pairs), one Apple line
@@ -64,7 +70,7 @@ MAX_THREADS = 512
 N_COUNTERS = 4  # work counters (slots) that a stage may use
 
 # byte offsets into the state block
-RUN = 0 * LINE           # run number; written by the caller
+RUN = 0 * LINE           # run number << 16 | threads that take part; written by the caller
 ENTRY = RUN + 8          # address of the run's function, 0: workers end
 ARGS = RUN + 16          # its last argument
 FINISHED = 1 * LINE      # workers done with this run
@@ -76,33 +82,77 @@ ABORT = 4 * LINE         # set by abort(), from any thread at any time
 CONSTANTS = 5 * LINE     # written before the workers start, then only read:
 YIELD_FN, SLEEP_FN, ACQUIRE_FN, RELEASE_FN = CONSTANTS, CONSTANTS + 8, CONSTANTS + 16, CONSTANTS + 24
 SLEEP_ARG, SPINS, YIELDS = CONSTANTS + 32, CONSTANTS + 40, CONSTANTS + 48
+SYSCALL_FN, FUTEX = CONSTANTS + 56, CONSTANTS + 64  # syscall() and the number of the futex call, 0 where there is none
+CLOCK = CONSTANTS + 72   # kernels/clock.py's words but the result, which each thread has for itself
 COUNTERS = 6 * LINE      # N_COUNTERS int64 side by side: a stage mostly uses one, and a barrier resets all with one line's traffic
-WORKERS = 7 * LINE       # a line for each thread:
+SLEEPERS = 7 * LINE      # threads that sleep, or are about to, until a word changes
+BUSY = 8 * LINE          # above 0: waits are long, sleep at once; counted down by short ones
+WORKERS = 9 * LINE       # a line for each thread:
 ASLEEP, LOCK, CLAIMED = 0, 8, 16  # flag; address of its lock; 1 once a thread has taken this place
 
 ABORTED = 1 << 40  # bit of run()'s result: a barrier decided to stop. Bits below are the entry's own.
 
-SPIN_SECONDS, YIELD_SECONDS = 60e-6, 1e-3
+SPIN_SECONDS, YIELD_SECONDS = 200e-6, 300e-6
+LATE = 500_000  # nanoseconds of sleep at a barrier that only a lost time slice explains
+BUSY_WAITS = 200  # short waits in a row before the team is no longer busy
+BUSY_SPINS = 40
+FUTEX_WAIT, FUTEX_WAKE, EVERYONE = 128, 129, 1 << 30  # both private to the process
+
+
+CLOCK_MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 1)
 
 
 @jit
 def _wait_while(team: int, word: int, value: int) -> int:
-    """Wait until the word differs from `value`: spin, then give the core away, then sleep in short naps. Returns the new value."""
-    for _ in range(atomic_load(team + SPINS)):
+    """Wait until the word differs from `value`: spin, then sleep until `_changed(team, word)`. Returns the new value."""
+    busy = atomic_load(team + BUSY)
+    for _ in range(min(BUSY_SPINS, atomic_load(team + SPINS)) if busy > 0 else atomic_load(team + SPINS)):
         now = atomic_load(word)
         if now != value:
+            if busy > 0:
+                atomic_store(team + BUSY, busy - 1)
             return now
         pause()
-    for _ in range(4 * atomic_load(team + YIELDS)):
-        now = atomic_load(word)
-        if now != value:
-            return now
-        call_pointer0(atomic_load(team + YIELD_FN))
+    start = _nanoseconds(team)
+    if atomic_load(team + FUTEX) == 0:
+        for _ in range(0 if busy > 0 else atomic_load(team + YIELDS)):
+            if atomic_load(word) != value:
+                break
+            call_pointer0(atomic_load(team + YIELD_FN))
     while True:
         now = atomic_load(word)
         if now != value:
-            return now
-        call_pointer1(atomic_load(team + SLEEP_FN), atomic_load(team + SLEEP_ARG))
+            break
+        if atomic_load(team + FUTEX) == 0:
+            call_pointer1(atomic_load(team + SLEEP_FN), atomic_load(team + SLEEP_ARG))
+            continue
+        atomic_add(team + SLEEPERS, 1)
+        call_pointer7(atomic_load(team + SYSCALL_FN), atomic_load(team + FUTEX), word, FUTEX_WAIT, value & 0xFFFFFFFF, 0, 0, 0)  # the word's lower half
+        atomic_add(team + SLEEPERS, -1)
+    if _nanoseconds(team) - start > LATE:
+        atomic_store(team + BUSY, max(busy, BUSY_WAITS))
+    elif busy > 0:
+        atomic_store(team + BUSY, busy - 1)
+    return now
+
+
+@jit
+def _changed(team: int, word: int) -> None:
+    """Wake who sleeps until this word changes; after it has been changed."""
+    fence()
+    if atomic_load(team + SLEEPERS) != 0:
+        call_pointer7(atomic_load(team + SYSCALL_FN), atomic_load(team + FUTEX), word, FUTEX_WAKE, EVERYONE, 0, 0, 0)
+
+
+@jit
+def _nanoseconds(team: int) -> int:
+    """Monotonic time; 0 where there is no clock_gettime, where nothing ever counts as late."""
+    function = atomic_load(team + CLOCK)
+    if function == 0:
+        return 0
+    result = stack_vectors(1)
+    call_pointer2(function, CLOCK_MONOTONIC, result)
+    return 1_000_000_000 * atomic_load(result) + atomic_load(result + 8)
 
 
 @jit
@@ -127,6 +177,7 @@ def barrier(team: int, n_threads: int) -> bool:
         stop = atomic_load(team + ABORT)
         atomic_store(team + DECISION, stop)
         atomic_store(team + GENERATION, generation + 1)
+        _changed(team, team + GENERATION)
         return stop != 0
     _reset_counters(team)
     if atomic_load(team + ABORT) != 0:
@@ -154,10 +205,10 @@ def _call_entry(tid: int, n_threads: int, team: int) -> None:
 
 @jit
 def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
-    """Start a run and wake the workers that sleep."""
+    """Start a run and wake the workers that sleep and are to take part."""
     atomic_store(team + ENTRY, entry)
     atomic_store(team + ARGS, args)
-    atomic_store(team + RUN, atomic_load(team + RUN) + 1)
+    atomic_store(team + RUN, (atomic_load(team + RUN) >> 16) + 1 << 16 | n_threads)
     fence()
     for tid in range(1, n_threads):
         worker = team + WORKERS + LINE * tid
@@ -167,7 +218,7 @@ def _publish(team: int, n_threads: int, entry: int, args: int) -> None:
 
 @compiled("int64(int64, int64, int64, int64)")
 def _run(team: int, n_threads: int, entry: int, args: int) -> int:
-    """One run, as thread 0. entry 0 ends the workers instead."""
+    """One run of the first n_threads threads, as thread 0. entry 0 ends the workers instead, and is for all of them."""
     if entry == 0:
         _publish(team, n_threads, entry, args)
         return 0
@@ -187,16 +238,18 @@ def _run(team: int, n_threads: int, entry: int, args: int) -> int:
     return status
 
 
-@compiled("int64(int64, int64, int64)")
-def _worker(team: int, n_threads: int, tid: int) -> int:
-    """A worker's whole life. Returns the number of runs it took part in."""
+@compiled("int64(int64, int64)")
+def _worker(team: int, tid: int) -> int:
+    """A worker's whole life. Returns the number of the last run."""
     me = team + WORKERS + LINE * tid
     if compare_and_swap(me + CLAIMED, 0, 1) != 0:
         return -1  # started twice, by a start that Ctrl-C interrupted
     seen = 0
     while True:
-        run, rounds, spins = atomic_load(team + RUN), 0, atomic_load(team + SPINS)
-        while run == seen and rounds < spins + atomic_load(team + YIELDS):
+        run, rounds, spins, yields = atomic_load(team + RUN), 0, atomic_load(team + SPINS), atomic_load(team + YIELDS)
+        if atomic_load(team + BUSY) > 0:
+            spins, yields = min(BUSY_SPINS, spins), 0
+        while run == seen and rounds < spins + yields:
             if rounds < spins:
                 pause()
             else:
@@ -209,11 +262,15 @@ def _worker(team: int, n_threads: int, tid: int) -> int:
             if atomic_load(team + RUN) == seen or atomic_exchange(me + ASLEEP, 0) == 0:
                 call_pointer2(atomic_load(team + ACQUIRE_FN), atomic_load(me + LOCK), 1)
             continue
-        if atomic_load(team + ENTRY) == 0:
-            return seen
         seen = run
+        n_threads = run & 0xFFFF
+        if tid >= n_threads:
+            continue  # not for us; the caller won't wait, so ENTRY may be another run's by now
+        if atomic_load(team + ENTRY) == 0:
+            return seen >> 16
         _call_entry(tid, n_threads, team)
         atomic_add(team + FINISHED, 1)
+        _changed(team, team + FINISHED)
 
 
 @compiled("int64(int64, int64, int64)")
@@ -239,7 +296,9 @@ def _system_functions() -> dict[int, int]:
         kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
         return {**words, YIELD_FN: address(kernel32, "SwitchToThread"), SLEEP_FN: address(kernel32, "Sleep"), SLEEP_ARG: 1}  # milliseconds
     libc = ctypes.CDLL(None)
-    return {**words, YIELD_FN: address(libc, "sched_yield"), SLEEP_FN: address(libc, "usleep"), SLEEP_ARG: 100}  # microseconds
+    words |= {YIELD_FN: address(libc, "sched_yield"), SLEEP_FN: address(libc, "usleep"), SLEEP_ARG: 100, CLOCK: address(libc, "clock_gettime")}  # µs
+    futex = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine(), 0) if sys.platform == "linux" and sys.byteorder == "little" else 0
+    return {**words, SYSCALL_FN: address(libc, "syscall"), FUTEX: futex}
 
 
 def _new_lock() -> int:
@@ -308,8 +367,8 @@ class Team:
         self._started = False
         self._words[:] = 0
 
-    def run(self, entry: int, args: int = 0) -> int:
-        """Call the compiled `entry(tid, n_threads, team_address, args) -> int64` on all threads; returns when all have returned.
+    def run(self, entry: int, args: int = 0, threads: int | None = None) -> int:
+        """Call the compiled `entry(tid, n_threads, team_address, args) -> int64` on all threads, or the first `threads`; returns when all have returned.
 
         entry: address of a C function of four int64 (`@compiled("int64(int64, int64, int64, int64)")` … `.address`); args: passed on,
         usually the address of an argument block, which must stay alive. Every thread has the default float environment meanwhile.
@@ -321,7 +380,12 @@ class Team:
         with self._mutex:
             if not self._started:
                 self._start()
-            return _run.ctypes(self.address, self.n_threads, entry, args)
+            return _run.ctypes(self.address, min(threads or self.n_threads, self.n_threads), entry, args)
+
+    @property
+    def busy(self) -> bool:
+        """Whether threads of the last runs were late at barriers for long: other processes want our CPUs."""
+        return bool(self._words[BUSY // 8] > 0)
 
     def abort(self) -> None:
         """Make all threads of the present run stop at the next barrier. Callable from any thread or signal handler.
@@ -344,6 +408,7 @@ class Team:
         spins, yields = _calibrate(self.address)  # calls them
         if self.n_threads > usable_threads():
             spins = 20  # whom we wait for may need this very core
+            self._words[BUSY // 8] = 1 << 62
         self._words[SPINS // 8], self._words[YIELDS // 8] = spins, yields
         for tid in range(1, self.n_threads):
             line = (WORKERS + LINE * tid) // 8
@@ -351,7 +416,7 @@ class Team:
                 self._words[line + LOCK // 8] = _new_lock()
             if not self._words[line + CLAIMED // 8]:
                 # The arguments keep the state block alive, but not the team: it can be collected.
-                arguments = (self._block, self.address, self.n_threads, tid)
+                arguments = (self._block, self.address, tid)
                 thread = threading.Thread(target=_live, args=arguments, name=f"llamina-{tid}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -387,8 +452,8 @@ class Team:
         return f"<Team of {self.n_threads} threads{', closed' if self._closed else ''}>"
 
 
-def _live(block: np.ndarray, address: int, n_threads: int, tid: int) -> None:
-    _worker.ctypes(address, n_threads, tid)
+def _live(block: np.ndarray, address: int, tid: int) -> None:
+    _worker.ctypes(address, tid)
 
 
 @atexit.register
