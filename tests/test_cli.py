@@ -265,6 +265,20 @@ def test_reader_that_goes_away():
     p.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_full_disk():
+    with open("/dev/full", "wb") as full:
+        p = subprocess.run([*LLAMINA, "tokenize", "demo", "x"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (p.returncode, p.stderr) == (1, b"llamina: error: standard output: cannot be written (No space left on device)\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed, code, out", [("<&-", 0, b"[1, 1]\n"), (">&-", 0, b""), ("2>&-", 0, b"[1, 1]\n"), ("<&- >&- 2>&-", 0, b"")])
+def test_closed_streams(closed, code, out):
+    p = subprocess.run(["sh", "-c", f'exec "$0" -m llamina tokenize demo "<s>" --special {closed}', sys.executable], capture_output=True, timeout=60)
+    assert (p.returncode, p.stdout, p.stderr) == (code, out, b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
 def test_ctrl_c():
     p = process("generate", "-p", "Once", "-n", "-1", "--ignore-eos", "--context", "100000")

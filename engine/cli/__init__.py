@@ -7,6 +7,7 @@ stdout carries answers only; progress, statistics and errors go to stderr. Exit 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -93,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) -> exit code. Prints errors as one line; raises nothing but SystemExit."""
     argv = list(sys.argv[1:] if argv is None else argv)
     state = {"debug": os.environ.get("LLAMINA_DEBUG", "") not in ("", "0")}
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:  # closed by whoever started us (2>&-)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     for stream in sys.stdout, sys.stderr:  # the same bytes wherever it runs
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -114,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:  # the reader of our answer went away; nothing to tell it
-        with contextlib.suppress(OSError, ValueError):  # or the interpreter complains when it flushes at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except click.ClickException as error:
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
@@ -125,8 +128,17 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory: use a smaller context (--context) or a smaller quantisation", 1, state["debug"])
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _drop_output()
+            return _fail(f"standard output: cannot be written ({error.strerror})", 1, state["debug"])
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _fail(f"{what} (this is a bug in llamina: please report it with the output of the same command with --debug)", 1, state["debug"])
+
+
+def _drop_output() -> None:
+    """Nothing more can be written: or the interpreter complains when it flushes at the end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wrapped(text: str) -> str:
