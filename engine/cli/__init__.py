@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     state = {"debug": os.environ.get("LLAMINA_DEBUG", "") not in ("", "0")}
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
         if getattr(sys, name) is None:  # closed by whoever started us (2>&-)
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in sys.stdout, sys.stderr:  # the same bytes wherever it runs
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
