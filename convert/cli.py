@@ -33,7 +33,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
               "times, the last match counts.")
 @click.option("--output-type", metavar="FORMAT", help="Format of the output matrix (the embedding, if tied).")
 @click.option("--embedding-type", metavar="FORMAT", help="Format of the token embedding.")
-@click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix GGUF): weighs the columns' errors.")
+@click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix, GGUF or .dat): weighs the columns' errors.")
 @click.option("--split-max-size", "split", metavar="SIZE", help="Write shards of at most SIZE bytes of data, such as 500M or 2G.")
 @click.option("--allow-nan", is_flag=True, help="Replace NaN and infinite weights by 0 instead of refusing them.")
 @click.option("--verify/--no-verify", default=None, help="Check the result and write a report beside it.  [default: if it is smaller than 1 GB]")
@@ -73,10 +73,10 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             from .fit import parse_bits, plan
             planned = plan(opened, file_bytes=parse_size(fit) if fit else None, bits=parse_bits(bits) if bits else None, importance=weights, threads=threads,
                            progress=progress.counting)
-            opened.notes += planned.explain()[:2]  # the formats stand in the report
+            opened.notes += planned.explain()  # each matrix stands in the report
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
-            opened, out, type_ or "keep", formats=planned.formats if planned else None, overrides=overrides, output_type=output_type,
+            opened, out, type_ or "keep", plan=planned, overrides=overrides, output_type=output_type,
             embedding_type=embedding_type, importance=weights, threads=threads, progress=Speed(progress),
             split=None if split is None else parse_size(split), allow_nan=allow_nan,
             verify=False if verify is False and text is None else verify, verify_text=text)

@@ -26,8 +26,11 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
       llamina importance model.f16.gguf wiki.train.raw -o imatrix.gguf --windows 100
       llamina convert model.f16.gguf model.q4_k_m.gguf --type q4_k_m --importance imatrix.gguf
     """
+    from ..engine.model import resolve
     from .importance import collect, write
+    from .writer import check_target
     body = read_text(text)
+    check_target(Path(output), [] if model.startswith("hf:") else [resolve(model), Path(text)])
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
         columns = collect(opened, body, context, windows, progress.counting)
         write(Path(output), columns, Path(text).name, context)

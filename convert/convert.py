@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from .recipes import ENCODABLE, KEEP, RECIPES, Choice, Sizes, choose, format_nam
 from .sources import Source, SourceTensor, open_source
 from .sources.base import size_label
 from .writer import Output, OutTensor, check_target
+
+if TYPE_CHECKING:
+    from .fit import Plan
 
 PIECE_BYTES = 4 << 20
 """Of float32, of a piece of rows."""
@@ -62,6 +65,7 @@ class Report:
     seconds: float = 0.0
     bytes: int = 0
     verification: Any = None
+    plan: Plan | None = None
     source_files: dict[str, str] = field(default_factory=dict)  # name -> sha256
 
     @property
@@ -88,13 +92,15 @@ class _Piece:
 def convert(
     source: str | os.PathLike[str] | Source, out: str | os.PathLike[str], type: str = KEEP, *, kind: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), output_type: str | None = None, embedding_type: str | None = None,
-    formats: Mapping[str, str] | None = None, importance: Mapping[str, np.ndarray] | None = None, threads: int | None = None, progress: Progress | None = None,
+    formats: Mapping[str, str] | None = None, plan: Plan | None = None, importance: Mapping[str, np.ndarray] | None = None, threads: int | None = None,
+    progress: Progress | None = None,
     split: int | None = None, allow_nan: bool = False, verify: bool | None = None, verify_text: str | None = None,
 ) -> Report:
     """Convert a checkpoint to GGUF.
 
     source: a path, or an open Source (left open). out: the file to write. type: a recipe (recipes.RECIPES) or "keep". kind, tokenizer: as of open_source.
-    overrides: "REGEX=FORMAT". formats: tensor name -> format instead of the recipe's choice. importance: matrix name -> float32 [columns], weights of the
+    overrides: "REGEX=FORMAT". formats: tensor name -> format instead of the recipe's choice; plan: the same by fit.plan, explained
+    in the report. importance: matrix name -> float32 [columns], weights of the
     columns' squared errors. threads: default all that may be used. progress: called as progress(what, bytes done, bytes in all). split: most bytes of data in
     a shard. allow_nan: NaN and infinite weights become 0 instead of an error. verify: check the result and write a report beside it (default: if it is
     smaller than 1 GB). verify_text: a text for the divergence from the source.
@@ -108,7 +114,7 @@ def convert(
         raise OptionError(f"threads must be at least 1, found {threads}")
     chosen = parse_overrides(overrides)
     output_type, embedding_type = (t and format_name(t) for t in (output_type, embedding_type))
-    planned = {name: format_name(f) for name, f in (formats or {}).items()}
+    planned = {name: format_name(f) for name, f in (formats or (plan.formats if plan else {})).items()}
     out = Path(out)
     check_target(out, [])
     opened = source if isinstance(source, Source) else open_source(source, kind, tokenizer)
@@ -117,7 +123,7 @@ def convert(
         listed = [(t.name, t.shape, t.dtype) for t in opened.tensors]
         choices = choose(sizes, listed, recipe, chosen, output_type, embedding_type, planned)
         report = _write(opened, out, recipe, choices, dict(importance or {}), threads or usable_threads(), progress, split, allow_nan)
-        report.seconds = time.perf_counter() - start
+        report.seconds, report.plan = time.perf_counter() - start, plan
         if verify or verify is None and report.bytes < 1_000_000_000 or verify_text is not None:
             from .verify import verify as check
             report.verification = check(opened, report, verify_text, threads, progress)

@@ -69,14 +69,36 @@ class Plan:
         return {m.name: m.chosen.format for m in self.matrices}
 
     def explain(self) -> list[str]:
-        """The plan for a reader: totals, what the same budget buys without a plan, each matrix."""
+        """The plan in short: totals, and what the same budget buys with one format for all."""
         affordable = [(f, b, e) for f, (b, e) in self.uniform.items() if b <= self.budget]
         lines = [f"budget {self.budget} bytes of tensor data, used {self.bytes} ({100 * self.bytes / self.budget:.1f} %); expected error {self.error:.4g}"]
         if affordable:
             f, b, e = min(affordable, key=lambda x: x[2])
             lines.append(f"all matrices {f}: {b} bytes, expected error {e:.4g} ({e / max(self.error, 1e-300):.2f} times the plan's)")
-        lines += [f"{m.name}: {m.chosen.format} ({m.chosen.bytes} bytes, error {m.chosen.error:.3g})" for m in self.matrices]
         return lines
+
+    def as_markdown(self) -> list[str]:
+        """Each matrix: what was chosen, and what the next smaller and larger format would have cost or gained."""
+        lines = ["## How the formats were chosen", "",
+                 "The expected error is what the matrix's output loses (squared error over square, weighted by the columns' importance if that was given),",
+                 "times how much that matters for a matrix of its kind. The choice minimises the sum within the budget: a matrix gets a larger format where a",
+                 "byte buys more than elsewhere.", "", *(f"- {line}" for line in self.explain()), "",
+                 "| matrix | format | bytes | expected error | share | next smaller | next larger |", "|---|---|---:|---:|---:|---|---|"]
+        for m in self.matrices:
+            smaller = max((o for o in m.options if o.bytes < m.chosen.bytes), key=lambda o: o.bytes, default=None)
+            larger = min((o for o in m.options if o.bytes > m.chosen.bytes and o.error < m.chosen.error), key=lambda o: o.bytes, default=None)
+            told = [f"{o.format}: {o.bytes - m.chosen.bytes:+d} bytes, {o.error - m.chosen.error:+.3g}" if o else "" for o in (smaller, larger)]
+            share = 100 * m.chosen.error / self.error if self.error > 0 else 0.0
+            lines.append(f"| {m.name} | {m.chosen.format} | {m.chosen.bytes} | {m.chosen.error:.3g} | {share:.1f} % | {told[0]} | {told[1]} |")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget, "bytes": self.bytes, "expected_error": self.error,
+            "uniform": {f: {"bytes": b, "expected_error": e} for f, (b, e) in self.uniform.items()},
+            "matrices": [{"name": m.name, "shape": list(m.shape), "format": m.chosen.format, "bytes": m.chosen.bytes, "expected_error": m.chosen.error,
+                          "options": [o.__dict__ for o in m.options]} for m in self.matrices],
+        }
 
 
 def sensitivity(name: str, tied: bool) -> float:

@@ -3,7 +3,7 @@
     collect(model, text) -> {tensor name: Columns(sums of squares float32 [columns], count)} -> write / read (llama.cpp's imatrix GGUF) -> encoders' weights
 
 The layers' inputs are read from the runtime's buffers after each layer (Runtime.step's `observe`); inputs of attention and of the output matrix, which are
-gone by then, are the RMSNorm of the residual stream and are computed again in NumPy. File format: llama.cpp, tools/imatrix (general.type "imatrix", per
+gone by then, are the RMSNorm of the residual stream and are computed again in NumPy. File formats: llama.cpp, tools/imatrix (general.type "imatrix", per
 tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
 """
 from __future__ import annotations
@@ -110,8 +110,10 @@ def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> 
 
 
 def read(path: Path) -> Importance:
-    """An importance matrix, ours or llama.cpp's (GGUF) -> {tensor: mean squared activation}. FileError, FormatError."""
+    """An importance matrix, ours or llama.cpp's (GGUF, or the .dat of before 2025) -> {tensor: mean squared activation}. FileError, FormatError."""
     result: Importance = {}
+    if path.suffix == ".dat":
+        return _read_dat(path)
     with open_gguf(path) as file:
         if file.metadata.get("general.type") != "imatrix":
             raise FormatError(f"{path}: is not an importance matrix (general.type is {file.metadata.get('general.type')!r}, expected 'imatrix')")
@@ -128,6 +130,36 @@ def read(path: Path) -> Importance:
             result[tensor] = (sums / count).astype(np.float32)
     if not result:
         raise FormatError(f"{path}: holds no importance (no tensor ends in .in_sum2)")
+    return result
+
+
+def _read_dat(path: Path) -> Importance:
+    """int32 matrices; for each: int32 length, its name, int32 calls, int32 columns, float32 [columns]: mean squares times calls. The rest is about the text."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None
+    at, result = 0, {}
+
+    def take(n: int) -> bytes:
+        nonlocal at
+        if not 0 < n <= len(raw) - at:
+            raise FormatError(f"{path}: is not an importance matrix, or cut short: {n} bytes are wanted at byte {at} of {len(raw)}")
+        at += n
+        return raw[at - n:at]
+
+    def number() -> int:
+        return int.from_bytes(take(4), "little", signed=True)
+
+    for _ in range(number()):
+        name = take(number()).decode("utf-8", "replace")
+        calls, columns = number(), number()
+        values = np.frombuffer(take(4 * columns), "<f4") / np.float32(max(calls, 1))
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise FormatError(f"{path}: {name!r} holds negative, NaN or infinite sums")
+        result[name] = values
+    if not result:
+        raise FormatError(f"{path}: holds no importance")
     return result
 
 

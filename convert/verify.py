@@ -201,6 +201,7 @@ def as_json(report: Report, result: Verification) -> dict[str, Any]:
         "bytes": report.bytes, "bits_per_weight": report.bits_per_weight, "seconds": report.seconds, "mix": report.mix, "notes": report.notes,
         "passed": result.passed, "problems": result.problems, "tokenizer": {"strings": result.strings, "compared_with": result.reference},
         "divergence": asdict(result.divergence) if result.divergence else None,
+        "plan": report.plan.as_json() if report.plan else None,
         "tensors": [{**asdict(t), "relative_error": e and e.relative, "worst_row_error": e and e.worst_row}
                     for t in report.tensors for e in [errors.get(t.name)]],
     }
@@ -228,6 +229,8 @@ def as_markdown(report: Report, result: Verification, plot: Path | None = None) 
         e = errors.get(t.name)
         lines.append(f"| {t.name} | {t.source} | {t.format}{f' (for {t.wanted})' if t.wanted else ''} | {t.bytes} | "
                      + (f"{e.relative:.3g} | {e.worst_row:.3g} |" if e else "| |"))
+    if report.plan:
+        lines += ["", *report.plan.as_markdown()]
     return "\n".join(lines) + "\n"
 
 

@@ -374,11 +374,13 @@ def test_tokenize_round_trip(run):
 def test_inspect(run):
     text = run("inspect").out
     for part in ("runs here: yes", "general.architecture = llama", "n_layers = ", "matmul_Q8_0", "row look-up", "memory: weights",
-                 "vocabulary: 2048 tokens, spm"):
+                 "vocabulary: 2048 tokens, spm", "bits per weight", " % of the bytes", "chat template"):
         assert part in text, part
     report = json.loads(run("inspect", "--json", "--context", "100").out)
     assert report["runs"] is True and report["config"]["dim"] == 256 and report["memory"]["context"] == 100
     assert report["tokenizer"]["ids"]["eos"] == [2, "</s>"]
+    assert sum(f["bytes"] for f in report["formats"].values()) == sum(t["bytes"] for t in report["tensors"]) and 4 < report["bits_per_weight"] < 9
+    assert list(report["chat_templates"]) == ["default"]
     with models.load("demo", context=100) as model:
         assert report["memory"]["kv"] == model.runtime.kv_bytes_per_sequence
         assert report["memory"]["weights"] <= model.runtime.weight_bytes < report["memory"]["weights"] + 128 * len(report["tensors"])

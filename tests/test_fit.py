@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_command_keeps_to_the_size(tmp_path, capfd):
     assert main(["convert", str(DEMO), str(out), "--fit", "3.2MB", "--no-verify"]) == 0
     assert 3.0e6 < out.stat().st_size <= 3.2e6
     assert "expected error" in capfd.readouterr().err
+    assert main(["convert", str(DEMO), str(out), "--bits", "4.7", "-q"]) == 0
+    report = json.loads((tmp_path / "fit.report.json").read_text())
+    planned = {m["name"]: m["format"] for m in report["plan"]["matrices"]}
+    assert len(planned) == 43 and all(planned.get(t["name"], t["format"]) == t["format"] for t in report["tensors"]) and report["bits_per_weight"] <= 4.7
+    assert sum(m["expected_error"] for m in report["plan"]["matrices"]) == pytest.approx(report["plan"]["expected_error"])
+    assert "| next smaller | next larger |" in (tmp_path / "fit.report.md").read_text()
     assert main(["convert", str(DEMO), str(out), "--fit", "1MB", "--no-verify"]) == 2
     assert "raise the budget" in capfd.readouterr().err
     assert main(["convert", str(DEMO), str(out), "--fit", "3MB", "--type", "q4_0"]) == 2

@@ -1,6 +1,8 @@
 """Importance: sums of squares against the naive model's activations, the file format both ways, refusals."""
 from __future__ import annotations
 
+import struct
+
 import llamina
 import numpy as np
 import pytest
@@ -73,10 +75,34 @@ def test_bad_files(tmp_path, sums, count, message):
         read(path)
 
 
+def dat(entries) -> bytes:
+    parts = [struct.pack("<i", len(entries))]
+    for name, calls, values in entries:
+        parts.append(struct.pack("<i", len(name)) + name.encode() + struct.pack(f"<2i{len(values)}f", calls, len(values), *values))
+    return b"".join(parts) + struct.pack("<2i", 7, 4) + b"text"
+
+
+def test_llama_cpp_dat(tmp_path):
+    """The older file format, as tools/imatrix/imatrix.cpp writes it: mean squares times the number of calls."""
+    path = tmp_path / "imatrix.dat"
+    whole = dat([("blk.0.attn_q.weight", 4, [4.0, 8.0]), ("blk.0.ffn_down.weight", 0, [0.5])])
+    path.write_bytes(whole)
+    found = read(path)
+    assert {name: values.tolist() for name, values in found.items()} == {"blk.0.attn_q.weight": [1.0, 2.0], "blk.0.ffn_down.weight": [0.5]}
+    hostile = [dat([("a", 1, [-1.0])]), dat([("a", 1, [np.nan])]), dat([]), struct.pack("<2i", 1, 1 << 30), struct.pack("<2i", 1, -5)]
+    for bad in hostile + [whole[:n] for n in range(0, 60, 7)]:
+        path.write_bytes(bad)
+        with pytest.raises(FormatError):
+            read(path)
+
+
 def test_command(tmp_path, capfd):
     text, out = tmp_path / "text.txt", tmp_path / "imatrix.gguf"
     text.write_text(TEXT)
     assert main(["importance", "demo", str(text), "-o", str(out), "--context", "64", "--windows", "1", "--threads", "1"]) == 0
     assert len(read(out)) > 10 and capfd.readouterr().out == ""
+    for target in text, out.parent:
+        assert main(["importance", "demo", str(text), "-o", str(target), "--context", "64"]) != 0
+    assert text.read_text() == TEXT
     with pytest.raises(FormatError, match="is not an importance matrix"):
         read(llamina.engine.model.DEMO)

@@ -20,8 +20,10 @@ from child import peak_memory, serve
 L: Any = llama_cpp.llama_cpp
 DEFAULT, OFF, ON = "auto", "off", "on"
 FLASH = {DEFAULT: -1, OFF: 0, ON: 1}
-FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14,
-          "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37}
+FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13,
+          "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "q2_k_s": 21, "iq3_xs": 22, "iq3_xxs": 23,
+          "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq3_m": 27, "iq2_s": 28, "iq2_m": 29, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36,
+          "tq2_0": 37}
 
 
 @L.llama_log_callback
@@ -142,13 +144,20 @@ class Engine:
         error = every.std(ddof=1) / math.sqrt(len(every)) * math.exp(every.mean())
         return {"perplexity": math.exp(every.mean()), "error": error, "tokens": len(every), "windows": count}
 
-    def quantize(self, source: str, target: str, type: str, pure: bool = False, threads: int = 2) -> dict[str, Any]:
-        """Write `source` quantised by llama.cpp's own tool."""
+    def quantize(self, source: str, target: str, type: str, pure: bool = False, threads: int = 2, importance: str | None = None) -> dict[str, Any]:
+        """Write `source` quantised by llama.cpp's own tool. importance: an .npz of tensor name -> float32 [columns]."""
         params = L.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.allow_requantize, params.pure = FTYPES[type], threads, True, pure
+        weights = {name.encode(): np.ascontiguousarray(data, np.float32) for name, data in np.load(importance).items()} if importance else {}
+        if weights:
+            entries = (L.llama_model_imatrix_data * (len(weights) + 1))()  # ended by an entry without a name
+            for entry, (name, data) in zip(entries, weights.items()):
+                entry.name, entry.data, entry.size = name, data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), data.size
+            params.imatrix = entries
+        start = time.perf_counter()
         if status := L.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
             raise RuntimeError(f"llama_model_quantize: {status}")
-        return {"bytes": os.path.getsize(target)}
+        return {"bytes": os.path.getsize(target), "seconds": time.perf_counter() - start, "peak_memory": peak_memory()}
 
 
 if __name__ == "__main__":

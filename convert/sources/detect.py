@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
 from ...engine.gguf_header import quote
+from ...engine.model import DEMO
 from .base import Source
 
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
@@ -15,8 +16,8 @@ KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
 
 def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None,
                 progress: Callable[[str, int, int], None] | None = None) -> Source:
-    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, or "hf:org/repo" (engine/hub.py), which is
-    downloaded, with `progress`.
+    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, "demo", or "hf:org/repo" (engine/hub.py), which
+    is downloaded, with `progress`.
 
     kind: one of KINDS, instead of recognising it. tokenizer: a tokenizer file to use instead of the one found beside the weights (not for GGUF).
     FileError: something is missing or unreadable. FormatError: damaged, or parts that do not fit each other. UnsupportedError: a model or field that
@@ -34,7 +35,7 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer
         source.notes.insert(0, f"{name}: commit {listing.commit}{' as it is in the cache: the hub was not asked' if listing.cached else ''}")
         source.path = Path(str(listing.name))
         return source
-    path = Path(name)
+    path = DEMO if name == "demo" else Path(name)  # ./demo is a folder of that name
     kind = kind or detect(path)
     vocabulary = None if tokenizer is None else Path(tokenizer)
     if vocabulary is not None and not vocabulary.is_file():

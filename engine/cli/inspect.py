@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +84,25 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         }
     except LlaminaError as error:
         report["tokenizer"] = str(error)
-    template = gguf.metadata.get("tokenizer.chat_template")
-    report["chat_template"] = template if isinstance(template, str) else None
+    report["formats"], report["bits_per_weight"] = _mix(gguf)
+    templates = {key.removeprefix("tokenizer.chat_template").lstrip(".") or "default": gguf.metadata[key]
+                 for key in gguf.metadata if key.startswith("tokenizer.chat_template") and key[23:24] in ("", ".")}
+    report["chat_templates"] = {name: text for name, text in templates.items() if isinstance(text, str)}
+    report["chat_template"] = report["chat_templates"].get("default")
     return report
+
+
+def _mix(gguf: GGUFFile) -> tuple[dict[str, dict[str, Any]], float | None]:
+    """(per format: tensors, weights, bytes, the largest share first; bits per weight of all tensor data, None without tensors)."""
+    formats: dict[str, dict[str, Any]] = {}
+    for t in gguf.tensors.values():
+        held = formats.setdefault(t.format.name, {"tensors": 0, "weights": 0, "bytes": 0})
+        held["tensors"] += 1
+        held["weights"] += math.prod(t.shape)
+        held["bytes"] += t.n_bytes
+    weights = sum(held["weights"] for held in formats.values())
+    ordered = dict(sorted(formats.items(), key=lambda item: -item[1]["bytes"]))
+    return ordered, 8 * sum(held["bytes"] for held in formats.values()) / weights if weights else None
 
 
 def _value(gguf: GGUFFile, key: str) -> Any:
@@ -127,8 +142,12 @@ def _lines(r: dict[str, Any]) -> list[str]:
     if r["config"]:
         lines += ["", "configuration"] + [f"  {key} = {one_line(str(value))}" for key, value in r["config"].items()]
     if r["tensors"]:
-        formats = Counter(t["format"] for t in r["tensors"])
-        lines += ["", f"{len(r['tensors'])} tensors: " + ", ".join(f"{n} {name}" for name, n in formats.most_common())]
+        weights, n_bytes = (sum(held[key] for held in r["formats"].values()) for key in ("weights", "bytes"))
+        lines += ["", f"{len(r['tensors'])} tensors, {weights:,} weights, {size(n_bytes)}: {r['bits_per_weight']:.2f} bits per weight"]
+        for name, held in r["formats"].items():
+            lines.append(f"  {name:8} {held['tensors']:4} tensors {size(held['bytes']):>9}  {100 * held['bytes'] / n_bytes:5.1f} % of the bytes, "
+                         f"{8 * held['bytes'] / held['weights']:.4g} bits per weight")
+        lines.append("")
         width = min(40, max(len(one_line(t["name"])) for t in r["tensors"]))
         for t in r["tensors"]:
             shape = " x ".join(str(n) for n in t["shape"])
@@ -144,6 +163,6 @@ def _lines(r: dict[str, Any]) -> list[str]:
         lines += ["  ends an answer: " + (", ".join(f"{i} {text!r}" for i, text in t["end_of_generation"]) or "nothing")]
     else:
         lines += ["", f"vocabulary: none that can be used: {t}"]
-    if r["chat_template"] is not None:
-        lines += ["", "chat template"] + ["  " + one_line(line) for line in r["chat_template"].splitlines()]
+    for name, text in r["chat_templates"].items():
+        lines += ["", "chat template" + (f" '{one_line(name)}'" if name != "default" else "")] + ["  " + one_line(line) for line in text.splitlines()]
     return lines
