@@ -4,7 +4,8 @@
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class BannedTexts:
@@ -54,6 +55,14 @@ class BannedTexts:
     def move(self, by: int) -> None:
         """All positions change by this much (a context shift)."""
         self._forbidden = {p + by: ids for p, ids in self._forbidden.items()}
+
+    def state(self) -> dict[str, Any]:
+        """As plain data, for `restore`."""
+        return {"held": self._held, "forbidden": [[p, sorted(ids)] for p, ids in self._forbidden.items()]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._held = [str(text) for text in state["held"]]
+        self._forbidden = {int(p): {int(id) for id in ids} for p, ids in state["forbidden"]}
 
     def flush(self) -> str:
         held, self._held = "".join(self._held), []

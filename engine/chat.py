@@ -6,10 +6,12 @@ Exactness makes keeping harmless: the logits after a kept beginning equal, to th
 """
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
-from .errors import OptionError
+from . import session
+from .errors import FormatError, OptionError
 from .generation import Generation, check_max_tokens, check_stop
 from .model import Model, common_prefix
 from .sampling import SamplingOptions
@@ -60,6 +62,32 @@ class Chat:
                 ids = self.template.encode([*self._system, *turns[left_out:]])
         self.left_out = left_out
         return ids
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of what was computed."""
+        return self._sequence.kv_bytes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation with what was computed for it, for `load`; an open turn ends. FileError: then a file that was there before is unchanged."""
+        self._settle()
+        session.save(path, self.model, "chat", {"messages": self.messages, "left_out": self.left_out}, self._computed, self._sequence)
+
+    def load(self, path: str | os.PathLike[str]) -> str | None:
+        """Go on with a conversation that `save` wrote, with the same answers as if it had never been interrupted -> None, or a line about why what was
+        computed can't be used (another model, a damaged file, …); then the text is computed again at the next question. FileError; FormatError (no session, or
+        a damaged header)."""
+        found = session.read(path, self.model, "chat")
+        take = session.Reader(found.state, lambda why: FormatError(f"{found.path}: the session is damaged: {why}"))
+        try:
+            self.restore(take("messages", list))
+        except OptionError as error:
+            raise FormatError(f"{found.path}: the session is damaged: {error}") from None
+        self.left_out = min(max(0, take("left_out", int)), max(0, len(self.messages) - len(self._system) - 1))
+        self._sequence.close()
+        self._sequence = session.restore(found, self.model)
+        self._computed = list(self._sequence.ids)
+        return session.refusal(found)
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""

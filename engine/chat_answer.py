@@ -4,10 +4,11 @@
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import UnsupportedError
+from .errors import OptionError, UnsupportedError
 from .generation import Generation
 from .tool_calls import WRITTEN, ToolCall, Visible, check_tools, parse, tool_format
 
@@ -51,6 +52,10 @@ class ChatAnswer(Generation):
 
     def _parse(self) -> tuple[str, list[ToolCall]]:
         return parse(self._raw, self._format, self._names, self._first)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """OptionError: messages are what to keep."""
+        raise OptionError("an answer to messages can't be saved halfway: keep the messages, or use Chat.save")
 
     @property
     def tool_calls(self) -> list[ToolCall]:

@@ -8,6 +8,7 @@ need is promised before anything is computed.
 """
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,11 +67,13 @@ class Generation:
         self.logprobs: list[TokenLogprob] = []
         self._n_logprobs = logprobs
         self._constraint = grammar.start(len(prompt)) if grammar else None
+        self._asked = grammar.asked if grammar else {}
         self._banned = BannedTexts(options.banned)
         speculate = speculate and model.speculate
         draft = DraftModel(model.draft, self._sampler) if speculate and model.draft else None
         self._speculator = Speculator(model.costs, draft) if speculate else None
         self._limit = sys.maxsize if max_tokens is None else max_tokens
+        self._ignore_eos, self._stop_ids = ignore_eos, stop_ids
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
         self._stops = StopStrings(stop)
         self._keep, self._wait = keep, wait
@@ -159,7 +162,7 @@ class Generation:
         if not self._opened:
             if self._sequence is None:
                 self._sequence = self._model.runtime.new_sequence(cached=True)
-            total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) + self._limit)
+            total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             end = time.monotonic() + self._wait
             while True:
                 try:
@@ -322,6 +325,17 @@ class Generation:
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
             context_shifts=self._shifts, dropped_tokens=self._dropped,
         )
+
+    # -- sessions -------------------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the answer as it is now, with what was computed for it; it can go on meanwhile. `Model.resume` goes on with it, also in another process.
+        FileError: then a file that was there before is unchanged."""
+        from . import answer_state, session
+        if self._sequence is not None and self._speculator is not None:
+            self._speculator.stop(self._sequence, self.window)
+            self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
+        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 

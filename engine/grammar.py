@@ -38,6 +38,8 @@ class Grammar:
 
     def __init__(self, matcher: Any, n_vocab: int) -> None:
         self._matcher, self._n_vocab = matcher, n_vocab
+        self.asked: dict[str, Any] = {}
+        """What it was compiled from, as arguments of `Model.generate`."""
 
     def start(self, prompt_length: int) -> Constraint:
         """The constraint of an answer to a prompt of so many ids."""

@@ -309,6 +309,15 @@ class Sequence:
                     parent = self._chain[-1] if self._chain else self._pool.prefix.root
                     self._chain.append(self._pool.prefix.add(parent, self.ids[i * PAGE:(i + 1) * PAGE], self._pages[i]))
 
+    def whole_pages(self) -> list[np.ndarray]:
+        """The contents of the pages that are full, uint8 [page_bytes] each; valid until the sequence changes."""
+        return [page.data for page in self._pages[:self.length // PAGE]]
+
+    def reserved_pages(self) -> list[np.ndarray]:
+        """The contents of the pages that were reserved and not yet appended to, of an empty sequence: to be written from outside."""
+        assert not self.length
+        return [page.data for page in self._pages]
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on, whichever they are; their pages go back to the pool."""
         if not 0 <= length <= self.length:

@@ -170,6 +170,7 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
+        self._digest: str | None = None
         self._closed = False
 
     @property
@@ -223,6 +224,25 @@ class Model:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. OptionError."""
         self._check_open()
         return self.tokenizer.decode(self._check_ids(ids))
+
+    # -- sessions -------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """What tells this model file from others (session.py says how); computed once."""
+        if self._digest is None:
+            from .session import model_digest
+            self._check_open()
+            self._digest = model_digest(self._gguf)
+        return self._digest
+
+    def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
+        """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
+        was computed can't be used (another model, a damaged file, …) and the text is computed again. FileError, FormatError (no session, or a damaged
+        header), OptionError, ContextFullError."""
+        from .answer_state import resume
+        self._check_open()
+        return resume(self, path, note)
 
     # -- sequences ------------------------------------------------------------------------------------------------------------------------
 
@@ -361,7 +381,11 @@ class Model:
         if ignore_eos:
             raise OptionError("ignore_eos and a grammar contradict each other: the grammar says where an answer ends")
         from .grammar import compile_grammar
-        return compile_grammar(self.tokenizer, self.tokenizer.eog_ids | frozenset(stop_ids), **asked)
+        found = compile_grammar(self.tokenizer, self.tokenizer.eog_ids | frozenset(stop_ids), **asked)
+        if found is not None:
+            found.asked = {name: value.model_json_schema() if hasattr(value, "model_json_schema") else value
+                           for name, value in asked.items() if value is not None}
+        return found
 
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""

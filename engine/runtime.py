@@ -123,6 +123,16 @@ class Runtime:
         return pages_of(self.context) * self._pool.page_bytes
 
     @property
+    def page_bytes(self) -> int:
+        """Memory of a page, 64 positions of all layers."""
+        return self._pool.page_bytes
+
+    @property
+    def kv_name(self) -> str:
+        """How keys and values are kept."""
+        return "f32" if self.config.float32_kv else KV_TYPE
+
+    @property
     def macs_per_token(self) -> int:
         """Multiply-adds of the layers' matrices for a token."""
         return self.config.n_layers * self._layer_macs

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ContextFullError, LlaminaError, OptionError, TokenizerError
+from ..errors import ContextFullError, FileError, LlaminaError, OptionError, TokenizerError
 from . import one_line
 from .options import (
     check_sampling,
@@ -28,18 +30,22 @@ if TYPE_CHECKING:
     from ..chat import Chat
     from ..generation import Generation
 
+OFTEN_BYTES = 256 << 20
+"""A session with so much in the KV cache is written after every turn."""
+
 
 @click.command("chat")
 @model_argument
 @click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
 @click.option("-n", "--max-tokens", type=int, default=-1, show_default=True, metavar="N", help="Most tokens of an answer; -1: until the context is full.")
 @click.option("--plain", is_flag=True, help="On a terminal: answers as the model writes them, not as Markdown; no line editor.")
+@click.option("--session", metavar="FILE", help="Go on with the conversation in this file, if it exists, and keep it there.")
 @sampling_options
 @grammar_options
 @speculation_options
 @memory_options
 @run_options
-def command(model: str, system: str | None, max_tokens: int, plain: bool, draft: str | None, no_speculation: bool, memory: str | None,
+def command(model: str, system: str | None, max_tokens: int, plain: bool, session: str | None, draft: str | None, no_speculation: bool, memory: str | None,
             context_shift: bool, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
     """Talk with a model that was trained for it, in the way its file asks for (Llama 2's own way if the file asks for none).
 
@@ -60,17 +66,42 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, draft:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory) as loaded,
           Chat(loaded, system) as chat):
+        keeper = Keeper(chat, session, progress) if session else None
         progress.clear()
         options = {"max_tokens": max_tokens, "context_shift": context_shift, **with_models_own(loaded, sampling), **obey}
         if terminal:
             if not quiet:
                 print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)
-            _talk(chat, options, progress, plain)
+            _talk(chat, options, progress, plain, keeper)
         else:
-            _pipe(chat, options, progress)
+            _pipe(chat, options, progress, keeper)
 
 
-def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool) -> None:
+class Keeper:
+    """Keeps a conversation in a file: loads it, and writes it after each turn (a large one, whose writing would be felt, at the end and now and then)."""
+
+    def __init__(self, chat: Chat, file: str, progress: Progress) -> None:
+        self._chat, self._file = chat, Path(file).expanduser()
+        self._saved = 0.0
+        if self._file.exists():
+            progress.note(chat.load(self._file))
+            progress.note(f"{self._file}: going on after {len(chat.messages)} messages")
+        self.save()  # a place that can't be written is told now
+
+    def turn(self) -> None:
+        """After a turn."""
+        if self._chat.kv_bytes <= OFTEN_BYTES or time.monotonic() - self._saved > 60:
+            try:
+                self.save()
+            except FileError as error:  # the talk goes on; at its end that is an error
+                print(f"llamina: {one_line(str(error))}", file=sys.stderr)
+
+    def save(self) -> None:
+        self._chat.save(self._file)
+        self._saved = time.monotonic()
+
+
+def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool, keeper: Keeper | None) -> None:
     """Question and answer until the user leaves; errors end a turn, not the talk."""
     from .chat_commands import Commands
     from .chat_terminal import Lines, show
@@ -93,9 +124,13 @@ def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool) 
             continue
         if answer is not None:
             _report(answer, progress, chat)
+        if keeper:
+            keeper.turn()
+    if keeper:
+        keeper.save()
 
 
-def _pipe(chat: Chat, options: dict[str, Any], progress: Progress) -> None:
+def _pipe(chat: Chat, options: dict[str, Any], progress: Progress, keeper: Keeper | None) -> None:
     from .chat_terminal import show_plain
     for text in _piped_turns():
         answer = chat.ask(text, **options)
@@ -103,8 +138,14 @@ def _pipe(chat: Chat, options: dict[str, Any], progress: Progress) -> None:
             show_plain(_clearing(answer, progress))
         except KeyboardInterrupt:
             answer.close()
+            if keeper:
+                keeper.save()
             raise
         _report(answer, progress, chat)
+        if keeper:
+            keeper.turn()
+    if keeper:
+        keeper.save()
 
 
 def _report(answer: Generation, progress: Progress, chat: Chat) -> None:
