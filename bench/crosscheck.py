@@ -105,15 +105,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m llamina.bench.crosscheck", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("text", nargs="?", type=Path)
-    parser.add_argument("--importance-text", type=Path, help="default: the demo's own kind of text, or the second half of TEXT")
+    parser.add_argument("--importance-text", type=Path, help="default: text of the demo's generator")
     parser.add_argument("--windows", type=int, help=f"at most so many windows of {CONTEXT} tokens")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, start() as peer:
         folder = Path(name)
         text = args.text or folder / "text.txt"
         if args.text is None:
-            text.write_text(demo_text.text(90_000), encoding="utf-8")
-        importance_text = demo_text.text(90_000, held=False, seed=2) if args.text is None else text.read_text(encoding="utf-8")[text.stat().st_size // 2:]
+            text.write_text(demo_text.text(90_000, special=False), encoding="utf-8")
+        importance_text = demo_text.text(90_000, held=False, seed=2, special=False)
         if args.importance_text:
             importance_text = args.importance_text.read_text(encoding="utf-8")
         print("| written by | type | bytes | perplexity | llama.cpp's | difference |\n|---|---|---:|---:|---:|---:|", flush=True)

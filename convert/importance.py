@@ -66,9 +66,9 @@ class Collector:
 
 
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
-            progress: Callable[[str, int, int], None] | None = None) -> dict[str, Columns]:
-    """Run the model over a text's windows (perplexity.py's) -> sums of squares of every matrix's input. OptionError if the text is too short."""
-    collector, cut = Collector(model), windows(model, text, context, most)
+            progress: Callable[[str, int, int], None] | None = None, special: bool = False) -> dict[str, Columns]:
+    """Run the model over a text's windows (perplexity.py's; `special`, too) -> sums of squares of each matrix's input. OptionError if it is too short."""
+    collector, cut = Collector(model), windows(model, text, context, most, special)
     runtime = model.runtime
     for i, ids in enumerate(cut):
         sequence = runtime.new_sequence()

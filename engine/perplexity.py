@@ -47,13 +47,14 @@ class Divergence:
     top1_agreement: float
 
 
-def windows(model: Model, text: str, context: int, most: int | None = None) -> np.ndarray:
-    """Ids of the text in at most `most` windows: int64 [n, context]. OptionError if the text is too short for one."""
+def windows(model: Model, text: str, context: int, most: int | None = None, special: bool = False) -> np.ndarray:
+    """Ids of the text in at most `most` windows: int64 [n, context]. special: names of special tokens in the text are those tokens. OptionError if the
+    text is too short for one."""
     if most is not None and most < 1:
         raise OptionError(f"there must be at least one window, found {most}")
     if not 8 <= context <= model.context:
         raise OptionError(f"the window must be between 8 and the context of {model.context} tokens, found {context}")
-    ids = np.array(model.tokenize(text), np.int64)
+    ids = np.array(model.tokenize(text, special=special), np.int64)
     n = min(len(ids) // context, most or len(ids))
     if n == 0:
         raise OptionError(f"the text has {len(ids)} tokens, one window takes {context}: give a longer text or a smaller --context")
@@ -96,9 +97,9 @@ def _summary(nll: np.ndarray, n_windows: int, context: int) -> Perplexity:
     return Perplexity(float(np.exp(mean)), float(np.exp(mean) * spread), mean, len(nll), n_windows, context)
 
 
-def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None) -> Perplexity:
-    """Perplexity of a text, of its first `most` windows. OptionError (window, text too short), TokenizerError, NumericError."""
-    cut, nll = windows(model, text, context, most), []
+def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
+    """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
+    cut, nll = windows(model, text, context, most, special), []
     for i, ids in enumerate(cut):
         for targets, logp in _Window(model, ids).pieces():
             nll.append(-logp[np.arange(len(targets)), targets])
@@ -107,11 +108,12 @@ def perplexity(model: Model, text: str, context: int = 512, progress: Progress |
     return _summary(np.concatenate(nll), len(cut), context)
 
 
-def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None) -> Divergence:
+def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
+               special: bool = False) -> Divergence:
     """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""
     if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
         raise OptionError(f"{model.path} and {reference.path} have different vocabularies: their tokens can't be compared")
-    cut = windows(model, text, context, most)
+    cut = windows(model, text, context, most, special)
     ours, theirs, kl, same = [], [], [], []
     for i, ids in enumerate(cut):
         for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):

@@ -223,7 +223,7 @@ class Runtime:
             self._run(first, last, len(wanted) if last == n_layers and not observe else 0)
             if observe:
                 observe(first, self._taps(before, n))
-        if observe:
+        if observe and len(wanted):
             self._run(n_layers, n_layers, len(wanted))  # apart from the last layer, whose buffers it overwrites
         if not np.isfinite(logits).all():
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")

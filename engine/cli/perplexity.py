@@ -16,11 +16,13 @@ from .progress import Progress
 @click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window; the second half is scored.")
 @click.option("--against", metavar="REFERENCE", help="A model to compare with, e.g. the unquantised one: KL divergence, same first choice.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
+@click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(model: str, text: str, context: int, against: str | None, windows: int | None, threads: int | None, as_json: bool, quiet: bool) -> None:
+def command(model: str, text: str, context: int, against: str | None, windows: int | None, special: bool, threads: int | None, as_json: bool,
+            quiet: bool) -> None:
     """Print the perplexity of MODEL on a text file ("-": standard input), in windows as llama.cpp cuts them.
 
     \b
@@ -33,14 +35,14 @@ def command(model: str, text: str, context: int, against: str | None, windows: i
     with Progress(quiet) as progress:
         ours = open_model(model, threads, context, progress)
         if against is None:
-            result = perplexity(ours, body, context, progress.counting, windows)
+            result = perplexity(ours, body, context, progress.counting, windows, special)
             progress.clear()
             if as_json:
                 print(json.dumps(asdict(result)))
             else:
                 print(f"perplexity {result.perplexity:.4f} +/- {result.error:.4f}  ({result.tokens} tokens in {result.windows} windows of {result.context})")
             return
-        compared = divergence(ours, open_model(against, threads, context, progress), body, context, progress.counting, windows)
+        compared = divergence(ours, open_model(against, threads, context, progress), body, context, progress.counting, windows, special)
     if as_json:
         print(json.dumps(asdict(compared)))
         return
