@@ -18,11 +18,11 @@ from ..kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ..kernels.activations import record_bytes
 from ..kernels.pace import Pace
 from ..kernels.team import ABORTED, Team
-from ..kernels.threads import default_threads
+from ..kernels.threads import default_threads, usable_threads
 from . import forward as f
-from . import kv_cache
+from . import kv_cache, thread_choice
 from .config import ModelConfig
-from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError
+from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from .gguf import GGUFFile
 from .kv_cache import KV_TYPE, PagePool, Sequence, pages_of
 from .memory import MemoryPlan, plan
@@ -45,6 +45,11 @@ class Feed:
     logits: Literal["none", "last", "all"] = "last"
 
 
+def gguf_bytes(gguf: GGUFFile) -> int:
+    """Of all tensors."""
+    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
+
+
 def _round(n: int, to: int) -> int:
     return -(-n // to) * to
 
@@ -65,7 +70,11 @@ class Runtime:
         if context is not None and not 1 <= context <= 1 << 24:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
-        self.n_threads = threads or default_threads()
+        choices = None
+        self.n_threads = threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
+        if not self.n_threads:
+            choices = thread_choice.candidates(default_threads(), usable_threads())
+            self.n_threads = max(choices)
         self.plan: MemoryPlan = plan(gguf, config, context, memory)
         if note:
             note(str(self.plan))
@@ -83,8 +92,38 @@ class Runtime:
             raise
         self._closed = False
         self.team.run(self._entry, self._step.ctypes.data)  # an empty step: everything is compiled and the threads are there
+        if choices:
+            self._choose_threads(choices)
         self.compile_seconds = compile_cache.stats.seconds - compiled_before
         self.load_seconds = time.perf_counter() - start - self.compile_seconds
+
+    def _choose_threads(self, choices: list[int]) -> None:
+        """The fastest of these numbers of threads for one token through the first layers; kept for the next time unless other processes disturbed it."""
+        sequence = Sequence(self._pool, self.context)
+        s, one = self._step, np.zeros(1, np.int64)
+        try:
+            sequence.reserve(1)
+            table = np.array([sequence.table.ctypes.data])
+            s[f.N_TOKENS // 8], s[f.POSITIONS // 8], s[f.PAGE_TABLES // 8] = 1, one.ctypes.data, table.ctypes.data
+
+            def run(threads: int) -> None:
+                self._x[0, :self.config.dim] = 1.0
+                self.team.run(self._entry, s.ctypes.data, threads)
+
+            start, s[f.LAST_LAYER // 8] = time.perf_counter(), 1
+            run(choices[0])
+            s[f.LAST_LAYER // 8] = min(self.config.n_layers, max(1, int(0.01 / (time.perf_counter() - start))))
+            best = thread_choice.fastest(run, choices)
+            disturbed = self.team.busy and self.n_threads <= usable_threads()
+            self.n_threads = choices[0] if disturbed else best
+            if not disturbed:
+                thread_choice.keep(gguf_bytes(self.gguf), best)
+        except OutOfMemoryError:
+            self.n_threads = choices[0]
+        finally:
+            sequence.close()
+            s[f.N_TOKENS // 8] = s[f.LAST_LAYER // 8] = s[f.NOT_FINITE // 8] = 0
+        self._pace = Pace(self.n_threads)
 
     def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
         """Everything beside the weights, while they are loaded."""
