@@ -32,6 +32,22 @@ def numba_ready() -> Any:
     return cpu_target.typing_context
 
 
+def _for_compiled_callers_only(dispatcher: Any) -> None:
+    """Spare a function that only compiled code calls what Python callers need: machine code and wrappers of its own, half of its compile time."""
+    def customize(flags: Any) -> Any:
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        return flags
+
+    def add(result: Any) -> None:
+        result.library._optimize_final_module = lambda: None  # the caller's library, which it is linked into, is optimised
+        key = object()  # what stands for the function among the callable ones; Numba takes the machine code's entry point
+        result.target_context.insert_user_function(key, result.fndesc, [result.library])
+        dispatcher.overloads[tuple(result.signature.args)] = result._replace(entry_point=key)
+
+    dispatcher._compiler._customize_flags = customize
+    dispatcher.add_overload = add
+
+
 class Deferred:
     """What `jit` or `intrinsic` made of a function. Reading any attribute not listed here makes the Numba object, and reads it there.
 
@@ -40,6 +56,7 @@ class Deferred:
     def __init__(self, function: Any, make: Callable[[Any], Any], options: dict[str, Any] | None = None):
         self.py_func, self.targetoptions, self._make = function, dict(options or {}), make
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+        self.name = function.__name__  # Numba's passes ask every callable for it
 
     @property
     def _defn(self) -> Any:
@@ -54,8 +71,13 @@ class Deferred:
 
     @property
     def _numba_type_(self) -> Any:
-        made = self.numba
-        return numba_ready().resolve_value_type(made)
+        context = numba_ready()
+        if "numba" not in self.__dict__ and "inner" not in self.__dict__:
+            self.inner = self._make(self.py_func)
+            if hasattr(self.inner, "_compiler"):
+                _for_compiled_callers_only(self.inner)
+            context = numba_ready()
+        return context.resolve_value_type(self.__dict__.get("inner") or self.numba)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.numba(*args, **kwargs)
