@@ -1,6 +1,6 @@
 """llama.cpp opens what llamina writes, and llamina what llama.cpp's quantiser writes, with the same perplexity: the table in docs/convert.md.
 
-    LLAMINA_PEER_LLAMACPP=/path/to/venv/bin/python python -m llamina.bench.crosscheck [MODEL [TEXT_FILE]] [--windows N] [--markdown]
+    LLAMINA_PEER_LLAMACPP=/path/to/venv/bin/python python -m llamina.bench.crosscheck [MODEL [TEXT_FILE]] [--windows N]
 
 MODEL (default: the demo) is first brought to F16. Then every recipe, with and without importance, is written by llamina; every type that llama.cpp's quantiser
 knows is written by it (with llamina's importance, without which it refuses the small ones); and both programs measure both kinds of files on the same
@@ -69,21 +69,22 @@ def measure(writer: str, type: str, path: Path, text: Path, peer: LlamaCpp, wind
     return Row(writer, type, path.stat().st_size, ours, theirs)
 
 
-def crosscheck(source: Path, text: Path, importance_text: str, peer: LlamaCpp, folder: Path, windows: int | None = None) -> Iterator[Row]:
-    """Every file that either side writes of `source`, measured by both."""
+def crosscheck(source: Path, text: Path, importance_text: str, peer: LlamaCpp, folder: Path, windows: int | None = None, types: set[str] | None = None,
+               writer: str | None = None) -> Iterator[Row]:
+    """Every file that either side writes of `source`, measured by both; only these types, only by this writer."""
     f16 = folder / "source.f16.gguf"
     convert(source, f16, "f16", verify=False)
     with load(f16, context=CONTEXT) as model:
         importance = {k: (v.sums / v.count).astype(np.float32) for k, v in collect(model, importance_text, CONTEXT, 100).items()}
     np.savez(folder / "importance.npz", **importance)  # type: ignore[arg-type]
     path = folder / "trial.gguf"
-    for recipe in RECIPES:
+    for recipe in [r for r in RECIPES if writer != "llama.cpp" and (types is None or r in types)]:
         convert(f16, path, recipe, verify=False)
         yield measure("llamina", recipe, path, text, peer, windows)
         if recipe not in ("f32", "f16", "bf16"):
             convert(f16, path, recipe, verify=False, importance=importance)
             yield measure("llamina, importance", recipe, path, text, peer, windows)
-    for type in TYPES:
+    for type in [t for t in TYPES if writer != "llamina" and (types is None or t in types)]:
         path.unlink(missing_ok=True)
         try:
             peer.ask("quantize", source=str(f16), target=str(path), type=type, importance=str(folder / "importance.npz"))
@@ -107,6 +108,8 @@ def main() -> int:
     parser.add_argument("text", nargs="?", type=Path)
     parser.add_argument("--importance-text", type=Path, help="default: text of the demo's generator")
     parser.add_argument("--windows", type=int, help=f"at most so many windows of {CONTEXT} tokens")
+    parser.add_argument("--types", help="only these, with commas between")
+    parser.add_argument("--writer", choices=("llamina", "llama.cpp"), help="only files written by this one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, start() as peer:
         folder = Path(name)
@@ -118,7 +121,8 @@ def main() -> int:
             importance_text = args.importance_text.read_text(encoding="utf-8")
         print("| written by | type | bytes | perplexity | llama.cpp's | difference |\n|---|---|---:|---:|---:|---:|", flush=True)
         rows = []
-        for row in crosscheck(resolve(args.model), text, importance_text, peer, folder, args.windows):
+        for row in crosscheck(resolve(args.model), text, importance_text, peer, folder, args.windows,
+                              set(args.types.split(",")) if args.types else None, args.writer):
             rows.append(row)
             print(shown(row), flush=True)
     differences = [abs(row.difference) for row in rows if row.difference is not None]

@@ -75,6 +75,8 @@ def check_target(path: Path, sources: Sequence[Path]) -> None:
     try:
         if path.is_dir():
             raise FileError(f"{path}: is a directory: give the name of the .gguf file to write")
+        if path.exists() and not path.is_file():  # a device, which renaming would replace
+            raise FileError(f"{path}: is not a regular file: give the name of the .gguf file to write")
         if not path.parent.is_dir():
             raise FileError(f"{path}: the folder {path.parent} does not exist: make it first")
         for source in sources:

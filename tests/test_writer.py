@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,11 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
         check_target(tmp_path, [])
     with pytest.raises(FileError, match="does not exist"):
         check_target(tmp_path / "none" / "m.gguf", [])
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")
+        for special in tmp_path / "fifo", Path(os.devnull):
+            with pytest.raises(FileError, match="is not a regular file"):
+                check_target(special, [])
     with pytest.raises(FileError, match="does not exist"):
         check_target(source / "m.gguf", [])
     shard = tmp_path / "m-00002-of-00003.gguf"
@@ -112,14 +118,21 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     assert source.read_bytes() == shard.read_bytes() == b"x" and not [n for n in os.listdir(tmp_path) if "partial" in n]
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(FileError, match="no permission"):
-            write(tmp_path / "m.gguf")
-    finally:
-        tmp_path.chmod(0o700)
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_no_permission() -> None:
+    """As an ordinary user: root, who may write anywhere, becomes nobody for it."""
+    import gguf  # noqa: F401 - nobody may not be able to read it
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path, which other users can't enter
+        os.chmod(name, 0o555)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(FileError, match="no permission"):
+                write(Path(name) / "m.gguf")
+        finally:
+            os.seteuid(user)
+            os.chmod(name, 0o700)
 
 
 CHILD = """
