@@ -292,3 +292,12 @@ def test_options_are_checked(options, message):
     with pytest.raises(OptionError) as error:
         SamplingOptions(**options)
     assert message in str(error.value)
+
+
+def test_exp_of_many_is_exp_of_few():
+    """Compiled and NumPy's, bit for bit."""
+    rng = np.random.default_rng(3)
+    x = np.concatenate([-np.abs(rng.standard_normal(20_000)) * 10.0 ** rng.integers(-8, 4, 20_000), [0.0, -0.0, -700.0, -700.0000001, -np.inf, -5e-324]])
+    many = arithmetic.exp(x)
+    few = np.concatenate([arithmetic.exp(part) for part in np.array_split(x, 50)])
+    assert many.tobytes() == few.tobytes()

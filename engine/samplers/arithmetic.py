@@ -42,6 +42,7 @@ def uniform(seed: int, sample_index: int, position: int, stream: int = 0) -> flo
     return (int(raw) >> 11) * 2.0**-53
 
 
+_MANY = 2048  # values from which on compiled code is worth its call (and, once, its compilation)
 _MAGIC = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in a double's low bits, ties to even
 _MAGIC_BITS = 0x4338000000000000
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n * _LN2_HIGH is exact for |n| < 2**20
@@ -53,8 +54,14 @@ _L = (6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-
 def exp(x: np.ndarray) -> np.ndarray:
     """e**x of float64 x <= 0, within 1 ulp; 0 below -700. From + - * / and integer shifts alone, hence the same bits on every CPU.
 
-    x = n ln 2 + r, |r| <= ln 2 / 2; e**r by fdlibm's rational form (e_exp.c), 2**n by adding to the exponent bits.
+    x = n ln 2 + r, |r| <= ln 2 / 2; e**r by fdlibm's rational form (e_exp.c), 2**n by adding to the exponent bits. Many at once go through
+    kernels/sampling.py, which does the same operations.
     """
+    if len(x) >= _MANY:
+        from ...kernels import sampling
+        x, out = np.ascontiguousarray(x, np.float64), np.empty(len(x))
+        sampling.exp.ctypes(x.ctypes.data, out.ctypes.data, len(x))
+        return out
     clamped = np.maximum(x, -700.0)
     shifted = clamped * 1.44269504088896338700 + _MAGIC
     n = shifted - _MAGIC
