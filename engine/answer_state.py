@@ -88,5 +88,5 @@ def _build(model: Model, found: session.Session, take: session.Reader) -> Genera
     if g.finish_reason is None:
         g._sequence = session.restore(found, model)
         g._sequence.truncate(min(g._sequence.length, len(window) - 1))
-        g._reused = min(len(prompt), g._sequence.length)
+        g._given = g._reused = min(len(prompt), g._sequence.length)
     return g

@@ -80,6 +80,7 @@ class Generation:
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
+        self._given = sequence.length - sequence.reused if sequence else 0  # tokens it begins with, but for those that the prefix cache gave
         self._reused = sequence.length if sequence else 0
         self._job: Job | None = None
         self._row: np.ndarray | None = None  # the next token's logits, if they are known
@@ -200,8 +201,8 @@ class Generation:
             self._generate_seconds += seconds
         else:
             self._prompt_seconds = seconds
-            if self._owned and self._sequence is not None and not self._reused:
-                self._reused = self._sequence.reused
+            if self._sequence is not None:
+                self._reused = min(len(self._prompt), self._given + self._sequence.reused)
         self._steps += 1
 
     def _accept(self, id: int) -> str:
@@ -286,7 +287,8 @@ class Generation:
         except OutOfMemoryError:
             self._sequence, self._owned = None, True
             raise
-        self._row, self._reused, self._owned = row, sequence.length, True
+        self._row, self._owned = row, True
+        self._given = self._reused = sequence.length - sequence.reused
 
     # -- results --------------------------------------------------------------------------------------------------------------------------
 

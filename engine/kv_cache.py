@@ -331,7 +331,9 @@ class Sequence:
         del self._pages[keep:], self.ids[length:], self._chain[length // PAGE:]
         self.length = length
         if dropped or unwritten:
-            spare = self._wanting(self._promised_length) if self._promised_length else 0
+            # What others hold, too, doesn't come back: of that the promise is void.
+            coming = len(unwritten) + sum(page.users == 1 for page in dropped)
+            spare = min(self._wanting(self._promised_length), self._spare + coming) if self._promised_length else 0
             self._pool.give(unwritten)
             self._pool.give(dropped, self._spare - spare, parent, tail)
             self._spare = spare

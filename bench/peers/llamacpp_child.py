@@ -92,18 +92,23 @@ class Engine:
         if status := L.llama_decode(self.context, b):
             raise RuntimeError(f"llama_decode: {status}")
 
-    def measure(self, what: str, n: int, sequences: int = 8, flash: str = DEFAULT, batch: int = 512, unified: bool = False) -> dict[str, Any]:
-        """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence."""
-        ids = np.random.default_rng(0).integers(3, self.n_vocab, n).tolist()
+    def measure(self, what: str, n: int, sequences: int = 8, flash: str = DEFAULT, batch: int = 512, unified: bool = False,
+                prompt: int = 0) -> dict[str, Any]:
+        """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence,
+        after a prompt for each, which counts as time, not as tokens."""
+        ids = np.random.default_rng(0).integers(3, self.n_vocab, max(n, prompt)).tolist()
         several = sequences if what == "batch" else 1
-        self.open(max(256, -(-n // 256) * 256) * (several if several > 1 else 1), several, flash, batch, unified)
+        self.open(max(256, -(-(n + prompt) // 256) * 256) * (several if several > 1 else 1), several, flash, batch, unified)
         start = time.perf_counter()
         if what == "prompt":
             for i in range(0, n, batch):
                 self.decode([(id, i + j, 0, i + j == n - 1) for j, id in enumerate(ids[i:i + batch])])
         else:
-            for i in range(n):
-                self.decode([(ids[i], i, s, True) for s in range(several)])
+            fed = [(id, i, s, i == prompt - 1) for s in range(several) for i, id in enumerate(ids[:prompt])]
+            for i in range(0, len(fed), batch):
+                self.decode(fed[i:i + batch])
+            for i in range(prompt, prompt + n):
+                self.decode([(ids[i - prompt], i, s, True) for s in range(several)])
         L.llama_synchronize(self.context)
         seconds = time.perf_counter() - start
         return {"tokens_per_second": n * several / seconds, "peak_memory": peak_memory()}
