@@ -119,6 +119,8 @@ def convert(
     check_target(out, [])
     opened = source if isinstance(source, Source) else open_source(source, kind, tokenizer)
     try:
+        if verify_text is not None:
+            _check_text(opened, verify_text)
         sizes = _sizes(opened, importance is not None)
         listed = [(t.name, t.shape, t.dtype) for t in opened.tensors]
         choices = choose(sizes, listed, recipe, chosen, output_type, embedding_type, planned)
@@ -131,6 +133,14 @@ def convert(
         if opened is not source:
             opened.close()
     return report
+
+
+def _check_text(source: Source, text: str) -> None:
+    """OptionError, before the work rather than after it, for a text too short to compare models on."""
+    from ..engine.perplexity import LEAST
+    from ..engine.tokenizer import load_tokenizer
+    if (n := len(load_tokenizer(source.metadata, source.path).encode(text))) < LEAST:
+        raise OptionError(f"the text to verify with has {n} tokens, expected at least {LEAST}: give a longer one")
 
 
 def _sizes(source: Source, importance: bool) -> Sizes:

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def _compare_tensor(result: Verification, tensor: SourceTensor, file: GGUFFile) 
 def _divergence(source: Source, report: Report, text: str, threads: int | None, progress: Callable[[str, int, int], None] | None) -> Any:
     """The result against the source: a GGUF source as it is, another in its own precision (written to a temporary file)."""
     from ..engine.model import load
-    from ..engine.perplexity import divergence
+    from ..engine.perplexity import LEAST, divergence
     with contextlib.ExitStack() as stack:
         reference = source.files[0]
         if source.kind != "gguf":
@@ -174,7 +175,7 @@ def _divergence(source: Source, report: Report, text: str, threads: int | None, 
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".llamina-verify-", dir=report.paths[0].parent))
             reference = convert(source, Path(folder) / "source.gguf", "keep", threads=threads, verify=False, allow_nan=True).paths[0]
         model, original = (stack.enter_context(load(path, threads=threads)) for path in (report.paths[0], reference))
-        context = min(CONTEXT, model.context, max(8, len(model.tokenize(text))))
+        context = min(CONTEXT, model.context, max(LEAST, len(model.tokenize(text))))
         return divergence(model, original, text, context, progress)
 
 
@@ -250,11 +251,12 @@ def _plot(path: Path, result: Verification) -> Path | None:
         return None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="layer", ylabel="relative error")
-    for name, points in lines.items():
-        axes.plot(*zip(*points), marker=".", label=name)
+    axes = figure.add_subplot(title=path.name.removesuffix(".report.png"), xlabel="layer", ylabel="relative error")
+    for (name, points), marker in zip(lines.items(), cycle("osv^D<>P")):  # hollow: of lines that lie on each other, both are seen
+        axes.plot(*zip(*points), marker=marker, markerfacecolor="none", linewidth=1, label=name)
     axes.set_ylim(bottom=0)
-    axes.legend(ncols=2, fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(path, dpi=100)
     except OSError as error:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .model import Model
 
 Progress = Callable[[str, int, int], None]
+LEAST = 8
+"""Tokens of the smallest window."""
 _PIECE = 128
 """Positions whose logits are held at once."""
 
@@ -52,8 +54,8 @@ def windows(model: Model, text: str, context: int, most: int | None = None, spec
     text is too short for one."""
     if most is not None and most < 1:
         raise OptionError(f"there must be at least one window, found {most}")
-    if not 8 <= context <= model.context:
-        raise OptionError(f"the window must be between 8 and the context of {model.context} tokens, found {context}")
+    if not LEAST <= context <= model.context:
+        raise OptionError(f"the window must be between {LEAST} and the context of {model.context} tokens, found {context}")
     ids = np.array(model.tokenize(text, special=special), np.int64)
     n = min(len(ids) // context, most or len(ids))
     if n == 0:

@@ -146,6 +146,10 @@ def test_refused(model: Path, tmp_path: Path) -> None:
             convert(model, out, "q8_0")
     with pytest.raises(OptionError, match="unknown type"):
         convert(model, tmp_path / "m.gguf", "q7")
+    with pytest.raises(OptionError, match="has 2 tokens, expected at least 8"):
+        convert(model, tmp_path / "m.gguf", "q8_0", verify_text="a")
+    with pytest.raises(FormatError, match="no llama2.c file"):  # --from is obeyed
+        convert(model, tmp_path / "m.gguf", "q8_0", kind="llama2c")
     with pytest.raises(OptionError, match="at least 1024"):
         convert(model, tmp_path / "m.gguf", "q8_0", split=1)
     assert model.read_bytes() == before and not os.listdir(tmp_path)

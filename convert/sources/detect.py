@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
 from ...engine.gguf_header import quote
-from ...engine.model import DEMO
+from ...engine.model import resolve
 from .base import Source
 
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
@@ -35,7 +35,7 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer
         source.notes.insert(0, f"{name}: commit {listing.commit}{' as it is in the cache: the hub was not asked' if listing.cached else ''}")
         source.path = Path(str(listing.name))
         return source
-    path = DEMO if name == "demo" else Path(name)  # ./demo is a folder of that name
+    path = resolve(name) if isinstance(path, str) and (name == "demo" or not os.path.exists(name)) else Path(name)  # ./demo is a folder of that name
     kind = kind or detect(path)
     vocabulary = None if tokenizer is None else Path(tokenizer)
     if vocabulary is not None and not vocabulary.is_file():
