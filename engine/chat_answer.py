@@ -10,12 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, UnsupportedError
 from .generation import Generation
-from .tool_calls import WRITTEN, ToolCall, Visible, check_tools, parse, tool_format
+from .tool_calls import ToolCall, Visible, calls_before, check_tools, parse, tool_format, written_ids
 
 if TYPE_CHECKING:
     from .model import Model
     from .sampling import SamplingOptions
     from .tokenizer.stream import StreamDecoder
+
+
+def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None) -> tuple[list[int], str | None,
+    list[str]]:
+    """(ids, how the template wants calls written, names of the tools). OptionError, UnsupportedError, FormatError, TokenizerError."""
+    template, extra = model.chat_template, dict(template_options or {})
+    if not messages:
+        raise OptionError("there are no messages to answer")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & set(message):
+            raise OptionError(f'messages[{i}] must be an object with "role" and "content"')
+    if not tools:
+        return template.encode(messages, **extra), None, []
+    extra["tools"] = checked = check_tools(tools)
+    if "tools" not in template.sources:
+        raise UnsupportedError(f"{model.path}: the model's chat template takes no tools: use a model that was trained for them")
+    return template.encode(messages, **extra), tool_format(template.sources), [tool["function"]["name"] for tool in checked]
 
 
 class ChatAnswer(Generation):
@@ -24,20 +41,11 @@ class ChatAnswer(Generation):
 
     def __init__(self, model: Model, messages: Sequence[Mapping[str, Any]], options: SamplingOptions, *, tools: Sequence[Mapping[str, Any]] | None = None,
                  template_options: Mapping[str, Any] | None = None, **more: Any) -> None:
-        template = model.chat_template
-        self._format: str | None = None
-        self._names: list[str] = []
-        extra = dict(template_options or {})
-        if tools:
-            extra["tools"] = checked = check_tools(tools)
-            self._format, self._names = tool_format(template.sources), [tool["function"]["name"] for tool in checked]
-            if "tools" not in template.sources:
-                raise UnsupportedError(f"{model.path}: the model's chat template takes no tools: use a model that was trained for them")
-        self._first = sum(len(m.get("tool_calls") or ()) for m in messages if isinstance(m, Mapping))
-        self._written = {i for text in WRITTEN if (i := model.tokenizer.control.ids.get(text)) is not None} if self._format else set()
-        self._visible, self._raw = Visible(self._format), ""
-        self._shown = ""
-        super().__init__(model, template.encode(messages, **extra), options, stop_ids=frozenset(template.stop_ids), **more)
+        ids, self._format, self._names = chat_prompt(model, messages, tools, template_options)
+        self._first = calls_before(messages)
+        self._written = written_ids(model.tokenizer) if self._format else frozenset()
+        self._visible, self._raw, self._shown = Visible(self._format), "", ""
+        super().__init__(model, ids, options, stop_ids=frozenset(model.chat_template.stop_ids), **more)
 
     def _stream(self, ids: Sequence[int]) -> StreamDecoder:
         return self._model.tokenizer.stream(ids, special=self._written, at_start=self._constraint is None)

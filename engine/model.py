@@ -346,8 +346,6 @@ class Model:
         from .chat_answer import ChatAnswer
         self._check_open()
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if not turns:
-            raise OptionError("there are no messages to answer")
         return ChatAnswer(self, turns, SamplingOptions(**sampling), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
                           stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate, sample_index=check_sample_index(sample_index),
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,

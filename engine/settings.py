@@ -23,8 +23,8 @@ COMMANDS = ("generate", "chat", "batch", "inspect")
 """Those that go by settings. Measurements (perplexity, bench) don't: they should say all that went into them."""
 LISTS = ("stop", "banned", "logit_bias", "dry_breakers")
 """Options that may be given several times on the command line: lists in the file, a JSON list or one text in the environment."""
-FLAGS = ("ignore_eos", "no_speculation", "quiet", "plain")
-TEXTS = ("model", "draft", "system")
+FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "plain")
+TEXTS = ("model", "draft", "system", "memory")
 COUNTS = ("threads", "context", "parallel")
 MODEL_KEYS = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "xtc_probability": "xtc_probability", "xtc_threshold": "xtc_threshold",

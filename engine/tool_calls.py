@@ -16,9 +16,12 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 PYTHON_TAG = "<|python_tag|>"
 MARKERS = {"mistral": ("[TOOL_CALLS]",), "hermes": ("<tool_call>",), "function": ("<function=", PYTHON_TAG), "llama3": (PYTHON_TAG,)}
@@ -54,6 +57,16 @@ def tool_format(template: str) -> str | None:
     if "<function=" in template and "<tool_call>" not in template:
         return "function"
     return "llama3" if PYTHON_TAG in template or "ipython" in template or '"parameters": dictionary' in template else None
+
+
+def written_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of the control tokens among WRITTEN."""
+    return frozenset(tokenizer.control.ids[text] for text in WRITTEN if text in tokenizer.control.ids)
+
+
+def calls_before(messages: Sequence[Any]) -> int:
+    """How many calls a conversation holds already."""
+    return sum(len(m.get("tool_calls") or ()) for m in messages if isinstance(m, Mapping))
 
 
 def check_tools(tools: Any) -> list[dict[str, Any]]:

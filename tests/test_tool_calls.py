@@ -162,7 +162,7 @@ def test_chat_without_tools():
         model._template = ChatTemplate(TEMPLATES["zephyr"], spm())
         with pytest.raises(UnsupportedError, match="takes no tools"):
             model.chat("hi", tools=TOOLS)
-        with pytest.raises(OptionError, match="must be a list of dicts"):
+        with pytest.raises(OptionError, match=r"messages\[0\] must be an object"):
             model.chat([1])
     with pytest.raises(ClosedError):
         model.chat("hi")

@@ -22,7 +22,7 @@ from ... import __version__
 from ..errors import LlaminaError
 
 COMMANDS = {
-    "generate": ".generate", "chat": ".chat", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
+    "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
     "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
@@ -79,7 +79,7 @@ OVERVIEW = """\
 llamina runs Llama-family language models on this CPU, offline and exact.
   llamina generate -p "Once upon a time"      continue a text (the demo model)
   llamina chat MODEL                          talk with a model
-  llamina selftest                            whether its promise holds here
+  llamina batch in.jsonl -o out.jsonl         many prompts at once, resumable
   llamina pull hf:org/repo:Q4_K_M             fetch a model; list shows them
   llamina convert FOLDER m.gguf --type q4_0   make a GGUF file of a checkpoint
   llamina inspect MODEL                       what a file holds, how it runs

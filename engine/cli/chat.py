@@ -24,7 +24,7 @@ from .options import (
     speculation_options,
     with_models_own,
 )
-from .progress import Progress, closing_line, context_note
+from .progress import Progress, closing_line, context_note, tell
 
 if TYPE_CHECKING:
     from ..chat import Chat
@@ -71,7 +71,7 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, sessio
         options = {"max_tokens": max_tokens, "context_shift": context_shift, **with_models_own(loaded, sampling), **obey}
         if terminal:
             if not quiet:
-                print(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.", file=sys.stderr)
+                tell(f"{one_line(loaded.config.name or model)}: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.")
             _talk(chat, options, progress, plain, keeper)
         else:
             _pipe(chat, options, progress, keeper)
@@ -117,10 +117,10 @@ def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool, 
             if answer is not None:
                 answer.close()
         except (ContextFullError, TokenizerError, OptionError) as error:
-            print(f"llamina: {one_line(str(error))}; /reset starts afresh", file=sys.stderr)
+            tell(f"llamina: {one_line(str(error))}; /reset starts afresh")
             continue
         except LlaminaError as error:
-            print(f"llamina: {one_line(str(error))}", file=sys.stderr)
+            tell(f"llamina: {one_line(str(error))}")
             continue
         if answer is not None:
             _report(answer, progress, chat)
@@ -153,7 +153,7 @@ def _report(answer: Generation, progress: Progress, chat: Chat) -> None:
     if chat.left_out:
         progress.note(f"the context was full: the oldest {chat.left_out} messages are left out")
     if not progress.quiet:
-        print(closing_line(answer.stats), file=sys.stderr)
+        tell(closing_line(answer.stats))
 
 
 def _clearing(answer: Generation, progress: Progress) -> Iterator[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FileError, LlaminaError, OptionError
 from . import one_line
 from .options import check_sampling, read_text
-from .progress import closing_line
+from .progress import closing_line, tell
 
 if TYPE_CHECKING:
     from ..chat import Chat
@@ -29,7 +28,7 @@ class Commands:
     def __init__(self, chat: Chat, options: dict[str, Any], say: Callable[[str], None] | None = None) -> None:
         self.chat, self.options = chat, options
         self.last: Generation | None = None
-        self._say = say or (lambda text: print(text, file=sys.stderr))
+        self._say = say or (lambda text: tell(text, 11))
         self._file: Path | None = None  # saved to or loaded from: may be written over
         self._retries = 0
 
@@ -105,7 +104,7 @@ class Commands:
         except (OSError, ValueError) as error:
             raise FileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
         self._file = path
-        self._say(f"saved {len(messages)} messages")
+        self._say(f"saved {_messages(len(messages))}")
 
     def _load(self, rest: str) -> None:
         """FILE: go on with a saved conversation"""
@@ -123,7 +122,7 @@ class Commands:
             raise FileError(f"{path}: is not a saved conversation (JSON)") from None
         self.chat.restore(data.get("messages") if isinstance(data, dict) else data)
         self._file, self.last = path, None
-        self._say(f"loaded {len(self.chat.messages)} messages")
+        self._say(f"loaded {_messages(len(self.chat.messages))}")
 
     def _stats(self, rest: str) -> None:
         """speeds and memory of the last answer, and how full the context is"""
@@ -131,7 +130,7 @@ class Commands:
             self._say("nothing was asked yet")
             return
         self._say(closing_line(self.last.stats))
-        self._say(f"context: {len(self.last.history)} of {self.chat.model.context} tokens; {len(self.chat.messages)} messages")
+        self._say(f"context: {len(self.last.history)} of {self.chat.model.context} tokens; {_messages(len(self.chat.settled()))}")
 
     def _set(self, rest: str) -> None:
         """NAME VALUE: change an option, e.g. /set temperature 0.2; nothing shows them all"""
@@ -151,6 +150,10 @@ class Commands:
         changed = {**self.options, name: parsed}
         check_options(changed)
         self.options = changed
+
+
+def _messages(n: int) -> str:
+    return f"{n} message{'' if n == 1 else 's'}"
 
 
 _ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "set")

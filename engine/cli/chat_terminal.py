@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,46 @@ def show(pieces: Iterable[str], plain: bool = False) -> None:
     except ImportError:
         show_plain(pieces)
         return
-    _show_markdown(pieces, Console(file=sys.stdout, highlight=False))
+    with _no_echo():
+        _show_markdown(pieces, Console(file=sys.stdout, highlight=False))
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """What is typed while an answer is drawn would be drawn into it; the next prompt gets it instead."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        old = termios.tcgetattr(0)
+        termios.tcsetattr(0, termios.TCSADRAIN, [*old[:3], old[3] & ~termios.ECHO, *old[4:]])
+    except termios.error:  # standard input is no terminal
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # the terminal went away
+            termios.tcsetattr(0, termios.TCSADRAIN, old)
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C acts after what is done here, or a half-drawn block would stay on the screen."""
+    asked: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def show_plain(pieces: Iterable[str]) -> None:
@@ -124,17 +164,20 @@ def _show_markdown(pieces: Iterable[str], console: Any) -> None:
             for piece in pieces:
                 rest = (rest + piece).lstrip("\n") if rest else piece.lstrip()
                 done, rest = finished_blocks(rest)
-                if done:
-                    live.update("")
-                    console.print(_markdown(done))
-                    console.print()
-                if done or time.monotonic() - drawn > REDRAW_SECONDS:
+                if not done and time.monotonic() - drawn <= REDRAW_SECONDS:
+                    continue
+                with _whole():
+                    if done:
+                        live.update("")
+                        console.print(_markdown(done))
+                        console.print()
                     live.update(_Tail(rest), refresh=True)
-                    drawn = time.monotonic()
+                drawn = time.monotonic()
         finally:
-            live.update("", refresh=True)
-            if rest.strip():
-                console.print(_markdown(rest))
+            with _whole():
+                live.update("", refresh=True)
+                if rest.strip():
+                    console.print(_markdown(rest))
 
 
 class _Tail:

@@ -23,7 +23,7 @@ from .options import (
     speculation_options,
     with_models_own,
 )
-from .progress import Progress, closing_line, context_note
+from .progress import Progress, closing_line, context_note, tell
 
 if TYPE_CHECKING:
     from ..batch import Batch, Result
@@ -102,7 +102,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         sys.stdout.flush()
         progress.note(context_note(generation.stats))
         if not quiet:
-            print(closing_line(generation.stats), file=sys.stderr)
+            tell(closing_line(generation.stats))
         if interrupted:
             raise click.exceptions.Exit(130)
 

@@ -1,7 +1,9 @@
 """What goes to stderr besides errors: progress while a model loads and compiles (on a terminal only), and the closing line."""
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..generation import Stats
+
+
+def tell(text: str, indent: int = 2) -> None:
+    """Lines on stderr; on a terminal broken between words, later lines of each indented."""
+    if sys.stderr.isatty():
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        text = "\n".join(textwrap.fill(line, width, subsequent_indent=" " * min(indent, width // 2), break_on_hyphens=False) for line in text.split("\n"))
+    print(text, file=sys.stderr)
 
 
 class Progress:
@@ -33,6 +43,11 @@ class Progress:
         if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
             self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}")
 
+    def working(self, text: Callable[[], str]) -> None:
+        """A line of the caller's, made when it is time for another."""
+        if self.shows and time.monotonic() - self._last > 0.1:
+            self._show(text())
+
     def counting(self, what: str, done: int, total: int) -> None:
         """Progress through `total` things."""
         if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
@@ -45,7 +60,7 @@ class Progress:
     def _show(self, text: str) -> None:
         self._last = time.monotonic()
         self._written = True
-        sys.stderr.write(f"\r\x1b[K{text[:100]}")
+        sys.stderr.write(f"\r\x1b[K{text[:min(100, shutil.get_terminal_size().columns - 1)]}")
         sys.stderr.flush()
 
     def clear(self) -> None:
@@ -59,7 +74,7 @@ class Progress:
         """A line that stays, unless quiet."""
         if text and not self.quiet:
             self.clear()
-            print(f"llamina: {text}", file=sys.stderr)
+            tell(f"llamina: {text}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.clear()

@@ -129,8 +129,8 @@ class Tokenizer:
 
     # ---- decode
 
-    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of `ids`. Control tokens have none, or with `special` that of the vocabulary. Bytes that are no UTF-8 become U+FFFD."""
+    def decode(self, ids: Iterable[int], *, special: bool | Collection[int] = False) -> str:
+        """Text of `ids`. Control tokens have none, or with `special` (all or those) that of the vocabulary. Bytes that are no UTF-8 become U+FFFD."""
         stream = self.stream(special=special)
         return "".join(map(stream.push, ids)) + stream.flush()
 
