@@ -339,6 +339,19 @@ class Generation:
             self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
         session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from .display import html
+        return html(self)
+
+    def __rich__(self) -> Any:
+        from .display import renderable
+        return renderable(self)
+
+    def __repr__(self) -> str:
+        from .display import summary
+        return summary(self)
+
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
