@@ -1,0 +1,76 @@
+"""Every matmul kernel x tokens, the retilers and the activation quantiser, on one thread."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from llamina.bench.speed import Work
+from llamina.bench.suite import FORMATS, ROUNDS, aligned, record, size
+from llamina.bench.synthetic import random_blocks
+from llamina.kernels.activations import quantize_row, record_bytes
+from llamina.kernels.compile_cache import compiled
+from llamina.kernels.formats import registry
+from llamina.kernels.formats.table import FORMATS as TABLE
+
+ROWS, COLUMNS = size(8192, 32), size(4096, 256)
+TOKENS = (1, 2, 4, 8, 32)
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def quantize(x, columns, tokens, records):
+    for m in range(tokens):
+        quantize_row(x + 4 * m * columns, columns, m, records)
+    return 0
+
+
+def tiles_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the matrix as a file holds it, and as the kernel wants it)"""
+    rows = random_blocks(np.random.default_rng(0), name, ROWS, COLUMNS, COLUMNS**-0.5)
+    tiles = aligned(registry.tiled_bytes(name, ROWS, COLUMNS))
+    retile(name, rows, tiles)
+    return rows, tiles
+
+
+def retile(name: str, rows: np.ndarray, tiles: np.ndarray) -> None:
+    bad = registry.retiler(name).ctypes(rows.ctypes.data, rows.shape[1], ROWS, COLUMNS // TABLE[name].columns, 0, ROWS // 16, tiles.ctypes.data)
+    assert bad < 0
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def matrix(request: Any) -> tuple[str, np.ndarray, np.ndarray]:
+    return request.param, *tiles_of(request.param)
+
+
+def inputs_of(name: str, tokens: int) -> np.ndarray:
+    x = np.random.default_rng(1).standard_normal((tokens, COLUMNS), np.float32)
+    if registry.takes_floats(name):
+        return x
+    records = aligned(record_bytes(tokens, COLUMNS))
+    quantize.ctypes(x.ctypes.data, COLUMNS, tokens, records.ctypes.data)
+    return records
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_matmul(benchmark: Any, matrix: tuple[str, np.ndarray, np.ndarray], tokens: int) -> None:
+    name, _, tiles = matrix
+    x, out, kernel = inputs_of(name, tokens), np.empty((tokens, ROWS), np.float32), registry.kernel(name).ctypes
+    arguments = tiles.ctypes.data, COLUMNS, 0, ROWS // 16, x.ctypes.data, COLUMNS, out.ctypes.data, ROWS, tokens
+    benchmark.pedantic(kernel, arguments, rounds=2 * ROUNDS, warmup_rounds=1)
+    assert np.isfinite(out).all()
+    macs = float(ROWS) * COLUMNS * tokens
+    record(benchmark, Work(tiles.nbytes, 0, macs) if registry.takes_floats(name) else Work(tiles.nbytes, macs), 1, format=name, tokens=tokens)
+
+
+def test_retile(benchmark: Any, matrix: tuple[str, np.ndarray, np.ndarray]) -> None:
+    name, rows, tiles = matrix
+    benchmark.pedantic(retile, (name, rows, tiles), rounds=ROUNDS, warmup_rounds=1)
+    record(benchmark, Work(rows.nbytes + tiles.nbytes), 1, format=name)
+
+
+@pytest.mark.parametrize("tokens", (1, 8, 256))
+def test_quantize_activations(benchmark: Any, tokens: int) -> None:
+    x = np.random.default_rng(1).standard_normal((tokens, COLUMNS), np.float32)
+    records = aligned(record_bytes(tokens, COLUMNS))
+    benchmark.pedantic(quantize.ctypes, (x.ctypes.data, COLUMNS, tokens, records.ctypes.data), rounds=4 * ROUNDS, warmup_rounds=1)
+    record(benchmark, Work(x.nbytes + records.nbytes), 1, tokens=tokens)
