@@ -8,6 +8,7 @@ so that any Python environment can run it.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -49,7 +50,8 @@ class Child:
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # it died, and did not read our last words
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 

@@ -15,6 +15,7 @@ VARIABLE = "LLAMINA_PEER_LLAMACPP"
 _OPTIONS: dict[str, list[dict[str, Any]]] = {
     "prompt": [{"flash": "off"}, {"flash": "on"}, {"flash": "off", "batch": 128}],
     "generate": [{"flash": "off"}, {"flash": "on"}],
+    "deep": [{"flash": "on"}, {"flash": "off"}],
     "batch": [{"flash": flash, "unified": unified} for flash in ("off", "on") for unified in (False, True)],
 }
 """What to measure -> settings to try; the fastest is used from then on."""
@@ -35,10 +36,14 @@ class LlamaCpp(Child):
         super().__init__(command, name)
         self.best: dict[str, dict[str, Any]] = {}
 
-    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
-        """Speed with the best settings for this measurement, found on first use by trying each once (after one to warm up)."""
+    def measure(self, what: str, n: int, sequences: int = 8, depth: int = 0, kv: str | None = None) -> dict[str, Any]:
+        """Speed with the best settings for this measurement, found on first use by trying each once (after one to warm up).
+
+        After many positions only flash attention is tried, which is faster there, and which quantised values need: reading them in takes long."""
+        options = _OPTIONS[what][:1] if depth >= 2048 else _OPTIONS[what]
+        more = {"depth": depth, "kv": kv or "f16"} if what == "deep" else {}
         if what not in self.best:
-            self.ask("measure", what=what, n=n, sequences=sequences, **_OPTIONS[what][0])
-            speeds = [self.ask("measure", what=what, n=n, sequences=sequences, **o)["tokens_per_second"] for o in _OPTIONS[what]]
-            self.best[what] = _OPTIONS[what][speeds.index(max(speeds))]
-        return self.ask("measure", what=what, n=n, sequences=sequences, **self.best[what])
+            self.ask("measure", what=what, n=n, sequences=sequences, **options[0], **more)
+            speeds = [self.ask("measure", what=what, n=n, sequences=sequences, **o, **more)["tokens_per_second"] for o in options]
+            self.best[what] = options[speeds.index(max(speeds))]
+        return self.ask("measure", what=what, n=n, sequences=sequences, **self.best[what], **more)

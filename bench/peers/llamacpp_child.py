@@ -20,6 +20,7 @@ from child import peak_memory, serve
 L: Any = llama_cpp.llama_cpp
 DEFAULT, OFF, ON = "auto", "off", "on"
 FLASH = {DEFAULT: -1, OFF: 0, ON: 1}
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 FTYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13,
           "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "q2_k_s": 21, "iq3_xs": 22, "iq3_xxs": 23,
           "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq3_m": 27, "iq2_s": 28, "iq2_m": 29, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36,
@@ -66,11 +67,13 @@ class Engine:
             L.llama_model_free(self.model)
         self.model = self.context = self.batch = self.kept = None
 
-    def open(self, n_ctx: int, sequences: int = 1, flash: str = DEFAULT, batch: int = 512, unified: bool = False) -> None:
-        key = n_ctx, sequences, flash, batch, unified
+    def open(self, n_ctx: int, sequences: int = 1, flash: str = DEFAULT, batch: int = 512, unified: bool = False, kv: str = "f16", keep: bool = False) -> bool:
+        """-> whether this very context was open already, with what it holds if `keep`."""
+        key = n_ctx, sequences, flash, batch, unified, kv
         if self.kept == key:
-            L.llama_memory_clear(L.llama_get_memory(self.context), True)
-            return
+            if not keep:
+                L.llama_memory_clear(L.llama_get_memory(self.context), True)
+            return True
         if self.context:
             L.llama_free(self.context)
             L.llama_batch_free(self.batch)
@@ -78,10 +81,12 @@ class Engine:
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, batch, batch, sequences
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type, params.kv_unified = FLASH[flash], unified
+        params.type_k = params.type_v = KV_TYPES[kv]
         self.context = L.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError("llama.cpp made no context")
         self.batch, self.kept = L.llama_batch_init(batch, 0, 1), key
+        return False
 
     def decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
         """One llama_decode of (id, position, sequence, wants logits)."""
@@ -92,10 +97,12 @@ class Engine:
         if status := L.llama_decode(self.context, b):
             raise RuntimeError(f"llama_decode: {status}")
 
-    def measure(self, what: str, n: int, sequences: int = 8, flash: str = DEFAULT, batch: int = 512, unified: bool = False,
-                prompt: int = 0) -> dict[str, Any]:
+    def measure(self, what: str, n: int, sequences: int = 8, flash: str = DEFAULT, batch: int = 512, unified: bool = False, prompt: int = 0, depth: int = 0,
+                kv: str = "f16") -> dict[str, Any]:
         """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence,
-        after a prompt for each, which counts as time, not as tokens."""
+        after a prompt for each, which counts as time, not as tokens; "deep": generate after `depth` tokens, which are read once for a setting."""
+        if what == "deep":
+            return self.deep(n, depth, flash, kv)
         ids = np.random.default_rng(0).integers(3, self.n_vocab, max(n, prompt)).tolist()
         several = sequences if what == "batch" else 1
         self.open(max(256, -(-(n + prompt) // 256) * 256) * (several if several > 1 else 1), several, flash, batch, unified)
@@ -112,6 +119,19 @@ class Engine:
         L.llama_synchronize(self.context)
         seconds = time.perf_counter() - start
         return {"tokens_per_second": n * several / seconds, "peak_memory": peak_memory()}
+
+    def deep(self, n: int, depth: int, flash: str, kv: str) -> dict[str, Any]:
+        ids = np.random.default_rng(0).integers(3, self.n_vocab, depth + n).tolist()
+        if not self.open(-(-(depth + n) // 256) * 256, flash=flash, kv=kv, keep=True):
+            for i in range(0, depth, 512):
+                self.decode([(id, i + j, 0, i + j == depth - 1) for j, id in enumerate(ids[i:min(i + 512, depth)])])
+        L.llama_memory_seq_rm(L.llama_get_memory(self.context), 0, depth, -1)
+        L.llama_synchronize(self.context)
+        start = time.perf_counter()
+        for i in range(n):
+            self.decode([(ids[depth + i], depth + i, 0, True)])
+        L.llama_synchronize(self.context)
+        return {"tokens_per_second": n / (time.perf_counter() - start), "peak_memory": peak_memory()}
 
     def logits(self, ids: list[int], save: str, flash: str = OFF) -> dict[str, Any]:
         """Logits after each id, in batches of 512, saved as .npy: float32 [len(ids), n_vocab]."""

@@ -11,6 +11,8 @@ from .child import peak_memory, serve
 
 
 class Engine:
+    _deep_key: Any = None
+
     def load(self, model: str, threads: int) -> dict[str, Any]:
         from ...engine.config import ModelConfig, check_tensors
         from ...engine.gguf import open_gguf
@@ -20,12 +22,16 @@ class Engine:
         gguf = open_gguf(model)
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
-        self.runtime = Runtime(gguf, config, threads=threads)
+        self._open = lambda **more: Runtime(gguf, config, threads=threads, **more)
+        self.runtime = self._open()
         return {"load_seconds": time.perf_counter() - start - self.runtime.compile_seconds, "version": f"llamina {__version__}", "system": f"target {TARGET}"}
 
-    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
-        """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence."""
+    def measure(self, what: str, n: int, sequences: int = 8, depth: int = 0, kv: str | None = None) -> dict[str, Any]:
+        """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence;
+        "deep": generate after `depth` positions of made-up keys and values."""
         from ...engine.runtime import Feed
+        if what == "deep":
+            return self._deep(n, depth, kv)
         runtime = self.runtime
         ids = np.random.default_rng(0).integers(3, runtime.config.n_vocab, n).tolist()
         several = [runtime.new_sequence() for _ in range(sequences if what == "batch" else 1)]
@@ -40,6 +46,14 @@ class Engine:
         for sequence in several:
             sequence.close()
         return {"tokens_per_second": n * len(several) / seconds, "peak_memory": peak_memory()}
+
+    def _deep(self, n: int, depth: int, kv: str | None) -> dict[str, Any]:
+        from ..speed import Test, run
+        if self._deep_key != (depth, kv):
+            self.runtime.close()
+            self.runtime, self._deep_key = self._open(context=depth + n, **({"kv": kv} if kv else {})), (depth, kv)
+        speed = run(self.runtime, Test("generate", n, 1, depth), 1, warm_up=False)
+        return {"tokens_per_second": speed.mean, "peak_memory": peak_memory()}
 
 
 if __name__ == "__main__":

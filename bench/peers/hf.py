@@ -1,0 +1,47 @@
+"""Hugging Face transformers on PyTorch, CPU: the same shape, unquantised (hf_child.py), by this Python or $LLAMINA_PEER_TRANSFORMERS."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...engine.config import ModelConfig
+from ...engine.gguf import open_gguf
+from .child import Child, PeerError
+
+VARIABLE = "LLAMINA_PEER_TRANSFORMERS"
+
+
+class Transformers(Child):
+    def __init__(self, dtype: str):
+        super().__init__([os.environ.get(VARIABLE) or sys.executable, str(Path(__file__).with_name("hf_child.py"))], f"transformers {dtype}")
+        self.dtype = dtype
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        if do == "load":
+            with open_gguf(arguments.pop("model")) as gguf:
+                c = ModelConfig.from_gguf(gguf)
+            arguments |= {"dtype": self.dtype, "shape": {
+                "hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
+                "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab_size": c.n_vocab, "max_position_embeddings": 4096,
+                "tie_word_embeddings": c.tied_output}}
+        return super().ask(do, **arguments)
+
+    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
+        return self.ask("measure", what=what, n=n, sequences=sequences)
+
+
+class CTransformers(Child):
+    """ctransformers, by the Python that $LLAMINA_PEER_CTRANSFORMERS names."""
+
+    def __init__(self) -> None:
+        python = os.environ.get("LLAMINA_PEER_CTRANSFORMERS")
+        if not python:
+            raise PeerError("where is ctransformers? Name its environment's Python with LLAMINA_PEER_CTRANSFORMERS")
+        super().__init__([python, str(Path(__file__).with_name("ctransformers_child.py"))], "ctransformers")
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
+        return self.ask("measure", what=what, n=n, sequences=sequences)
