@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 @click.option("--context-depth", type=int, default=0, show_default=True, metavar="N", help="Positions that the KV cache holds already (made-up values).")
 @click.option("--repetitions", type=int, default=5, show_default=True, metavar="N", help="Times that each test is run, after one to warm up.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
 @click.option("--profile", is_flag=True, help="Also time every stage of the forward pass, and tell which kernel each tensor got.")
 @click.option("--json", "output", flag_value="json", help="Print one JSON object, with every sample.")
 @click.option("--csv", "output", flag_value="csv", help="Print comma-separated values.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(model: str | None, shape: str | None, kind: str, keep: str | None, prompt: int, generate: int, batch: str, context_depth: int, repetitions: int,
-            threads: int | None, profile: bool, output: str | None, quiet: bool) -> None:
+            threads: int | None, kv: str | None, profile: bool, output: str | None, quiet: bool) -> None:
     """Time prompts, generation and generation for several sequences at once; tell tokens a second, memory traffic, and the share of what this machine can do.
 
     The limits (read bandwidth, multiply-adds a second) are measured in the same run. Speeds are of the model alone, without sampling and
@@ -61,7 +62,7 @@ def command(model: str | None, shape: str | None, kind: str, keep: str | None, p
     from .report import as_csv, markdown, report, tests_of
     tests: list[Test] = tests_of(prompt, generate, batches, context_depth)
     with Progress(quiet) as progress, _file(model and str(resolve(model, progress.loading)), shape, kind, keep, progress) as path:
-        result = report(path, tests, threads=threads, repetitions=repetitions, profile=profile, progress=progress.loading,
+        result = report(path, tests, threads=threads, kv=kv, repetitions=repetitions, profile=profile, progress=progress.loading,
                         note=lambda what: progress.counting(f"measuring {what}", 0, 0))
         progress.clear()
     print(json.dumps(result) if output == "json" else as_csv(result).rstrip("\n") if output == "csv" else "\n".join(markdown(result)))

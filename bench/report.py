@@ -34,14 +34,14 @@ def tests_of(prompt: int, generate: int, batches: list[int], depth: int) -> list
     return tests + [Test("generate", generate, batch, depth) for batch in batches if generate]
 
 
-def report(path: Path, tests: list[Test], *, threads: int | None = None, repetitions: int = 5, profile: bool = False, limits: Limits | None = None,
-           progress: Progress | None = None, note: Callable[[str], None] | None = None) -> dict[str, Any]:
+def report(path: Path, tests: list[Test], *, threads: int | None = None, kv: str | None = None, repetitions: int = 5, profile: bool = False,
+           limits: Limits | None = None, progress: Progress | None = None, note: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Run all tests on a model file. LlaminaError: the file does not run, or a test does not fit into memory."""
     positions = -(-max(t.depth + t.tokens for t in tests) // PAGE) * PAGE
     with open_gguf(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
-        runtime = Runtime(gguf, config, threads, positions, progress)
+        runtime = Runtime(gguf, config, threads, positions, progress, kv=kv)
         speeds, profiles = [], []
         try:
             for test in tests:
@@ -56,7 +56,7 @@ def report(path: Path, tests: list[Test], *, threads: int | None = None, repetit
                     profiles.append((test, stages, mean, len(works)))
             result = {
                 "model": path.name, "bytes": sum(p.stat().st_size for p in gguf.paths), "weight_bytes": runtime.weight_bytes, "version": __version__,
-                "threads": runtime.n_threads, "repetitions": repetitions, "machine": machine(), "load_seconds": runtime.load_seconds,
+                "threads": runtime.n_threads, "kv": runtime.kv.name, "repetitions": repetitions, "machine": machine(), "load_seconds": runtime.load_seconds,
                 "compile_seconds": runtime.compile_seconds, "peak_memory": peak_memory(),
             }
         finally:

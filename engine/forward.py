@@ -8,12 +8,14 @@ Arguments are blocks of int64 words (numbers, and addresses of NumPy arrays that
 """
 from __future__ import annotations
 
-from ..kernels.activations import INFINITY_BITS, quantize_row
-from ..kernels.atomics import atomic_exchange, atomic_load, compare_and_swap
-from ..kernels.attention import attend_block
+import numpy as np
+
+from ..kernels.activations import GROUP, INFINITY_BITS, quantize_part, quantize_row
+from ..kernels.atomics import atomic_exchange, atomic_load, call_pointer5, compare_and_swap
+from ..kernels.attention import ATT, GEOMETRY_WORDS, ITEM_WORDS, LD_ATT, LD_KV, N_KV_HEADS, RECORDS, K, Q, V
 from ..kernels.clock import CLOCK_BYTES, now
 from ..kernels.compile_cache import compiled
-from ..kernels.elementwise import PAGE, add_rows, append_kv, jit, rms_norm, rope, silu_mul
+from ..kernels.elementwise import add_rows, jit, rms_norm, silu_mul
 from ..kernels.matmul import TILES_A_GROUP, call_kernel
 from ..kernels.simd import load_f32, load_i64, store_i64
 from ..kernels.team import GENERATION, barrier, next_tile
@@ -21,36 +23,36 @@ from ..kernels.team import GENERATION, barrier, next_tile
 # -- a matrix: 8 words
 KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT = range(0, 40, 8)
 MATRIX_BYTES = 64
+MANY_TOKENS = 32
+"""From so many on, weights are used from a cache many times, and small pieces of work keep their results in one, too."""
 
 # -- a layer: 2 gains, "some matrix of this input wants int8 records" flags, then 7 matrices
 ATTN_NORM, FFN_NORM, QUANTIZE_QKV, QUANTIZE_ATT, QUANTIZE_FFN, QUANTIZE_DOWN = range(0, 48, 8)
 WQ, WK, WV, WO, W_GATE, W_UP, W_DOWN = range(64, 64 + 7 * MATRIX_BYTES, MATRIX_BYTES)
 LAYER_BYTES = 64 + 7 * MATRIX_BYTES
 
-# -- the model: shapes, then the buffers of a step. All float32 rows are padded with zeros to a multiple of 32 columns (`LD_*`).
+# -- the model: attention's words (kernels/attention.py), shapes, a step's buffers. Float32 rows are padded with zeros to a multiple of 32 columns (`LD_*`).
 (
-    N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, DIM, LD_DIM, LD_ATT, LD_KV, LD_FFN, EPS, SCALE, LAYERS, OUTPUT_NORM, OUTPUT, QUANTIZE_OUTPUT,
-    ROPE_TABLE, KV_ITEM, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES,
-    X, NORMED, RECORDS, Q, K, V, ATT, ADDEND, GATE, UP,
-) = range(0, 8 * 31, 8)
-MODEL_WORDS = 31
+    DIM, LD_DIM, LD_FFN, EPS, LAYERS, OUTPUT_NORM, OUTPUT, QUANTIZE_OUTPUT, ATTEND, APPEND, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES, KV_TILES, X, NORMED, ADDEND,
+    GATE, UP, DOWN_RECORDS,
+) = range(8 * GEOMETRY_WORDS, 8 * (GEOMETRY_WORDS + 20), 8)
+"""KV_TILES: tiles of a KV head's rows, if that is a whole number and not more than a piece of work should have; else 0."""
+MODEL_WORDS = GEOMETRY_WORDS + 20
 
 # -- a step
 (
-    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, POSITIONS, PAGE_TABLES, N_BLOCKS, BLOCKS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE,
-) = range(0, 8 * 14, 8)
-STEP_WORDS = 14
+    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, N_ITEMS, ITEMS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE,
+) = range(0, 8 * 12, 8)
+STEP_WORDS = 12
 
 # -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, each stage's time so far. What follows a run's last
 # barrier (the output matrix) is the caller's to add.
-PROFILE_STAGES = ("attention norm", "q k v", "rope, kv", "attention", "quantize", "attention output", "ffn norm", "gate up", "silu mul", "down", "last add",
-                  "output norm", "output")
+PROFILE_STAGES = ("attention norm", "q k v", "attention", "quantize", "attention output", "ffn norm", "gate up", "down", "last add", "output norm", "output")
 (
-    NOTED, LAST, P_ATTENTION_NORM, P_QKV, P_KV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_SILU_MUL, P_DOWN, P_LAST_ADD,
-    P_OUTPUT_NORM, P_OUTPUT,
-) = range(CLOCK_BYTES, CLOCK_BYTES + 8 * 15, 8)
+    NOTED, LAST, P_ATTENTION_NORM, P_QKV, P_ATTENTION, P_QUANTIZE, P_ATTENTION_OUTPUT, P_FFN_NORM, P_GATE_UP, P_DOWN, P_LAST_ADD, P_OUTPUT_NORM, P_OUTPUT,
+) = map(np.int64, range(CLOCK_BYTES, CLOCK_BYTES + 8 * 13, 8))  # as literals, each would have `_end` compiled anew
 
-STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm", "keys and values")
+STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "output norm", "keys and values", "queries")
 
 
 @jit
@@ -69,17 +71,65 @@ def _first_tile(take, tiles, n_threads):
 
 
 @jit
-def _matmul(matrix, n_threads, team, slot, model, floats, ld_floats, out, ldo, n_tokens):
-    """Take pieces of one matrix until none is left. Input: float rows at `floats`, or the model's RECORDS made from them."""
+def _piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens):
+    """Tiles [tile0, tile1) of one matrix. Input: float rows at `floats`, or the records made from them."""
+    x = floats if load_i64(matrix + FLOAT_INPUT) else records
+    call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile0, min(tile1, load_i64(matrix + TILES)),
+                x, ld_floats, out, ldo, n_tokens)
+
+
+@jit
+def _matmul(matrix, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
+    """Take pieces of one matrix until none is left."""
     tiles = load_i64(matrix + TILES)
-    x = floats if load_i64(matrix + FLOAT_INPUT) else load_i64(model + RECORDS)
     while True:
         take = next_tile(team, slot, 1)
         tile = _first_tile(take, tiles, n_threads)
         if tile == tiles:
             return
-        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile, _first_tile(take + 1, tiles, n_threads),
-                    x, ld_floats, out, ldo, n_tokens)
+        _piece(matrix, tile, _first_tile(take + 1, tiles, n_threads), records, floats, ld_floats, out, ldo, n_tokens)
+
+
+@jit
+def _keys_and_values(layer, team, slot, model, floats, ld_floats, kv_offset, n_tokens):
+    """The K and V matrices: a piece of work is a KV head's rows, which then go into the KV cache. -> not finite"""
+    n_kv, ldo, bad = load_i64(model + N_KV_HEADS), load_i64(model + LD_KV), 0
+    per_head = load_i64(model + KV_TILES)
+    pieces = 2 * n_kv if per_head else 2
+    while True:
+        take = next_tile(team, slot, 1)
+        if take >= pieces:
+            return bad
+        is_value, head0, head1 = take % 2, take // 2, take // 2 + 1
+        tile0, tile1 = head0 * per_head, head1 * per_head
+        if per_head == 0:
+            head1, tile1 = n_kv, load_i64(layer + WK + TILES)
+        _piece(layer + WK + MATRIX_BYTES * is_value, tile0, tile1, load_i64(model + RECORDS), floats, ld_floats,
+               load_i64(model + V if is_value else model + K), ldo, n_tokens)
+        for head in range(head0, head1):
+            bad |= call_pointer5(load_i64(model + APPEND), model, is_value, head, kv_offset, n_tokens)
+
+
+@jit
+def _gate_up(layer, n_threads, team, model, floats, ld_floats, n_tokens):
+    """gate = silu(gate) * up, and the records of `down`: a piece of work is some columns, an even number of tiles. -> not finite"""
+    gate, up, ld = load_i64(model + GATE), load_i64(model + UP), load_i64(model + LD_FFN)
+    records, quantize, worst, pairs = load_i64(model + DOWN_RECORDS), load_i64(layer + QUANTIZE_DOWN), 0, ld // 32
+    while True:
+        take = next_tile(team, 0, 1)
+        if n_tokens >= MANY_TOKENS:
+            pair0, pair1 = min(pairs, take * TILES_A_GROUP), min(pairs, (take + 1) * TILES_A_GROUP)
+        else:
+            pair0, pair1 = _first_tile(take, pairs, n_threads), _first_tile(take + 1, pairs, n_threads)
+        if pair0 == pairs:
+            return worst >= INFINITY_BITS
+        _piece(layer + W_GATE, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, gate, ld, n_tokens)
+        _piece(layer + W_UP, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, up, ld, n_tokens)
+        for m in range(n_tokens):
+            row, here = gate + 4 * m * ld, 4 * 32 * pair0
+            silu_mul(row + here, up + 4 * m * ld + here, 32 * (pair1 - pair0))
+            if quantize:
+                worst = max(worst, quantize_part(row, 32 * pair0, 32 * pair1, ld, m, records))
 
 
 @jit
@@ -114,58 +164,42 @@ def forward(tid, n_threads, team, step):
     Returns 0 (a barrier's abort is told by the team), and leaves 1 + 8 * layer + stage in NOT_FINITE if NaN or infinity came up (the first to see it).
     """
     model, n_tokens = load_i64(step + MODEL), load_i64(step + N_TOKENS)
-    n_heads, n_kv, head_dim = load_i64(model + N_HEADS), load_i64(model + N_KV_HEADS), load_i64(model + HEAD_DIM)
-    v_dim, rope_dim, item, group = load_i64(model + V_DIM), load_i64(model + ROPE_DIM), load_i64(model + KV_ITEM), n_heads // n_kv
-    ld, ld_att, ld_kv, ld_ffn = load_i64(model + LD_DIM), load_i64(model + LD_ATT), load_i64(model + LD_KV), load_i64(model + LD_FFN)
+    n_kv, ld, ld_att, ld_ffn = load_i64(model + N_KV_HEADS), load_i64(model + LD_DIM), load_i64(model + LD_ATT), load_i64(model + LD_FFN)
     x, normed, records, addend = load_i64(model + X), load_i64(model + NORMED), load_i64(model + RECORDS), load_i64(model + ADDEND)
-    q, k, v, att = load_i64(model + Q), load_i64(model + K), load_i64(model + V), load_i64(model + ATT)
-    gate, up = load_i64(model + GATE), load_i64(model + UP)
-    positions, page_tables = load_i64(step + POSITIONS), load_i64(step + PAGE_TABLES)
-    rope_table, scale = load_i64(model + ROPE_TABLE), load_f32(model + SCALE)
+    q, att, gate = load_i64(model + Q), load_i64(model + ATT), load_i64(model + GATE)
     scratch = load_i64(model + SCRATCH) + tid * load_i64(model + SCRATCH_BYTES)
     first_layer, last_layer = load_i64(step + FIRST_LAYER), load_i64(step + LAST_LAYER)
+    rows = max(1, min(GROUP, n_tokens // n_threads))  # of a piece of work: threads that write into the same records slow each other down
 
     for layer in range(first_layer, last_layer):
         here = load_i64(model + LAYERS) + layer * LAYER_BYTES
         kv_offset, code = layer * load_i64(model + LAYER_KV_BYTES), 1 + 8 * layer
 
         # the last layer's ffn output joins the residual stream; norm
-        m = next_tile(team, 0, 1)
-        while m < n_tokens:
-            if layer > first_layer:
-                add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-            if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
-                compare_and_swap(step + NOT_FINITE, 0, code)
-            m = next_tile(team, 0, 1)
+        m0 = next_tile(team, 0, rows)
+        while m0 < n_tokens:
+            for m in range(m0, min(m0 + rows, n_tokens)):
+                if layer > first_layer:
+                    add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+                if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
+                    compare_and_swap(step + NOT_FINITE, 0, code)
+            m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_ATTENTION_NORM):
             return 0
 
-        _matmul(here + WQ, n_threads, team, 0, model, normed, ld, q, ld_att, n_tokens)
-        _matmul(here + WK, n_threads, team, 1, model, normed, ld, k, ld_kv, n_tokens)
-        _matmul(here + WV, n_threads, team, 2, model, normed, ld, v, ld_kv, n_tokens)
+        # keys and values into the KV cache at once
+        if _keys_and_values(here, team, 0, model, normed, ld, kv_offset, n_tokens):
+            compare_and_swap(step + NOT_FINITE, 0, code + 5)
+        _matmul(here + WQ, n_threads, team, 1, records, normed, ld, q, ld_att, n_tokens)
         if _end(n_threads, team, step, P_QKV):
             return 0
 
-        # positions, then into the KV cache
-        m = next_tile(team, 0, 1)
-        while m < n_tokens:
-            position = load_i64(positions + 8 * m)
-            angles = rope_table + 4 * position * rope_dim
-            rope(q + 4 * m * ld_att, n_heads, head_dim, rope_dim, angles)
-            rope(k + 4 * m * ld_kv, n_kv, head_dim, rope_dim, angles)
-            page = load_i64(load_i64(page_tables + 8 * m) + 8 * (position // PAGE))
-            if append_kv(k + 4 * m * ld_kv, v + 4 * m * ld_kv, n_kv, head_dim, v_dim, position % PAGE, page + kv_offset, item):
-                compare_and_swap(step + NOT_FINITE, 0, code + 5)
-            m = next_tile(team, 0, 1)
-        if _end(n_threads, team, step, P_KV):
-            return 0
-
         work = next_tile(team, 0, 1)
-        while work < load_i64(step + N_BLOCKS) * n_kv:
-            block = load_i64(step + BLOCKS) + 16 * (work // n_kv)
-            m0, m1 = load_i64(block), load_i64(block + 8)
-            attend_block(q, ld_att, m0, m1, load_i64(positions + 8 * m0), load_i64(page_tables + 8 * m0), kv_offset, n_kv, work % n_kv, group,
-                         head_dim, v_dim, item, scale, att, ld_att, scratch)
+        while work < load_i64(step + N_ITEMS) * n_kv:
+            item = load_i64(step + ITEMS) + 8 * ITEM_WORDS * (work // n_kv)
+            bad = call_pointer5(load_i64(model + ATTEND), model, item, kv_offset, work % n_kv, scratch)
+            if bad:
+                compare_and_swap(step + NOT_FINITE, 0, code + (6 if bad & 1 else 1))
             work = next_tile(team, 0, 1)
         if _end(n_threads, team, step, P_ATTENTION):
             return 0
@@ -178,34 +212,26 @@ def forward(tid, n_threads, team, step):
                 m = next_tile(team, 0, 1)
             if _end(n_threads, team, step, P_QUANTIZE):
                 return 0
-        _matmul(here + WO, n_threads, team, 0, model, att, ld_att, addend, ld, n_tokens)
+        _matmul(here + WO, n_threads, team, 0, records, att, ld_att, addend, ld, n_tokens)
         if _end(n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
-        m = next_tile(team, 0, 1)
-        while m < n_tokens:
-            add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-            if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
-                compare_and_swap(step + NOT_FINITE, 0, code + 2)
-            m = next_tile(team, 0, 1)
+        m0 = next_tile(team, 0, rows)
+        while m0 < n_tokens:
+            for m in range(m0, min(m0 + rows, n_tokens)):
+                add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+                if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
+                    compare_and_swap(step + NOT_FINITE, 0, code + 2)
+            m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_FFN_NORM):
             return 0
 
-        _matmul(here + W_GATE, n_threads, team, 0, model, normed, ld, gate, ld_ffn, n_tokens)
-        _matmul(here + W_UP, n_threads, team, 1, model, normed, ld, up, ld_ffn, n_tokens)
+        if _gate_up(here, n_threads, team, model, normed, ld, n_tokens):
+            compare_and_swap(step + NOT_FINITE, 0, code + 3)
         if _end(n_threads, team, step, P_GATE_UP):
             return 0
 
-        m = next_tile(team, 0, 1)
-        while m < n_tokens:
-            silu_mul(gate + 4 * m * ld_ffn, up + 4 * m * ld_ffn, ld_ffn)
-            if load_i64(here + QUANTIZE_DOWN) and quantize_row(gate + 4 * m * ld_ffn, ld_ffn, m, records) >= INFINITY_BITS:
-                compare_and_swap(step + NOT_FINITE, 0, code + 3)
-            m = next_tile(team, 0, 1)
-        if _end(n_threads, team, step, P_SILU_MUL):
-            return 0
-
-        _matmul(here + W_DOWN, n_threads, team, 0, model, gate, ld_ffn, addend, ld, n_tokens)
+        _matmul(here + W_DOWN, n_threads, team, 0, load_i64(model + DOWN_RECORDS), gate, ld_ffn, addend, ld, n_tokens)
         if _end(n_threads, team, step, P_DOWN):
             return 0
 
@@ -228,5 +254,5 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_OUTPUT_NORM):
             return 0
         output = load_i64(model + OUTPUT)
-        _matmul(output, n_threads, team, 0, model, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
+        _matmul(output, n_threads, team, 0, records, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
     return 0

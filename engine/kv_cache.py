@@ -2,10 +2,10 @@
 
     Sequence ── reserve ──► PagePool.take:  free pages ─► new memory, up to the budget ─► the prefix cache's least recently used page
 
-A page's layout, per layer: keys [kv head][head_dim][64], values [kv head][64][v_dim], f16 or float32 (kernels/attention.py). A sequence is a list of pages and
-the int64 table of their addresses that the forward pass reads. Whole pages may be shared: each counts its sequences, and whoever is about to write into a page
-that is shared, or known to the prefix cache, writes into a copy. Stale contents are never read, because scores past a query's position are selected
-away and values past it are skipped.
+How keys and values lie in a page is the KV type's matter (kernels/kv_float.py, kv_q8_0.py). A sequence is a list of pages and the int64 table of their
+addresses that the forward pass reads. Whole pages may be shared: each counts its sequences, and whoever is about to write into a page that is shared, or
+known to the prefix cache, writes into a copy. Stale contents never reach a result, because scores past a query's position are selected away and
+values past it are skipped, or weighted by an integer zero.
 """
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..kernels import kv_float, kv_q8_0
+from ..kernels.attention import KVType
 from ..kernels.elementwise import PAGE
 from .config import ModelConfig
-from .errors import OutOfMemoryError
+from .errors import OptionError, OutOfMemoryError
 from .prefix_cache import Entry, PrefixCache
 
-KV_TYPE = "f16"
+KV_TYPES = {kv.name: kv for kv in (kv_float.F16, kv_q8_0.Q8_0, kv_float.F32)}
+"""What keys and values may be kept as."""
 _WORTH_COPYING = 8  # tokens of a partly equal page: fewer are sooner computed
 
 
-def v_dim(config: ModelConfig) -> int:
-    """Columns of a value row: head_dim rounded up to the 16 lanes of a vector."""
-    return -(-config.head_dim // 16) * 16
+def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
+    """By name; by default float16, or float32 for files that are float32 throughout. OptionError."""
+    name = name or ("f32" if config.float32_kv else "f16")
+    if name not in KV_TYPES:
+        raise OptionError(f"unknown type of keys and values {name!r}: choose from {', '.join(KV_TYPES)}")
+    return KV_TYPES[name]
 
 
-def layer_bytes(config: ModelConfig) -> int:
-    """Bytes of one layer's keys and values in a page."""
-    return item_bytes(config) * PAGE * config.n_kv_heads * (config.head_dim + v_dim(config))
-
-
-def item_bytes(config: ModelConfig) -> int:
-    """Bytes of a stored key or value: f16, or float32 for files that are float32 throughout."""
-    return 4 if config.float32_kv else 2
+def page_bytes(config: ModelConfig, kv: KVType) -> int:
+    """Bytes of a page, all layers."""
+    return config.n_layers * kv.layer_bytes(config.n_kv_heads, config.head_dim)
 
 
 def pages_of(length: int) -> int:
@@ -61,9 +62,8 @@ class PagePool:
     Pages come back through a queue, because a sequence may be dropped by the garbage collector at any moment, in any thread, in the middle of a method here.
     """
 
-    def __init__(self, config: ModelConfig, max_pages: int, seed: bytes = b""):
-        self.config = config
-        self.page_bytes = config.n_layers * layer_bytes(config)
+    def __init__(self, page_bytes: int, max_pages: int, seed: bytes = b""):
+        self.page_bytes = page_bytes
         self.max_pages = max_pages
         self.claimed = 0
         self.prefix = PrefixCache(seed)
@@ -166,6 +166,7 @@ class Sequence:
         self._matched: tuple[int, int] | None = None  # (length, the prefix cache's version) of the last look into it
         self.table = np.zeros(pages_of(context), np.int64)
         """Addresses of the pages, int64 [pages of a full context]."""
+        self.table_address = self.table.ctypes.data
 
     @property
     def kv_bytes(self) -> int:

@@ -12,7 +12,7 @@ from ..kernels.formats import registry
 from .config import ModelConfig
 from .errors import OptionError, OutOfMemoryError
 from .gguf import GGUFFile
-from .kv_cache import PAGE, PagePool, pages_of
+from .kv_cache import PAGE, kv_type, page_bytes, pages_of
 from .weights import available_memory, matrix_names
 
 DEFAULT_CONTEXT = 4096
@@ -42,31 +42,31 @@ class MemoryPlan:
                 f"a full context of {self.context} takes {size(self.context_bytes)}")
 
 
-def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None) -> MemoryPlan:
+def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None) -> MemoryPlan:
     """The KV cache gets what `memory` bytes leave beside the weights, else half of what is free beside them; at least one full context.
 
-    context None: as trained, at most 4096, or what fits into `memory`. Raises OutOfMemoryError if it can't be.
+    context None: as trained, at most 4096, or what fits into `memory`. kv: a name of kv_cache.KV_TYPES. Raises OutOfMemoryError if it can't be, OptionError.
     """
     matrices = [gguf.tensors[name] for name in matrix_names(config)]
     weights = sum(registry.tiled_bytes(t.format.name, *t.shape) for t in matrices)
-    page_bytes = PagePool(config, 0).page_bytes
+    one_page = page_bytes(config, kv_type(config, kv))
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     needed = pages_of(wanted)
     free = available_memory()
-    if free is not None and weights + (needed * page_bytes if memory is None else 0) > free:
-        raise OutOfMemoryError(f"{gguf.path}: weights and a context of {wanted} positions need {weights + needed * page_bytes >> 20} MiB, {free >> 20} MiB are "
+    if free is not None and weights + (needed * one_page if memory is None else 0) > free:
+        raise OutOfMemoryError(f"{gguf.path}: weights and a context of {wanted} positions need {weights + needed * one_page >> 20} MiB, {free >> 20} MiB are "
                                "free; use a smaller context or a smaller quantisation")
     if memory is None:
-        spare = (free - weights) // 2 if free is not None else 16 * needed * page_bytes
-        pages = max(needed, spare // page_bytes)
+        spare = (free - weights) // 2 if free is not None else 16 * needed * one_page
+        pages = max(needed, spare // one_page)
     else:
-        pages = max(0, memory - weights) // page_bytes
+        pages = max(0, memory - weights) // one_page
         if context is None and 0 < pages < needed:
             wanted = pages * PAGE
         elif pages < needed:
-            raise OutOfMemoryError(f"{gguf.path}: weights ({weights >> 20} MiB) and a context of {wanted} positions ({needed * page_bytes >> 20} MiB) "
+            raise OutOfMemoryError(f"{gguf.path}: weights ({weights >> 20} MiB) and a context of {wanted} positions ({needed * one_page >> 20} MiB) "
                                    f"don't fit into the {memory >> 20} MiB allowed; allow more, use a smaller context or a smaller quantisation")
-    return MemoryPlan(weights, pages * page_bytes, wanted, pages, page_bytes)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page)
 
 
 def parse_memory(value: Any) -> int | None:

@@ -38,13 +38,15 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
-         memory: int | str | None = None, progress: Callable[[str, int, int], None] | None = None, note: Callable[[str], None] | None = None) -> Model:
+         memory: int | str | None = None, kv: str | None = None, progress: Callable[[str, int, int], None] | None = None,
+         note: Callable[[str], None] | None = None) -> Model:
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
     threads: default one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
     memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
+    kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
     progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
     line, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
@@ -55,7 +57,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
     for_draft = None
     if draft is not None and allowed is not None:
-        for_draft = least_memory(resolve(draft, progress), context)
+        for_draft = least_memory(resolve(draft, progress), context, kv)
         allowed = max(1, allowed - for_draft)
     gguf = open_gguf(resolve(path, progress))
     try:
@@ -63,14 +65,14 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)
         from .runtime import Runtime  # here first, Numba is imported
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note)
+        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
     if draft is not None:
         try:
-            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note)
+            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)
             check_draft(model, model.draft)
         except BaseException:
             model.close()
@@ -78,12 +80,12 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     return model
 
 
-def least_memory(path: Path, context: int | None) -> int:
+def least_memory(path: Path, context: int | None, kv: str | None = None) -> int:
     """Bytes of a model's weights and one full context."""
     from .config import ModelConfig
     from .memory import plan
     with open_gguf(path) as gguf:
-        found = plan(gguf, ModelConfig.from_gguf(gguf), context)
+        found = plan(gguf, ModelConfig.from_gguf(gguf), context, kv=kv)
     return found.weights + found.context_bytes
 
 

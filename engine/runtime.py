@@ -24,7 +24,7 @@ from . import kv_cache, thread_choice
 from .config import ModelConfig
 from .errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from .gguf import GGUFFile
-from .kv_cache import KV_TYPE, PagePool, Sequence, pages_of
+from .kv_cache import PagePool, Sequence, pages_of
 from .memory import MemoryPlan, plan
 from .rope import RopeTable
 from .weights import LAYER_MATRICES, Progress, Weights
@@ -33,6 +33,9 @@ MAX_BATCH = 512
 """Most tokens of one step."""
 _RANGE_MACS = 30e9
 """Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
+
+_ITEMS_A_THREAD = 8
+"""Attention's blocks are split into spans if there are fewer pieces than this for each thread."""
 
 
 @dataclass
@@ -58,12 +61,14 @@ class Runtime:
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
-    (default: half of what is free beside the weights goes to the KV cache). note: called with the memory plan before anything is loaded.
+    (default: half of what is free beside the weights goes to the KV cache). kv: what keys and values are kept as, a name of kv_cache.KV_TYPES (default:
+    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded.
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
-                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None):
+                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
+                 kv: str | None = None):
         start = time.perf_counter()
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
@@ -75,13 +80,14 @@ class Runtime:
         if not self.n_threads:
             choices = thread_choice.candidates(default_threads(), usable_threads())
             self.n_threads = max(choices)
-        self.plan: MemoryPlan = plan(gguf, config, context, memory)
+        self.kv = kv_cache.kv_type(config, kv)
+        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv)
         if note:
             note(str(self.plan))
         self.context = self.plan.context
         self.max_batch = min(MAX_BATCH, _round(self.context, 8))
         files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
-        self._pool = PagePool(config, self.plan.pages, repr((files, ARITHMETIC_VERSION, KV_TYPE)).encode())
+        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((files, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
@@ -100,11 +106,10 @@ class Runtime:
     def _choose_threads(self, choices: list[int]) -> None:
         """The fastest of these numbers of threads for one token through the first layers; kept for the next time unless other processes disturbed it."""
         sequence = Sequence(self._pool, self.context)
-        s, one = self._step, np.zeros(1, np.int64)
+        s = self._step
         try:
             sequence.reserve(1)
-            table = np.array([sequence.table.ctypes.data])
-            s[f.N_TOKENS // 8], s[f.POSITIONS // 8], s[f.PAGE_TABLES // 8] = 1, one.ctypes.data, table.ctypes.data
+            s[f.N_TOKENS // 8], self._tokens[1, 0], self._tokens[2, 0] = 1, 0, sequence.table_address
 
             def run(threads: int) -> None:
                 self._x[0, :self.config.dim] = 1.0
@@ -133,6 +138,7 @@ class Runtime:
             factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
         self._rope = RopeTable(config, self.context, factors)
         self._buffers: dict[int, np.ndarray] = {}
+        self._parts = np.empty(0, np.uint8)
         self._model = np.zeros(f.MODEL_WORDS, np.int64)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._lay_out()
@@ -169,7 +175,7 @@ class Runtime:
     @property
     def kv_name(self) -> str:
         """How keys and values are kept."""
-        return "f32" if self.config.float32_kv else KV_TYPE
+        return self.kv.name
 
     @property
     def macs_per_token(self) -> int:
@@ -193,22 +199,27 @@ class Runtime:
         rows = self.max_batch
         ld_dim, ld_att = _round(c.dim, 32), _round(c.n_heads * c.head_dim, 32)
         ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
-        v_dim = kv_cache.v_dim(c)
-        for word, value in ((f.N_HEADS, c.n_heads), (f.N_KV_HEADS, c.n_kv_heads), (f.HEAD_DIM, c.head_dim), (f.V_DIM, v_dim), (f.ROPE_DIM, c.rope_dim),
-                            (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_ATT, ld_att), (f.LD_KV, ld_kv), (f.LD_FFN, ld_ffn),
-                            (f.KV_ITEM, kv_cache.item_bytes(c)), (f.LAYER_KV_BYTES, kv_cache.layer_bytes(c)), (f.ROPE_TABLE, self._rope.rows.ctypes.data)):
+        for word, value in ((attention.N_HEADS, c.n_heads), (attention.N_KV_HEADS, c.n_kv_heads), (attention.HEAD_DIM, c.head_dim),
+                            (attention.V_DIM, attention.v_dim(c.head_dim)), (attention.QUERY_BYTES, self.kv.query_bytes(c.head_dim)),
+                            (attention.LD_ATT, ld_att), (attention.LD_KV, ld_kv), (attention.ROPE_DIM, c.rope_dim),
+                            (f.KV_TILES, 0 if c.head_dim % 16 else c.head_dim // 16), (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_FFN, ld_ffn),
+                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim)),
+                            (f.ATTEND, attention.attention_kernel(self.kv).address), (f.APPEND, attention.append_kernel(self.kv).address)):
             m[word // 8] = value
         floats = m.view(np.float32)
         floats[f.EPS // 4] = c.rms_eps
-        floats[f.SCALE // 4] = np.float32(1.0) / np.sqrt(np.float32(c.head_dim))
+        floats[attention.SCALE // 4] = np.float32(1.0) / np.sqrt(np.float32(c.head_dim))
         self._x = self._buffer(f.X, rows, ld_dim)
-        for word, ld in ((f.NORMED, ld_dim), (f.ADDEND, ld_dim), (f.Q, ld_att), (f.ATT, ld_att), (f.K, ld_kv), (f.V, ld_kv), (f.GATE, ld_ffn), (f.UP, ld_ffn)):
+        for word, ld in ((f.NORMED, ld_dim), (f.ADDEND, ld_dim), (attention.Q, ld_att), (attention.ATT, ld_att), (attention.K, ld_kv), (attention.V, ld_kv),
+                         (f.GATE, ld_ffn), (f.UP, ld_ffn)):
             self._buffer(word, rows, ld)
-        self._buffer(f.RECORDS, record_bytes(rows, max(ld_dim, ld_att, ld_ffn)), dtype=np.uint8)
-        scratch = _round(attention.scratch_bytes(c.n_heads, c.n_kv_heads, c.head_dim), 128)
+        self._buffer(attention.RECORDS, record_bytes(rows, max(ld_dim, ld_att)), dtype=np.uint8)
+        self._buffer(f.DOWN_RECORDS, record_bytes(rows, ld_ffn), dtype=np.uint8)
+        scratch = _round(attention.scratch_bytes(self.kv, c.n_heads, c.n_kv_heads, c.head_dim), 128)
         self._buffer(f.SCRATCH, scratch * self.n_threads, dtype=np.uint8)
         m[f.SCRATCH_BYTES // 8] = scratch
 
+        quantize_with_attention = c.n_heads // c.n_kv_heads * c.head_dim % 32 == 0  # what a piece of attention's work writes is whole blocks
         layers = self._buffer(f.LAYERS, c.n_layers, f.LAYER_BYTES // 8, dtype=np.int64)
         for i, words in enumerate(layers):
             words[f.ATTN_NORM // 8] = w.gains[f"blk.{i}.attn_norm.weight"].ctypes.data
@@ -216,7 +227,8 @@ class Runtime:
             matrices = [w.descriptors[f"blk.{i}.{name}.weight"] for name in LAYER_MATRICES]
             words[f.WQ // 8:] = np.concatenate(matrices)
             wants_records = [not matrix[f.FLOAT_INPUT // 8] for matrix in matrices]
-            words[f.QUANTIZE_QKV // 8], words[f.QUANTIZE_ATT // 8] = any(wants_records[:3]), wants_records[3]
+            words[f.QUANTIZE_QKV // 8], words[f.QUANTIZE_ATT // 8] = any(wants_records[:3]), wants_records[3] and not quantize_with_attention
+            m[attention.QUANTIZE // 8] |= wants_records[3] and quantize_with_attention
             words[f.QUANTIZE_FFN // 8], words[f.QUANTIZE_DOWN // 8] = any(wants_records[4:6]), wants_records[6]
         output = w.descriptors["token_embd.weight" if c.tied_output else "output.weight"]
         m[f.OUTPUT_NORM // 8] = w.gains["output_norm.weight"].ctypes.data
@@ -224,7 +236,12 @@ class Runtime:
         m[f.QUANTIZE_OUTPUT // 8] = not output[f.FLOAT_INPUT // 8]
         self._logit_columns = int(output[f.TILES // 8]) * 16
         self._layer_macs = sum(int(t[f.COLUMNS // 8] * t[f.TILES // 8]) * 16 for t in (w.descriptors[f"blk.0.{n}.weight"] for n in LAYER_MATRICES))
-        self._step[f.MODEL // 8] = m.ctypes.data
+        self._tokens = np.zeros((4, rows), np.int64)
+        """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
+        m[attention.POSITIONS // 8], m[attention.PAGE_TABLES // 8] = self._tokens[1].ctypes.data, self._tokens[2].ctypes.data
+        s = self._step
+        s[f.MODEL // 8], s[f.WANTED // 8], s[f.LD_LOGITS // 8] = m.ctypes.data, self._tokens[3].ctypes.data, self._logit_columns
+        self._step_address = s.ctypes.data
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
@@ -242,28 +259,26 @@ class Runtime:
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
-        ids, positions, tables, blocks, wanted = self._plan(feeds)
+        ids, items, n_wanted, _done = self._plan(feeds)
         n = len(ids)
         x = self._x[:n]
         x[:, :self.config.dim] = self._weights.embed(ids)
-        self._rope.fill(int(positions.max()) + 1)
-        logits = np.empty((len(wanted), self._logit_columns), np.float32)
+        self._rope.fill(int(self._tokens[1, :n].max()) + 1)
+        logits = np.empty((n_wanted, self._logit_columns), np.float32)
         s = self._step
-        for word, value in ((f.N_TOKENS, n), (f.POSITIONS, positions.ctypes.data), (f.PAGE_TABLES, tables.ctypes.data), (f.N_BLOCKS, len(blocks)),
-                            (f.BLOCKS, blocks.ctypes.data), (f.WANTED, wanted.ctypes.data), (f.LOGITS, logits.ctypes.data),
-                            (f.LD_LOGITS, self._logit_columns), (f.NOT_FINITE, 0)):
-            s[word // 8] = value
+        s[f.N_TOKENS // 8], s[f.N_ITEMS // 8], s[f.ITEMS // 8], s[f.LOGITS // 8] = n, len(items), items.ctypes.data, logits.ctypes.data
+        s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
         n_layers = self.config.n_layers
         layers = 1 if observe else max(1, min(n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
         for first in range(0, n_layers, layers):
             last = min(first + layers, n_layers)
             before = x[:, :self.config.dim].copy() if observe else x
-            self._run(first, last, len(wanted) if last == n_layers and not observe else 0)
+            self._run(first, last, n_wanted if last == n_layers and not observe else 0)
             if observe:
                 observe(first, self._taps(before, n))
-        if observe and len(wanted):
-            self._run(n_layers, n_layers, len(wanted))  # apart from the last layer, whose buffers it overwrites
+        if observe and n_wanted:
+            self._run(n_layers, n_layers, n_wanted)  # apart from the last layer, whose buffers it overwrites
         if not np.isfinite(logits).all():
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
         for feed in feeds:
@@ -276,7 +291,7 @@ class Runtime:
         s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8], s[f.N_WANTED // 8] = first, last, n_wanted
         tokens, work = int(s[f.N_TOKENS // 8]), last - first + (1 if n_wanted else 0)
         threads, start = self._pace.threads(min(tokens, 16), self.team.busy), time.perf_counter()
-        status = self.team.run(self._entry, s.ctypes.data, threads)
+        status = self.team.run(self._entry, self._step_address, threads)
         self._pace.note(min(tokens, 16), threads, (time.perf_counter() - start) / (work * max(1, tokens // 16)))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
@@ -288,38 +303,72 @@ class Runtime:
     def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """What a range of one layer leaves in the buffers."""
         c, b = self.config, self._buffers
-        return {"input": before, "attention": b[f.ATT][:n, :c.n_heads * c.head_dim], "ffn_input": b[f.NORMED][:n, :c.dim],
+        return {"input": before, "attention": b[attention.ATT][:n, :c.n_heads * c.head_dim], "ffn_input": b[f.NORMED][:n, :c.dim],
                 "ffn_activation": b[f.GATE][:n, :c.ffn_dim], "output": b[f.X][:n, :c.dim]}
 
-    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """-> ids, positions, page table addresses (each int64 [M]), attention blocks int64 [n, 2] longest first, wanted rows int64."""
+    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        """Fill `_tokens`, make room in the sequences -> ids int64 [M], attention's items int64 [n, ITEM_WORDS], how many logits are wanted, what
+        the items point to."""
         lengths = [len(feed.ids) for feed in feeds]
         if not feeds or min(lengths) == 0 or sum(lengths) > self.max_batch:
             raise OptionError(f"a step takes 1 to {self.max_batch} tokens in non-empty feeds, found {lengths}")
         if len({id(feed.sequence) for feed in feeds}) != len(feeds):
             raise OptionError("a sequence may stand in one feed of a step only")
-        ids = np.concatenate([np.asarray(feed.ids, np.int64) for feed in feeds])
+        ids, positions, tables, wanted = self._tokens
+        m = 0
+        for feed, n in zip(feeds, lengths):
+            ids[m:m + n] = feed.ids
+            m += n
+        ids = ids[:m]
         if ids.min() < 0 or ids.max() >= self.config.n_vocab:
             bad = next(int(i) for i in ids if not 0 <= i < self.config.n_vocab)
             raise OptionError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
-        for feed in feeds:
-            needed = feed.sequence.length + len(feed.ids)
-            if needed > self.context:
-                raise ContextFullError(f"{needed} positions do not fit into the context of {self.context}; raise the context or shorten the text")
-        for feed in feeds:
-            feed.sequence.reserve(feed.sequence.length + len(feed.ids))
-        size = attention.block_tokens(self.config.n_heads, self.config.n_kv_heads)
-        positions, tables, blocks, wanted, m = [], [], [], [], 0
         for feed, n in zip(feeds, lengths):
-            start = feed.sequence.length
-            positions.append(np.arange(start, start + n))
-            tables.append(np.full(n, feed.sequence.table.ctypes.data))
-            blocks += [(m + i, m + min(i + size, n), start + i) for i in range(0, n, size)]
-            wanted += {"none": [], "last": [m + n - 1], "all": list(range(m, m + n))}[feed.logits]
+            if feed.sequence.length + n > self.context:
+                raise ContextFullError(
+                    f"{feed.sequence.length + n} positions do not fit into the context of {self.context}; raise the context or shorten the text")
+        for feed, n in zip(feeds, lengths):
+            feed.sequence.reserve(feed.sequence.length + n)
+        size = attention.block_tokens(self.config.n_heads, self.config.n_kv_heads)
+        blocks, n_wanted, m = [], 0, 0
+        for feed, n in zip(feeds, lengths):
+            start, table = feed.sequence.length, feed.sequence.table_address
+            positions[m:m + n] = start if n == 1 else np.arange(start, start + n)
+            tables[m:m + n] = table
+            blocks += [(m + i, m + min(i + size, n), start + i, table) for i in range(0, n, size)]
+            if feed.logits == "all":
+                wanted[n_wanted:n_wanted + n] = np.arange(m, m + n)
+                n_wanted += n
+            elif feed.logits == "last":
+                wanted[n_wanted] = m + n - 1
+                n_wanted += 1
             m += n
-        blocks.sort(key=lambda b: -b[2])
-        return (ids, np.concatenate(positions).astype(np.int64), np.concatenate(tables).astype(np.int64),
-                np.array([b[:2] for b in blocks], np.int64), np.array(wanted, np.int64))
+        items, done = self._items(blocks)
+        return ids, items, n_wanted, done
+
+    def _items(self, blocks: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Attention's pieces of work, longest first: whole blocks (m0, m1, position of m0, page table), or, where those are few, spans of them."""
+        c, span = self.config, attention.SPAN
+        few = len(blocks) * c.n_kv_heads < _ITEMS_A_THREAD * self.n_threads
+        done = np.zeros((len(blocks), c.n_kv_heads), np.int64)
+        items, room = [], 0
+        for i, (m0, m1, position, table) in enumerate(blocks):
+            pages = pages_of(position + m1 - m0)
+            if few and pages > span:
+                spans = -(-pages // span)
+                items += [[m0, m1, position, table, at, min(at + span, pages), 1 + room, done[i].ctypes.data, spans] for at in range(0, pages, span)]
+                room += spans * (m1 - m0) * c.n_heads * attention.part_bytes(c.head_dim)
+            else:
+                items.append([m0, m1, position, table, 0, pages, 0, 0, 1])
+        if len(items) > 1:
+            items.sort(key=lambda item: item[4] - item[5])
+        result = np.array(items, np.int64)
+        if room:
+            if len(self._parts) < room + 64:
+                self._parts = np.empty(_round(room, 1 << 16) + 64, np.uint8)
+            base, parts = self._parts.ctypes.data, result[:, attention.PARTS // 8]
+            parts[parts > 0] += base + -base % 64 - 1
+        return result, done
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 

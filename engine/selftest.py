@@ -100,7 +100,7 @@ def compute(threads: int | None = None) -> dict[str, Any]:
     with load(DEMO, threads=threads) as model:
         return {
             "arithmetic_version": ARITHMETIC_VERSION, "model_sha256": hashlib.sha256(DEMO.read_bytes()).hexdigest(), "text": text_digest(model),
-            "logits": [logits_digest(model), logits_digest(model, start=2)], "sampled": sampled_digest(model),
+            "logits": [logits_digest(model), logits_digest(model, start=2)], "sampled": sampled_digest(model), "logits_q8_0": _with_kv("q8_0", threads),
         }
 
 
@@ -133,6 +133,7 @@ def run(quick: bool = False, golden_path: Path = GOLDEN) -> Iterator[Check]:
             yield check(f"logits: prompt in chunks of {chunk}", golden["logits"][0], lambda n=chunk: logits_digest(model, n))  # type: ignore[misc]
         yield check("logits: two sequences interleaved", golden["logits"], lambda: interleaved_digests(model))
         yield check("sampled tokens", golden["sampled"], lambda: sampled_digest(model))
+    yield check("logits: keys and values in 8 bits", golden.get("logits_q8_0"), lambda: _with_kv("q8_0", n_default))
     for threads in sorted({1, 2, 3, min(256, usable_threads())} - {n_default}):
         yield check(f"logits: {threads} threads", golden["logits"][0], lambda n=threads: _with_threads(n))  # type: ignore[misc]
     if quick:
@@ -160,6 +161,12 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_short(v) for v in value) + "]"
     return str(value)[:12]
+
+
+def _with_kv(kv: str, threads: int | None) -> str:
+    """A token at a time, so that every position is read back from the cache."""
+    with load(DEMO, threads=threads, kv=kv) as model:
+        return logits_digest(model, 1)
 
 
 def _with_threads(threads: int) -> str:

@@ -32,6 +32,8 @@ _PIECE = 1 << 20
 _SWITCH = 5e-4
 """Seconds that Python lets a thread run while others wait, during loading: a loader is back in compiled code after some microseconds."""
 _HUGE = 2 << 20
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Shared memory, which is mmap's default, gets no huge pages."""
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total): bytes while loading."""
@@ -48,7 +50,7 @@ class Arena:
 
     def __init__(self, size: int):
         try:
-            self._map = mmap.mmap(-1, size + _HUGE)
+            self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
         except (OSError, ValueError, OverflowError) as error:
             raise OutOfMemoryError(f"cannot reserve {size >> 20} MiB for the weights: {error}") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -43,24 +43,34 @@ def record_bytes(tokens: int, columns: int) -> int:
 
 
 @jit
+def quantize_block(v0, v1):
+    """32 numbers -> (absmax as float bits, d, two vectors of q)."""
+    bits = vmax_across_i32(vmax_i32(and_i32(bits_of(v0), 0x7FFFFFFF), and_i32(bits_of(v1), 0x7FFFFFFF)))
+    d, inverse = np.float32(0.0), np.float32(0.0)
+    if bits >= _TINY_BITS:
+        absmax = _scalar(bits)
+        d, inverse = absmax / _127, _127 / absmax
+    return bits, d, round_to_bits(v0 * splat_f32(inverse)), round_to_bits(v1 * splat_f32(inverse))
+
+
+@jit
 def quantize_row(x, columns, m, records):
     """Quantise token m's float32 row at x (`columns` a multiple of 32) into the records. -> largest |x| as float bits (>= INFINITY_BITS: not finite).
 
     q = round(x * (127 / absmax)), d = absmax / 127, all in float32.
     """
-    blocks = columns // BLOCK
-    r = records + (m // GROUP) * blocks * RECORD
+    return quantize_part(x, 0, columns, columns, m, records)
+
+
+@jit
+def quantize_part(x, first, last, columns, m, records):
+    """Columns [first, last) of the row, both multiples of 32."""
+    r = records + ((m // GROUP) * (columns // BLOCK) + first // BLOCK) * RECORD
     lane = m % GROUP
     worst = np.int32(0)
-    for b in range(blocks):
-        v0, v1 = load_f32x16(x + 4 * BLOCK * b), load_f32x16(x + 4 * BLOCK * b + 64)
-        bits = vmax_across_i32(vmax_i32(and_i32(bits_of(v0), 0x7FFFFFFF), and_i32(bits_of(v1), 0x7FFFFFFF)))
+    for b in range(first // BLOCK, last // BLOCK):
+        bits, d, q0, q1 = quantize_block(load_f32x16(x + 4 * BLOCK * b), load_f32x16(x + 4 * BLOCK * b + 64))
         worst = max(worst, bits)
-        d, inverse = np.float32(0.0), np.float32(0.0)
-        if bits >= _TINY_BITS:
-            absmax = _scalar(bits)
-            d, inverse = absmax / _127, _127 / absmax
-        q0, q1 = round_to_bits(v0 * splat_f32(inverse)), round_to_bits(v1 * splat_f32(inverse))
         store_i8x16(r + BLOCK * lane, q0)
         store_i8x16(r + BLOCK * lane + 16, q1)
         low, high = vsum_i32(q0), vsum_i32(q1)

@@ -173,6 +173,12 @@ def call_pointer4(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any)
 
 
 @intrinsic
+def call_pointer5(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    """`int64 f(int64 x 5)` at an address (attention)."""
+    return types.int64(function, a, b, c, d, e), _call_address(_I64)
+
+
+@intrinsic
 def call_pointer7(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
     """`long f(int64, ...)` of seven arguments at an address: syscall()."""
     return types.int64(function, a, b, c, d, e, f, g), _call_address(_I64)

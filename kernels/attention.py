@@ -1,25 +1,33 @@
 """Causal attention over pages of 64 positions, for a block of tokens of one sequence and one KV head.
 
-A layer's page, f16 or float32 (`item`: 2 or 4 bytes):    keys [kv head][head_dim][64]  |  values [kv head][64][v_dim]      (v_dim: head_dim rounded up to 16)
+How keys and values lie in a page is a `KVType`'s matter (kv_float.py: f16, f32; kv_q8_0.py): it plugs in how a query is laid out, and how R queries together
+meet one page. All of them give, per query and page, a *part*: m (its highest score), l (16 partial sums of exp(score - m)), o (weighted values):
 
-so that scores and values both run one lane per output, with no sum across lanes. The canonical operations, per query and head:
+    f16, f32:  score[p] = (fma chain over d = 0, 1, ... of q[d] * k[d, p]) * scale
+               m = max of the valid scores; e[p] = exp(score[p] - m); l[i] = (e[i] + e[16+i]) + (e[32+i] + e[48+i])
+               o[d] = fma chain over the valid p = 0, 1, ... of e[p] * v[p, d]
 
-    score[p]  = (fma chain over d = 0, 1, ... of q[d] * k[d, p]) * scale
-    a page    : m = max of its valid scores; e[p] = exp(score[p] - m); l = 16 partial sums ((e[i] + e[16+i]) + (e[32+i] + e[48+i]));
-                o[d] = fma chain over its valid p = 0, 1, ... of e[p] * v[p, d]
-    merge     : pages in order, from M = -1e30, L = 0, O = 0:
-                M' = max(M, m);  a = exp(M - M');  b = exp(m - M');  L = fma(L, a, l * b);  O = fma(O, a, o * b)
-    result    = O * (1 / tree sum of L)
+and parts are merged by one formula, from M = -1e30, L = 0, O = 0: the pages of a *span* (8 pages, 512 positions) in order, then the spans in order:
 
-Positions past the query's own are selected away (scores) or skipped (values), never multiplied. How many queries share a loaded page, and whether
-the page was widened to float32 first, never enters these chains.
+    M' = max(M, m);  a = exp(M - M');  b = exp(m - M');  L = fma(L, a, l * b);  O = fma(O, a, o * b)
+    result = O * (1 / tree sum of L)
+
+Positions past the query's own are selected away (scores) or skipped (values), never multiplied. How many queries share a loaded page, and which thread
+computed a span, never enters these chains: one piece of work is a block with all its spans, or, where blocks are few and contexts long, one span of
+a block, whose parts are left for whoever finishes the block's last span to merge.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from .elementwise import PAGE, jit
-from .half import load_f16x16
+from .activations import INFINITY_BITS, quantize_part
+from .atomics import atomic_add, atomic_store
+from .compile_cache import Compiled, compiled
+from .elementwise import PAGE, jit, rope
 from .simd import (
     fma,
     get_f32,
@@ -29,22 +37,68 @@ from .simd import (
     load_i64,
     put_f32,
     splat_f32,
-    splat_load_f32,
-    stack_vectors,
     store_f32,
     store_f32x16,
+    store_i64,
     vmax,
     vmax_across,
     vsum,
 )
 from .vecmath import vexp
 
+SPAN = 8
+"""Pages whose parts are merged before they meet other spans'."""
 MAX_QUERIES = 256
 """Queries (tokens x heads of the group) of one block."""
-FEW_QUERIES = 4
-"""Up to this many queries read the f16 page directly; more share one widened to float32."""
-_NOTHING = np.float32(-1e30)
-_HEADER = 128  # bytes of a query's running state before its values: M in the first 64, L (16 lanes) in the second
+TOGETHER = 4
+"""Queries that share a loaded page's vectors."""
+NOTHING = np.float32(-1e30)
+PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16 lanes) in the second
+
+# -- geometry of a model, int64 words (byte offsets); forward.py's model block begins with them
+(
+    N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
+    QUANTIZE,
+) = range(0, 8 * 18, 8)
+"""QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [tokens of the step]."""
+GEOMETRY_WORDS = 18
+# -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
+# PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
+(M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS) = range(0, 8 * 9, 8)
+ITEM_WORDS = 9
+
+_CALL = "int64(int64, int64, int64, int64, int64)"
+
+
+class KVType(NamedTuple):
+    """How keys and values of one layer lie in a page. Functions are compiled ones, on addresses."""
+
+    name: str
+    layer_bytes: Callable[[int, int], int]
+    """(KV heads, head_dim) -> bytes of one layer's keys and values in a page, a multiple of 64."""
+    query_bytes: Callable[[int], int]
+    """head_dim -> bytes of a laid-out query, a multiple of 64."""
+    lay_out: Any
+    """(q, head_dim, query) -> bool: float32 [head_dim] at q to what the page kernels read; True if a number is not finite."""
+    one: Any
+    """(queries, query_bytes, page, next page, n_kv, kv head, head_dim, v_dim, left, scale, parts, part_bytes, 1): one query against the layer's page; left:
+    address of int64, how many of the page's positions each query sees."""
+    several: Any
+    """The same for TOGETHER queries, later ones seeing at least as much."""
+    append_key: Any
+    """(x, n_kv, kv head, head_dim, v_dim, slot, page) -> bool: store a token's key, float32 [head_dim] at x, as position `slot` of a layer's page; True if a
+    number is NaN or too large for the type."""
+    append_value: Any
+    """The same for a value."""
+
+
+def v_dim(head_dim: int) -> int:
+    """Columns of a value row: head_dim rounded up to the 16 lanes of a vector."""
+    return -(-head_dim // 16) * 16
+
+
+def part_bytes(head_dim: int) -> int:
+    return PART_HEADER + 4 * v_dim(head_dim)
 
 
 def block_tokens(n_heads: int, n_kv_heads: int) -> int:
@@ -52,147 +106,164 @@ def block_tokens(n_heads: int, n_kv_heads: int) -> int:
     return max(1, min(32, MAX_QUERIES // (n_heads // n_kv_heads)))
 
 
-def scratch_bytes(n_heads: int, n_kv_heads: int, head_dim: int) -> int:
-    """Scratch memory of one thread: a widened page, and the running states of a block's queries."""
-    v_dim = -(-head_dim // 16) * 16
+def scratch_bytes(kv: KVType, n_heads: int, n_kv_heads: int, head_dim: int) -> int:
+    """Scratch memory of one thread: of a block's queries the layouts, the running parts of a span and of all spans, and how much each sees."""
     queries = block_tokens(n_heads, n_kv_heads) * (n_heads // n_kv_heads)
-    return 4 * PAGE * (head_dim + v_dim) + queries * (_HEADER + 4 * v_dim)
+    return queries * (kv.query_bytes(head_dim) + 2 * part_bytes(head_dim) + 8) + TOGETHER * part_bytes(head_dim) + 128
 
 
 @jit
-def _widen(source, n, target):
-    for i in range(0, n, 16):
-        store_f32x16(target + 4 * i, load_f16x16(source + 2 * i))
-
-
-def _page_kernel(R: int, load16, item: int):
-    """R queries (1 or 2) against one page whose elements are `item` bytes wide."""
-    R4 = 4 * R
-
-    def value_chunk(C):
-        """C vectors of value columns at once, for R queries."""
-        RC = R * C
-
-        @jit
-        def chunk(values, row_bytes, weights, left0, left1, corrections, o0, o1):
-            acc = stack_vectors(RC)
-            for i in range(RC):
-                put_f32(acc, i, splat_f32(0.0))
-            for p in range(left0):
-                for r in range(R):
-                    e = splat_load_f32(weights + 256 * r + 4 * p)
-                    for c in range(C):
-                        put_f32(acc, r * C + c, fma(e, load16(values + p * row_bytes + 16 * item * c), get_f32(acc, r * C + c)))
-            for p in range(left0, left1):  # the second query sees at least as many positions as the first
-                e = splat_load_f32(weights + 256 * (R - 1) + 4 * p)
-                for c in range(C):
-                    put_f32(acc, (R - 1) * C + c, fma(e, load16(values + p * row_bytes + 16 * item * c), get_f32(acc, (R - 1) * C + c)))
-            for r in range(R):
-                a, b = get_f32(corrections, 2 * r), get_f32(corrections, 2 * r + 1)
-                for c in range(C):
-                    o = (o0 if r == 0 else o1) + 64 * c
-                    store_f32x16(o, fma(load_f32x16(o), a, get_f32(acc, r * C + c) * b))
-        return chunk
-
-    four, one = value_chunk(4), value_chunk(1)
-
-    @jit
-    def page_kernel(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, state0, state1):
-        s, corrections = stack_vectors(R4), stack_vectors(4)
-        for i in range(R4):
-            put_f32(s, i, splat_f32(0.0))
-        for d in range(head_dim):
-            k = keys + PAGE * item * d
-            for r in range(R):
-                x = splat_load_f32((q0 if r == 0 else q1) + 4 * d)
-                for i in range(4):
-                    put_f32(s, 4 * r + i, fma(x, load16(k + 16 * item * i), get_f32(s, 4 * r + i)))
-        for r in range(R):
-            left, state = (left0, state0) if r == 0 else (left1, state1)
-            c, highest = splat_f32(scale), splat_f32(_NOTHING)
-            for i in range(4):
-                v = keep_first(get_f32(s, 4 * r + i) * c, left - 16 * i, _NOTHING)
-                put_f32(s, 4 * r + i, v)
-                highest = vmax(v, highest)
-            m = vmax_across(highest)
-            for i in range(4):
-                put_f32(s, 4 * r + i, keep_first(vexp(get_f32(s, 4 * r + i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
-            before = load_f32(state)
-            now = max(before, m)
-            a, b = vexp(splat_f32(before - now)), vexp(splat_f32(m - now))
-            put_f32(corrections, 2 * r, a)
-            put_f32(corrections, 2 * r + 1, b)
-            page_sum = (get_f32(s, 4 * r) + get_f32(s, 4 * r + 1)) + (get_f32(s, 4 * r + 2) + get_f32(s, 4 * r + 3))
-            store_f32(state, now)
-            store_f32x16(state + 64, fma(load_f32x16(state + 64), a, page_sum * b))
-        d = 0
-        while d < v_dim:
-            o0, o1, v = state0 + _HEADER + 4 * d, state1 + _HEADER + 4 * d, values + item * d
-            if v_dim - d >= 64:
-                four(v, item * v_dim, s, left0, left1, corrections, o0, o1)
-                d += 64
-            else:
-                one(v, item * v_dim, s, left0, left1, corrections, o0, o1)
-                d += 16
-    return page_kernel
-
-
-_one_half, _two_half = _page_kernel(1, load_f16x16, 2), _page_kernel(2, load_f16x16, 2)
-_one_wide, _two_wide = _page_kernel(1, load_f32x16, 4), _page_kernel(2, load_f32x16, 4)
+def clear_part(part, size):
+    """The state before the first merge."""
+    store_f32(part, NOTHING)
+    for b in range(64, size, 64):
+        store_f32x16(part + b, splat_f32(0.0))
 
 
 @jit
-def attend_block(q, q_stride, m0, m1, position0, pages, layer_offset, n_kv_heads, kv_head, group, head_dim, v_dim, item, scale, out, out_stride, scratch):
-    """Tokens [m0, m1) of one sequence (token m0 at position0), all `group` query heads of one KV head.
+def merge_part(state, part, size):
+    """state += part."""
+    before, m = load_f32(state), load_f32(part)
+    now = max(before, m)
+    a, b = vexp(splat_f32(before - now)), vexp(splat_f32(m - now))
+    store_f32(state, now)
+    for i in range(64, size, 64):
+        store_f32x16(state + i, fma(load_f32x16(state + i), a, load_f32x16(part + i) * b))
 
-    q, out: addresses of float32 [tokens, stride] rows, query heads at kv_head * group ...; pages: address of the sequence's int64 page addresses;
-    layer_offset: bytes from a page's start to the layer; item: bytes of a stored number; scratch: scratch_bytes(...) of this thread.
-    """
-    queries = (m1 - m0) * group
-    keys_wide, values_wide = scratch, scratch + 4 * PAGE * head_dim
-    states, state_bytes = values_wide + 4 * PAGE * v_dim, _HEADER + 4 * v_dim
-    for i in range(queries):
-        state = states + i * state_bytes
-        store_f32(state, _NOTHING)
-        for b in range(64, state_bytes, 64):
-            store_f32x16(state + b, splat_f32(0.0))
-    head0 = 4 * kv_head * group * head_dim
-    for page in range((position0 + (m1 - 1 - m0)) // PAGE + 1):
-        base = load_i64(pages + 8 * page) + layer_offset
-        keys = base + item * PAGE * kv_head * head_dim
-        values = base + item * PAGE * (n_kv_heads * head_dim + kv_head * v_dim)
-        first = max(0, page * PAGE - position0) * group  # earlier tokens of the block do not see this page
-        wide = item == 4
-        if not wide and queries - first > FEW_QUERIES:
-            _widen(keys, PAGE * head_dim, keys_wide)
-            _widen(values, PAGE * v_dim, values_wide)
-            keys, values, wide = keys_wide, values_wide, True
-        i = first
-        while i < queries:
-            t0, t1 = i // group, (i + 1) // group
-            q0, q1 = q + 4 * (m0 + t0) * q_stride + head0 + 4 * (i % group) * head_dim, q + 4 * (m0 + t1) * q_stride + head0 + 4 * ((i + 1) % group) * head_dim
-            left0, left1 = min(PAGE, position0 + t0 + 1 - page * PAGE), min(PAGE, position0 + t1 + 1 - page * PAGE)
-            s0, s1 = states + i * state_bytes, states + (i + 1) * state_bytes
-            if i + 1 == queries and wide:
-                _one_wide(q0, q0, keys, values, head_dim, v_dim, left0, left0, scale, s0, s0)
-            elif i + 1 == queries:
-                _one_half(q0, q0, keys, values, head_dim, v_dim, left0, left0, scale, s0, s0)
-            elif wide:
-                _two_wide(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, s0, s1)
+
+@jit
+def softmax(s, left, scale, part):
+    """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left`); the part's m and l are stored."""
+    c, highest = splat_f32(scale), splat_f32(NOTHING)
+    for i in range(4):
+        v = keep_first(get_f32(s, i) * c, left - 16 * i, NOTHING)
+        put_f32(s, i, v)
+        highest = vmax(v, highest)
+    m = vmax_across(highest)
+    for i in range(4):
+        put_f32(s, i, keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
+    store_f32(part, m)
+    store_f32x16(part + 64, (get_f32(s, 0) + get_f32(s, 1)) + (get_f32(s, 2) + get_f32(s, 3)))
+
+
+@jit
+def _write(state, head_dim, out):
+    """The result of one query and head."""
+    inverse = splat_f32(np.float32(1.0) / vsum(load_f32x16(state + 64)))
+    d = 0
+    while d + 16 <= head_dim:
+        store_f32x16(out + 4 * d, load_f32x16(state + PART_HEADER + 4 * d) * inverse)
+        d += 16
+    if d < head_dim:
+        store_f32x16(state + PART_HEADER + 4 * d, load_f32x16(state + PART_HEADER + 4 * d) * inverse)
+        while d < head_dim:
+            store_f32(out + 4 * d, load_f32(state + PART_HEADER + 4 * d))
+            d += 1
+
+
+@cache
+def attention_kernel(kv: KVType) -> Compiled:
+    """(geometry, item, layer's offset in a page, KV head, scratch of this thread) -> 1 if a query was not finite, + 2 if a result wasn't: attention of one
+    item's tokens for all query heads of one KV head, written into ATT (and its records) once all spans are there."""
+    lay_out, one, several, together = kv.lay_out, kv.one, kv.several, TOGETHER
+
+    def attend(geometry, item, layer_offset, kv_head, scratch):
+        n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
+        group, scale, stride = load_i64(geometry + N_HEADS) // n_kv, load_f32(geometry + SCALE), 4 * load_i64(geometry + LD_ATT)
+        m0, m1, position0 = load_i64(item + M0), load_i64(item + M1), load_i64(item + POSITION0)
+        table, page1 = load_i64(item + PAGE_TABLE), load_i64(item + LAST_PAGE)
+        queries, size, query_size = (m1 - m0) * group, PART_HEADER + 4 * v_dim, load_i64(geometry + QUERY_BYTES)
+        laid_out = scratch
+        span_states = laid_out + queries * query_size
+        states = span_states + queries * size
+        parts = states + queries * size
+        left = parts + together * size
+        head0 = kv_head * group * head_dim * 4
+        bad, rope_dim, row = 0, load_i64(geometry + ROPE_DIM), states
+        for i in range(queries):
+            q = load_i64(geometry + Q) + (m0 + i // group) * stride + head0 + 4 * (i % group) * head_dim
+            for d in range(0, head_dim, 16):
+                store_f32x16(row + 4 * d, load_f32x16(q + 4 * d))
+            rope(row, head_dim, rope_dim, load_i64(geometry + ROPE_TABLE) + 4 * (position0 + i // group) * rope_dim)
+            bad |= lay_out(row, head_dim, laid_out + i * query_size)
+        for i in range(queries):
+            clear_part(states + i * size, size)
+        page = load_i64(item + FIRST_PAGE)
+        while page < page1:
+            span_end = min(page1, (page // SPAN + 1) * SPAN)
+            for i in range(queries):
+                clear_part(span_states + i * size, size)
+            for p in range(page, span_end):
+                base = load_i64(table + 8 * p) + layer_offset
+                ahead = base
+                if p + 1 < page1:
+                    ahead = load_i64(table + 8 * (p + 1)) + layer_offset
+                first = max(0, p * PAGE - position0) * group  # earlier tokens of the block do not see this page
+                for i in range(first, queries):
+                    store_i64(left + 8 * i, min(PAGE, position0 + i // group + 1 - p * PAGE))
+                i = first
+                while i < queries:
+                    query, n = laid_out + i * query_size, 1
+                    if queries - i >= together:
+                        n = together
+                        several(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 8 * i, scale, parts, size, n)
+                    else:
+                        one(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 8 * i, scale, parts, size, n)
+                    for r in range(n):
+                        merge_part(span_states + (i + r) * size, parts + r * size, size)
+                    i += n
+            first = max(0, page * PAGE - position0) * group
+            if load_i64(item + PARTS) != 0:
+                target = load_i64(item + PARTS) + (page // SPAN * n_kv + kv_head) * queries * size
+                for b in range(0, queries * size, 64):
+                    store_f32x16(target + b, load_f32x16(span_states + b))
             else:
-                _two_half(q0, q1, keys, values, head_dim, v_dim, left0, left1, scale, s0, s1)
-            i += 2
-    for i in range(queries):
-        state = states + i * state_bytes
-        inverse = splat_f32(np.float32(1.0) / vsum(load_f32x16(state + 64)))
-        o = out + 4 * (m0 + i // group) * out_stride + head0 + 4 * (i % group) * head_dim
-        d = 0
-        while d + 16 <= head_dim:
-            store_f32x16(o + 4 * d, load_f32x16(state + _HEADER + 4 * d) * inverse)
-            d += 16
-        if d < head_dim:
-            store_f32x16(state + _HEADER + 4 * d, load_f32x16(state + _HEADER + 4 * d) * inverse)
-            while d < head_dim:
-                store_f32(o + 4 * d, load_f32(state + _HEADER + 4 * d))
-                d += 1
+                for i in range(first, queries):
+                    merge_part(states + i * size, span_states + i * size, size)
+            page = span_end
+        if load_i64(item + PARTS) != 0:
+            done, spans = load_i64(item + DONE) + 8 * kv_head, load_i64(item + SPANS)
+            if atomic_add(done, 1) != spans - 1:
+                return bad
+            atomic_store(done, 0)
+            for span in range(spans):
+                source = load_i64(item + PARTS) + (span * n_kv + kv_head) * queries * size
+                for i in range(max(0, span * SPAN * PAGE - position0) * group, queries):
+                    merge_part(states + i * size, source + i * size, size)
+        for i in range(queries):
+            _write(states + i * size, head_dim, load_i64(geometry + ATT) + (m0 + i // group) * stride + head0 + 4 * (i % group) * head_dim)
+        if load_i64(geometry + QUANTIZE) != 0:
+            worst = np.int32(0)
+            for m in range(m0, m1):
+                worst = max(worst, quantize_part(load_i64(geometry + ATT) + m * stride, head0 // 4, head0 // 4 + group * head_dim, stride // 4, m,
+                                                 load_i64(geometry + RECORDS)))
+            if worst >= INFINITY_BITS:
+                bad |= 2
+        return bad
+    attend.__name__ = attend.__qualname__ = f"attend_{kv.name}"
+    return compiled(_CALL)(attend)
 
+
+@cache
+def append_kernel(kv: KVType) -> Compiled:
+    """(geometry, is it a value?, KV head, layer's offset in a page, tokens) -> 1 if a number is NaN or too large for the type, else 0: a head's columns of K,
+    which are turned (RoPE) in place, or of V, into the pages of all tokens of a step."""
+    append_key, append_value = kv.append_key, kv.append_value
+
+    def append(geometry, is_value, kv_head, layer_offset, tokens):
+        n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
+        stride, bad = 4 * load_i64(geometry + LD_KV), False
+        rope_dim, angles = load_i64(geometry + ROPE_DIM), load_i64(geometry + ROPE_TABLE)
+        positions, tables = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES)
+        x = load_i64(geometry + V if is_value else geometry + K) + 4 * kv_head * head_dim
+        for m in range(tokens):
+            position = load_i64(positions + 8 * m)
+            page = load_i64(load_i64(tables + 8 * m) + 8 * (position // PAGE)) + layer_offset
+            if is_value:
+                bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, v_dim, position % PAGE, page)
+            else:
+                rope(x + m * stride, head_dim, rope_dim, angles + 4 * position * rope_dim)
+                bad |= append_key(x + m * stride, n_kv, kv_head, head_dim, v_dim, position % PAGE, page)
+        return bad
+    append.__name__ = append.__qualname__ = f"append_{kv.name}"
+    return compiled(_CALL)(append)

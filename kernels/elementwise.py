@@ -8,32 +8,26 @@ import numpy as np
 
 from .activations import INFINITY_BITS
 from .deferred import jit
-from .half import store_f16x16
 from .simd import (
-    and_i32,
-    bits_of,
+    even_twice,
     f32_bits,
     f64_from_bits,
     fma,
     load_f32,
     load_f32x16,
     load_i64,
-    load_u16,
+    negate_even,
+    odd_twice,
     splat_f32,
-    splat_i32,
-    stack_vectors,
     store_f32,
     store_f32x16,
-    store_u16,
-    vmax_across_i32,
-    vmax_i32,
+    swap_pairs,
     vsum,
 )
 from .vecmath import sin_cos, vexp
 
 PAGE = 64
 """Positions in a page of the KV cache."""
-_HALF_LIMIT_BITS = 0x477FF000  # 65520.0: from here on, rounding to f16 gives infinity
 
 
 @jit
@@ -76,17 +70,21 @@ def silu_mul(gate, up, columns):
 
 
 @jit
-def rope(x, n_heads, head_dim, rope_dim, table):
-    """Rotate the pairs (2i, 2i + 1) of each head's first rope_dim columns; table: float32 [rope_dim / 2, 2] = (cos, sin) of this position.
+def rope(x, head_dim, rope_dim, table):
+    """Rotate the pairs (2i, 2i + 1) of a head's first rope_dim columns: a c - b s, a s + b c; table: float32 [rope_dim / 2, 2] = (cos, sin) of this position.
 
     Interleaved pairs are GGUF's llama convention; Hugging Face's half-split weights are permuted at conversion. (Su et al. 2021.)
     """
-    for h in range(n_heads):
-        p = x + 4 * h * head_dim
-        for i in range(0, 4 * rope_dim, 8):
-            a, b, c, s = load_f32(p + i), load_f32(p + i + 4), load_f32(table + i), load_f32(table + i + 4)
-            store_f32(p + i, a * c - b * s)
-            store_f32(p + i + 4, a * s + b * c)
+    i = 0
+    while i + 64 <= 4 * rope_dim:
+        v, turn = load_f32x16(x + i), load_f32x16(table + i)
+        store_f32x16(x + i, v * even_twice(turn) + swap_pairs(v) * negate_even(odd_twice(turn)))
+        i += 64
+    while i < 4 * rope_dim:
+        a, b, c, s = load_f32(x + i), load_f32(x + i + 4), load_f32(table + i), load_f32(table + i + 4)
+        store_f32(x + i, a * c - b * s)
+        store_f32(x + i + 4, a * s + b * c)
+        i += 8
 
 
 @jit
@@ -102,30 +100,3 @@ def fill_rope_table(frequencies, pairs, table, first, last, scale):
             store_f32(at, np.float32(c * scale))
             store_f32(at + 4, np.float32(s * scale))
 
-
-@jit
-def append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page, item):
-    """Store one token's keys and values at position `slot` of a layer's page (layout: attention.py); item: 2 (rounded to f16) or 4 (float32).
-
-    -> True if one of them is NaN or beyond the stored type's range (f16: 65520), which attention would turn into plausible numbers.
-    """
-    small, magnitudes = stack_vectors(1), splat_i32(0)
-    limit = INFINITY_BITS if item == 4 else _HALF_LIMIT_BITS
-    for h in range(n_kv_heads):
-        keys = page + item * (h * head_dim * PAGE + slot)
-        values = page + item * (PAGE * (n_kv_heads * head_dim + h * v_dim) + slot * v_dim)
-        for d in range(0, head_dim, 16):
-            # lanes past head_dim hold the next head's numbers: harmless, nothing reads them where they are stored
-            x, y = load_f32x16(k + 4 * (h * head_dim + d)), load_f32x16(v + 4 * (h * head_dim + d))
-            magnitudes = vmax_i32(magnitudes, vmax_i32(and_i32(bits_of(x), 0x7FFFFFFF), and_i32(bits_of(y), 0x7FFFFFFF)))
-            if item == 4:
-                store_f32x16(small, x)
-                store_f32x16(values + 4 * d, y)
-                for i in range(min(16, head_dim - d)):
-                    store_f32(keys + 4 * PAGE * (d + i), load_f32(small + 4 * i))
-            else:
-                store_f16x16(small, x)
-                store_f16x16(values + 2 * d, y)
-                for i in range(min(16, head_dim - d)):
-                    store_u16(keys + 2 * PAGE * (d + i), load_u16(small + 2 * i))
-    return vmax_across_i32(magnitudes) >= limit

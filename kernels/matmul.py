@@ -8,8 +8,8 @@ for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order,
 
 Formats with a scale per 16 columns (Q6_K, ...) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24), and
 Q2_K's minimums likewise: acc = fma(float(m_0 * -32 sum_0 + m_1 * -32 sum_1), dmin / 32 * d_x, acc).
-Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8) and how many tiles are in flight never
-enters an output's chain of operations, hence the same bits for any batch.
+Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8; more: matmul_many.py) and how many tiles are in
+flight never enters an output's chain of operations, hence the same bits for any batch.
 """
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .activations import BLOCK, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128, D
+from .activations import BLOCK, DS, GROUP, RECORD, ZERO32, D
 from .deferred import intrinsic, jit, types
 from .dot import dot, dot_any
+from .matmul_many import many_tokens, zero_point
 from .simd import (
     I64,
     fma,
@@ -85,8 +86,7 @@ def _body(f: Packing, M: int):
     sub_blocks, tile_bytes = f.columns // BLOCK, f.tile_bytes
     step = tile_bytes // sub_blocks
     lines = -(-step // 64)
-    zero_at, stored = (ZERO32, 32) if halves else (ZERO128, 128) if any_byte else (ZERO8, 8)
-    up, down = max(0, f.zero.bit_length() - stored.bit_length()), max(0, stored.bit_length() - f.zero.bit_length())  # zero / stored, as shifts
+    zero_at, up, down = zero_point(f)
 
     @jit
     def body(w, tiles, x, m0, out, ldo):
@@ -144,11 +144,17 @@ def block_kernel(f: Packing):
     (activations.py); ldx: unused; out: address of float32 [tokens, ldo], row r of the matrix in column r.
     """
     one, two, four, eight = (_body(f, M) for M in (1, 2, 4, 8))
-    file_columns, tile_bytes = f.columns, f.tile_bytes
+    file_columns, tile_bytes, many = f.columns, f.tile_bytes, many_tokens(f)
 
     def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
         blocks = columns // file_columns
         row_bytes, group_bytes = blocks * tile_bytes, columns // BLOCK * RECORD
+        if tokens >= 2 * GROUP:
+            groups = tokens // GROUP
+            many(w, columns // BLOCK, tile0, tile1, x, out, ldo, groups)
+            tokens -= groups * GROUP
+            x += groups * group_bytes
+            out += 4 * groups * GROUP * ldo
         for t0 in range(tile0, tile1, TILES_A_GROUP):
             t1 = min(t0 + TILES_A_GROUP, tile1)
             for g in range((tokens + GROUP - 1) // GROUP):

@@ -132,6 +132,7 @@ load_u8 = _loader("load_u8", I8, NumbaType("uint8"))
 load_i64 = _loader("load_i64", I64, NumbaType("int64"))
 store_f32x16 = _storer("store_f32x16", F32x16, F32x16.llvm)
 store_i8x64 = _storer("store_i8x64", I8x64, I8x64.llvm)
+store_i32x16 = _storer("store_i32x16", I32x16, I32x16.llvm)
 store_f32 = _storer("store_f32", NumbaType("float32"), F32)
 store_i32 = _storer("store_i32", NumbaType("int32"), I32)
 store_u32 = _storer("store_u32", NumbaType("uint32"), I32)
@@ -343,6 +344,30 @@ def keep_first(typingctx, v, n, fill):
     return F32x16(v, n, fill), codegen
 
 
+def _permute(name, order, doc):
+    @intrinsic
+    def permute(typingctx, v):
+        def codegen(context, builder, sig, args):
+            return builder.shuffle_vector(args[0], ir.Constant(F32x16.llvm, ir.Undefined), ir.Constant(I32x16.llvm, order))
+        return F32x16(v), codegen
+    permute.__name__, permute.__doc__ = name, doc
+    return permute
+
+
+swap_pairs = _permute("swap_pairs", [i ^ 1 for i in range(16)], "Lanes 2i and 2i + 1 exchanged.")
+even_twice = _permute("even_twice", [i & ~1 for i in range(16)], "Lane 2i in lanes 2i and 2i + 1.")
+odd_twice = _permute("odd_twice", [i | 1 for i in range(16)], "Lane 2i + 1 in lanes 2i and 2i + 1.")
+
+
+@intrinsic
+def negate_even(typingctx, v):
+    """The sign of lanes 0, 2, 4, ... changed."""
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], I32x16.llvm)
+        return builder.bitcast(builder.xor(bits, ir.Constant(I32x16.llvm, [0 if i & 1 else -0x80000000 for i in range(16)])), F32x16.llvm)
+    return F32x16(v), codegen
+
+
 @intrinsic
 def store_i8x16(typingctx, address, v):
     """Low byte of each int32 lane: 16 bytes."""
@@ -390,3 +415,4 @@ def _accessors(vector):
 
 get_f32, put_f32 = _accessors(F32x16)
 get_i8, put_i8 = _accessors(I8x64)
+get_i32, put_i32 = _accessors(I32x16)

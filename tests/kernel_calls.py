@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llamina.kernels import activations, attention, elementwise, vecmath
-from llamina.kernels.attention import attend_block
+from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, vecmath
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.dot import dot, dot_any
 from llamina.kernels.formats import registry
@@ -32,6 +31,7 @@ from llamina.kernels.simd import (
 )
 
 Array = np.ndarray[Any, Any]
+f32 = np.float32
 ROWS, PAGE = 16, elementwise.PAGE
 RECORD = np.dtype([("q", "i1", (8, 32)), ("d", "f4", 8), ("ds", "f4", 8), ("zero8", "i4", 8), ("zero128", "i4", 8), ("zero32", "i4", (2, 8))])
 """A record of activations.py, as its docstring draws it."""
@@ -278,17 +278,13 @@ def _add_rows(x, y, columns):
 
 @jit()
 def _rope(x, n_heads, head_dim, rope_dim, table):
-    elementwise.rope(x, n_heads, head_dim, rope_dim, table)
+    for h in range(n_heads):
+        elementwise.rope(x + 4 * h * head_dim, head_dim, rope_dim, table)
 
 
 @jit()
 def _fill_rope_table(frequencies, pairs, table, first, last, scale):
     elementwise.fill_rope_table(frequencies, pairs, table, first, last, scale)
-
-
-@jit()
-def _append(k, v, n_kv_heads, head_dim, v_dim, slot, page):
-    return elementwise.append_kv(k, v, n_kv_heads, head_dim, v_dim, slot, page, 2)
 
 
 def rms_norm(x: Array, gain: Array, n: int, eps: float) -> tuple[Array, bool]:
@@ -328,54 +324,87 @@ def rope(x: Array, rope_dim: int, row: Array) -> Array:
 
 # -- attention --------------------------------------------------------------------------------------------------------------------------------
 
+KV = {kv.name: kv for kv in (kv_float.F16, kv_float.F32, kv_q8_0.Q8_0)}
+
+
+def append(kv: str, k: Array, v: Array, position: int, table: Array, offset: int) -> int:
+    """k, v: float32 [kv heads, head_dim], stored at a position of a sequence, not turned -> whether a number was too large for the type."""
+    n_kv, head_dim = k.shape
+    rows = [np.append(padded_rows(a.reshape(1, -1)), np.full(32, np.nan, f32)) for a in (k, v)]  # read past the last head
+    geometry = geometry_of(KV[kv], n_kv, n_kv, head_dim)
+    positions, tables = np.array([position]), np.array([at(table)])
+    for word, value in ((attention.LD_KV, len(rows[0]) - 32), (attention.K, at(rows[0])), (attention.V, at(rows[1])), (attention.POSITIONS, at(positions)),
+                        (attention.PAGE_TABLES, at(tables))):
+        geometry[word // 8] = value
+    kernel = attention.append_kernel(KV[kv]).cfunc.ctypes
+    return max(kernel(at(geometry), is_value, head, offset, 1) for is_value in (0, 1) for head in range(n_kv))
+
+
+def geometry_of(kv: attention.KVType, heads: int, n_kv: int, head_dim: int) -> Array:
+    geometry = np.zeros(attention.GEOMETRY_WORDS, np.int64)
+    for word, value in ((attention.N_HEADS, heads), (attention.N_KV_HEADS, n_kv), (attention.HEAD_DIM, head_dim), (attention.V_DIM, attention.v_dim(head_dim)),
+                        (attention.QUERY_BYTES, kv.query_bytes(head_dim))):
+        geometry[word // 8] = value
+    return geometry
+
+
 class Cache:
-    """One layer of one sequence's KV cache, filled by append_kv. Unused places hold the bits 0x7FFF (NaN), or those of `garbage`.
+    """One layer of one sequence's KV cache, filled by append. Unused places hold f16 NaN, or the bits of `garbage`.
 
     k, v: float32 [positions, kv heads, head_dim]. `layer` of three: the others stay untouched.
     """
 
-    def __init__(self, k: Array, v: Array, garbage: float = float("nan"), layer: int = 1):
+    def __init__(self, k: Array, v: Array, garbage: float = float("nan"), layer: int = 1, kv: str = "f16"):
         positions, self.n_kv, self.head_dim = k.shape
-        self.v_dim = -(-self.head_dim // 16) * 16
-        halves = PAGE * self.n_kv * (self.head_dim + self.v_dim)
-        self.layer_bytes, self.offset = 2 * halves, 2 * halves * layer
-        self.pages = np.full((-(-positions // PAGE), 3, halves), garbage, np.float16)
+        self.kv, self.v_dim = KV[kv], attention.v_dim(self.head_dim)
+        self.layer_bytes = self.kv.layer_bytes(self.n_kv, self.head_dim)
+        assert self.layer_bytes % 64 == 0
+        self.offset = self.layer_bytes * layer
+        self.pages = np.full((-(-positions // PAGE), 3, self.layer_bytes // 2), garbage, np.float16)
         self.table = np.array([at(page) for page in self.pages])
-        keys, values = (padded_rows(a.reshape(positions, -1)) for a in (k, v))
-        keys, values = (np.append(a, np.zeros((1, a.shape[1]), np.float32), axis=0) for a in (keys, values))  # read past the last head
         for p in range(positions):
-            _append(at(keys[p]), at(values[p]), self.n_kv, self.head_dim, self.v_dim, p % PAGE, int(self.table[p // PAGE]) + self.offset)
+            assert append(kv, k[p], v[p], p, self.table, self.offset) == 0
+
+    def layer(self, page: int) -> Array:
+        """uint8 [layer_bytes]"""
+        return self.pages[page, self.offset // self.layer_bytes].view(np.uint8)
 
     def keys(self, page: int) -> Array:
-        """f16 [kv heads, head_dim, 64]"""
-        layer = self.pages[page, self.offset // self.layer_bytes]
-        return layer[:self.n_kv * self.head_dim * PAGE].reshape(self.n_kv, self.head_dim, PAGE)
+        """Of f16: [kv heads, head_dim, 64]"""
+        return self.layer(page).view(np.float16)[:self.n_kv * self.head_dim * PAGE].reshape(self.n_kv, self.head_dim, PAGE)
 
     def values(self, page: int) -> Array:
-        """f16 [kv heads, 64, v_dim]"""
-        layer = self.pages[page, self.offset // self.layer_bytes]
-        return layer[self.n_kv * self.head_dim * PAGE:].reshape(self.n_kv, PAGE, self.v_dim)
+        """Of f16: [kv heads, 64, v_dim]"""
+        return self.layer(page).view(np.float16)[self.n_kv * self.head_dim * PAGE:].reshape(self.n_kv, PAGE, self.v_dim)
 
 
-@jit()
-def _attend(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, scale, out, out_stride, scratch):
-    attend_block(q, q_stride, m0, m1, position0, pages, offset, n_kv, kv_head, group, head_dim, v_dim, 2, scale, out, out_stride, scratch)
-
-
-def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None) -> Array:
-    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, head_dim]. `borders`: blocks of tokens [0, ..., M]."""
+def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None, split: bool = False) -> Array:
+    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, head_dim]. `borders`: blocks of tokens [0, ..., M]; split: each
+    span is a piece of work of its own, last one first."""
     tokens, heads, head_dim = q.shape
     stride = padded(heads * head_dim)
-    rows = padded_rows(q.reshape(tokens, -1))
-    out = np.full((tokens, stride), 7.0, np.float32)
+    rows = np.append(padded_rows(q.reshape(tokens, -1)), np.full((1, stride), np.nan, f32), axis=0)  # read past the last head
+    out = np.full((tokens, stride), 7.0, f32)
     most = attention.block_tokens(heads, cache.n_kv)
     borders = borders or [*range(0, tokens, most), tokens]
-    scratch = np.full(attention.scratch_bytes(heads, cache.n_kv, head_dim) + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
+    scratch = np.full(attention.scratch_bytes(cache.kv, heads, cache.n_kv, head_dim) + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
     aligned = at(scratch) + -at(scratch) % 64
+    geometry = geometry_of(cache.kv, heads, cache.n_kv, head_dim)
+    for word, value in ((attention.LD_ATT, stride), (attention.Q, at(rows)), (attention.ATT, at(out))):
+        geometry[word // 8] = value
+    geometry.view(f32)[attention.SCALE // 4] = scale
+    kernel, done = attention.attention_kernel(cache.kv).cfunc.ctypes, np.zeros(cache.n_kv, np.int64)
     for m0, m1 in zip(borders, borders[1:]):
         assert 0 < m1 - m0 <= most
-        for kv_head in reversed(range(cache.n_kv)):  # so that a head that writes too far spoils one that is done
-            _attend(at(rows), stride, m0, m1, position0 + m0, at(cache.table), cache.offset, cache.n_kv, kv_head, heads // cache.n_kv, head_dim,
-                    cache.v_dim, np.float32(scale), at(out), stride, aligned)
+        pages = -(-(position0 + m1) // PAGE)
+        spans = -(-pages // attention.SPAN) if split else 1
+        size = spans * (m1 - m0) * heads * attention.part_bytes(head_dim)
+        parts = np.full(size + 128, 0xFF, np.uint8)
+        for span in reversed(range(spans)):
+            item = np.array([m0, m1, position0 + m0, at(cache.table), span * attention.SPAN if split else 0,
+                             min(pages, (span + 1) * attention.SPAN) if split else pages, (at(parts) + -at(parts) % 64) if split else 0, at(done), spans])
+            for kv_head in reversed(range(cache.n_kv)):  # so that a head that writes too far spoils one that is done
+                assert kernel(at(geometry), at(item), cache.offset, kv_head, aligned) == 0
+        assert not done.any() and (parts[-64:] == 0xFF).all()
     assert (out[:, heads * head_dim:] == 7).all() and (scratch[-64:] == 0xFF).all()
     return out[:, :heads * head_dim].reshape(q.shape)

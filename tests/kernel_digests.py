@@ -43,10 +43,10 @@ def matmul_digest(name: str) -> str:
     return digest(np.concatenate(parts))
 
 
-def attention_digest(heads: int, n_kv: int, head_dim: int) -> str:
+def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16") -> str:
     rng = np.random.default_rng(head_dim)
     q, k, v = ((3 * rng.standard_normal((150, n, head_dim))).astype(f32) for n in (heads, n_kv, n_kv))
-    return digest(kernels.attend(q, kernels.Cache(k, v), 0, head_dim**-0.5))
+    return digest(kernels.attend(q, kernels.Cache(k, v, kv=kv), 0, head_dim**-0.5))
 
 
 def digests() -> dict[str, str]:
@@ -68,6 +68,7 @@ def digests() -> dict[str, str]:
     }
     for heads, n_kv, head_dim in ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128)):
         result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
+        result[f"attention {heads} {n_kv} {head_dim} q8_0"] = attention_digest(heads, n_kv, head_dim, "q8_0")
     return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
 
 

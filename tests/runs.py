@@ -23,11 +23,11 @@ N_TOKENS = 330  # crosses five borders of KV pages (64)
 
 
 @contextmanager
-def open_runtime(path: Path | str, threads: int = 1, context: int = 1024) -> Iterator[Runtime]:
+def open_runtime(path: Path | str, threads: int = 1, context: int = 1024, kv: str | None = None) -> Iterator[Runtime]:
     with open_gguf(Path(path)) as gguf:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
-        runtime = Runtime(gguf, config, threads=threads, context=context)
+        runtime = Runtime(gguf, config, threads=threads, context=context, kv=kv)
         try:
             yield runtime
         finally:

@@ -5,7 +5,7 @@ import kernel_calls as kernels
 import numpy as np
 import pytest
 from llamina.kernels.attention import block_tokens
-from naive_kernels import canonical_attention, naive_attention
+from naive_kernels import canonical_attention, canonical_attention_q8_0, naive_attention
 
 f32 = np.float32
 SHAPES = [  # query heads, KV heads, head_dim: groups of 1, 2, 3, 8
@@ -40,10 +40,42 @@ def test_attention(heads, n_kv, head_dim):
 
 
 @pytest.mark.parametrize("heads, n_kv, head_dim", SHAPES)
-def test_same_bits_for_any_block(heads, n_kv, head_dim):
+def test_attention_q8_0(heads, n_kv, head_dim):
+    """8-bit keys and values: bit for bit, and near to what they were made from."""
+    q, k, v, scale = problem(heads, n_kv, head_dim)
+    out = kernels.attend(q, kernels.Cache(k, v, kv="q8_0"), 0, scale)
+    for position in (0, 1, 62, 63, 64, 100, 128, 200):
+        assert equal(out[position], canonical_attention_q8_0(q[position], k, v, position, scale)), position
+        assert np.abs(out[position] - naive_attention(q[position], k, v, position, scale)).max() <= 0.06 * np.abs(v[:position + 1]).max(), position
+
+
+def test_attention_f32():
+    q, k, v, scale = problem(4, 2, 24)
+    out = kernels.attend(q, kernels.Cache(k, v, kv="f32"), 0, scale)
+    for position in (0, 63, 64, 200):
+        assert equal(out[position], canonical_attention(q[position], k, v, position, scale)), position
+
+
+@pytest.mark.parametrize("kv, canonical", [("f16", canonical_attention), ("q8_0", canonical_attention_q8_0)])
+def test_spans(kv, canonical):
+    """More pages than a span has: merged span by span, and the same bits whether one piece of work has all spans or each its own, in any order."""
+    q, k, v, scale = problem(4, 2, 16, 1200)
+    cache = kernels.Cache(k, v, kv=kv)
+    k, v = (a.astype(np.float16) if kv == "f16" else a for a in (k, v))
+    for start, n in ((1199, 1), (1020, 8), (511, 1), (505, 16)):  # spans of 512 positions begin at 512 and 1024: some blocks straddle
+        tokens = q[start:start + n]
+        whole = kernels.attend(tokens, cache, start, scale, [0, n])
+        assert equal(kernels.attend(tokens, cache, start, scale, [0, n], split=True), whole)
+        assert equal(kernels.attend(tokens, cache, start, scale, list(range(n + 1)), split=True), whole)
+        assert equal(whole[n // 2], canonical(tokens[n // 2], k, v, start + n // 2, scale))
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+@pytest.mark.parametrize("heads, n_kv, head_dim", SHAPES)
+def test_same_bits_for_any_block(heads, n_kv, head_dim, kv):
     """One token at a time, blocks of 2, 7 and of the largest size, a chunk that starts in the middle: equal bits."""
     q, k, v, scale = problem(heads, n_kv, head_dim)
-    cache, most = kernels.Cache(k, v), block_tokens(heads, n_kv)
+    cache, most = kernels.Cache(k, v, kv=kv), block_tokens(heads, n_kv)
     whole = kernels.attend(q, cache, 0, scale)
     assert np.isfinite(whole).all()
     for step in (1, 2, 7):
@@ -55,12 +87,13 @@ def test_same_bits_for_any_block(heads, n_kv, head_dim):
 
 
 @pytest.mark.parametrize("heads, n_kv, head_dim", [(6, 2, 16), (2, 1, 24), (8, 8, 8)])
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 65504.0, -65504.0])
-def test_unused_places_do_not_matter(heads, n_kv, head_dim, garbage):
+def test_unused_places_do_not_matter(heads, n_kv, head_dim, garbage, kv):
     """The tail of the last page, the lanes that pad a value row, other layers: never read into a result."""
     q, k, v, scale = problem(heads, n_kv, head_dim, 71)
-    clean = kernels.attend(q, kernels.Cache(k, v, 0.0), 0, scale)
-    dirty = kernels.Cache(k, v, garbage)
+    clean = kernels.attend(q, kernels.Cache(k, v, 0.0, kv=kv), 0, scale)
+    dirty = kernels.Cache(k, v, garbage, kv=kv)
     assert np.isfinite(clean).all() and equal(kernels.attend(q, dirty, 0, scale), clean)
     assert equal(kernels.attend(q, dirty, 0, scale, list(range(72))), clean)
 

@@ -72,6 +72,42 @@ def test_shapes(shape: dict[str, Any], tmp_path: Path) -> None:
             assert same(run(runtime, ids, chunk), expected), f"chunks of {chunk}"
 
 
+@pytest.mark.parametrize("kv", ["f16", "q8_0", "f32"])
+def test_kv_types_and_long_contexts(kv: str, tmp_path: Path) -> None:
+    """Contexts that are split into spans between the threads: the last tokens one at a time and in small chunks, alone and beside another sequence."""
+    path = write_small_model(tmp_path / "m.gguf", "Q4_0", n_heads=8, n_kv_heads=2, head_dim=16)
+    ids, start = random_ids(1100), 1060
+    found = []
+    for threads in 1, 2, 3:
+        with open_runtime(path, threads, 1152, kv) as runtime:
+            found.append(run(runtime, ids)[start:])
+            for chunk in 1, 7, 40:
+                sequence, other = runtime.new_sequence(), runtime.new_sequence()
+                for i in range(0, start, 512):
+                    runtime.step([Feed(sequence, ids[i:min(i + 512, start)], "none")])
+                runtime.step([Feed(other, ids[:500], "none")])
+                rows = []
+                for i in range(start, len(ids), chunk):
+                    part = ids[i:i + chunk]
+                    rows.append(runtime.step([Feed(sequence, part, "all"), Feed(other, ids[500:503], "none")])[:len(part)].copy())
+                found.append(np.concatenate(rows))
+                sequence.close()
+                other.close()
+    assert all(same(a, found[0]) for a in found)
+    assert np.isfinite(found[0]).all()
+
+
+def test_kv_types_differ_a_little(tmp_path: Path) -> None:
+    """Each type is really used, and 8 bits are near to 16."""
+    path = write_small_model(tmp_path / "m.gguf", "F32")
+    logits = {}
+    for kv in "f32", "f16", "q8_0":
+        with open_runtime(path, 2, 512, kv) as runtime:
+            logits[kv] = run(runtime, IDS)
+    f16, q8_0 = (np.abs(logits[kv] - logits["f32"]).max() for kv in ("f16", "q8_0"))
+    assert 0 < f16 < 0.02 and 0 < q8_0 < 0.3 and f16 < q8_0
+
+
 @pytest.mark.parametrize("format", ["F32", "Q8_0", "Q4_K"])
 def test_sequences_side_by_side(format: str, models: dict[str, Path]) -> None:
     """Two sequences of different lengths, in steps that hold some tokens of both, of one, or of either in the other order."""

@@ -46,7 +46,7 @@ OFTEN_BYTES = 256 << 20
 @memory_options
 @run_options
 def command(model: str, system: str | None, max_tokens: int, plain: bool, session: str | None, draft: str | None, no_speculation: bool, memory: str | None,
-            context_shift: bool, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+            context_shift: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool, **sampling: Any) -> None:
     """Talk with a model that was trained for it, in the way its file asks for (Llama 2's own way if the file asks for none).
 
     MODEL is a .gguf file, or demo, the small model that comes with the package. On a terminal answers are shown as Markdown; Ctrl-C stops one,
@@ -64,7 +64,7 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, sessio
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory) as loaded,
+    with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded,
           Chat(loaded, system) as chat):
         keeper = Keeper(chat, session, progress) if session else None
         progress.clear()

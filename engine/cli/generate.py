@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @run_options
 def command(model: str, prompt: str | None, file: str | None, max_tokens: int, special: bool, no_bos: bool, echo: bool, as_json: bool,
             draft: str | None, no_speculation: bool, memory: str | None, context_shift: bool, keep: int | None, samples: int, logprobs: int | None,
-            threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+            threads: int | None, context: int | None, kv: str | None, quiet: bool, **sampling: Any) -> None:
     """Continue a prompt and print the continuation as it comes.
 
     MODEL is a .gguf file (the first shard of a split one), or demo, the small model that comes with the package. Without -p and -f the prompt
@@ -72,7 +72,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
     if check_logprobs(logprobs) is not None and not as_json:
         raise OptionError("--logprobs needs --json")
     text = prompt if prompt is not None else _from_file(file)
-    with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory) as loaded:
+    with Progress(quiet or as_json) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded:
         sampling = with_models_own(loaded, sampling)
         ids = loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
         options = {"max_tokens": max_tokens, "logprobs": logprobs, "context_shift": context_shift, "keep": keep, **obey, **sampling}

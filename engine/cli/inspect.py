@@ -117,7 +117,7 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
     from ...kernels.formats import registry
-    from ..kv_cache import PAGE, PagePool
+    from ..kv_cache import PAGE, kv_type, page_bytes
     from ..memory import DEFAULT_CONTEXT
     from ..weights import matrix_names
     matrices = matrix_names(config)
@@ -127,8 +127,8 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
     weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrices)
-    page_bytes = PagePool(config, 0).page_bytes
-    return kernels, {"weights": weights, "context": context, "kv_per_page": page_bytes, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page_bytes}
+    page = page_bytes(config, kv_type(config))
+    return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 
 
 def _lines(r: dict[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ model_argument = click.argument("model", default="demo", metavar="[MODEL]", shel
 run_options = combine(
     click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]"),
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
+    click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0 (half the memory), f32.  [default: f16; f32 for F32 files]"),
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
     debug_option,
 )
@@ -47,12 +48,12 @@ memory_options = combine(
 
 
 def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False,
-               memory: str | None = None) -> Model:
+               memory: str | None = None, kv: str | None = None) -> Model:
     """`load`, with progress on stderr, and a line if compiled code can't be kept. The memory plan is told on a terminal, or if memory was asked for."""
     from ...kernels import compile_cache
     from ..model import load
     note = progress.note if progress.shows or memory else None
-    model = load(name, threads=threads, context=context, draft=draft, memory=memory, progress=progress.loading, note=note)
+    model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note)
     model.speculate = not no_speculation
     progress.note(compile_cache.cache_note())
     return model

@@ -18,22 +18,24 @@ from .progress import Progress
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("--kv", metavar="TYPE", help="What MODEL's keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(model: str, text: str, context: int, against: str | None, windows: int | None, special: bool, threads: int | None, as_json: bool,
-            quiet: bool) -> None:
+def command(model: str, text: str, context: int, against: str | None, windows: int | None, special: bool, threads: int | None, kv: str | None,
+            as_json: bool, quiet: bool) -> None:
     """Print the perplexity of MODEL on a text file ("-": standard input), in windows as llama.cpp cuts them.
 
     \b
     Examples:
       llamina perplexity model.q4_k_m.gguf wiki.test.raw
       llamina perplexity model.q4_k_m.gguf wiki.test.raw --against model.f16.gguf --windows 20
+      llamina perplexity model.gguf wiki.test.raw --kv q8_0 --against model.gguf
     """
     from ..perplexity import divergence, perplexity
     body = read_text(text)
     with Progress(quiet) as progress:
-        ours = open_model(model, threads, context, progress)
+        ours = open_model(model, threads, context, progress, kv=kv)
         if against is None:
             result = perplexity(ours, body, context, progress.counting, windows, special)
             progress.clear()
