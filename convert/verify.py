@@ -240,6 +240,7 @@ def _plot(path: Path, result: Verification) -> Path | None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return None
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -255,7 +256,7 @@ def _plot(path: Path, result: Verification) -> Path | None:
     for (name, points), marker in zip(lines.items(), cycle("osv^D<>P")):  # hollow: of lines that lie on each other, both are seen
         axes.plot(*zip(*points), marker=marker, markerfacecolor="none", linewidth=1, label=name)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", fontsize="small")
     try:
         figure.savefig(path, dpi=100)

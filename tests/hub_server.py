@@ -16,7 +16,8 @@ LARGE = 1000  # bytes from which a file is "LFS": its hash is a SHA-256
 
 class Hub:
     """`repos`: {"org/name": {path: bytes}}. Faults: `deny` (status, X-Error-Code) for everything; `stop_after`: bytes of a body after which the
-    connection breaks, once; `corrupt`: paths whose bodies have a bit turned; `ignore_range`.
+    connection breaks, once; `corrupt`: paths whose bodies have a bit turned; `ignore_range`; `stall`: (bytes of a body, what is
+    waited for then); `redirect`: bodies come from another host, as large files' do.
     `requests`: (method, path, Range) as they came; `tokens`: the tokens sent."""
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class Hub:
         self.stop_after: int | None = None
         self.corrupt: set[str] = set()
         self.ignore_range = False
+        self.redirect = False
         self.stall: tuple[int, threading.Event] | None = None
         self.requests: list[tuple[str, str, str]] = []
         self.tokens: set[str] = set()
@@ -67,12 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         if token := self.headers.get("Authorization"):
-            self.hub.tokens.add(token)
+            self.hub.tokens.add(("cdn " if path.startswith("/cdn/") else "") + token)
         if self.hub.deny:
             return self.refuse(*self.hub.deny)
         if info := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             return self.info(info[1], info[2] or "main")
-        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if self.hub.redirect and "/resolve/" in path and not path.startswith("/cdn/"):
+            return self.reply(302, b"", {"Location": self.hub.url.replace("127.0.0.1", "localhost") + "/cdn" + self.path})
+        if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path.removeprefix("/cdn")):
             return self.file(file[1], file[3])
         self.refuse(404, "")
 

@@ -137,6 +137,18 @@ def test_token_is_sent(server: Hub, monkeypatch: pytest.MonkeyPatch):
     assert server.tokens == {"Bearer hf_secret"}
 
 
+def test_large_files_come_from_elsewhere(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    """A redirect to another host, which must not see the token; resumed there, too."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server.redirect = True
+    with pytest.raises(KeyboardInterrupt):
+        model_file("hf:org/one", Interrupt(40000))
+    assert model_file("hf:org/one").read_bytes() == BIG
+    elsewhere = [r for method, path, r in server.requests if path.startswith("/cdn/")]
+    assert elsewhere[0] == "" and elsewhere[1].startswith("bytes=")
+    assert server.tokens == {"Bearer hf_secret"}
+
+
 def test_cache_is_huggingface_hubs(server: Hub):
     path = model_file("hf:org/one")
     assert path.parent.name == COMMIT
