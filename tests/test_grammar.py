@@ -16,7 +16,8 @@ from schemas import BOOL, INT, NULL, SCHEMAS, WORD, obj
 
 GREEDY, HOT = {"temperature": 0}, {"temperature": 50.0, "top_k": 0, "top_p": 1.0, "seed": 2}  # hot: what the model thinks hardly matters
 FORMATS = jsonschema.FormatChecker(("date", "ipv4", "ipv6", "uuid", "email"))
-MAX_TOKENS = 64
+MAX_TOKENS, PROMPT = 64, "Answer in JSON:"
+alone: dict[tuple[str, bool], str] = {}  # schema, whether hot -> answer
 
 
 def validates(schema: Any, text: str, finish_reason: str | None) -> bool:
@@ -38,9 +39,22 @@ def test_what_finishes_validates(model, schema):
     """Greedy and hot; an answer cut off at max_tokens is the beginning of a valid one, which is all that can be asked of it."""
     ended = 0
     for options in GREEDY, HOT:
-        answer = model.generate("Answer in JSON:", json_schema=schema, max_tokens=MAX_TOKENS, **options)
+        answer = model.generate(PROMPT, json_schema=schema, max_tokens=MAX_TOKENS, **options)
         ended += validates(schema, answer.text(), answer.finish_reason)
+        alone[json.dumps(schema), options is HOT] = answer.text()
     assert ended
+
+
+def test_in_a_batch(model):
+    """All schemas at once, greedy and hot in turns: each answer validates, and is what it is alone."""
+    requests = [{"prompt": PROMPT, "json_schema": schema, **options} for schema in SCHEMAS for options in (GREEDY, HOT)]
+    ended = 0
+    for result in model.generate_many(requests, max_tokens=MAX_TOKENS, live=16):
+        schema, hot = SCHEMAS[result.index // 2], bool(result.index % 2)
+        assert result.error is None, result.error
+        ended += validates(schema, result.text, result.finish_reason)
+        assert result.text == alone.get((json.dumps(schema), hot), result.text)
+    assert ended > len(SCHEMAS)
 
 
 def test_regex_grammar_choices(model):
