@@ -160,6 +160,10 @@ class Scheduler:
 
     def _step(self) -> None:
         with self._changed:
+            if self._closed:
+                for job in self._queue:
+                    job.error = ClosedError("the model was closed: load it again")
+                return
             end = self._step_ended + min(_GATHER_SECONDS, self._step_seconds)
             while self._expected and (wait := end - self.clock()) > 0:
                 self._changed.wait(wait)
