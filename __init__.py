@@ -18,13 +18,16 @@ _PUBLIC = {
     "Model": "engine.model",
     "Generation": "engine.generation",
     "SamplingOptions": "engine.sampling",
+    "Request": "engine.batch",
+    "Result": "engine.batch",
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
-__all__ = ["Generation", "LlaminaError", "Model", "SamplingOptions", "__version__", "errors", "load"]
+__all__ = ["Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "errors", "load"]
 
 if TYPE_CHECKING:
     from .engine import errors
+    from .engine.batch import Request, Result
     from .engine.errors import LlaminaError
     from .engine.generation import Generation
     from .engine.model import Model, load
