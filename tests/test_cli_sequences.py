@@ -54,6 +54,7 @@ def test_memory(run):
         for g in held:
             g.close()
     with llamina.load("demo", draft="demo", memory="40MB") as model:
+        assert model.draft is not None
         plans = model.memory_plan, model.draft.memory_plan
         assert sum(plan.weights + plan.kv for plan in plans) <= 40 * 10**6 and plans[0].kv > plans[1].kv
     with pytest.raises(OptionError):
