@@ -62,13 +62,14 @@ class Runtime:
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
     (default: half of what is free beside the weights goes to the KV cache). kv: what keys and values are kept as, a name of kv_cache.KV_TYPES (default:
-    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded.
+    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded. meanwhile: called while the weights are
+    being loaded by other threads; what it raises ends that.
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None):
+                 kv: str | None = None, meanwhile: Callable[[], None] | None = None):
         start = time.perf_counter()
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
@@ -91,6 +92,8 @@ class Runtime:
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
+            if meanwhile:
+                meanwhile()
             self._prepare(gguf, config)
             self._weights.wait(progress)
         except BaseException:
@@ -104,31 +107,24 @@ class Runtime:
         self.load_seconds = time.perf_counter() - start - self.compile_seconds
 
     def _choose_threads(self, choices: list[int]) -> None:
-        """The fastest of these numbers of threads for one token through the first layers; kept for the next time unless other processes disturbed it."""
-        sequence = Sequence(self._pool, self.context)
-        s = self._step
+        """The fastest of these numbers of threads for decoding a token; kept for the next time unless other processes disturbed it."""
+        sequence = self.new_sequence()
+
+        def run(threads: int) -> None:
+            self._pace = Pace(threads)
+            self.step([Feed(sequence, [0], "none")])
+            sequence.truncate(0)
+        best = choices[0]
         try:
-            sequence.reserve(1)
-            s[f.N_TOKENS // 8], self._tokens[1, 0], self._tokens[2, 0] = 1, 0, sequence.table_address
-
-            def run(threads: int) -> None:
-                self._x[0, :self.config.dim] = 1.0
-                self.team.run(self._entry, s.ctypes.data, threads)
-
-            start, s[f.LAST_LAYER // 8] = time.perf_counter(), 1
-            run(choices[0])
-            s[f.LAST_LAYER // 8] = min(self.config.n_layers, max(1, int(0.01 / (time.perf_counter() - start))))
-            best = thread_choice.fastest(run, choices)
-            disturbed = self.team.busy and self.n_threads <= usable_threads()
-            self.n_threads = choices[0] if disturbed else best
-            if not disturbed:
+            fastest = thread_choice.fastest(run, choices)
+            if not self.team.busy or self.n_threads > usable_threads():
+                best = fastest
                 thread_choice.keep(gguf_bytes(self.gguf), best)
-        except OutOfMemoryError:
-            self.n_threads = choices[0]
+        except (OutOfMemoryError, NumericError):  # whoever generates will be told
+            pass
         finally:
             sequence.close()
-            s[f.N_TOKENS // 8] = s[f.LAST_LAYER // 8] = s[f.NOT_FINITE // 8] = 0
-        self._pace = Pace(self.n_threads)
+            self.n_threads, self._pace = best, Pace(best)
 
     def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
         """Everything beside the weights, while they are loaded."""

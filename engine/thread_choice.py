@@ -88,14 +88,15 @@ def fastest(run: Callable[[int], object], choices: list[int], seconds: float = S
     """Of the choices, by timing run(choice) in turns for so long; the first is kept unless another is clearly better."""
     times: dict[int, list[float]] = {n: [] for n in choices}
     end = clock() + seconds
-    for i in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for n in choices:
-            run(n)  # wakes the threads that the run before left asleep
             start = clock()
-            run(n)
-            if i or len(choices) * (clock() - start) > seconds / 4:  # the first round warms up, unless there is no time for that
-                times[n].append(clock() - start)
-        if clock() > end and all(times.values()):
+            run(n)  # wakes the threads that the run before left asleep
+            if len(choices) * (clock() - start) < seconds / 4:  # else there is no time to warm up
+                start = clock()
+                run(n)
+            times[n].append(clock() - start)
+        if clock() > end:
             break
     typical = {n: statistics.median(t) for n, t in times.items()}
     best = min(typical, key=typical.__getitem__)
