@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--batch", default="1,8", show_default=True, metavar="N,...", help="Sequences that generate at once; a test for each number.")
 @click.option("--context-depth", type=int, default=0, show_default=True, metavar="N", help="Positions that the KV cache holds already (made-up values).")
 @click.option("--repetitions", type=int, default=5, show_default=True, metavar="N", help="Times that each test is run, after one to warm up.")
-@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
 @click.option("--profile", is_flag=True, help="Also time every stage of the forward pass, and tell which kernel each tensor got.")
 @click.option("--json", "output", flag_value="json", help="Print one JSON object, with every sample.")

@@ -16,7 +16,7 @@ from ..engine.cli.progress import Progress
 @click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
-@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, threads: int | None, quiet: bool) -> None:

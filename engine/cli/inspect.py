@@ -70,6 +70,7 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         kernels, report["memory"] = _plan(gguf, config, context)
         from ...kernels.target import TARGET
         report["target"] = TARGET
+        report["threads"] = _threads(sum(t.n_bytes for t in gguf.tensors.values()))
     except LlaminaError as error:
         report["runs"] = str(error)
     report["tensors"] = [
@@ -131,10 +132,25 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 
 
+def _threads(weight_bytes: int) -> dict[str, Any]:
+    """{"threads": how many by default, None until measured; "because": why}"""
+    from ...kernels.threads import default_threads
+    from .. import thread_choice
+    if asked := thread_choice.asked():
+        return {"threads": asked, "because": f"{thread_choice.VARIABLE} says so"}
+    found = thread_choice.lookup(weight_bytes)
+    if found is None:
+        return {"threads": None, "because": "measured at first use"}
+    measured = weight_bytes >= thread_choice.SMALL and found is not None and default_threads() > 1
+    return {"threads": found, "because": "measured" if measured else "one for each physical core"}
+
+
 def _lines(r: dict[str, Any]) -> list[str]:
     shards = f", {r['shards']} shards" if r["shards"] > 1 else ""
     lines = [f"{r['path']}: GGUF version {r['version']}, {size(r['file_bytes'])}{shards}, alignment {r['alignment']}"]
     lines += ["runs here: " + (f"yes, with the {r['target']} kernels" if r["runs"] is True else f"no: {r['runs']}")]
+    if r.get("threads"):
+        lines += [f"threads by default: {r['threads']['threads'] or 'not known yet'} ({r['threads']['because']})"]
     lines += ["", "metadata"]
     for key, value in r["metadata"].items():
         text = one_line(str(value))

@@ -34,7 +34,7 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
 model_argument = click.argument("model", default="demo", metavar="[MODEL]", shell_complete=complete_model)
 
 run_options = combine(
-    click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]"),
+    click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]"),
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
     click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0 (half the memory), f32.  [default: f16; f32 for F32 files]"),
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),

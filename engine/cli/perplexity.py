@@ -17,7 +17,7 @@ from .progress import Progress
 @click.option("--against", metavar="REFERENCE", help="A model to compare with, e.g. the unquantised one: KL divergence, same first choice.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
-@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: one for each physical core]")
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What MODEL's keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
