@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .batch import LIVE
 from .errors import FileError, LlaminaError, OptionError
 from .samplers.options import MAX_SEED, SamplingOptions
 
@@ -147,10 +148,12 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
 
 
 class BatchJob:
-    """Runs a job: `run()` yields after every record. options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
+    """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
+    options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
 
     def __init__(self, model: Model, source: Path, journal: Journal, lines: int, digest: str, options: Mapping[str, Any], *, seed: int | None = None,
-                 chat: bool = False, system: str | None = None, parallel: int | None = None) -> None:
+                 kv: str | None = None, chat: bool = False, system: str | None = None, parallel: int | None = None) -> None:
+        assert set(options) <= set(OPTIONS), set(options) - set(OPTIONS)  # or every line would be an error
         self._model, self._source, self._journal, self._options = model, source, journal, dict(options)
         self._chat, self._system, self._parallel = chat, system, parallel
         self.lines, self.resumed = lines, len(journal.done)
@@ -159,12 +162,12 @@ class BatchJob:
         self._errors, self._tokens = sum("error" in record for record in journal.records()), 0
         self._ready: deque[tuple[int, dict[str, Any]]] = deque()  # records of lines that ask for nothing that can be done
         self._asked: dict[int, Line] = {}
-        journal.begin({"input": digest, "model": fingerprint(model.path), "context": model.context, "chat": chat, "system": system,
+        journal.begin({"input": digest, "model": fingerprint(model.path), "context": model.context, "kv": kv, "chat": chat, "system": system,
                        "options": self._options, "seed": self.seed})
 
     def run(self) -> Iterator[Progress]:
         """Journal every record, then write the output. FileError; ClosedError; whatever stops it, the journal stays."""
-        with self._model.generate_many(self._requests(), **({} if self._parallel is None else {"live": self._parallel})) as results:
+        with self._model.generate_many(self._requests(), live=self._parallel or LIVE) as results:
             for result in results:
                 line = self._asked.pop(result.index)
                 self._journal.add(line.number, self._record(line, result))
@@ -225,7 +228,8 @@ class BatchJob:
 
     def _record(self, line: Line, result: Result) -> dict[str, Any]:
         if result.error is not None or result.stats is None:
-            return self._error(line.at, line.id, result.error or LlaminaError("there is no answer"))
+            message = str(result.error or "there is no answer").removeprefix(f"prompt {result.index}: ")  # which depends on where the run began
+            return self._error(line.at, line.id, LlaminaError(message))
         record: dict[str, Any] = {"id": line.id, "text": result.text}
         if line.format:
             from .tool_calls import calls_before, parse, written_ids

@@ -60,16 +60,16 @@ class Journal:
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Bind the journal to a job, or check that it is bound to this one. OptionError names what differs."""
-        header = json.loads(json.dumps({"llamina_batch": VERSION, **header}))
+        bound: dict[str, Any] = json.loads(json.dumps({"llamina_batch": VERSION, **header}))
         if self.header is None:
-            self._append(json.dumps(header, ensure_ascii=False).encode() + b"\n")
+            self._append(json.dumps(bound, ensure_ascii=False).encode() + b"\n")
             self._sync(True)
-            self.header = header
+            self.header = bound
             return
-        different = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
+        different = [key for key in {**bound, **self.header} if bound.get(key) != self.header.get(key)]
         if different:
             key = different[0]
-            was, now = self.header.get(key), header.get(key)
+            was, now = self.header.get(key), bound.get(key)
             if isinstance(was, dict) and isinstance(now, dict):
                 name = next(name for name in {**now, **was} if now.get(name) != was.get(name))
                 key, was, now = f"{key}: {name}", was.get(name), now.get(name)

@@ -24,7 +24,7 @@ COMMANDS = ("generate", "chat", "batch", "inspect")
 LISTS = ("stop", "banned", "logit_bias", "dry_breakers")
 """Options that may be given several times on the command line: lists in the file, a JSON list or one text in the environment."""
 FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "plain")
-TEXTS = ("model", "draft", "system", "memory")
+TEXTS = ("model", "draft", "system", "memory", "kv")
 COUNTS = ("threads", "context", "parallel")
 MODEL_KEYS = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "xtc_probability": "xtc_probability", "xtc_threshold": "xtc_threshold",
@@ -165,7 +165,7 @@ def check_value(name: str, value: Any) -> Any:
         elif name == "logit_bias":
             SamplingOptions(logit_bias=[(token, _number(bias)) for token, _, bias in (item.rpartition("=") for item in value)])
         else:
-            SamplingOptions(**{name: value})
+            SamplingOptions(**{name: value})  # type: ignore[arg-type]
     elif name in COUNTS:
         count(name, value)
     elif name == "max_tokens":
@@ -174,7 +174,7 @@ def check_value(name: str, value: Any) -> Any:
         kind = _numbers().get(name, str)
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise OptionError(f"must be a {'whole number' if kind is int else 'number' if kind is float else 'text'}, found {value!r}")
-        SamplingOptions(**{name: value})
+        SamplingOptions(**{name: value})  # type: ignore[arg-type]
     return value
 
 

@@ -63,7 +63,7 @@ def test_records_in_the_order_of_the_lines(source, tmp_path):
 def test_killed_ten_times_and_resumed(source, tmp_path):
     run(source, tmp_path / "whole.jsonl")
     output, journal, rng = tmp_path / "r.jsonl", tmp_path / "r.jsonl.journal", random.Random(4)
-    context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["batch_child"])  # a process in 10 ms
     sizes = []
@@ -130,9 +130,9 @@ def test_a_journal_is_bound_to_its_job(source, tmp_path, monkeypatch):
     output = tmp_path / "r.jsonl"
     run(source, output, seed=None)
     run(source, output, seed=None)  # the seed that was drawn is kept
-    for changes, message in [({"options": {"temperature": 2.0}}, r"options: temperature \(30.0, now 2.0\)"), ({"seed": 1 << 40}, "seed"),
-        ({"system": "x"}, "system"),
-                             ({"chat": True}, "chat")]:
+    changed: list[tuple[dict[str, Any], str]] = [({"options": {"temperature": 2.0}}, r"options: temperature \(30.0, now 2.0\)"), ({"seed": 1 << 40}, "seed"),
+                                                 ({"system": "x"}, "system"), ({"chat": True}, "chat"), ({"kv": "q8_0"}, "kv")]
+    for changes, message in changed:
         with pytest.raises(OptionError, match=f"r.jsonl.journal: was begun with other {message}"):
             run(source, output, **{"seed": None, **changes})
     source.write_text('"other"\n')
@@ -197,7 +197,7 @@ def test_bad_lines(raw, message):
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [1, 10**9]}, "outside this model's vocabulary"), ({"prompt": [1.5]}, "token id"), ({"prompt": "a", "temperature": "hot"}, "temperature"),
     ({"prompt": "a", "temperature": -1}, "temperature"), ({"prompt": "a", "max_tokens": -5}, "max_tokens"), ({"prompt": "a", "stop": [""]}, "stop"),
-    ({"prompt": "a", "logprobs": -1}, "logprobs"),
+    ({"prompt": "a", "logprobs": -1}, "logprobs"), ({"prompt": "a", "stop": 3}, "stop must be"),
     ({"prompt": "a", "seed": 1 << 70}, "seed"), ({"messages": [1]}, "messages[0]"), ({"messages": [{"role": 3, "content": "x"}]}, "messages[0]"),
     ({"messages": [{"role": "user"}]}, "messages[0]"), ({"prompt": "\ud800"}, "'utf-8' codec"), ({"prompt": "a", "ignore_eos": "x"}, "ignore_eos"),
 ]

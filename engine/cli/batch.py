@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 @memory_options
 @run_options
 def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, system: str | None, parallel: int | None, draft: str | None,
-            no_speculation: bool, memory: str | None, context_shift: bool, threads: int | None, context: int | None, quiet: bool, **sampling: Any) -> None:
+            no_speculation: bool, memory: str | None, context_shift: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool,
+            **sampling: Any) -> None:
     """Answer many prompts: a line of JSON in, a line of JSON out, in the same order.
 
     A line is a text, or an object: "prompt" (a text or token ids) or "messages" (a conversation, with "tools" if wanted), an "id" of your own, and
@@ -71,10 +72,11 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
     if target.exists() and source.exists() and target.samefile(source):
         raise OptionError(f"{output}: is the prompts' file: choose another name")
     lines, digest = count_lines(source)
-    with Journal(target) as journal, Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory) as loaded:
+    with Journal(target) as journal, Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded:
         options = {"max_tokens": max_tokens, "context_shift": context_shift, **with_models_own(loaded, sampling), **obey}
         seed = options.pop("seed")
-        job = BatchJob(loaded, source, journal, lines, digest, options, seed=seed, chat=chat or system is not None, system=system, parallel=parallel)
+        job = BatchJob(loaded, source, journal, lines, digest, options, seed=seed, kv=kv, chat=chat or system is not None, system=system,
+                       parallel=parallel)
         if job.resumed:
             progress.note(f"going on after {job.resumed} of {lines} records")
         start = time.monotonic()
