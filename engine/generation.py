@@ -277,7 +277,9 @@ class Generation:
     def fork_prompt(self) -> tuple[kv_cache.Sequence, np.ndarray]:
         """After the prompt's job, before `advance`: (a sequence that shares the prompt's pages, the logits after it). OutOfMemoryError."""
         assert self._job is not None and self._sequence is not None and not self.ids
-        return self._sequence.fork(), self._job.rows[-1].copy()
+        rows = self._job.rows
+        after = rows[0] if self._job.logits == "all" else rows[-1]  # all: a draft follows the prompt
+        return self._sequence.fork(len(self.window)), after.copy()
 
     def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray) -> None:
         """Start from a prompt that was computed already; the sequence belongs to the generation from now on. OutOfMemoryError: then it doesn't."""

@@ -74,6 +74,10 @@ def test_samples_share_the_prompt_and_differ(model, free):
         assert r.ids == alone(model, [prompt, prompt[:70]][r.index], seed=3, sample_index=r.sample, max_tokens=20, ignore_eos=True)[1]
         assert r.stats.reused_tokens == (len([prompt, prompt[:70]][r.index]) if r.sample else r.stats.reused_tokens)
     assert len({tuple(r.ids) for r in found}) > n
+    repeating = [1, *[40, 41, 42] * 30]
+    ref = [alone(model, repeating, seed=3, sample_index=s, max_tokens=20, ignore_eos=True)[1] for s in range(3)]
+    model.costs = Eager()  # the prefix cache knows all but the last token: a draft follows it in the prompt's own step
+    assert [r.ids for r in model.generate_many([repeating], samples=3, seed=3, max_tokens=20, ignore_eos=True, ordered=True)] == ref
     assert len({r.stats.seed for r in model.generate_many([prompt], samples=3, max_tokens=1)}) == 1
     model.runtime.clear_prefix_cache()
 
@@ -247,3 +251,17 @@ def test_arrivals_from_threads_at_any_time(model, free, case):
         t.join(60)
     assert not wrong and not any(t.is_alive() for t in threads)
     model.runtime.clear_prefix_cache()
+
+
+@pytest.mark.parametrize("case", [{"temperature": 0.0}, {"seed": 1}], ids=str)
+def test_with_a_draft_model_and_on_more_threads(tmp_path_factory, case):
+    folder = tmp_path_factory.mktemp("draft")
+    main = write_small_model(folder / "m.gguf", "Q8_0", context_length=256)
+    draft = write_small_model(folder / "d.gguf", "Q8_0", seed=1, n_layers=1, context_length=256)
+    with load(main, threads=1) as plain, load(main, threads=2, draft=draft) as model:
+        model.costs = Eager()
+        for sample in 0, 1:
+            ref = [alone(plain, p, max_tokens=20, ignore_eos=True, sample_index=sample, speculate=False, **case) for p in PROMPTS[:6]]
+            found = list(model.generate_many(PROMPTS[:6], max_tokens=20, ignore_eos=True, ordered=True, samples=2, **case))
+            assert [answer(r) for r in found if r.sample == sample] == ref
+            assert sum(r.stats.drafted_tokens for r in found) > 50
