@@ -140,7 +140,11 @@ def test_the_command_line_uses_the_models_own(config, capsys, monkeypatch):
     model._gguf.metadata.update({"general.sampling.temp": 0.25, "general.sampling.top_k": 9})
     asked: list[dict[str, Any]] = []
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda ids, **options: (asked.append(options), generate(ids, **options))[1])
+
+    def asking(ids: list[int], **options: Any) -> Any:
+        asked.append(options)
+        return generate(ids, **options)
+    monkeypatch.setattr(model, "generate", asking)
     monkeypatch.setattr("llamina.engine.cli.generate.open_model", lambda *args: model)
     assert model.sampling_defaults == {"temperature": 0.25, "top_k": 9}
     assert main(["generate", "-p", "x", "--top-k", "4"]) == 0
