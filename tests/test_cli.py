@@ -51,7 +51,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
         model = fake_model(*args, **options)
 
         def load(*args: Any, **options: Any) -> Any:
-            model._closed = model.runtime.closed = False
+            model._closed = model.runtime.closed = model.scheduler._closed = False
             return model
         monkeypatch.setattr(models, "load", load)
         return model
