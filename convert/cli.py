@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +76,8 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
             opened, out, type_ or "keep", plan=planned, overrides=overrides, output_type=output_type,
-            embedding_type=embedding_type, importance=weights, threads=threads, progress=Speed(progress),
+            embedding_type=embedding_type, importance=weights, threads=threads,
+            progress=lambda what, done, total: (progress.counting if what == "windows" else progress.loading)(what, done, total),
             split=None if split is None else parse_size(split), allow_nan=allow_nan,
             verify=False if verify is False and text is None else verify, verify_text=text)
         progress.clear()
@@ -89,24 +89,6 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             print(f"llamina: {problem}", file=sys.stderr)
         print(f"llamina: verification of {report.paths[0]} failed: don't use it, and please report this with the source's name", file=sys.stderr)
         raise click.exceptions.Exit(1)
-
-
-class Speed:
-    """Progress in bytes with speed and time left, as convert() calls it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress, self.what, self.start = progress, "", 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self.what:
-            self.what, self.start = what, now
-        speed = done / (now - self.start) if now - self.start > 0.5 else 0.0
-        left = f", {size(speed)}/s, {(total - done) / speed:.0f} s left," if speed else ""
-        if what == "windows":
-            self.progress.counting(what, done, total)
-        else:
-            self.progress.loading(what + left, done, total)
 
 
 def parse_size(text: str) -> int:

@@ -28,6 +28,7 @@ class Progress:
         self.quiet = quiet
         self.shows = not quiet and sys.stderr.isatty()
         self._last = 0.0
+        self._what, self._begun, self._first = "", 0.0, 0
         self._written = False
         self._compiled = 0
         self._unsubscribe: Callable[[], None] | None = None
@@ -39,9 +40,14 @@ class Progress:
         return self
 
     def loading(self, what: str, done: int, total: int) -> None:
-        """The `progress` of `load`."""
-        if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
-            self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}")
+        """The `progress` of `load`, in bytes. What takes a while is given its speed and the time left."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._begun, self._first = what, now, done
+        if self.shows and (done >= total or now - self._last > 0.1):
+            speed = (done - self._first) / (now - self._begun) if now - self._begun > 2 else 0.0
+            left = f", {size(speed)}/s, {(total - done) / speed:.0f} s left" if speed and done < total else ""
+            self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}{left}")
 
     def working(self, text: Callable[[], str]) -> None:
         """A line of the caller's, made when it is time for another."""
