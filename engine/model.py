@@ -43,7 +43,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
-    threads: default what half a second's measurement found best at first use, else one for each physical core. context: most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
+    threads: default what half a second's measurement found best at first use, else one for each physical core. context:
+    most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
     memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
