@@ -82,6 +82,8 @@ def test_weights_that_are_not_finite(format: str, tmp_path: Path) -> None:
     with open_gguf(path) as file:
         t = file.tensors["blk.1.ffn_down.weight"]
         row = file.data(t.name)[-1].tobytes()
+    with pytest.raises(AssertionError, match="reached the forward pass"):
+        load(path)  # whole; and the format's kernels are compiled now
     raw = path.read_bytes()
     at = raw.rindex(row) + len(row) - t.format.bytes + SCALE_AT[format]
     for value in np.array([np.nan, np.inf, -np.inf], np.float32):
@@ -96,7 +98,6 @@ def test_missing_shard(tmp_path: Path) -> None:
 
 
 def test_what_no_damage_does(tmp_path: Path) -> None:
-    """The same files, whole, get as far as the first step: or else the tests above would prove nothing."""
-    for path in llama().write(tmp_path / "a.gguf"), write_small_model(tmp_path / "b.gguf", "Q4_K"):
-        with pytest.raises(AssertionError, match="reached the forward pass"):
-            load(path)
+    """The file of the headers above, whole, gets as far as the first step: or else those tests would prove nothing."""
+    with pytest.raises(AssertionError, match="reached the forward pass"):
+        load(llama().write(tmp_path / "a.gguf"))
