@@ -14,7 +14,6 @@ from llamina.engine.config import ModelConfig
 from llamina.engine.gguf import open_gguf
 from llamina.engine.runtime import Feed, Runtime
 
-KV_TYPES: Any = getattr(kv_cache, "KV_TYPES", None)
 CONTEXTS = (size(512, 64), size(4096, 128), size(16384, 192))
 SHAPES = {  # heads of 1.1B and 7B models, narrow feed-forward
     "grouped": Shape(2048, size(4, 1), 32, 4, 256, n_vocab=512, context_length=32768),
@@ -24,11 +23,11 @@ SHAPES = {  # heads of 1.1B and 7B models, narrow feed-forward
 
 @pytest.mark.parametrize("tokens", (1, size(128, 8)))
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("kv", list(KV_TYPES or ["f16"]))
+@pytest.mark.parametrize("kv", list(kv_cache.KV_TYPES))
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_attention(benchmark: Any, shape: str, kv: str, context: int, tokens: int) -> None:
     with open_gguf(model("q4_0", SHAPES[shape])) as gguf:
-        runtime = Runtime(gguf, ModelConfig.from_gguf(gguf), threads=THREADS, context=context + tokens, **({"kv": kv} if KV_TYPES else {}))
+        runtime = Runtime(gguf, ModelConfig.from_gguf(gguf), threads=THREADS, context=context + tokens, kv=kv)
         sequence = runtime.new_sequence()
         fill(sequence, context, runtime._pool.page_bytes)
         ids = np.zeros(tokens, np.int64)

@@ -111,7 +111,7 @@ class Loader:
                 else:
                     if len(buffer) < size:
                         buffer = np.empty(size, np.uint8)
-                    _read(fd, memoryview(buffer)[:size], info.offset + first)
+                    _read(fd, buffer[:size].data, info.offset + first)
                     source = buffer.ctypes.data - first
                 bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, piece.to)
                 if fd is None and piece.last * ROWS >= rows:

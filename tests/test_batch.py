@@ -264,4 +264,4 @@ def test_with_a_draft_model_and_on_more_threads(tmp_path_factory, case):
             ref = [alone(plain, p, max_tokens=20, ignore_eos=True, sample_index=sample, speculate=False, **case) for p in PROMPTS[:6]]
             found = list(model.generate_many(PROMPTS[:6], max_tokens=20, ignore_eos=True, ordered=True, samples=2, **case))
             assert [answer(r) for r in found if r.sample == sample] == ref
-            assert sum(r.stats.drafted_tokens for r in found) > 50
+            assert sum(r.stats.drafted_tokens for r in found if r.stats) > 50
