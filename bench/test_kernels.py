@@ -13,7 +13,8 @@ from llamina.kernels.compile_cache import compiled
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import FORMATS as TABLE
 
-ROWS, COLUMNS = size(8192, 32), size(4096, 256)
+COLUMNS = size(4096, 256)
+MATRIX_BYTES = size(96 << 20, 1 << 13)  # more than a last-level cache holds
 TOKENS = (1, 2, 4, 8, 32)
 
 
@@ -24,16 +25,20 @@ def quantize(x, columns, tokens, records):
     return 0
 
 
+def rows_of(name: str) -> int:
+    return max(16, MATRIX_BYTES // TABLE[name].row_bytes(COLUMNS) // 16 * 16)
+
+
 def tiles_of(name: str) -> tuple[np.ndarray, np.ndarray]:
     """(the matrix as a file holds it, and as the kernel wants it)"""
-    rows = random_blocks(np.random.default_rng(0), name, ROWS, COLUMNS, COLUMNS**-0.5)
-    tiles = aligned(registry.tiled_bytes(name, ROWS, COLUMNS))
+    rows = random_blocks(np.random.default_rng(0), name, rows_of(name), COLUMNS, COLUMNS**-0.5)
+    tiles = aligned(registry.tiled_bytes(name, len(rows), COLUMNS))
     retile(name, rows, tiles)
     return rows, tiles
 
 
 def retile(name: str, rows: np.ndarray, tiles: np.ndarray) -> None:
-    bad = registry.retiler(name).ctypes(rows.ctypes.data, rows.shape[1], ROWS, COLUMNS // TABLE[name].columns, 0, ROWS // 16, tiles.ctypes.data)
+    bad = registry.retiler(name).ctypes(rows.ctypes.data, rows.shape[1], len(rows), COLUMNS // TABLE[name].columns, 0, len(rows) // 16, tiles.ctypes.data)
     assert bad < 0
 
 
@@ -53,12 +58,13 @@ def inputs_of(name: str, tokens: int) -> np.ndarray:
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_matmul(benchmark: Any, matrix: tuple[str, np.ndarray, np.ndarray], tokens: int) -> None:
-    name, _, tiles = matrix
-    x, out, kernel = inputs_of(name, tokens), np.empty((tokens, ROWS), np.float32), registry.kernel(name).ctypes
-    arguments = tiles.ctypes.data, COLUMNS, 0, ROWS // 16, x.ctypes.data, COLUMNS, out.ctypes.data, ROWS, tokens
+    name, file_rows, tiles = matrix
+    rows = len(file_rows)
+    x, out, kernel = inputs_of(name, tokens), np.empty((tokens, rows), np.float32), registry.kernel(name).ctypes
+    arguments = tiles.ctypes.data, COLUMNS, 0, rows // 16, x.ctypes.data, COLUMNS, out.ctypes.data, rows, tokens
     benchmark.pedantic(kernel, arguments, rounds=2 * ROUNDS, warmup_rounds=1)
     assert np.isfinite(out).all()
-    macs = float(ROWS) * COLUMNS * tokens
+    macs = float(rows) * COLUMNS * tokens
     record(benchmark, Work(tiles.nbytes, 0, macs) if registry.takes_floats(name) else Work(tiles.nbytes, macs), 1, format=name, tokens=tokens)
 
 
