@@ -64,14 +64,13 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
+        tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
         from .runtime import Runtime
-        tokenizers: list[Tokenizer] = []
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv,
-                          meanwhile=lambda: tokenizers.append(load_tokenizer(gguf.metadata, gguf.path)))
+        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
-    model = Model(gguf, tokenizers[0], runtime, time.perf_counter() - start - runtime.compile_seconds)
+    model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
     if draft is not None:
         try:
             model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)

@@ -62,14 +62,13 @@ class Runtime:
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
     (default: half of what is free beside the weights goes to the KV cache). kv: what keys and values are kept as, a name of kv_cache.KV_TYPES (default:
-    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded. meanwhile: called while the weights are
-    being loaded by other threads; what it raises ends that.
+    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded.
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None, meanwhile: Callable[[], None] | None = None):
+                 kv: str | None = None):
         start = time.perf_counter()
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
@@ -92,8 +91,6 @@ class Runtime:
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
-            if meanwhile:
-                meanwhile()
             self._prepare(gguf, config)
             self._weights.wait(progress)
         except BaseException:
