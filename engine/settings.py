@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.is_file() and path.stat().st_size > MAX_FILE:
             raise FormatError(f"{path}: is larger than any settings file")
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: a user without a home
         if os.environ.get("LLAMINA_CONFIG") and path == settings_path():
             raise FileError(f"{path}: no such file (LLAMINA_CONFIG names it)") from None
         return {}
