@@ -62,8 +62,9 @@ class Terminal:
             self.seen += chunk
             if not chunk and self.process.poll() is not None:
                 break
+        code = self.process.wait(30)  # before the terminal goes: that would be a SIGHUP
         os.close(self.master)
-        return self.process.wait(30)
+        return code
 
 
 def plain(raw: bytes) -> bytes:
@@ -71,7 +72,7 @@ def plain(raw: bytes) -> bytes:
 
 
 def test_a_conversation(tmp_path: Path) -> None:
-    t = Terminal("chat", "--seed", "1", "--ignore-eos", "-n", "400")
+    t = Terminal("chat", "--seed", "1", "--ignore-eos", "-n", "100000", "--context-shift")  # answers that last until they are stopped
     t.wait("lists commands")
     t.wait("> ?")
     t.send("Tell me a story.\r")

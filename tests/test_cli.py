@@ -326,7 +326,7 @@ def test_chat_on_a_terminal():
     import pty
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [*LLAMINA, "chat", "--seed", "1", "--ignore-eos"], {**os.environ, "TERM": "dumb"})
+        os.execve(sys.executable, [*LLAMINA, "chat", "--seed", "1", "--ignore-eos", "--context-shift"], {**os.environ, "TERM": "dumb"})
     seen = b""
 
     def read_until(text: bytes) -> None:
