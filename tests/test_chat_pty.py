@@ -60,8 +60,10 @@ class Terminal:
             except OSError:
                 break
             self.seen += chunk
-            if not chunk and self.process.poll() is not None:
-                break
+            if not chunk:
+                if self.process.poll() is not None:
+                    break
+                self.send("\x04")  # the first came while the line editor was still setting the terminal up, which drops what was typed
         code = self.process.wait(30)  # before the terminal goes: that would be a SIGHUP
         os.close(self.master)
         return code
