@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != REPOSITORY]
 
 os.environ["LLAMINA_HOME"] = os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"] = str(REPOSITORY / "tests" / "nothing")  # nor what the user has
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a script ignores Ctrl-C, and so would the programs that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def real_folder() -> Path:
