@@ -152,7 +152,7 @@ def test_waits_for_kv_memory(model):
         assert most <= 2 and pool.claimed <= 7 and pool._promised == 0
         found = list(model.generate_many(prompts, max_tokens=90, ignore_eos=True, temperature=0.0, samples=2, ordered=True))
         assert [(r.index, r.error) for r in found] == [(i // 2, None) for i in range(24)]
-        holding = [model.generate(random_ids(100, seed=s), max_tokens=90) for s in (1, 2)]
+        holding = [model.generate(random_ids(100, seed=s), max_tokens=90, ignore_eos=True, temperature=0.0) for s in (1, 2)]
         for g in holding:
             next(g)
         with pytest.raises(OutOfMemoryError, match="KV cache has 1 of 7 pages"):
