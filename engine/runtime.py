@@ -283,9 +283,10 @@ class Runtime:
         s = self._step
         s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8], s[f.N_WANTED // 8] = first, last, n_wanted
         tokens, work = int(s[f.N_TOKENS // 8]), last - first + (1 if n_wanted else 0)
-        threads, start = self._pace.threads(min(tokens, 16), self.team.busy), time.perf_counter()
+        threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), self.team.lost_seconds
         status = self.team.run(self._entry, self._step_address, threads)
-        self._pace.note(min(tokens, 16), threads, (time.perf_counter() - start) / (work * max(1, tokens // 16)))
+        seconds, lost = time.perf_counter() - start, self.team.lost_seconds - lost
+        self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
         if s[f.NOT_FINITE // 8]:

@@ -78,6 +78,7 @@ from .team_state import (
     GENERATION,
     LINE,
     LOCK,
+    LOST,
     MAX_THREADS,
     RELEASE_FN,
     RUN,
@@ -296,6 +297,11 @@ class Team:
     def busy(self) -> bool:
         """Whether threads of the last runs were late at barriers for long: other processes want our CPUs."""
         return bool(self._words[BUSY // 8] > 0)
+
+    @property
+    def lost_seconds(self) -> float:
+        """Time that threads have waited for others that were late, over all threads and runs so far."""
+        return float(self._words[LOST // 8]) * 1e-9
 
     def abort(self) -> None:
         """Make all threads of the present run stop at the next barrier. Callable from any thread or signal handler.

@@ -28,6 +28,7 @@ SYSCALL_FN, FUTEX = CONSTANTS + 56, CONSTANTS + 64  # syscall() and the number o
 CLOCK = CONSTANTS + 72   # kernels/clock.py's words but the result, which each thread has for itself
 COUNTERS = 6 * LINE      # N_COUNTERS int64 side by side: a stage mostly uses one, and a barrier resets all with one line's traffic
 SLEEPERS = 7 * LINE      # threads that sleep, or are about to, until a word changes
+LOST = SLEEPERS + 8      # nanoseconds that threads have waited in vain (waits longer than LATE), over all threads and runs
 BUSY = 8 * LINE          # above 0: waits are long, sleep at once; counted down by short ones
 WORKERS = 9 * LINE       # a line for each thread:
 ASLEEP, LOCK, CLAIMED = 0, 8, 16  # flag; address of its lock; 1 once a thread has taken this place
@@ -71,8 +72,10 @@ def wait_while(team: int, word: int, value: int) -> int:
         atomic_add(team + SLEEPERS, 1)
         call_pointer7(atomic_load(team + SYSCALL_FN), atomic_load(team + FUTEX), word, FUTEX_WAIT, value & 0xFFFFFFFF, 0, 0, 0)  # the word's lower half
         atomic_add(team + SLEEPERS, -1)
-    if _nanoseconds(team) - start > LATE:
+    waited = _nanoseconds(team) - start
+    if waited > LATE:
         atomic_store(team + BUSY, max(busy, BUSY_WAITS))
+        atomic_add(team + LOST, waited)
     elif busy > 0:
         atomic_store(team + BUSY, busy - 1)
     return now
