@@ -21,7 +21,7 @@ TOKENS = (1, 2, 4, 8, 32)
 @compiled("int64(int64, int64, int64, int64)")
 def quantize(x, columns, tokens, records):
     for m in range(tokens):
-        quantize_row(x + 4 * m * columns, columns, m, records)
+        quantize_row(x + 4 * m * columns, columns, m, tokens, records)
     return 0
 
 

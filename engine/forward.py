@@ -134,7 +134,7 @@ def _gate_up(layer, n_threads, team, model, floats, ld_floats, n_tokens):
             row, here = gate + 4 * m * ld, 4 * 32 * pair0
             silu_mul(row + here, up + 4 * m * ld + here, 32 * (pair1 - pair0))
             if quantize:
-                worst = max(worst, quantize_part(row, 32 * pair0, 32 * pair1, ld, m, records))
+                worst = max(worst, quantize_part(row, 32 * pair0, 32 * pair1, ld, m, n_tokens, records))
 
 
 @jit
@@ -152,13 +152,13 @@ def _end(n_threads, team, step, stage):
 
 
 @jit
-def _norm(model, x, gain, m, row, quantize):
-    """RMSNorm of the residual row m into NORMED's (and the records') row. -> not finite"""
+def _norm(model, x, gain, m, row, n_rows, quantize):
+    """RMSNorm of the residual row m into NORMED's (and the records') row, one of n_rows. -> not finite"""
     ld = load_i64(model + LD_DIM)
     out = load_i64(model + NORMED) + 4 * row * ld
     bad = rms_norm(x + 4 * m * ld, gain, load_i64(model + DIM), ld, load_f32(model + EPS), out)
     if quantize:
-        quantize_row(out, ld, row, load_i64(model + RECORDS))
+        quantize_row(out, ld, row, n_rows, load_i64(model + RECORDS))
     return bad
 
 
@@ -186,7 +186,7 @@ def forward(tid, n_threads, team, step):
             for m in range(m0, min(m0 + rows, n_tokens)):
                 if layer > first_layer:
                     add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + ATTN_NORM), m, m, load_i64(here + QUANTIZE_QKV)):
+                if _norm(model, x, load_i64(here + ATTN_NORM), m, m, n_tokens, load_i64(here + QUANTIZE_QKV)):
                     compare_and_swap(step + NOT_FINITE, 0, code)
             m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_ATTENTION_NORM):
@@ -212,7 +212,7 @@ def forward(tid, n_threads, team, step):
         if load_i64(here + QUANTIZE_ATT):
             m = next_tile(team, 0, 1)
             while m < n_tokens:
-                if quantize_row(att + 4 * m * ld_att, ld_att, m, records) >= INFINITY_BITS:
+                if quantize_row(att + 4 * m * ld_att, ld_att, m, n_tokens, records) >= INFINITY_BITS:
                     compare_and_swap(step + NOT_FINITE, 0, code + 1)
                 m = next_tile(team, 0, 1)
             if _end(n_threads, team, step, P_QUANTIZE):
@@ -225,7 +225,7 @@ def forward(tid, n_threads, team, step):
         while m0 < n_tokens:
             for m in range(m0, min(m0 + rows, n_tokens)):
                 add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + FFN_NORM), m, m, load_i64(here + QUANTIZE_FFN)):
+                if _norm(model, x, load_i64(here + FFN_NORM), m, m, n_tokens, load_i64(here + QUANTIZE_FFN)):
                     compare_and_swap(step + NOT_FINITE, 0, code + 2)
             m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_FFN_NORM):
@@ -253,7 +253,7 @@ def forward(tid, n_threads, team, step):
         i = next_tile(team, 0, 1)
         while i < n_wanted:
             m = load_i64(wanted + 8 * i)
-            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, load_i64(model + QUANTIZE_OUTPUT)):
+            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, n_wanted, load_i64(model + QUANTIZE_OUTPUT)):
                 compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
             i = next_tile(team, 0, 1)
         if _end(n_threads, team, step, P_OUTPUT_NORM):

@@ -259,6 +259,7 @@ class Runtime:
         self._rope.fill(int(self._tokens[1, :n].max()) + 1)
         logits = np.empty((n_wanted, self._logit_columns), np.float32)
         s = self._step
+        self._model[attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.N_ITEMS // 8], s[f.ITEMS // 8], s[f.LOGITS // 8] = n, len(items), items.ctypes.data, logits.ctypes.data
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()

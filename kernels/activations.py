@@ -1,15 +1,18 @@
 """Activations for the integer matmuls: quantised to int8 in blocks of 32 columns, in groups of 8 tokens.
 
-Layout: uint8 [group of 8 tokens, block of 32 columns, RECORD bytes]; one record holds what a kernel needs of one block for 8 tokens:
+Layout: [group of 8 tokens, block of 32 columns, record]; one record holds what a kernel needs of one block for the W tokens of its group: W = 8, and
+in the last group 1, 2, 4 or 8, as many as are left or one more power of two:
 
-    offset   0  int8    [8, 32]   q       rounded x / d, in -127..127, never -128
-           256  float32 [8]       d       absmax / 127 (0 where absmax < 1e-30)
-           288  float32 [8]       d * s   where s = sum of the block's q: multiplies a format's minimum
-           320  int32   [8]       -8 s    zero point of 4-bit codes, folded in exactly; twice this is 5-bit's
-           352  int32   [8]       -128 s  zero point of bytes stored as code + 128
-           384  int32   [2, 8]    -32 s of columns 0..15 and 16..31: zero point of formats with a scale per 16 columns
+    offset  0      int8    [W, 32]   q       rounded x / d, in -127..127, never -128
+            32 W   float32 [W]       d       absmax / 127 (0 where absmax < 1e-30)
+            36 W   float32 [W]       d * s   where s = sum of the block's q: multiplies a format's minimum
+            40 W   int32   [W]       -8 s    zero point of 4-bit codes, folded in exactly; twice this is 5-bit's
+            44 W   int32   [W]       -128 s  zero point of bytes stored as code + 128
+            48 W   int32   [2, W]    -32 s of columns 0..15 and 16..31: zero point of formats with a scale per 16 columns
+            56 W   padding to whole cache lines
 
-Tokens of one group lie next to each other because strides of whole rows fight over the same L1 sets (measured on the prototype: 243 -> 320 GMAC/s).
+Tokens of one group lie next to each other because strides of whole rows fight over the same L1 sets (measured on the prototype: 243 -> 320 GMAC/s). A lone
+token has one cache line a block: weights streaming through L1 drive out what is spread over more (records of 8 for one token cost a fifth of the bandwidth).
 """
 from __future__ import annotations
 
@@ -30,16 +33,33 @@ from .simd import (
 )
 from .vecmath import round_to_bits
 
-GROUP, BLOCK, RECORD = 8, 32, 448
-D, DS, ZERO8, ZERO128, ZERO32 = 256, 288, 320, 352, 384
+GROUP, BLOCK = 8, 32
+D, DS, ZERO8, ZERO128, ZERO32, END = 32, 36, 40, 44, 48, 56
+"""Offsets in a record, times its width."""
 INFINITY_BITS = 0x7F800000
 _TINY_BITS = int(np.array(1e-30, np.float32).view(np.int32))
 _127 = np.float32(127.0)
 
 
 def record_bytes(tokens: int, columns: int) -> int:
-    """Bytes for the records of `tokens` rows of `columns` activations."""
+    """Bytes that the records of up to `tokens` rows of `columns` activations take at most."""
     return -(-tokens // GROUP) * -(-columns // BLOCK) * RECORD
+
+
+@jit
+def record_size(width):
+    """Bytes of a record for `width` tokens."""
+    return (END * width + 63) // 64 * 64
+
+
+RECORD = (END * GROUP + 63) // 64 * 64
+
+
+@jit
+def group_width(m, n_tokens):
+    """Tokens that a record of token m's group has room for."""
+    rest = n_tokens - m // GROUP * GROUP
+    return GROUP if rest > 4 else 4 if rest > 2 else rest
 
 
 @jit
@@ -54,19 +74,22 @@ def quantize_block(v0, v1):
 
 
 @jit
-def quantize_row(x, columns, m, records):
-    """Quantise token m's float32 row at x (`columns` a multiple of 32) into the records. -> largest |x| as float bits (>= INFINITY_BITS: not finite).
+def quantize_row(x, columns, m, n_tokens, records):
+    """Quantise the row at x (float32 [columns], a multiple of 32) of token m of n_tokens into the records. -> largest |x| as float bits (>= INFINITY_BITS:
+    not finite).
 
     q = round(x * (127 / absmax)), d = absmax / 127, all in float32.
     """
-    return quantize_part(x, 0, columns, columns, m, records)
+    return quantize_part(x, 0, columns, columns, m, n_tokens, records)
 
 
 @jit
-def quantize_part(x, first, last, columns, m, records):
+def quantize_part(x, first, last, columns, m, n_tokens, records):
     """Columns [first, last) of the row, both multiples of 32."""
-    r = records + ((m // GROUP) * (columns // BLOCK) + first // BLOCK) * RECORD
-    lane = m % GROUP
+    width = group_width(m, n_tokens)
+    size, lane = record_size(width), m % GROUP
+    r = records + (m // GROUP) * (columns // BLOCK) * RECORD + first // BLOCK * size
+    n = r + width * D + 4 * lane  # this token's numbers, `width` words apart
     worst = np.int32(0)
     for b in range(first // BLOCK, last // BLOCK):
         bits, d, q0, q1 = quantize_block(load_f32x16(x + 4 * BLOCK * b), load_f32x16(x + 4 * BLOCK * b + 64))
@@ -75,13 +98,14 @@ def quantize_part(x, first, last, columns, m, records):
         store_i8x16(r + BLOCK * lane + 16, q1)
         low, high = vsum_i32(q0), vsum_i32(q1)
         total = low + high
-        store_f32(r + D + 4 * lane, d)
-        store_f32(r + DS + 4 * lane, d * np.float32(total))
-        store_i32(r + ZERO8 + 4 * lane, -8 * total)
-        store_i32(r + ZERO128 + 4 * lane, -128 * total)
-        store_i32(r + ZERO32 + 4 * lane, -32 * low)
-        store_i32(r + ZERO32 + 32 + 4 * lane, -32 * high)
-        r += RECORD
+        store_f32(n, d)
+        store_f32(n + width * (DS - D), d * np.float32(total))
+        store_i32(n + width * (ZERO8 - D), -8 * total)
+        store_i32(n + width * (ZERO128 - D), -128 * total)
+        store_i32(n + width * (ZERO32 - D), -32 * low)
+        store_i32(n + width * (ZERO32 + 4 - D), -32 * high)
+        r += size
+        n += size
     return worst
 
 

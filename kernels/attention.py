@@ -58,10 +58,10 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
 # -- geometry of a model, int64 words (byte offsets); forward.py's model block begins with them
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
-    QUANTIZE,
-) = range(0, 8 * 18, 8)
-"""QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [tokens of the step]."""
-GEOMETRY_WORDS = 18
+    QUANTIZE, TOKENS,
+) = range(0, 8 * 19, 8)
+"""QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step]."""
+GEOMETRY_WORDS = 19
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
 # PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
 (M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS) = range(0, 8 * 9, 8)
@@ -236,7 +236,7 @@ def attention_kernel(kv: KVType) -> Compiled:
             worst = np.int32(0)
             for m in range(m0, m1):
                 worst = max(worst, quantize_part(load_i64(geometry + ATT) + m * stride, head0 // 4, head0 // 4 + group * head_dim, stride // 4, m,
-                                                 load_i64(geometry + RECORDS)))
+                                                 load_i64(geometry + TOKENS), load_i64(geometry + RECORDS)))
             if worst >= INFINITY_BITS:
                 bad |= 2
         return bad

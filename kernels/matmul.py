@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .activations import BLOCK, DS, GROUP, RECORD, ZERO32, D
+from .activations import BLOCK, DS, END, GROUP, RECORD, ZERO32, D
 from .deferred import intrinsic, jit, types
 from .dot import dot, dot_any
 from .matmul_many import many_tokens, zero_point
@@ -77,7 +77,7 @@ class Packing(NamedTuple):
 
 
 def _body(f: Packing, M: int):
-    """One tile row x M tokens of one group of activations."""
+    """One tile row x the tokens of a group that has room for M; the first `tokens` are there."""
     unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale
     half_scales, half_minimums = f.half_scales or f.scale, f.half_minimums or f.scale
     has_minimum, halves, has_half_minimums = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
@@ -87,10 +87,10 @@ def _body(f: Packing, M: int):
     step = tile_bytes // sub_blocks
     lines = -(-step // 64)
     zero_at, up, down = zero_point(f)
+    record = (END * M + 63) // 64 * 64
 
     @jit
-    def body(w, tiles, x, m0, out, ldo):
-        q, f = x + BLOCK * m0, x + 4 * m0  # codes and per-token numbers of token m0; both step by records
+    def body(w, tiles, x, tokens, out, ldo):
         acc, u = stack_vectors(M), stack_vectors(8)
         for m in range(M):
             put_f32(acc, m, splat_f32(0.0))
@@ -110,30 +110,30 @@ def _body(f: Packing, M: int):
                     if halves:
                         low = high = splat_i32(0)
                         if has_zero:
-                            low = sar_i32(shl_i32(splat_load_i32(f + ZERO32 + 4 * m), up), down)
-                            high = sar_i32(shl_i32(splat_load_i32(f + ZERO32 + 32 + 4 * m), up), down)
+                            low = sar_i32(shl_i32(splat_load_i32(x + M * ZERO32 + 4 * m), up), down)
+                            high = sar_i32(shl_i32(splat_load_i32(x + M * (ZERO32 + 4) + 4 * m), up), down)
                         for i in range(4):
-                            low = product(low, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
-                            high = product(high, get_i8(u, 4 + i), splat_load_i32(q + BLOCK * m + 16 + 4 * i))
+                            low = product(low, get_i8(u, i), splat_load_i32(x + BLOCK * m + 4 * i))
+                            high = product(high, get_i8(u, 4 + i), splat_load_i32(x + BLOCK * m + 16 + 4 * i))
                         total = low * s0 + high * s1
                     else:
                         total = splat_i32(0)
                         if has_zero:
-                            total = sar_i32(shl_i32(splat_load_i32(f + zero_at + 4 * m), up), down)
+                            total = sar_i32(shl_i32(splat_load_i32(x + M * zero_at + 4 * m), up), down)
                         for i in range(8):
-                            total = product(total, get_i8(u, i), splat_load_i32(q + BLOCK * m + 4 * i))
-                    a = fma(to_f32(total), d * splat_load_f32(f + D + 4 * m), get_f32(acc, m))
+                            total = product(total, get_i8(u, i), splat_load_i32(x + BLOCK * m + 4 * i))
+                    a = fma(to_f32(total), d * splat_load_f32(x + M * D + 4 * m), get_f32(acc, m))
                     if has_half_minimums:
-                        both = m_0 * splat_load_i32(f + ZERO32 + 4 * m) + m_1 * splat_load_i32(f + ZERO32 + 32 + 4 * m)
-                        a = fma(to_f32(both), least * splat_load_f32(f + D + 4 * m), a)
+                        both = m_0 * splat_load_i32(x + M * ZERO32 + 4 * m) + m_1 * splat_load_i32(x + M * (ZERO32 + 4) + 4 * m)
+                        a = fma(to_f32(both), least * splat_load_f32(x + M * D + 4 * m), a)
                     elif has_minimum:
-                        a = fma(least, splat_load_f32(f + DS + 4 * m), a)
+                        a = fma(least, splat_load_f32(x + M * DS + 4 * m), a)
                     put_f32(acc, m, a)
-                q += RECORD
-                f += RECORD
+                x += record
             w += tile_bytes
         for m in range(M):
-            store_f32x16(out + 4 * m * ldo, get_f32(acc, m))
+            if m < tokens:
+                store_f32x16(out + 4 * m * ldo, get_f32(acc, m))
     return body
 
 
@@ -160,18 +160,15 @@ def block_kernel(f: Packing):
             for g in range((tokens + GROUP - 1) // GROUP):
                 n, xg = min(GROUP, tokens - GROUP * g), x + g * group_bytes
                 for t in range(t0, t1):
-                    p, o, m = w + t * row_bytes, out + 4 * (ROWS * t + g * GROUP * ldo), 0
-                    if n == 8:
-                        eight(p, blocks, xg, 0, o, ldo)
-                        m = 8
-                    if n - m >= 4:
-                        four(p, blocks, xg, m, o + 4 * m * ldo, ldo)
-                        m += 4
-                    if n - m >= 2:
-                        two(p, blocks, xg, m, o + 4 * m * ldo, ldo)
-                        m += 2
-                    if n - m >= 1:
-                        one(p, blocks, xg, m, o + 4 * m * ldo, ldo)
+                    p, o = w + t * row_bytes, out + 4 * (ROWS * t + g * GROUP * ldo)
+                    if n > 4:
+                        eight(p, blocks, xg, n, o, ldo)
+                    elif n > 2:
+                        four(p, blocks, xg, n, o, ldo)
+                    elif n == 2:
+                        two(p, blocks, xg, n, o, ldo)
+                    else:
+                        one(p, blocks, xg, n, o, ldo)
     return kernel
 
 

@@ -43,13 +43,14 @@ CHUNK = 8
 """Blocks of 32 columns that are unpacked at once."""
 GROUPS = 64
 """Groups of 8 tokens whose sums fit the buffer."""
+_D, _DS, _ZERO32, _HIGH = GROUP * D, GROUP * DS, GROUP * ZERO32, 4 * GROUP  # of their records
 _SCALE, _LEAST, _HALVES, _HALF_MINIMUMS = 512, 576, 640, 768  # an unpacked block: 8 vectors of codes, scale, minimum, 2 half scales, 2 half minimums
 _BLOCK_BYTES = 896
 _VECTORS, _SUMS = 2 * CHUNK * _BLOCK_BYTES // 64, 16 * GROUPS
 
 
 def zero_point(f: Packing) -> tuple[int, int, int]:
-    """(where a record holds a multiple of the sum of its codes, shift left, shift right) that give -zero * sum."""
+    """(where a record holds a multiple of the sum of its codes, for a width of 1; shift left, shift right) that give -zero * sum."""
     at, stored = (ZERO32, 32) if f.half_scales is not None else (ZERO128, 128) if f.zero == 128 else (ZERO8, 8)
     return at, max(0, f.zero.bit_length() - stored.bit_length()), max(0, stored.bit_length() - f.zero.bit_length())
 
@@ -63,7 +64,7 @@ def _add_group(f: Packing):
     @jit
     def zero(x, m):
         if has_zero:
-            return sar_i32(shl_i32(splat_load_i32(x + zero_at + 4 * m), up), down)
+            return sar_i32(shl_i32(splat_load_i32(x + GROUP * zero_at + 4 * m), up), down)
         return splat_i32(0)
 
     @jit
@@ -85,9 +86,9 @@ def _add_group(f: Packing):
                 p = u + _BLOCK_BYTES * t
                 d = load_f32x16(p + _SCALE)
                 for m in range(8):
-                    s = fma(to_f32(get_i32(sums, 8 * t + m)), d * splat_load_f32(x + D + 4 * m), get_f32(a, 8 * t + m))
+                    s = fma(to_f32(get_i32(sums, 8 * t + m)), d * splat_load_f32(x + _D + 4 * m), get_f32(a, 8 * t + m))
                     if has_minimum:
-                        s = fma(load_f32x16(p + _LEAST), splat_load_f32(x + DS + 4 * m), s)
+                        s = fma(load_f32x16(p + _LEAST), splat_load_f32(x + _DS + 4 * m), s)
                     put_f32(a, 8 * t + m, s)
             u += 2 * _BLOCK_BYTES
             x += RECORD
@@ -103,7 +104,7 @@ def _add_group(f: Packing):
         for _ in range(blocks):
             for m in range(8):
                 put_i32(low, m, zero(x, m))
-                put_i32(high, m, zero(x + 32, m))
+                put_i32(high, m, zero(x + _HIGH, m))
             for i in range(4):
                 w0, w1 = load_i8x64(u + 64 * i), load_i8x64(u + 256 + 64 * i)
                 for m in range(8):
@@ -113,10 +114,10 @@ def _add_group(f: Packing):
             if has_half_minimums:
                 least, m0, m1 = load_f32x16(u + _LEAST), load_i32x16(u + _HALF_MINIMUMS), load_i32x16(u + _HALF_MINIMUMS + 64)
             for m in range(8):
-                dx = splat_load_f32(x + D + 4 * m)
+                dx = splat_load_f32(x + _D + 4 * m)
                 s = fma(to_f32(get_i32(low, m) * s0 + get_i32(high, m) * s1), d * dx, get_f32(a, m))
                 if has_half_minimums:
-                    both = m0 * splat_load_i32(x + ZERO32 + 4 * m) + m1 * splat_load_i32(x + ZERO32 + 32 + 4 * m)
+                    both = m0 * splat_load_i32(x + _ZERO32 + 4 * m) + m1 * splat_load_i32(x + _ZERO32 + _HIGH + 4 * m)
                     s = fma(to_f32(both), least * dx, s)
                 put_f32(a, m, s)
             u += 2 * _BLOCK_BYTES

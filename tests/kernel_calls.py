@@ -33,8 +33,13 @@ from llamina.kernels.simd import (
 Array = np.ndarray[Any, Any]
 f32 = np.float32
 ROWS, PAGE = 16, elementwise.PAGE
-RECORD = np.dtype([("q", "i1", (8, 32)), ("d", "f4", 8), ("ds", "f4", 8), ("zero8", "i4", 8), ("zero128", "i4", 8), ("zero32", "i4", (2, 8))])
-"""A record of activations.py, as its docstring draws it."""
+
+
+def record_type(width: int) -> np.dtype[Any]:
+    """A record of activations.py, as its docstring draws it."""
+    fields = [("q", "i1", (width, 32)), ("d", "f4", width), ("ds", "f4", width), ("zero8", "i4", width), ("zero128", "i4", width),
+              ("zero32", "i4", (2, width))]
+    return np.dtype([*fields, ("padding", "u1", -56 * width % 64)])
 
 
 def at(a: Array) -> int:
@@ -204,23 +209,31 @@ def sin_cos(x: Array) -> Array:
 def _quantize(x, columns, tokens, records):
     worst = 0
     for m in range(tokens):
-        worst = max(worst, activations.quantize_row(x + 4 * m * columns, columns, m, records))
+        worst = max(worst, activations.quantize_row(x + 4 * m * columns, columns, m, tokens, records))
     return worst
 
 
-def quantize(x: Array) -> tuple[Array, int]:
-    """float32 [M, C], C a multiple of 32 -> (records: RECORD [groups of 8 tokens, C / 32], largest |x| as float bits)"""
+def quantize(x: Array) -> tuple[list[Array], int]:
+    """float32 [M, C], C a multiple of 32 -> (records: of each group of 8 tokens (the last one has fewer) [C / 32] of its record_type, views of one array;
+    largest |x| as float bits)"""
     assert x.dtype == np.float32 and x.shape[1] % 32 == 0
     raw = np.full(activations.record_bytes(len(x), x.shape[1]) + 64, 0x5A, np.uint8)
     worst = _quantize(at(x), x.shape[1], len(x), at(raw))
     assert (raw[-64:] == 0x5A).all()
-    return raw[:-64].view(RECORD).reshape(-1, x.shape[1] // 32), worst
+    groups, start = [], 0
+    for first in range(0, len(x), 8):
+        kind = record_type(next(width for width in (1, 2, 4, 8) if width >= min(8, len(x) - first)))
+        size = kind.itemsize * (x.shape[1] // 32)
+        groups.append(raw[start:start + size].view(kind))
+        start += size
+    assert (raw[start:] == 0x5A).all(), "wrote past the last group's records"
+    return groups, worst
 
 
-def token_of(records: Array, m: int) -> dict[str, Array]:
+def token_of(records: list[Array], m: int) -> dict[str, Array]:
     """One token's numbers in all of its blocks: q [blocks, 32], zero32 [blocks, 2], the others [blocks]."""
     group, lane = records[m // 8], m % 8
-    return {name: group[name][:, :, lane] if name == "zero32" else group[name][:, lane] for name in RECORD.names or ()}
+    return {name: group[name][:, :, lane] if name == "zero32" else group[name][:, lane] for name in ("q", "d", "ds", "zero8", "zero128", "zero32")}
 
 
 def n_tiles(rows: int) -> int:
@@ -248,7 +261,7 @@ def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | No
     inputs = padded_rows(x)
     ldx, ldo = inputs.shape[1], n_tiles(rows) * ROWS
     if not registry.takes_floats(name):
-        inputs, _ = quantize(inputs)
+        inputs = quantize(inputs)[0][0]
     out = np.full((tokens + 1, ldo), np.nan, np.float32)
     borders = borders or [0, n_tiles(rows)]
     for t0, t1 in zip(borders, borders[1:]):
