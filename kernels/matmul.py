@@ -8,7 +8,7 @@ for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order,
 
 Formats with a scale per 16 columns (Q6_K, ...) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24), and
 Q2_K's minimums likewise: acc = fma(float(m_0 * -32 sum_0 + m_1 * -32 sum_1), dmin / 32 * d_x, acc).
-Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8; more: matmul_many.py) and how many tiles are in
+Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8; very many: matmul_many.py) and how many tiles are in
 flight never enters an output's chain of operations, hence the same bits for any batch.
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llvmlite import ir
 from .activations import BLOCK, DS, END, GROUP, RECORD, ZERO32, D
 from .deferred import intrinsic, jit, types
 from .dot import dot, dot_any
-from .matmul_many import many_tokens, zero_point
+from .matmul_many import ENOUGH, many_tokens, pays, zero_point
 from .simd import (
     I64,
     fma,
@@ -144,12 +144,14 @@ def block_kernel(f: Packing):
     (activations.py); ldx: unused; out: address of float32 [tokens, ldo], row r of the matrix in column r.
     """
     one, two, four, eight = (_body(f, M) for M in (1, 2, 4, 8))
-    file_columns, tile_bytes, many = f.columns, f.tile_bytes, many_tokens(f)
+    file_columns, tile_bytes = f.columns, f.tile_bytes
+    has_many = pays(f)
+    many = many_tokens(f) if has_many else eight  # never called
 
     def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
         blocks = columns // file_columns
         row_bytes, group_bytes = blocks * tile_bytes, columns // BLOCK * RECORD
-        if tokens >= 2 * GROUP:
+        if has_many and tokens >= ENOUGH:
             groups = tokens // GROUP
             many(w, columns // BLOCK, tile0, tile1, x, out, ldo, groups)
             tokens -= groups * GROUP

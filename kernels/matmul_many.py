@@ -1,19 +1,16 @@
-"""The matmul of block formats for many tokens: tiles unpacked once for all of them, two tiles at a time.
+"""The matmul of block formats for very many tokens: tiles unpacked once for all of them, two tiles at a time.
 
     for 2 tiles:  for 8 blocks of 32 columns:  unpack into a buffer that stays in L1  ─►  for each group of 8 tokens: 16 running sums += 8 blocks
 
 The sums (2 tiles x 8 tokens of a group) wait in a packed buffer between chunks of columns: rows of the output lie whole powers of two apart and would fight
 over the same L1 sets. Each output's chain of operations is the one that matmul.py writes down: over the blocks, in order.
-
-Against unpacking for each group of 8 tokens anew (matmul.py's loop body, one core, 512 tokens): Q4_0 2048 columns 166 -> 168, 5632 columns 154 -> 170 G
-multiply-adds a second; Q4_K 152 -> 157, 133 -> 159.
 """
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from .activations import BLOCK, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128, D
-from .dot import dot, dot_any
+from .dot import dot
 from .elementwise import jit
 from .simd import (
     fma,
@@ -21,7 +18,6 @@ from .simd import (
     get_i32,
     load_f32x16,
     load_i8x64,
-    load_i32x16,
     put_f32,
     put_i32,
     sar_i32,
@@ -32,43 +28,48 @@ from .simd import (
     splat_load_i32,
     stack_vectors,
     store_f32x16,
-    store_i32x16,
     to_f32,
 )
 
 if TYPE_CHECKING:
     from .matmul import Packing
 
+ENOUGH = 128
+"""Tokens from which this is faster."""
 CHUNK = 8
 """Blocks of 32 columns that are unpacked at once."""
 GROUPS = 64
 """Groups of 8 tokens whose sums fit the buffer."""
-_D, _DS, _ZERO32, _HIGH = GROUP * D, GROUP * DS, GROUP * ZERO32, 4 * GROUP  # of their records
-_SCALE, _LEAST, _HALVES, _HALF_MINIMUMS = 512, 576, 640, 768  # an unpacked block: 8 vectors of codes, scale, minimum, 2 half scales, 2 half minimums
-_BLOCK_BYTES = 896
+_SCALE, _LEAST, _BLOCK_BYTES = 512, 576, 640  # an unpacked block: 8 vectors of codes, scale, minimum
 _VECTORS, _SUMS = 2 * CHUNK * _BLOCK_BYTES // 64, 16 * GROUPS
+_D, _DS = GROUP * D, GROUP * DS
+
+
+def pays(f: Packing) -> bool:
+    """Whether this beats matmul.py's loop body at all: not for bytes, which need no unpacking, nor with two scales a block, whose 32 sums fill all registers."""
+    return f.zero != 128 and f.half_scales is None
 
 
 def zero_point(f: Packing) -> tuple[int, int, int]:
-    """(where a record holds a multiple of the sum of its codes, for a width of 1; shift left, shift right) that give -zero * sum."""
+    """(where a record of width 1 holds a multiple of the sum of its codes, shift left, shift right) that give -zero * sum."""
     at, stored = (ZERO32, 32) if f.half_scales is not None else (ZERO128, 128) if f.zero == 128 else (ZERO8, 8)
     return at, max(0, f.zero.bit_length() - stored.bit_length()), max(0, stored.bit_length() - f.zero.bit_length())
 
 
 def _add_group(f: Packing):
     """Some unpacked blocks of 2 tiles x one group of 8 tokens."""
-    has_minimum, halves, has_half_minimums, has_zero = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None, f.zero > 0
-    product = dot_any if f.zero == 128 else dot
-    zero_at, up, down = zero_point(f)
+    has_minimum, has_zero = f.minimum is not None, f.zero > 0
+    at, up, down = zero_point(f)
+    zero_at = GROUP * at
 
     @jit
     def zero(x, m):
         if has_zero:
-            return sar_i32(shl_i32(splat_load_i32(x + GROUP * zero_at + 4 * m), up), down)
+            return sar_i32(shl_i32(splat_load_i32(x + zero_at + 4 * m), up), down)
         return splat_i32(0)
 
     @jit
-    def plain(u, blocks, x, acc):
+    def add_group(u, blocks, x, acc):
         a, sums = stack_vectors(16), stack_vectors(16)
         for i in range(16):
             put_f32(a, i, load_f32x16(acc + 64 * i))
@@ -80,8 +81,8 @@ def _add_group(f: Packing):
                 w0, w1 = load_i8x64(u + 64 * i), load_i8x64(u + _BLOCK_BYTES + 64 * i)
                 for m in range(8):
                     q = splat_load_i32(x + BLOCK * m + 4 * i)
-                    put_i32(sums, m, product(get_i32(sums, m), w0, q))
-                    put_i32(sums, 8 + m, product(get_i32(sums, 8 + m), w1, q))
+                    put_i32(sums, m, dot(get_i32(sums, m), w0, q))
+                    put_i32(sums, 8 + m, dot(get_i32(sums, 8 + m), w1, q))
             for t in range(2):
                 p = u + _BLOCK_BYTES * t
                 d = load_f32x16(p + _SCALE)
@@ -94,53 +95,13 @@ def _add_group(f: Packing):
             x += RECORD
         for i in range(16):
             store_f32x16(acc + 64 * i, get_f32(a, i))
-
-    @jit
-    def two_halves(u, blocks, x, acc):
-        """One tile, whose two sums a token fill the registers."""
-        a, low, high = stack_vectors(8), stack_vectors(8), stack_vectors(8)
-        for i in range(8):
-            put_f32(a, i, load_f32x16(acc + 64 * i))
-        for _ in range(blocks):
-            for m in range(8):
-                put_i32(low, m, zero(x, m))
-                put_i32(high, m, zero(x + _HIGH, m))
-            for i in range(4):
-                w0, w1 = load_i8x64(u + 64 * i), load_i8x64(u + 256 + 64 * i)
-                for m in range(8):
-                    put_i32(low, m, product(get_i32(low, m), w0, splat_load_i32(x + BLOCK * m + 4 * i)))
-                    put_i32(high, m, product(get_i32(high, m), w1, splat_load_i32(x + BLOCK * m + 16 + 4 * i)))
-            d, s0, s1 = load_f32x16(u + _SCALE), load_i32x16(u + _HALVES), load_i32x16(u + _HALVES + 64)
-            if has_half_minimums:
-                least, m0, m1 = load_f32x16(u + _LEAST), load_i32x16(u + _HALF_MINIMUMS), load_i32x16(u + _HALF_MINIMUMS + 64)
-            for m in range(8):
-                dx = splat_load_f32(x + _D + 4 * m)
-                s = fma(to_f32(get_i32(low, m) * s0 + get_i32(high, m) * s1), d * dx, get_f32(a, m))
-                if has_half_minimums:
-                    both = m0 * splat_load_i32(x + _ZERO32 + 4 * m) + m1 * splat_load_i32(x + _ZERO32 + _HIGH + 4 * m)
-                    s = fma(to_f32(both), least * dx, s)
-                put_f32(a, m, s)
-            u += 2 * _BLOCK_BYTES
-            x += RECORD
-        for i in range(8):
-            store_f32x16(acc + 64 * i, get_f32(a, i))
-
-    @jit
-    def add_group(u, blocks, x, acc):
-        if halves:
-            for t in range(2):
-                two_halves(u + _BLOCK_BYTES * t, blocks, x, acc + 512 * t)
-        else:
-            plain(u, blocks, x, acc)
     return add_group
 
 
 def many_tokens(f: Packing):
     """(w, blocks of 32 columns, tile0, tile1, x, out, ldo, groups): whole groups of 8 tokens; addresses as in matmul.block_kernel."""
     add_group = _add_group(f)
-    unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale
-    half_scales, half_minimums = f.half_scales or f.scale, f.half_minimums or f.scale
-    has_minimum, halves, has_half_minimums = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
+    unpack, scale, minimum, has_minimum = f.unpack, f.scale, f.minimum or f.scale, f.minimum is not None
     tile_bytes, sub_blocks = f.tile_bytes, f.columns // BLOCK
 
     @jit
@@ -151,12 +112,6 @@ def many_tokens(f: Packing):
             store_f32x16(u + _SCALE, scale(tile, b))
             if has_minimum:
                 store_f32x16(u + _LEAST, minimum(tile, b))
-            if halves:
-                for h in range(2):
-                    store_i32x16(u + _HALVES + 64 * h, half_scales(tile, b, h))
-            if has_half_minimums:
-                for h in range(2):
-                    store_i32x16(u + _HALF_MINIMUMS + 64 * h, half_minimums(tile, b, h))
             u += 2 * _BLOCK_BYTES
 
     @jit

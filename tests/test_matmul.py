@@ -6,7 +6,9 @@ import functools
 import kernel_calls as kernels
 import numpy as np
 import pytest
+from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
+from llamina.kernels.matmul_many import ENOUGH, GROUPS, pays
 from naive_kernels import (
     ITEM,
     block_shape,
@@ -155,6 +157,18 @@ def test_same_bits_for_any_number_of_tokens(name):
         assert equal(kernels.matmul(name, tiles, whole.shape[1], x[:tokens]), whole[:tokens]), tokens
     for first in (1, 7, 8, 13, 23):
         assert equal(kernels.matmul(name, tiles, whole.shape[1], x[first:]), whole[first:]), first
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if pays(registry.packing(name))])
+def test_same_bits_for_very_many_tokens(name):
+    """As for 24 at a time; 537 are more than GROUPS groups, 128 the fewest that take this way."""
+    tiles, _, whole = large(name)
+    x = activations(8 * GROUPS + 25, max(64, block_shape(name)[0]), 3)
+    out = kernels.matmul(name, tiles, whole.shape[1], x)
+    for first in range(0, len(x), 24):
+        assert equal(kernels.matmul(name, tiles, whole.shape[1], x[first:first + 24]), out[first:first + 24]), first
+    for tokens, borders in ((ENOUGH, None), (ENOUGH + 3, [0, 7, 8, 16, 19])):
+        assert equal(kernels.matmul(name, tiles, whole.shape[1], x[:tokens], borders), out[:tokens]), tokens
 
 
 @pytest.mark.parametrize("name", NAMES)
