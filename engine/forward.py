@@ -23,6 +23,8 @@ from ..kernels.team import GENERATION, barrier, next_tile
 # -- a matrix: 8 words
 KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT = range(0, 40, 8)
 MATRIX_BYTES = 64
+LEAST = 2
+"""Tiles of the smallest piece of work."""
 MANY_TOKENS = 32
 """From so many on, weights are used from a cache many times, and small pieces of work keep their results in one, too."""
 
@@ -56,24 +58,19 @@ STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "o
 
 
 @jit
-def _first_tile(take, tiles, n_threads, least, most):
-    """Where the `take`-th piece of a matrix begins: n_threads pieces of half the tiles together, then of half the rest, and so on; least <= piece <= most.
+def _first_tile(take, tiles, n_threads, most):
+    """Where the `take`-th piece of a matrix begins: n_threads pieces of half the tiles together, then of half the rest, and so on; LEAST <= piece <= most.
 
-    Long pieces at first, because a thread streams best through memory that lies in one piece; short ones at the end, so that slow cores take fewer.
+    Long pieces at first, because a thread streams best through memory that lies in one piece; short ones at the end, so that slow cores take fewer and
+    nobody waits long for the last one.
     """
     first, rest = 0, tiles
     for _ in range(take // n_threads):
-        piece = max(least, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
+        piece = max(LEAST, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
         first += piece * n_threads
         rest = max(0, rest - piece * n_threads)
-    piece = max(least, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
+    piece = max(LEAST, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
     return min(tiles, first + piece * (take % n_threads))
-
-
-@jit
-def _least(tiles, n_threads, n_tokens):
-    """Tiles of the smallest piece of work: with many tokens each costs milliseconds, and the others wait for the last one."""
-    return max(1, min(2 if n_tokens >= MANY_TOKENS else TILES_A_GROUP, tiles // n_threads))
 
 
 @jit
@@ -88,13 +85,12 @@ def _piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
 def _matmul(matrix, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
     """Take pieces of one matrix until none is left."""
     tiles = load_i64(matrix + TILES)
-    least = _least(tiles, n_threads, n_tokens)
     while True:
         take = next_tile(team, slot, 1)
-        tile = _first_tile(take, tiles, n_threads, least, tiles)
+        tile = _first_tile(take, tiles, n_threads, tiles)
         if tile == tiles:
             return
-        _piece(matrix, tile, _first_tile(take + 1, tiles, n_threads, least, tiles), records, floats, ld_floats, out, ldo, n_tokens)
+        _piece(matrix, tile, _first_tile(take + 1, tiles, n_threads, tiles), records, floats, ld_floats, out, ldo, n_tokens)
 
 
 @jit
@@ -122,10 +118,10 @@ def _gate_up(layer, n_threads, team, model, floats, ld_floats, n_tokens):
     """gate = silu(gate) * up, and the records of `down`: a piece of work is some columns, an even number of tiles. -> not finite"""
     gate, up, ld = load_i64(model + GATE), load_i64(model + UP), load_i64(model + LD_FFN)
     records, quantize, worst, pairs = load_i64(model + DOWN_RECORDS), load_i64(layer + QUANTIZE_DOWN), 0, ld // 32
-    least, most = _least(pairs, n_threads, n_tokens), TILES_A_GROUP if n_tokens >= MANY_TOKENS else pairs
+    most = TILES_A_GROUP if n_tokens >= MANY_TOKENS else pairs
     while True:
         take = next_tile(team, 0, 1)
-        pair0, pair1 = _first_tile(take, pairs, n_threads, least, most), _first_tile(take + 1, pairs, n_threads, least, most)
+        pair0, pair1 = _first_tile(take, pairs, n_threads, most), _first_tile(take + 1, pairs, n_threads, most)
         if pair0 == pairs:
             return worst >= INFINITY_BITS
         _piece(layer + W_GATE, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, gate, ld, n_tokens)

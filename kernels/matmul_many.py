@@ -46,7 +46,7 @@ _D, _DS = GROUP * D, GROUP * DS
 
 
 def pays(f: Packing) -> bool:
-    """Whether this beats matmul.py's loop body at all: not for bytes, which need no unpacking, nor with two scales a block, whose 32 sums fill all registers."""
+    """Whether this beats matmul.py's loop body at all: not for bytes, which need no unpacking, nor with two scales a block: 32 sums fill all registers."""
     return f.zero != 128 and f.half_scales is None
 
 

@@ -15,7 +15,7 @@ FIRST_INTERVAL, LAST_INTERVAL = 12, 48
 """Runs between two rounds of trials, for each candidate of the round; it doubles as long as the answer stays."""
 BETTER = 0.95  # of the present choice's time
 WORTH_A_TRIAL = 0.5
-"""Trials begin when n threads lose this / n of their time. Work that only computes is done sooner by n - 1 threads from 1 / n on; what waits for memory, earlier."""
+"""Trials begin when n threads lose this / n of their time. Work that only computes is done sooner by n - 1 threads from 1 / n on; memory-bound, earlier."""
 RECENT = 0.2  # weight of the last run
 
 
