@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .errors import NumericError, OptionError
-from .samplers import filters
-from .samplers.arithmetic import LN2, draw, exp, log, log_probabilities, relative, running_sum, total, uniform
-from .samplers.filters import min_p, temper, top_k, top_p
+from .samplers import stages
+from .samplers.arithmetic import MANY, draw, exp, log, log_probabilities, relative, running_sum, temper, total, uniform
+from .samplers.candidates import Candidates, Scores
+from .samplers.filters import min_p, top_k, top_p
 from .samplers.options import MAX_SEED, SamplingOptions
 from .samplers.penalties import add, dry_penalties, penalize, recent
 
@@ -28,25 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SEED", "Sampler", "SamplingOptions", "TokenLogprob", "draw", "exp", "log", "min_p", "penalize", "recent", "running_sum", "temper",
            "token_logprob", "top_k", "top_p", "uniform"]
 _XTC_STREAM = 1  # the number that decides whether xtc acts; the draw's is 0
-
-
-@dataclass
-class Candidates:
-    """What stages hand on: logits, float32 [n], or float64 once tempered; ids: int64 [n], ascending, or None for the whole vocabulary."""
-
-    logits: np.ndarray
-    ids: np.ndarray | None
-    position: int
-    history: Sequence[int]
-
-    def keep(self, indices: np.ndarray) -> None:
-        """Only those, in the order of their ids."""
-        if len(indices) < len(self.logits):
-            self.logits = self.logits[indices]
-            self.ids = indices if self.ids is None else self.ids[indices]
-
-    def id(self, index: int) -> int:
-        return index if self.ids is None else int(self.ids[index])
 
 
 class Sampler:
@@ -65,24 +46,24 @@ class Sampler:
         self._bias = _resolve_bias(options, tokenizer)
         self._breakers = breaker_tokens(options.dry_breakers, tokenizer) if options.dry_multiplier and tokenizer else None
         self._mu: dict[int, float] = {}
-        stages: dict[str, tuple[bool, Callable[[Candidates], None]]] = {
+        known: dict[str, tuple[bool, Callable[[Candidates], None]]] = {
             "bias": (bool(self._bias), self._add_bias),
             "penalties": (bool(options.repeat_last_n) and (options.repeat_penalty, options.presence_penalty, options.frequency_penalty) != (1, 0, 0),
                           self._penalties),
             "dry": (options.dry_multiplier > 0 and options.dry_last_n != 0, self._dry),
-            "top_n_sigma": (options.top_n_sigma > 0, lambda c: c.keep(filters.top_n_sigma(relative(c.logits), options.top_n_sigma))),
+            "top_n_sigma": (options.top_n_sigma > 0, lambda c: stages.top_n_sigma(c, options.top_n_sigma)),
             "top_k": (options.top_k > 0, lambda c: c.keep(top_k(c.logits, options.top_k))),
-            "typical": (options.typical_p < 1, lambda c: c.keep(filters.typical(relative(c.logits), options.typical_p))),
-            "top_p": (options.top_p < 1, lambda c: c.keep(top_p(relative(c.logits), options.top_p))),
-            "min_p": (options.min_p > 0, lambda c: c.keep(min_p(relative(c.logits), options.min_p))),
+            "typical": (options.typical_p < 1, lambda c: stages.typical(c, options.typical_p)),
+            "top_p": (options.top_p < 1, lambda c: stages.top_p(c, options.top_p)),
+            "min_p": (options.min_p > 0, lambda c: stages.min_p(c, options.min_p)),
             "xtc": (options.xtc_probability > 0 and options.xtc_threshold <= 0.5, self._xtc),
-            "temperature": (True, self._temperature),
-            "mirostat": (options.mirostat == 2, lambda c: c.keep(filters.surprise_at_most(relative(c.logits), self._mu_at(c.position)))),
+            "temperature": (True, lambda c: stages.temperature(c, options.temperature, options.dynatemp_range, options.dynatemp_exponent)),
+            "mirostat": (options.mirostat == 2, lambda c: stages.mirostat(c, self._mu_at(c.position))),
         }
-        names = [name for name in options.stages if stages[name][0]]
+        names = [name for name in options.stages if known[name][0]]
         if options.temperature == 0:
             names = [name for name in names if name in ("bias", "penalties", "dry")]
-        self._stages = [stages[name][1] for name in names]
+        self._stages = [known[name][1] for name in names]
         self._mirostat = "mirostat" in names
 
     def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
@@ -94,13 +75,12 @@ class Sampler:
         c = self._candidates(logits, position, history, banned, allowed)
         if self.options.temperature == 0:
             return c.id(int(np.argmax(c.logits)))  # the first of equals
-        scores = relative(c.logits)
-        weights = exp(scores)
-        index = draw(weights, uniform(self.seed, self.sample_index, position))
+        index, surprise = stages.draw(c, uniform(self.seed, self.sample_index, position))
         if self._mirostat:
-            surprise = (log(total(weights)) - float(scores[index])) / LN2
             self._mu[position + 1] = self._mu_at(position) - self.options.mirostat_eta * (surprise - self.options.mirostat_tau)
-        return c.id(index)
+        id = c.id(index)
+        c.give_back()
+        return id
 
     def distribution(self, logits: np.ndarray, position: int, history: Sequence[int]) -> dict[int, float]:
         """{id: probability} that `sample` draws from, ids ascending. Greedy: of its temperature's limit, 1 for one id."""
@@ -117,7 +97,7 @@ class Sampler:
         if not np.isfinite(logits).all():
             bad = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise NumericError(f"logits at position {position}: token {bad} has {logits[bad]}, expected finite numbers: the weights may be damaged")
-        c = Candidates(logits, None, position, history)
+        c = Candidates(logits, position, history)
         if banned or allowed is not None:
             logits = add(logits, dict.fromkeys(banned, -math.inf))
             self._drop(c, logits if allowed is None else np.where(allowed, logits, -np.inf))
@@ -156,14 +136,7 @@ class Sampler:
 
     def _xtc(self, c: Candidates) -> None:
         if uniform(self.seed, self.sample_index, c.position, _XTC_STREAM) < self.options.xtc_probability:
-            c.keep(filters.xtc(relative(c.logits), self.options.xtc_threshold))
-
-    def _temperature(self, c: Candidates) -> None:
-        o, scores = self.options, relative(c.logits)
-        t = filters.dynamic_temperature(scores, o.temperature, o.dynatemp_range, o.dynatemp_exponent) if o.dynatemp_range else o.temperature
-        c.logits = temper(scores, t)
-        if not np.isfinite(c.logits).all():
-            c.keep(np.flatnonzero(np.isfinite(c.logits)))
+            stages.xtc(c, self.options.xtc_threshold)
 
     def _mu_at(self, position: int) -> float:
         return self._mu.get(position, 2 * self.options.mirostat_tau)
@@ -221,7 +194,15 @@ class TokenLogprob(NamedTuple):
 
 def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
     """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones."""
-    scores, whole = log_probabilities(logits)
     best = top_k(logits, n) if n else np.zeros(0, np.int64)
     best = best[np.argsort(-logits[best], kind="stable")]
-    return TokenLogprob(id, float(scores[id] - whole), [(int(i), float(scores[i] - whole)) for i in best])
+    places = [int(id), *best.tolist()]
+    if len(logits) >= MANY:
+        many = Scores(logits)
+        whole = log(many.weigh())
+        scores = many.of(logits[places])
+    else:
+        scores, whole = log_probabilities(logits)
+        scores = scores[places]
+    chosen, *top = (float(score - whole) for score in scores)
+    return TokenLogprob(id, chosen, list(zip(places[1:], top)))

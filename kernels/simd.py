@@ -5,7 +5,7 @@ Kernels written with these read as plain Python loops and compile to the CPU's w
 same float operations in the same order, which is half of the exactness promise (docs/exactness.md).
 
 Memory is addressed by int64 addresses: kernels check no bounds, their callers do.
-Half precision lives in half.py, the byte dot product in dot.py, exp/sin/cos in vecmath.py.
+Lanes of 64 bits live in simd64.py, half precision in half.py, the byte dot product in dot.py, exp/sin/cos in vecmath.py.
 """
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def store_vector(builder, address, value):
 
 # -- loads and stores -------------------------------------------------------------------------------------------------------------------------
 
-def _loader(name, llvm_type, numba_type, then=None, doc=""):
+def loader(name, llvm_type, numba_type, then=None, doc=""):
     @intrinsic
     def load(typingctx, address):
         def codegen(context, builder, sig, args):
@@ -100,7 +100,7 @@ def _loader(name, llvm_type, numba_type, then=None, doc=""):
     return load
 
 
-def _storer(name, numba_type, llvm_type):
+def storer(name, numba_type, llvm_type):
     @intrinsic
     def store(typingctx, address, value):
         def codegen(context, builder, sig, args):
@@ -116,29 +116,29 @@ def _storer(name, numba_type, llvm_type):
 
 
 _B16 = ir.VectorType(I8, 16)
-load_f32x16 = _loader("load_f32x16", F32x16.llvm, F32x16)
-load_i32x16 = _loader("load_i32x16", I32x16.llvm, I32x16)
-load_i8x64 = _loader("load_i8x64", I8x64.llvm, I8x64)
-load_u8x16_as_f32 = _loader("load_u8x16_as_f32", _B16, F32x16, lambda b, v: b.uitofp(b.zext(v, I32x16.llvm), F32x16.llvm))
-load_i8x16_as_i32 = _loader("load_i8x16_as_i32", _B16, I32x16, lambda b, v: b.sext(v, I32x16.llvm))
-splat_load_f32 = _loader("splat_load_f32", F32, F32x16, lambda b, v: splat(b, v, F32x16.llvm))
-splat_load_i32 = _loader("splat_load_i32", I32, I32x16, lambda b, v: splat(b, v, I32x16.llvm))
+load_f32x16 = loader("load_f32x16", F32x16.llvm, F32x16)
+load_i32x16 = loader("load_i32x16", I32x16.llvm, I32x16)
+load_i8x64 = loader("load_i8x64", I8x64.llvm, I8x64)
+load_u8x16_as_f32 = loader("load_u8x16_as_f32", _B16, F32x16, lambda b, v: b.uitofp(b.zext(v, I32x16.llvm), F32x16.llvm))
+load_i8x16_as_i32 = loader("load_i8x16_as_i32", _B16, I32x16, lambda b, v: b.sext(v, I32x16.llvm))
+splat_load_f32 = loader("splat_load_f32", F32, F32x16, lambda b, v: splat(b, v, F32x16.llvm))
+splat_load_i32 = loader("splat_load_i32", I32, I32x16, lambda b, v: splat(b, v, I32x16.llvm))
 """Four bytes (or one int32) at an address, repeated in all 16 lanes; folds into vpdpbusd's {1to16} operand."""
-load_f32 = _loader("load_f32", F32, NumbaType("float32"))
-load_i32 = _loader("load_i32", I32, NumbaType("int32"))
-load_u32 = _loader("load_u32", I32, NumbaType("uint32"))
-load_u16 = _loader("load_u16", I16, NumbaType("uint16"))
-load_u8 = _loader("load_u8", I8, NumbaType("uint8"))
-load_i64 = _loader("load_i64", I64, NumbaType("int64"))
-store_f32x16 = _storer("store_f32x16", F32x16, F32x16.llvm)
-store_i8x64 = _storer("store_i8x64", I8x64, I8x64.llvm)
-store_i32x16 = _storer("store_i32x16", I32x16, I32x16.llvm)
-store_f32 = _storer("store_f32", NumbaType("float32"), F32)
-store_i32 = _storer("store_i32", NumbaType("int32"), I32)
-store_u32 = _storer("store_u32", NumbaType("uint32"), I32)
-store_u16 = _storer("store_u16", NumbaType("uint16"), I16)
-store_u8 = _storer("store_u8", NumbaType("uint8"), I8)
-store_i64 = _storer("store_i64", NumbaType("int64"), I64)
+load_f32 = loader("load_f32", F32, NumbaType("float32"))
+load_i32 = loader("load_i32", I32, NumbaType("int32"))
+load_u32 = loader("load_u32", I32, NumbaType("uint32"))
+load_u16 = loader("load_u16", I16, NumbaType("uint16"))
+load_u8 = loader("load_u8", I8, NumbaType("uint8"))
+load_i64 = loader("load_i64", I64, NumbaType("int64"))
+store_f32x16 = storer("store_f32x16", F32x16, F32x16.llvm)
+store_i8x64 = storer("store_i8x64", I8x64, I8x64.llvm)
+store_i32x16 = storer("store_i32x16", I32x16, I32x16.llvm)
+store_f32 = storer("store_f32", NumbaType("float32"), F32)
+store_i32 = storer("store_i32", NumbaType("int32"), I32)
+store_u32 = storer("store_u32", NumbaType("uint32"), I32)
+store_u16 = storer("store_u16", NumbaType("uint16"), I16)
+store_u8 = storer("store_u8", NumbaType("uint8"), I8)
+store_i64 = storer("store_i64", NumbaType("int64"), I64)
 
 
 @intrinsic
@@ -177,8 +177,8 @@ _OPERATORS = (
 """Vector -> (Python operator, method of the IR builder)."""
 
 
-@when_numba_comes
-def _register_vectors():
+def register_vectors(operators):
+    """Make vectors and their operators known to Numba; called when it comes."""
     from numba.core.imputils import lower_builtin
     from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
     from numba.extending import models, register_model
@@ -202,10 +202,13 @@ def _register_vectors():
         def lower(context, builder, sig, args):
             return getattr(builder, method)(*args)
 
-    for vector, operators in _OPERATORS:
+    for vector, methods in operators:
         vector.numba = VectorType(vector)
-        for op, method in operators:
+        for op, method in methods:
             register(op, vector.numba, method)
+
+
+when_numba_comes(lambda: register_vectors(_OPERATORS))
 
 
 @intrinsic
@@ -254,7 +257,7 @@ def to_f32(typingctx, v):
     return F32x16(v), codegen
 
 
-def _bitcast(name, source, result):
+def bitcast(name, source, result):
     @intrinsic
     def cast(typingctx, v):
         def codegen(context, builder, sig, args):
@@ -264,11 +267,11 @@ def _bitcast(name, source, result):
     return cast
 
 
-bits_of = _bitcast("bits_of", F32x16, I32x16)
-from_bits = _bitcast("from_bits", I32x16, F32x16)
-f32_bits = _bitcast("f32_bits", NumbaType("float32"), NumbaType("int32"))
-f64_bits = _bitcast("f64_bits", NumbaType("float64"), NumbaType("int64"))
-f64_from_bits = _bitcast("f64_from_bits", NumbaType("int64"), NumbaType("float64"))
+bits_of = bitcast("bits_of", F32x16, I32x16)
+from_bits = bitcast("from_bits", I32x16, F32x16)
+f32_bits = bitcast("f32_bits", NumbaType("float32"), NumbaType("int32"))
+f64_bits = bitcast("f64_bits", NumbaType("float64"), NumbaType("int64"))
+f64_from_bits = bitcast("f64_from_bits", NumbaType("int64"), NumbaType("float64"))
 
 
 def _shift(name, vector, method):
@@ -313,7 +316,7 @@ def and_i32(typingctx, v, mask):
 
 # -- across lanes: one fixed tree, 16 -> 8 -> 4 -> 2 -> 1, lower half (op) upper half ---------------------------------------------------------
 
-def _reduce(name, vector, scalar, combine):
+def reducer(name, vector, scalar, combine):
     @intrinsic
     def reduce(typingctx, v):
         def codegen(context, builder, sig, args):
@@ -327,10 +330,10 @@ def _reduce(name, vector, scalar, combine):
     return reduce
 
 
-vsum = _reduce("vsum", F32x16, NumbaType("float32"), lambda b, x, y: b.fadd(x, y))
-vmax_across = _reduce("vmax_across", F32x16, NumbaType("float32"), lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
-vsum_i32 = _reduce("vsum_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.add(x, y))
-vmax_across_i32 = _reduce("vmax_across_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+vsum = reducer("vsum", F32x16, NumbaType("float32"), lambda b, x, y: b.fadd(x, y))
+vmax_across = reducer("vmax_across", F32x16, NumbaType("float32"), lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+vsum_i32 = reducer("vsum_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.add(x, y))
+vmax_across_i32 = reducer("vmax_across_i32", I32x16, NumbaType("int32"), lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from typing import Any
 import kernel_calls as kernels
 import numba
 import numpy as np
+from llamina.engine.samplers.candidates import Scores
 from llamina.kernels import matmul
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
@@ -49,6 +50,22 @@ def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16") -> s
     return digest(kernels.attend(q, kernels.Cache(k, v, kv=kv), 0, head_dim**-0.5))
 
 
+def sampler_digest() -> str:
+    """Weights and running sums of two kinds of logits, and what the stages that need them all leave."""
+    parts: list[Array] = []
+    for spread in (3.0, 0.01):
+        logits = (spread * np.round(np.random.default_rng(5).standard_normal(33_333), 3)).astype(f32)
+        weights, scores = np.zeros(33_336), Scores(logits, 0.8)
+        whole = scores.weigh(weights)
+        parts += [weights[:33_333], scores._sums, np.array([scores.surprise(4.5), scores.deviation(), scores.draw(0.7)])]
+        for cut in (scores.cut(0.9 * whole, np.zeros(66_666)), scores.cut(0.6 * whole, np.zeros(66_666), 9.0, 2.5)):
+            assert cut
+            kept, ids = np.zeros_like(logits), np.zeros(33_333, np.int64)
+            n = scores.collect(cut, None, kept, ids)
+            parts += [np.array(cut), kept[:n].astype(np.float64), ids[:n].astype(np.float64)]
+    return digest(np.concatenate(parts))
+
+
 def digests() -> dict[str, str]:
     """{kernel: sha256}"""
     rng = np.random.default_rng(100)
@@ -69,6 +86,7 @@ def digests() -> dict[str, str]:
     for heads, n_kv, head_dim in ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128)):
         result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
         result[f"attention {heads} {n_kv} {head_dim} q8_0"] = attention_digest(heads, n_kv, head_dim, "q8_0")
+    result["sampler"] = sampler_digest()
     return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
 
 

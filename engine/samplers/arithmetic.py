@@ -17,6 +17,12 @@ def relative(logits: np.ndarray) -> np.ndarray:
     return logits.astype(np.float64) - float(logits.max())
 
 
+def temper(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Scores divided by a temperature above 0; what overflows becomes -inf, that is, probability 0."""
+    with np.errstate(over="ignore"):
+        return scores / temperature
+
+
 def running_sum(values: np.ndarray) -> np.ndarray:
     """Partial sums, added one after the other; np.sum would add in an order that depends on the CPU."""
     return np.add.accumulate(values)
@@ -42,7 +48,8 @@ def uniform(seed: int, sample_index: int, position: int, stream: int = 0) -> flo
     return (int(raw) >> 11) * 2.0**-53
 
 
-_MANY = 2048  # values from which on compiled code is worth its call (and, once, its compilation)
+MANY = 2048
+"""Values from which on compiled code is worth its call (and, once, its compilation)."""
 _MAGIC = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in a double's low bits, ties to even
 _MAGIC_BITS = 0x4338000000000000
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # n * _LN2_HIGH is exact for |n| < 2**20
@@ -57,11 +64,11 @@ def exp(x: np.ndarray) -> np.ndarray:
     x = n ln 2 + r, |r| <= ln 2 / 2; e**r by fdlibm's rational form (e_exp.c), 2**n by adding to the exponent bits. Many at once go through
     kernels/sampling.py, which does the same operations.
     """
-    if len(x) >= _MANY:
+    if len(x) >= MANY:
         from ...kernels import sampling
-        x, out = np.ascontiguousarray(x, np.float64), np.empty(len(x))
+        x, out = np.ascontiguousarray(x, np.float64), np.empty(-(-len(x) // 8) * 8)
         sampling.exp.ctypes(x.ctypes.data, out.ctypes.data, len(x))
-        return out
+        return out[:len(x)]
     clamped = np.maximum(x, -700.0)
     shifted = clamped * 1.44269504088896338700 + _MAGIC
     n = shifted - _MAGIC

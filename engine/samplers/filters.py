@@ -11,6 +11,9 @@ import numpy as np
 
 from .arithmetic import LN2, exp, log, power, running_sum, total
 
+NEARLY = 1e-6
+"""More than exp and log are off: a score less than log(w) - NEARLY has a weight below w."""
+
 
 def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k greatest logits, ascending; of equal ones at the border the lowest ids. k = 0: all. No full sort."""
@@ -62,7 +65,7 @@ def min_p(scores: np.ndarray, p: float) -> np.ndarray:
     """Candidates at least p times as likely as the first (Nguyen et al., 2024)."""
     if p <= 0:
         return np.arange(len(scores))
-    near = np.flatnonzero(scores >= log(p) - 1e-6)
+    near = np.flatnonzero(scores >= log(p) - NEARLY)
     return near[exp(scores[near]) >= p]
 
 
@@ -89,10 +92,12 @@ def xtc(scores: np.ndarray, threshold: float) -> np.ndarray:
     """
     weights = exp(scores)
     above = np.flatnonzero(weights >= threshold * total(weights))
-    if len(above) < 2:
-        return np.arange(len(scores))
-    last = above[len(above) - 1 - np.argmin(scores[above][::-1])]
-    return np.delete(np.arange(len(scores)), above[above != last])
+    return np.delete(np.arange(len(scores)), all_but_last(above, scores[above]))
+
+
+def all_but_last(above: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Indices without that of the least score, the last one among equals; none if there is but one."""
+    return above[above != above[len(above) - 1 - np.argmin(scores[::-1])]] if len(above) else above
 
 
 def surprise_at_most(scores: np.ndarray, mu: float) -> np.ndarray:
@@ -101,18 +106,22 @@ def surprise_at_most(scores: np.ndarray, mu: float) -> np.ndarray:
     return kept if len(kept) else np.array([np.argmax(scores)])
 
 
-def temper(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Scores divided by a temperature above 0; what overflows becomes -inf, that is, probability 0."""
-    with np.errstate(over="ignore"):
-        return scores / temperature
+def spread(scores: np.ndarray) -> float:
+    """How even the probabilities are: entropy / greatest possible entropy; 0 for a single candidate."""
+    if len(scores) < 2:
+        return 0.0
+    weights = exp(scores)
+    whole = total(weights)
+    return total(weights * (log(whole) - scores)) / whole / log(float(len(scores)))
 
 
 def dynamic_temperature(scores: np.ndarray, temperature: float, range: float, exponent: float) -> float:
     """From temperature - range (at least 0), where the model is sure, to temperature + range, where all candidates are equally likely: low +
     (high - low) * (entropy / greatest entropy) ** exponent (kalomaze's, as in llama.cpp). Above 0."""
-    low, high, share = max(0.0, temperature - range), temperature + range, 0.0
-    if len(scores) > 1:
-        weights = exp(scores)
-        whole = total(weights)
-        share = total(weights * (log(whole) - scores)) / whole / log(float(len(scores)))
-    return max(low + (high - low) * power(min(max(share, 0.0), 1.0), exponent), 1e-300)
+    return heat(spread(scores), temperature, range, exponent)
+
+
+def heat(spread: float, temperature: float, range: float, exponent: float) -> float:
+    """The same, of a `spread`."""
+    low, high = max(0.0, temperature - range), temperature + range
+    return max(low + (high - low) * power(min(max(spread, 0.0), 1.0), exponent), 1e-300)
