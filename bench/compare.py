@@ -22,7 +22,7 @@ from .peers import hf, llama2c, llamacpp
 from .peers.child import Child, PeerError
 from .peers.machine import machine
 
-BATCH_STEPS, DEEP_STEPS = 16, 16
+BATCH_STEPS, DEEP_STEPS = 64, 16
 
 
 class Ours(Child):
