@@ -59,11 +59,12 @@ def command(model: str | None, shape: str | None, kind: str, keep: str | None, p
     if not prompt and not generate:
         raise OptionError("nothing to measure: --prompt and --generate are both 0")
     from ..engine.model import resolve
-    from .report import as_csv, markdown, report, tests_of
+    from .report import as_csv, markdown, rate, report, tests_of
     tests: list[Test] = tests_of(prompt, generate, batches, context_depth)
     with Progress(quiet) as progress, _file(model and str(resolve(model, progress.loading)), shape, kind, keep, progress) as path:
         result = report(path, tests, threads=threads, kv=kv, repetitions=repetitions, profile=profile, progress=progress.loading,
-                        note=lambda what: progress.counting(f"measuring {what}", 0, 0))
+                        note=lambda what: progress.stage(f"measuring {what} ..."),
+                        done=lambda s: progress.note(f"{s.test.name}: {rate(s.mean, s.spread)} tokens/s") if progress.shows else None)
         progress.clear()
     print(json.dumps(result) if output == "json" else as_csv(result).rstrip("\n") if output == "csv" else "\n".join(markdown(result)))
 
@@ -93,7 +94,7 @@ def _file(model: str | None, shape: str | None, kind: str, keep: str | None, pro
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="llamina-bench-")))
         path = folder / f"{shape}.{kind.lower()}.gguf"
         if not path.exists():
-            progress.counting(f"writing random weights to {path.name}", 0, 0)
+            progress.stage(f"writing random weights to {path.name} ...")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -35,8 +35,9 @@ def tests_of(prompt: int, generate: int, batches: list[int], depth: int) -> list
 
 
 def report(path: Path, tests: list[Test], *, threads: int | None = None, kv: str | None = None, repetitions: int = 5, profile: bool = False,
-           limits: Limits | None = None, progress: Progress | None = None, note: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Run all tests on a model file. LlaminaError: the file does not run, or a test does not fit into memory."""
+           limits: Limits | None = None, progress: Progress | None = None, note: Callable[[str], None] | None = None,
+           done: Callable[[Speed], None] | None = None) -> dict[str, Any]:
+    """Run all tests on a model file. note: told what begins; done: each test's result as it ends. LlaminaError: the file does not run, or a test does not fit into memory."""
     positions = -(-max(t.depth + t.tokens for t in tests) // PAGE) * PAGE
     with open_gguf(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
@@ -48,6 +49,8 @@ def report(path: Path, tests: list[Test], *, threads: int | None = None, kv: str
                 if note:
                     note(test.name)
                 speeds.append(run(runtime, test, repetitions))
+                if done:
+                    done(speeds[-1])
                 if profile:
                     with Profile(runtime) as stages:
                         run(runtime, test, max(1, repetitions // 2), warm_up=False)
@@ -103,7 +106,7 @@ def markdown(r: dict[str, Any]) -> Iterator[str]:
     yield "| test | tokens/s | GB/s | G multiply-adds/s | of limit | bound by |"
     yield "|---|---|---|---|---|---|"
     for t in r["tests"]:
-        yield (f"| {t['test']} | {t['tokens_per_second']:.{_digits(t['tokens_per_second'])}f} ± {t['spread']:.{_digits(t['tokens_per_second'])}f} "
+        yield (f"| {t['test']} | {rate(t['tokens_per_second'], t['spread'])} "
                f"| {t['gigabytes_per_second']:.1f} | {t['gigamacs_per_second']:.1f} | {100 * t['share_of_limit']:.0f} % | {t['bound']} |")
     limits = r["limits"]
     yield ""
@@ -122,6 +125,11 @@ def markdown(r: dict[str, Any]) -> Iterator[str]:
     if "kernels" in r:
         yield from ("", "| tensor | kernel |", "|---|---|")
         yield from (f"| {name} | {kernel} |" for name, kernel in _by_kernel(r["kernels"]))
+
+
+def rate(mean: float, spread: float) -> str:
+    """12.3 ± 0.4"""
+    return f"{mean:.{_digits(mean)}f} ± {spread:.{_digits(mean)}f}"
 
 
 def _digits(x: float) -> int:

@@ -68,6 +68,11 @@ class Chat:
         """Memory of what was computed."""
         return self._sequence.kv_bytes
 
+    @property
+    def tokens(self) -> int:
+        """How many positions of the context it fills, the answer under way included: never more than there are, also after a context shift."""
+        return self._sequence.length
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation with what was computed for it, for `load`; an open turn ends. FileError: then a file that was there before is unchanged."""
         self._settle()

@@ -325,7 +325,7 @@ class Generation:
             generated_tokens_per_second=(self._steps - 1) / self._generate_seconds if self._generate_seconds else None,
             load_seconds=self._model.load_seconds, compile_seconds=self._model.compile_seconds,
             kv_bytes=self._sequence.kv_bytes if self._sequence is not None else self._kv_bytes, peak_memory_bytes=peak_memory(),
-            seed=self._sampler.seed, finish_reason=self.finish_reason,
+            threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
             context_shifts=self._shifts, dropped_tokens=self._dropped,
         )

@@ -88,9 +88,11 @@ def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str,
             os.fsync(file.fileno())
         os.replace(part, target)
         _sync_folder(target.parent)
-    except (OSError, ValueError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError, ValueError):
             part.unlink()
+        if not isinstance(error, (OSError, ValueError)):  # Ctrl-C, SIGTERM
+            raise
         raise FileError(f"{target}: the session cannot be written ({getattr(error, 'strerror', None) or error}); what was there before is unchanged") from None
 
 

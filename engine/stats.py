@@ -26,6 +26,8 @@ class Stats:
     kv_bytes: int
     peak_memory_bytes: int | None
     """Of this process, ever."""
+    threads: int
+    """That steps are computed with."""
     seed: int
     finish_reason: str | None
     drafted_tokens: int = 0

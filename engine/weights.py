@@ -4,7 +4,8 @@
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding stays in the file; its rows are decoded as tokens need them.
+quantisation would turn it into plausible numbers later. The token embedding stays in the file; its rows are decoded as tokens need them. One that is no
+output matrix too takes the same way into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -72,8 +73,8 @@ class _Piece(NamedTuple):
     name: str
     first: int
     last: int
-    to: int
-    """Address of the whole retiled matrix."""
+    to: int | None
+    """Address of the whole retiled matrix; None: it is only looked at."""
 
 
 class Loader:
@@ -96,7 +97,7 @@ class Loader:
 
     def _work(self) -> None:
         try:
-            buffer = np.empty(_PIECE + (1 << 17), np.uint8)
+            buffer, thrown_away = np.empty(_PIECE + (1 << 17), np.uint8), np.empty(0, np.uint8)
             while not self._stop:
                 with self._lock:
                     piece = next(self._pieces, None)
@@ -113,7 +114,13 @@ class Loader:
                         buffer = np.empty(size, np.uint8)
                     _read(fd, buffer[:size].data, info.offset + first)
                     source = buffer.ctypes.data - first
-                bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, piece.to)
+                to = piece.to
+                if to is None:
+                    tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.shape[1])
+                    if len(thrown_away) < (piece.last - piece.first) * tile_bytes:
+                        thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
+                    to = thrown_away.ctypes.data - piece.first * tile_bytes
+                bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
                 if fd is None and piece.last * ROWS >= rows:
                     self._gguf.release(piece.name)
                 if bad >= 0:
@@ -198,9 +205,10 @@ class Weights:
         names = matrix_names(config)
         self.nbytes = sum(-(-registry.tiled_bytes(t.format.name, *t.shape) // 128) * 128 for t in (gguf.tensors[n] for n in names))
         self._arena = Arena(self.nbytes)
-        self._total = sum(gguf.tensors[n].n_bytes for n in names)
+        seen = names if config.tied_output else [*names, "token_embd.weight"]
+        self._total = sum(gguf.tensors[n].n_bytes for n in seen)
         targets = {name: self._arena.take(registry.tiled_bytes(gguf.tensors[name].format.name, *gguf.tensors[name].shape)) for name in names}
-        self._loader = Loader(gguf, [piece for name in names for piece in self._pieces(name, targets[name])], n_threads)
+        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads)
         try:
             self._prepare(ld_dim, targets)
         except BaseException:
@@ -227,7 +235,7 @@ class Weights:
         self._loader.close()
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
-        """Token embeddings: int [M] -> float32 [M, dim]. NumericError's cause, NaN in a row, is refused like in any other weight."""
+        """Token embeddings: int [M] -> float32 [M, dim]. FormatError: finite scales whose product with a block's is not, which loading lets pass."""
         rows = registry.decode(self._embedding_format, self._embedding[ids])
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
@@ -245,11 +253,12 @@ class Weights:
             raise self._refuse(name, 0)
         return row
 
-    def _pieces(self, name: str, target: np.ndarray) -> Iterator[_Piece]:
+    def _pieces(self, name: str, target: np.ndarray | None) -> Iterator[_Piece]:
         info = self._gguf.tensors[name]
         tiles, tile_bytes = -(-info.shape[0] // ROWS), ROWS * info.format.row_bytes(info.shape[1])
         step = max(1, _PIECE // tile_bytes)
-        return (_Piece(name, tile, min(tile + step, tiles), target.ctypes.data) for tile in range(0, tiles, step))
+        to = None if target is None else target.ctypes.data
+        return (_Piece(name, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
 
     def _descriptor(self, name: str, target: np.ndarray) -> np.ndarray:
         info = self._gguf.tensors[name]

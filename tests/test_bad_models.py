@@ -75,12 +75,13 @@ SCALE_AT = {"F32": 0, "F16": 0, "BF16": 0, "Q8_0": 0, "Q4_0": 0, "Q4_1": 2, "Q5_
 """Where in a block a scale or minimum lies."""
 
 
+@pytest.mark.parametrize("tensor", ["blk.1.ffn_down.weight", "token_embd.weight"])
 @pytest.mark.parametrize("format", SCALE_AT)
-def test_weights_that_are_not_finite(format: str, tmp_path: Path) -> None:
-    """The last block of the last row of a matrix holds NaN or infinity."""
+def test_weights_that_are_not_finite(format: str, tensor: str, tmp_path: Path) -> None:
+    """The last block of the last row of a matrix, or of the embeddings, which are not retiled, holds NaN or infinity."""
     path = write_small_model(tmp_path / "m.gguf", format, blocks=True)
     with open_gguf(path) as file:
-        t = file.tensors["blk.1.ffn_down.weight"]
+        t = file.tensors[tensor]
         row = file.data(t.name)[-1].tobytes()
     with pytest.raises(AssertionError, match="reached the forward pass"):
         load(path)  # whole; and the format's kernels are compiled now
@@ -89,7 +90,7 @@ def test_weights_that_are_not_finite(format: str, tmp_path: Path) -> None:
     for value in np.array([np.nan, np.inf, -np.inf], np.float32):
         word = {"F32": value.tobytes(), "BF16": value.tobytes()[2:]}.get(format, value.astype(np.float16).tobytes())
         path.write_bytes(raw[:at] + word + raw[at + len(word):])
-        check_refused(path, FormatError, f"'blk.1.ffn_down.weight' holds NaN or infinity in row {t.shape[0] - 1}: ")
+        check_refused(path, FormatError, f"{tensor!r} holds NaN or infinity in row {t.shape[0] - 1}: ")
 
 
 def test_missing_shard(tmp_path: Path) -> None:

@@ -96,9 +96,22 @@ def test_help_and_unknown(talk):
     assert talk.said[-1] == "nothing was asked yet"
     talk.ask("one").text()
     talk.run("/stats")
-    assert "context: " in talk.said[-1]
+    assert "; 1 thread; seed 5;" in talk.said[-2]
+    assert talk.said[-1] == f"context: {talk.chat.tokens} of 500 tokens; 2 messages" and talk.chat.tokens > 10
     talk.run("/nonsense")
     assert "/nonsense is not a command" in talk.said[-1]
+
+
+def test_stats_after_a_context_shift():
+    """What was dropped fills no context."""
+    said: list[str] = []
+    with fake_model(lambda ids: ord("x"), context=60) as model, Chat(model) as chat:
+        commands = Commands(chat, {**OPTIONS, "max_tokens": 200, "context_shift": True}, said.append)
+        answer = commands.ask("go on")
+        assert len(answer.text()) == 200 and answer.stats.context_shifts > 2
+        commands.run("/stats")
+        filled = int(said[-1].removeprefix("context: ").split(" of 60 tokens; 2 messages")[0])
+        assert 20 < filled <= 60 and filled == len(answer.window) - 1  # the last token was not fed
 
 
 def test_restore_refuses_what_is_no_conversation(talk):

@@ -441,4 +441,4 @@ def test_progress_is_for_terminals(monkeypatch, capsys):
 
 def test_closing_line_before_anything_was_computed():
     line = closing_line(fake_model().generate("ab", max_tokens=0, seed=3).stats)
-    assert line.startswith("[load 0.00 s; prompt 3 tokens; generated 0; ") and "seed 3" in line
+    assert line.startswith("[load 0.00 s; prompt 3 tokens; generated 0; ") and "; 1 thread; seed 3;" in line

@@ -179,6 +179,9 @@ def slow(piece, allow_nan):
     return plain(piece, allow_nan)
 module._encode = slow
 try:
+    if sys.argv[3] == "terminate":
+        from llamina.engine.cli import main
+        sys.exit(main(["convert", sys.argv[1], sys.argv[2], "--type", "f16", "--threads", "1", "-q"]))
     module.convert(sys.argv[1], sys.argv[2], "f16", threads=1)
 except KeyboardInterrupt:
     print("interrupted")
@@ -186,7 +189,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("how", "sent"), [("kill", signal.SIGKILL), ("interrupt", signal.SIGINT)])
+@pytest.mark.parametrize(("how", "sent"), [("kill", signal.SIGKILL), ("interrupt", signal.SIGINT), ("terminate", signal.SIGTERM)])
 def test_interrupted(model: Path, tmp_path: Path, how: str, sent: signal.Signals) -> None:
     out = tmp_path / "m.gguf"
     out.write_bytes(b"old")
@@ -200,7 +203,8 @@ def test_interrupted(model: Path, tmp_path: Path, how: str, sent: signal.Signals
     if how == "kill":
         assert len(left) == 2 and left[0].startswith(".m.gguf.partial-")
     else:
-        assert left == ["m.gguf"] and "interrupted" in rest
+        assert left == ["m.gguf"] and ("interrupted" in rest) == (how == "interrupt")
+    assert child.returncode == {"kill": -signal.SIGKILL, "interrupt": 0, "terminate": 143}[how]
 
 
 def test_hugging_face(real: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     main(argv) -> click parses -> the command's function -> exit code; every error becomes one line on stderr
 
-stdout carries answers only; progress, statistics and errors go to stderr. Exit codes: 0, 1 (the model, a file, a failed check), 2 (usage), 130 (Ctrl-C).
+stdout carries answers only; progress, statistics and errors go to stderr. Exit codes: 0, 1 (the model, a file, a failed check), 2 (usage), 130 (Ctrl-C),
+143 (SIGTERM).
 """
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
@@ -109,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(_wrapped(OVERVIEW))
             sys.stdout.flush()
             return 0
-        with llamina.make_context("llamina", argv, obj=state) as ctx:
+        with _leaving_when_told(), llamina.make_context("llamina", argv, obj=state) as ctx:
             code = llamina.invoke(ctx)
             sys.stdout.flush()
             return code or 0
@@ -133,6 +137,23 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"standard output: cannot be written ({error.strerror})", 1, state["debug"])
         what = f"{type(error).__name__}: {error}".rstrip(": ")
         return _fail(f"{what} (this is a bug in llamina: please report it with the output of the same command with --debug)", 1, state["debug"])
+
+
+@contextlib.contextmanager
+def _leaving_when_told() -> Iterator[None]:
+    """SIGTERM ends the process as an exception does: what it was writing is taken away. Once: `timeout` sends two, and the second would meet the tidying."""
+    def leave(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+    try:
+        before = signal.signal(signal.SIGTERM, leave) if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else None
+    except ValueError:  # not the main thread
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(signal.SIGTERM) is leave:  # else the process is about to end
+            signal.signal(signal.SIGTERM, before)
 
 
 def _drop_output() -> None:

@@ -130,7 +130,7 @@ class Commands:
             self._say("nothing was asked yet")
             return
         self._say(closing_line(self.last.stats))
-        self._say(f"context: {len(self.last.history)} of {self.chat.model.context} tokens; {_messages(len(self.chat.settled()))}")
+        self._say(f"context: {self.chat.tokens} of {self.chat.model.context} tokens; {_messages(len(self.chat.settled()))}")
 
     def _set(self, rest: str) -> None:
         """NAME VALUE: change an option, e.g. /set temperature 0.2; nothing shows them all"""

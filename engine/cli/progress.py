@@ -54,6 +54,11 @@ class Progress:
         if self.shows and time.monotonic() - self._last > 0.1:
             self._show(text())
 
+    def stage(self, text: str) -> None:
+        """Something begins that tells nothing until it ends."""
+        if self.shows:
+            self._show(text)
+
     def counting(self, what: str, done: int, total: int) -> None:
         """Progress through `total` things."""
         if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
@@ -116,4 +121,5 @@ def closing_line(s: Stats) -> str:
     drafted = f", {s.accepted_tokens} of {s.drafted_tokens} guessed" if s.drafted_tokens else ""
     memory = f"; memory {size(s.peak_memory_bytes)}" if s.peak_memory_bytes else ""
     return (f"[load {s.load_seconds:.2f} s{compiled}; prompt {s.prompt_tokens} tokens{reused}{speed(s.prompt_tokens_per_second)}; "
-            f"generated {s.generated_tokens}{drafted}{speed(s.generated_tokens_per_second)}{memory}; seed {s.seed}; end: {s.finish_reason}]")
+            f"generated {s.generated_tokens}{drafted}{speed(s.generated_tokens_per_second)}{memory}; "
+            f"{s.threads} thread{'' if s.threads == 1 else 's'}; seed {s.seed}; end: {s.finish_reason}]")
