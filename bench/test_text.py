@@ -12,7 +12,7 @@ from llamina.engine.config import ModelConfig
 from llamina.engine.gguf import open_gguf
 from llamina.engine.model import load_vocabulary
 from llamina.engine.runtime import Runtime
-from llamina.engine.sampling import Sampler, SamplingOptions
+from llamina.engine.sampling import Sampler, SamplingOptions, token_logprob
 
 TEXT = "Once upon a time there was a little house at the edge of the forest, and nobody knew who lived in it. " * size(200, 2)
 VOCABULARY = size(128256, 512)
@@ -42,17 +42,42 @@ def test_decode(benchmark: Any) -> None:
     assert benchmark(tokenizer.decode, ids)
 
 
-OPTIONS = {
-    "greedy": SamplingOptions(temperature=0.0), "default": SamplingOptions(seed=1), "temperature": SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, seed=1),
-    "top-p": SamplingOptions(temperature=0.8, top_k=0, top_p=0.95, seed=1), "min-p": SamplingOptions(temperature=1.0, top_k=0, top_p=1.0, min_p=0.05, seed=1),
+OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 1}
+"""All stages off but the temperature, which at 1.0 still weighs the whole vocabulary."""
+STAGES: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0}, "defaults": {"temperature": 0.8, "top_k": 40, "top_p": 0.95}, "temperature": {"temperature": 0.8},
+    "dynatemp": {"dynatemp_range": 0.5}, "top-k": {"top_k": 40}, "top-p": {"top_p": 0.95}, "min-p": {"min_p": 0.05}, "typical": {"typical_p": 0.95},
+    "top-n-sigma": {"top_n_sigma": 1.0}, "xtc": {"xtc_probability": 1.0}, "mirostat": {"mirostat": 2}, "bias": {"logit_bias": {7: 1.0, 9: -5.0}},
+    "penalties": {"repeat_penalty": 1.1, "presence_penalty": 0.1, "top_k": 40}, "dry": {"dry_multiplier": 0.8, "top_k": 40},
 }
+PEAK = 15.0  # added to one logit: it gets nine tenths of the probability
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
-def test_sample(benchmark: Any, name: str) -> None:
-    logits = np.random.default_rng(0).standard_normal(VOCABULARY).astype(np.float32) * 3
-    sampler = Sampler(OPTIONS[name])
-    history = list(range(64))
-    benchmark(lambda: sampler.sample(logits, 64, history))
+def some_logits(kind: str) -> np.ndarray:
+    """float32 [VOCABULARY]: "flat", normal with deviation 3, or "peaked", one token far above."""
+    logits = np.random.default_rng(0).standard_normal(VOCABULARY).astype(np.float32) * (3 if kind == "flat" else 1)
+    if kind == "peaked":
+        logits[VOCABULARY // 3] += np.float32(PEAK)
+    return logits
+
+
+def record(benchmark: Any) -> None:
     if benchmark.stats is not None:
         benchmark.extra_info["share_of_decode_step"] = round(benchmark.stats.stats.median / step_seconds(), 4)
+
+
+@pytest.mark.parametrize("kind", ("flat", "peaked"))
+@pytest.mark.parametrize("name", STAGES)
+def test_sample(benchmark: Any, name: str, kind: str) -> None:
+    """One choice by each stage alone."""
+    logits, history = some_logits(kind), list(range(64))
+    sampler = Sampler(SamplingOptions(**{**OFF, **STAGES[name]}))
+    benchmark(lambda: sampler.sample(logits, 64, history))
+    record(benchmark)
+
+
+@pytest.mark.parametrize("kind", ("flat", "peaked"))
+def test_logprobs(benchmark: Any, kind: str) -> None:
+    logits = some_logits(kind)
+    benchmark(lambda: token_logprob(logits, 5, 5))
+    record(benchmark)
