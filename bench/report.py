@@ -37,7 +37,8 @@ def tests_of(prompt: int, generate: int, batches: list[int], depth: int) -> list
 def report(path: Path, tests: list[Test], *, threads: int | None = None, kv: str | None = None, repetitions: int = 5, profile: bool = False,
            limits: Limits | None = None, progress: Progress | None = None, note: Callable[[str], None] | None = None,
            done: Callable[[Speed], None] | None = None) -> dict[str, Any]:
-    """Run all tests on a model file. note: told what begins; done: each test's result as it ends. LlaminaError: the file does not run, or a test does not fit into memory."""
+    """Run all tests on a model file. note: told what begins; done: each test's result as it ends. LlaminaError: the file does not run, or a test does not
+    fit into memory."""
     positions = -(-max(t.depth + t.tokens for t in tests) // PAGE) * PAGE
     with open_gguf(path) as gguf:
         config = ModelConfig.from_gguf(gguf)

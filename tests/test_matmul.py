@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
+from llamina.kernels.matmul import Packing
 from llamina.kernels.matmul_many import ENOUGH, GROUPS, pays
 from naive_kernels import (
     ITEM,
@@ -159,7 +160,7 @@ def test_same_bits_for_any_number_of_tokens(name):
         assert equal(kernels.matmul(name, tiles, whole.shape[1], x[first:]), whole[first:]), first
 
 
-@pytest.mark.parametrize("name", [name for name in BLOCKS if pays(registry.packing(name))])
+@pytest.mark.parametrize("name", [name for name in BLOCKS if isinstance(p := registry.packing(name), Packing) and pays(p)])
 def test_same_bits_for_very_many_tokens(name):
     """As for 24 at a time; 537 are more than GROUPS groups, 128 the fewest that take this way."""
     tiles, _, whole = large(name)
