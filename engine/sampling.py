@@ -55,7 +55,7 @@ class Sampler:
             "top_k": (options.top_k > 0, lambda c: c.keep(top_k(c.logits, options.top_k))),
             "typical": (options.typical_p < 1, lambda c: stages.typical(c, options.typical_p)),
             "top_p": (options.top_p < 1, lambda c: stages.top_p(c, options.top_p)),
-            "min_p": (options.min_p > 0, lambda c: stages.min_p(c, options.min_p)),
+            "min_p": (options.min_p > 0, lambda c: c.keep(min_p(relative(c.logits), options.min_p))),
             "xtc": (options.xtc_probability > 0 and options.xtc_threshold <= 0.5, self._xtc),
             "temperature": (True, lambda c: stages.temperature(c, options.temperature, options.dynatemp_range, options.dynatemp_exponent)),
             "mirostat": (options.mirostat == 2, lambda c: stages.mirostat(c, self._mu_at(c.position))),

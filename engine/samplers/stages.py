@@ -1,4 +1,5 @@
-"""The stages that choose candidates, on `Candidates`: filters.py's if they are few, the same through compiled code if they are many.
+"""The stages that choose candidates, on `Candidates`: filters.py's if they are few, the same through compiled code if they are many. (top-k and min-p
+look closely at few anyhow.)
 
 Nothing here sorts a vocabulary, or visits it more often than a stage's sums demand.
 """
@@ -36,12 +37,6 @@ def top_p(c: Candidates, p: float) -> None:
             c.keep_within(cut)
             return
     c.keep(filters.top_p(relative(c.logits), p))
-
-
-def min_p(c: Candidates, p: float) -> None:
-    if c.many:
-        c.keep_within(Cut(filters.NEARLY - log(p)))  # whose weights may be p: few, as a rule
-    c.keep(filters.min_p(relative(c.logits), p))
 
 
 def xtc(c: Candidates, threshold: float) -> None:
