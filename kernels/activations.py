@@ -41,18 +41,18 @@ _TINY_BITS = int(np.array(1e-30, np.float32).view(np.int32))
 _127 = np.float32(127.0)
 
 
-def record_bytes(tokens: int, columns: int) -> int:
-    """Bytes that the records of up to `tokens` rows of `columns` activations take at most."""
-    return -(-tokens // GROUP) * -(-columns // BLOCK) * RECORD
-
-
-@jit
-def record_size(width):
+def record_size(width: int) -> int:
     """Bytes of a record for `width` tokens."""
     return (END * width + 63) // 64 * 64
 
 
-RECORD = (END * GROUP + 63) // 64 * 64
+RECORD = record_size(GROUP)
+_record_size = jit(record_size)
+
+
+def record_bytes(tokens: int, columns: int) -> int:
+    """Bytes that the records of up to `tokens` rows of `columns` activations take at most."""
+    return -(-tokens // GROUP) * -(-columns // BLOCK) * RECORD
 
 
 @jit
@@ -87,7 +87,7 @@ def quantize_row(x, columns, m, n_tokens, records):
 def quantize_part(x, first, last, columns, m, n_tokens, records):
     """Columns [first, last) of the row, both multiples of 32."""
     width = group_width(m, n_tokens)
-    size, lane = record_size(width), m % GROUP
+    size, lane = _record_size(width), m % GROUP
     r = records + (m // GROUP) * (columns // BLOCK) * RECORD + first // BLOCK * size
     n = r + width * D + 4 * lane  # this token's numbers, `width` words apart
     worst = np.int32(0)

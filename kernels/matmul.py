@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .activations import BLOCK, DS, END, GROUP, RECORD, ZERO32, D
+from .activations import BLOCK, DS, GROUP, RECORD, ZERO32, D, record_size
 from .deferred import intrinsic, jit, types
 from .dot import dot, dot_any
 from .matmul_many import ENOUGH, many_tokens, pays, zero_point
@@ -87,7 +87,7 @@ def _body(f: Packing, M: int):
     step = tile_bytes // sub_blocks
     lines = -(-step // 64)
     zero_at, up, down = zero_point(f)
-    record = (END * M + 63) // 64 * 64
+    record = record_size(M)
 
     @jit
     def body(w, tiles, x, tokens, out, ldo):

@@ -211,6 +211,17 @@ def _places(keys, m, low, scale, out):
         store_i64x8(out + i, bits_of_f64x8(where_less(place, last, place, last) + splat_f64(MAGIC)) - splat_i64(MAGIC_BITS))
 
 
+@jit
+def _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, keys, places):
+    """Of m <= BLOCK candidates from number `first` on: of all at level 0, later of those whose keys are in `room`."""
+    if level == 0:
+        _scores(x, doubles, first, m, greatest, divisor, keys)
+        _keys(keys, m, log_whole, entropy)
+    else:
+        _scores(room, 1, first, m, 0.0, 1.0, keys)  # as they are
+    _places(keys, m, low, scale, places)
+
+
 @compiled("int64(int64, int64, int64, float64, float64, int64, float64, float64, float64, float64, int64, int64)")
 def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, margin, room, found):
     """Candidates by ascending key (`_keys`), equal ones by place: found[0] (float64) and found[1] (int64) are key and place of the first with which the
@@ -223,13 +234,7 @@ def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, m
             store_f64x8(histogram + i, splat_f64(0.0))
         for first in range(0, count, BLOCK):
             m = min(BLOCK, count - first)
-            if level == 0:
-                _scores(x, doubles, first, m, greatest, divisor, buffer)
-                _keys(buffer, m, log_whole, entropy)
-                _places(buffer, m, low, scale, places)
-            else:
-                _scores(room, 1, first, m, 0.0, 1.0, buffer)
-                _places(buffer, m, low, scale, places)
+            _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, buffer, places)
             for i in range(m):
                 at = first + i if level == 0 else load_i64(ids + 8 * (first + i))
                 slot = histogram + 16 * load_i64(places + 8 * i) + 8 * (i & 1)  # two of each: neighbours seldom wait for one another
@@ -246,13 +251,7 @@ def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, m
         kept, least, most = 0, 1e308, 0.0
         for first in range(0, count, BLOCK):
             m = min(BLOCK, count - first)
-            if level == 0:
-                _scores(x, doubles, first, m, greatest, divisor, buffer)
-                _keys(buffer, m, log_whole, entropy)
-                _places(buffer, m, low, scale, places)
-            else:
-                _scores(room, 1, first, m, 0.0, 1.0, buffer)
-                _places(buffer, m, low, scale, places)
+            _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, buffer, places)
             for i in range(m):
                 if load_i64(places + 8 * i) == bucket:
                     key = load_f64(buffer + 8 * i)
