@@ -29,6 +29,7 @@ from typing import Any
 
 from . import native_code
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
+from .interrupts import raised_after_callbacks
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/forward*.py")
@@ -385,7 +386,8 @@ class Compiled:
         from numba.core.ccallback import CFunc
         cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
         cfunc._cache = self._store
-        cfunc.compile()
+        with raised_after_callbacks():
+            cfunc.compile()
         return cfunc
 
     def __call__(self, *args: Any) -> Any:

@@ -1,9 +1,11 @@
 """The compile cache: what a second process finds, closures, corrupt files, processes compiling at once, which folder, cleaning, notes."""
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from llamina.kernels import compile_cache, native_code
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
+from llamina.kernels.interrupts import raised_after_callbacks
 from llvmlite import ir
 
 PROGRAM = """
@@ -401,3 +404,26 @@ def test_code_that_needs_what_is_not_there_is_left_to_numba() -> None:
     elf = missing + b"".join(headers) + symbols + names
     assert native_code.undefined_symbols(elf) == {"no_such_function_anywhere"}
     assert native_code.undefined_symbols(b"MZ" + elf) is None and native_code.pack("f", elf) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
+def test_interrupted_in_a_callback_of_llvm():
+    """Raised when the block ends: what a ctypes callback raises is lost. Anywhere else, at once."""
+    steps = []
+
+    def _raw_object_cache_notify():
+        signal.raise_signal(signal.SIGINT)
+        steps.append("machine code kept")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), raised_after_callbacks():
+            ctypes.CFUNCTYPE(None)(_raw_object_cache_notify)()
+            steps.append("compiled")
+        with pytest.raises(KeyboardInterrupt), raised_after_callbacks():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("not reached")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps == ["machine code kept", "compiled"]
