@@ -29,7 +29,7 @@ from typing import Any
 
 from . import native_code
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
-from .interrupts import raised_after_callbacks
+from .interrupts import raised_at_the_end
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/forward*.py")
@@ -386,7 +386,7 @@ class Compiled:
         from numba.core.ccallback import CFunc
         cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
         cfunc._cache = self._store
-        with raised_after_callbacks():
+        with raised_at_the_end():
             cfunc.compile()
         return cfunc
 

@@ -19,7 +19,6 @@ import pytest
 from llamina.kernels import compile_cache, native_code
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
-from llamina.kernels.interrupts import raised_after_callbacks
 from llvmlite import ir
 
 PROGRAM = """
@@ -407,23 +406,25 @@ def test_code_that_needs_what_is_not_there_is_left_to_numba() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
-def test_interrupted_in_a_callback_of_llvm():
-    """Raised when the block ends: what a ctypes callback raises is lost. Anywhere else, at once."""
+def test_interrupted_while_compiling(monkeypatch, tmp_path):
+    """Raised when the function is compiled: what a ctypes callback, as LLVM calls it, raises is lost."""
+    monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
     steps = []
 
-    def _raw_object_cache_notify():
-        signal.raise_signal(signal.SIGINT)
-        steps.append("machine code kept")
+    def notice(name):
+        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
+        steps.append(name)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    @compile_cache.compiled("int64(int64)")
+    def one_more(x):
+        return x + 1
+
+    before, end = signal.signal(signal.SIGINT, signal.default_int_handler), compile_cache.on_compile(notice)
     try:
-        with pytest.raises(KeyboardInterrupt), raised_after_callbacks():
-            ctypes.CFUNCTYPE(None)(_raw_object_cache_notify)()
-            steps.append("compiled")
-        with pytest.raises(KeyboardInterrupt), raised_after_callbacks():
-            signal.raise_signal(signal.SIGINT)
-            steps.append("not reached")
+        with pytest.raises(KeyboardInterrupt):
+            one_more.ctypes  # noqa: B018
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
+        end()
         signal.signal(signal.SIGINT, before)
-    assert steps == ["machine code kept", "compiled"]
+    assert len(steps) == 1 and one_more.ctypes(1) == 2 and len(steps) == 1
