@@ -39,9 +39,18 @@ def _for_compiled_callers_only(dispatcher: Any) -> None:
         return flags
 
     def add(result: Any) -> None:
-        result.library._optimize_final_module = lambda: None  # the caller's library, which it is linked into, is optimised
+        library = result.library
+
+        def finish() -> None:
+            library._finalize_dynamic_globals()
+            library._finalized = True
+
+        # The caller's library, which it is linked into, is optimised and gets machine code. This one must not have any: the engine would take a function
+        # that both define from the first it met, which is this one, as it was before optimisation
+        library._optimize_final_module = lambda: None
+        library._finalize_final_module = finish
         key = object()  # what stands for the function among the callable ones; Numba takes the machine code's entry point
-        result.target_context.insert_user_function(key, result.fndesc, [result.library])
+        result.target_context.insert_user_function(key, result.fndesc, [library])
         dispatcher.overloads[tuple(result.signature.args)] = result._replace(entry_point=key)
 
     dispatcher._compiler._customize_flags = customize

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llamina.kernels import compile_cache, native_code
+from llamina.kernels import compile_cache, deferred, native_code
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llvmlite import ir
@@ -382,7 +382,7 @@ def test_a_warm_start_needs_no_numba(tmp_path: Path) -> None:
     program = """
 import sys
 import llamina
-from llamina.kernels import compile_cache, native_code
+from llamina.kernels import compile_cache, deferred, native_code
 model = llamina.load("demo", threads=2)
 print(float(model.logits([1, 2, 3]).sum()).hex(), compile_cache.stats.compiled > 0, "numba" in sys.modules)
 import numba
@@ -428,3 +428,22 @@ def test_interrupted_while_compiling(monkeypatch, tmp_path):
         end()
         signal.signal(signal.SIGINT, before)
     assert len(steps) == 1 and one_more.ctypes(1) == 2 and len(steps) == 1
+
+
+def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
+    """Else the engine takes a helper that the optimiser did not inline from where it met it first: not yet optimised (prompts at half speed)."""
+    monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
+    from numba.core.registry import cpu_target
+    engine, modules = cpu_target.target_context.codegen()._engine, []
+    monkeypatch.setattr(engine, "add_module", lambda module, add=engine.add_module: modules.append(module.name) or add(module))
+
+    @deferred.jit
+    def doubled_by_a_helper(x):
+        return 2 * x
+
+    @compile_cache.compiled("int64(int64)")
+    def one_more_than_double(x):
+        return doubled_by_a_helper(x) + 1
+
+    assert one_more_than_double.ctypes(20) == 41
+    assert any("one_more_than_double" in name for name in modules) and not any("doubled_by_a_helper" in name for name in modules)
