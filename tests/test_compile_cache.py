@@ -435,7 +435,13 @@ def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
     monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
     from numba.core.registry import cpu_target
     engine, modules = cpu_target.target_context.codegen()._engine, []
-    monkeypatch.setattr(engine, "add_module", lambda module, add=engine.add_module: modules.append(module.name) or add(module))
+    add_module = engine.add_module
+
+    def noted(module):
+        modules.append(module.name)
+        return add_module(module)
+
+    monkeypatch.setattr(engine, "add_module", noted)
 
     @deferred.jit
     def doubled_by_a_helper(x):
