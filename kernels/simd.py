@@ -156,15 +156,21 @@ def splat_i32(typingctx, x):
     return I32x16(x), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line at an address (which need not be mapped)."""
-    def codegen(context, builder, sig, args):
-        p8 = I8.as_pointer()
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [p8, I32, I32, I32]), "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(args[0], p8), *(ir.Constant(I32, n) for n in (0, 3, 1))])
-        return context.get_dummy_value()
-    return types.void(address), codegen
+def _prefetch(locality):
+    @intrinsic
+    def prefetch(typingctx, address):
+        """Ask for the cache line at an address (which need not be mapped)."""
+        def codegen(context, builder, sig, args):
+            p8 = I8.as_pointer()
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [p8, I32, I32, I32]), "llvm.prefetch.p0")
+            builder.call(function, [builder.inttoptr(args[0], p8), *(ir.Constant(I32, n) for n in (0, locality, 1))])
+            return context.get_dummy_value()
+        return types.void(address), codegen
+    return prefetch
+
+
+prefetch, prefetch_l2 = _prefetch(3), _prefetch(2)
+"""Into the first-level cache, or only into the second."""
 
 
 # -- arithmetic: + - * / on f32x16, + * on i32x16, | & on i8x64, by the ordinary operators ----------------------------------------------------
