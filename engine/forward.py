@@ -27,6 +27,8 @@ LEAST = 2
 """Tiles of the smallest piece of work."""
 MANY_TOKENS = 32
 """From so many on, weights are used from a cache many times, and small pieces of work keep their results in one, too."""
+COMPACT = 4
+"""Blocks of 32 columns of a piece of gate and up with MANY_TOKENS: both pieces of 512 tokens then stay in a second-level cache until they are quantised."""
 
 # -- a layer: 2 gains, "some matrix of this input wants int8 records" flags, then 7 matrices
 ATTN_NORM, FFN_NORM, QUANTIZE_QKV, QUANTIZE_ATT, QUANTIZE_FFN, QUANTIZE_DOWN = range(0, 48, 8)
@@ -43,9 +45,10 @@ MODEL_WORDS = GEOMETRY_WORDS + 20
 
 # -- a step
 (
-    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, N_ITEMS, ITEMS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE,
-) = range(0, 8 * 12, 8)
-STEP_WORDS = 12
+    MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, N_ITEMS, ITEMS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE, KEEP,
+) = range(0, 8 * 13, 8)
+"""KEEP: whether NORMED and GATE must hold every token's floats, because somebody will look at them or a float matrix reads them."""
+STEP_WORDS = 13
 
 # -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, each stage's time so far. What follows a run's last
 # barrier (the output matrix) is the caller's to add.
@@ -114,23 +117,33 @@ def _keys_and_values(layer, team, slot, model, floats, ld_floats, kv_offset, n_t
 
 
 @jit
-def _gate_up(layer, n_threads, team, model, floats, ld_floats, n_tokens):
-    """gate = silu(gate) * up, and the records of `down`: a piece of work is some columns, an even number of tiles. -> not finite"""
+def _gate_up(layer, tid, n_threads, team, model, floats, ld_floats, n_tokens, keep):
+    """gate = silu(gate) * up, and the records of `down`: a piece of work is some columns, an even number of tiles. -> not finite
+
+    Of many tokens, a thread keeps only the piece at hand, in its own part of GATE and UP: whole rows of 512 tokens would go through memory.
+    """
     gate, up, ld = load_i64(model + GATE), load_i64(model + UP), load_i64(model + LD_FFN)
     records, quantize, worst, pairs = load_i64(model + DOWN_RECORDS), load_i64(layer + QUANTIZE_DOWN), 0, ld // 32
-    most = TILES_A_GROUP if n_tokens >= MANY_TOKENS else pairs
+    most, compact = pairs, n_tokens >= MANY_TOKENS and not keep and COMPACT * n_threads <= pairs
+    if n_tokens >= MANY_TOKENS:
+        most = TILES_A_GROUP
+    if compact:
+        most, ld = COMPACT, 32 * COMPACT
+        gate += 4 * tid * n_tokens * ld
+        up += 4 * tid * n_tokens * ld
     while True:
         take = next_tile(team, 0, 1)
         pair0, pair1 = _first_tile(take, pairs, n_threads, most), _first_tile(take + 1, pairs, n_threads, most)
         if pair0 == pairs:
             return worst >= INFINITY_BITS
-        _piece(layer + W_GATE, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, gate, ld, n_tokens)
-        _piece(layer + W_UP, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, up, ld, n_tokens)
+        left = 4 * 32 * pair0 if compact else 0  # of the first column that is kept
+        _piece(layer + W_GATE, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, gate - left, ld, n_tokens)
+        _piece(layer + W_UP, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, up - left, ld, n_tokens)
         for m in range(n_tokens):
-            row, here = gate + 4 * m * ld, 4 * 32 * pair0
-            silu_mul(row + here, up + 4 * m * ld + here, 32 * (pair1 - pair0))
+            row, here = 4 * m * ld - left, 4 * 32 * pair0
+            silu_mul(gate + row + here, up + row + here, 32 * (pair1 - pair0))
             if quantize:
-                worst = max(worst, quantize_part(row, 32 * pair0, 32 * pair1, ld, m, n_tokens, records))
+                worst = max(worst, quantize_part(gate + row, 32 * pair0, 32 * pair1, 32 * pairs, m, n_tokens, records))
 
 
 @jit
@@ -148,10 +161,10 @@ def _end(n_threads, team, step, stage):
 
 
 @jit
-def _norm(model, x, gain, m, row, n_rows, quantize):
-    """RMSNorm of the residual row m into NORMED's (and the records') row, one of n_rows. -> not finite"""
+def _norm(model, x, gain, m, kept, row, n_rows, quantize):
+    """RMSNorm of the residual row m into NORMED's row `kept` and the records' row, one of n_rows. -> not finite"""
     ld = load_i64(model + LD_DIM)
-    out = load_i64(model + NORMED) + 4 * row * ld
+    out = load_i64(model + NORMED) + 4 * kept * ld
     bad = rms_norm(x + 4 * m * ld, gain, load_i64(model + DIM), ld, load_f32(model + EPS), out)
     if quantize:
         quantize_row(out, ld, row, n_rows, load_i64(model + RECORDS))
@@ -170,6 +183,7 @@ def forward(tid, n_threads, team, step):
     q, att, gate = load_i64(model + Q), load_i64(model + ATT), load_i64(model + GATE)
     scratch = load_i64(model + SCRATCH) + tid * load_i64(model + SCRATCH_BYTES)
     first_layer, last_layer = load_i64(step + FIRST_LAYER), load_i64(step + LAST_LAYER)
+    keep = load_i64(step + KEEP)
     rows = max(1, min(GROUP, n_tokens // n_threads))  # of a piece of work: threads that write into the same records slow each other down
 
     for layer in range(first_layer, last_layer):
@@ -182,7 +196,7 @@ def forward(tid, n_threads, team, step):
             for m in range(m0, min(m0 + rows, n_tokens)):
                 if layer > first_layer:
                     add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + ATTN_NORM), m, m, n_tokens, load_i64(here + QUANTIZE_QKV)):
+                if _norm(model, x, load_i64(here + ATTN_NORM), m, m if keep else m0, m, n_tokens, load_i64(here + QUANTIZE_QKV)):
                     compare_and_swap(step + NOT_FINITE, 0, code)
             m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_ATTENTION_NORM):
@@ -221,13 +235,13 @@ def forward(tid, n_threads, team, step):
         while m0 < n_tokens:
             for m in range(m0, min(m0 + rows, n_tokens)):
                 add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + FFN_NORM), m, m, n_tokens, load_i64(here + QUANTIZE_FFN)):
+                if _norm(model, x, load_i64(here + FFN_NORM), m, m if keep else m0, m, n_tokens, load_i64(here + QUANTIZE_FFN)):
                     compare_and_swap(step + NOT_FINITE, 0, code + 2)
             m0 = next_tile(team, 0, rows)
         if _end(n_threads, team, step, P_FFN_NORM):
             return 0
 
-        if _gate_up(here, n_threads, team, model, normed, ld, n_tokens):
+        if _gate_up(here, tid, n_threads, team, model, normed, ld, n_tokens, keep):
             compare_and_swap(step + NOT_FINITE, 0, code + 3)
         if _end(n_threads, team, step, P_GATE_UP):
             return 0
@@ -249,7 +263,7 @@ def forward(tid, n_threads, team, step):
         i = next_tile(team, 0, 1)
         while i < n_wanted:
             m = load_i64(wanted + 8 * i)
-            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, n_wanted, load_i64(model + QUANTIZE_OUTPUT)):
+            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, i, n_wanted, load_i64(model + QUANTIZE_OUTPUT)):
                 compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
             i = next_tile(team, 0, 1)
         if _end(n_threads, team, step, P_OUTPUT_NORM):

@@ -213,6 +213,7 @@ class Runtime:
         m[f.SCRATCH_BYTES // 8] = scratch
 
         quantize_with_attention = c.n_heads // c.n_kv_heads * c.head_dim % 32 == 0  # what a piece of attention's work writes is whole blocks
+        self._reads_floats = any(d[f.FLOAT_INPUT // 8] for d in w.descriptors.values())
         layers = self._buffer(f.LAYERS, c.n_layers, f.LAYER_BYTES // 8, dtype=np.int64)
         for i, words in enumerate(layers):
             words[f.ATTN_NORM // 8] = w.gains[f"blk.{i}.attn_norm.weight"].ctypes.data
@@ -261,7 +262,7 @@ class Runtime:
         s = self._step
         self._model[attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.N_ITEMS // 8], s[f.ITEMS // 8], s[f.LOGITS // 8] = n, len(items), items.ctypes.data, logits.ctypes.data
-        s[f.NOT_FINITE // 8] = 0
+        s[f.NOT_FINITE // 8], s[f.KEEP // 8] = 0, observe is not None or self._reads_floats
         self.team.clear_abort()
         n_layers = self.config.n_layers
         layers = 1 if observe else max(1, min(n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
