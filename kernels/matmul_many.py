@@ -1,9 +1,11 @@
 """The matmul of block formats for very many tokens: tiles unpacked once for all of them, two tiles at a time.
 
-    for 2 tiles:  for 8 blocks of 32 columns:  unpack into a buffer that stays in L1  ─►  for each group of 8 tokens: 16 running sums += 8 blocks
+    for 8 tiles and 256 tokens:  for 8 blocks of 32 columns:  for 2 of the tiles:  unpack into a buffer that stays in L1
+                                                              ─►  for each group of 8 tokens: 16 running sums += 8 blocks
 
-The sums (2 tiles x 8 tokens of a group) wait in a packed buffer between chunks of columns: rows of the output lie whole powers of two apart and would fight
-over the same L1 sets. Each output's chain of operations is the one that matmul.py writes down: over the blocks, in order.
+Of the tokens' records, which fill megabytes, 8 blocks thus stay in L2 for the 8 tiles. The sums (2 tiles x 8 tokens of a group) wait in a packed buffer between
+chunks of columns: rows of the output lie whole powers of two apart and would fight over the same L1 sets. Each output's chain of operations
+is the one that matmul.py writes down: over the blocks, in order.
 """
 from __future__ import annotations
 
@@ -38,10 +40,10 @@ ENOUGH = 128
 """Tokens from which this is faster."""
 CHUNK = 8
 """Blocks of 32 columns that are unpacked at once."""
-GROUPS = 64
-"""Groups of 8 tokens whose sums fit the buffer."""
+GROUPS, TILES = 32, 8
+"""Groups of 8 tokens, and tiles, whose sums fit the buffer of 128 KB: a chunk of the groups' records is read from the second-level cache by 4 pairs."""
 _SCALE, _LEAST, _BLOCK_BYTES = 512, 576, 640  # an unpacked block: 8 vectors of codes, scale, minimum
-_VECTORS, _SUMS = 2 * CHUNK * _BLOCK_BYTES // 64, 16 * GROUPS
+_VECTORS, _SUMS = 2 * CHUNK * _BLOCK_BYTES // 64, 8 * TILES * GROUPS
 _D, _DS = GROUP * D, GROUP * DS
 
 
@@ -115,25 +117,28 @@ def many_tokens(f: Packing):
             u += 2 * _BLOCK_BYTES
 
     @jit
-    def two_tiles(w, row_bytes, blocks, tiles, x, out, ldo, groups):
+    def some_tiles(w, row_bytes, blocks, tiles, x, out, ldo, groups):
         u, acc = stack_vectors(_VECTORS), stack_vectors(_SUMS)
-        for i in range(16 * groups):
+        pairs = (tiles + 1) // 2
+        for i in range(16 * groups * pairs):
             store_f32x16(acc + 64 * i, splat_f32(0.0))
         for first in range(0, blocks, CHUNK):
             last = min(first + CHUNK, blocks)
-            for t in range(2):
-                unpack_chunk(w + min(t, tiles - 1) * row_bytes, first, last, u + t * _BLOCK_BYTES)
-            for g in range(groups):
-                add_group(u, last - first, x + (g * blocks + first) * RECORD, acc + 1024 * g)
+            for pair in range(pairs):
+                for t in range(2):
+                    unpack_chunk(w + min(2 * pair + t, tiles - 1) * row_bytes, first, last, u + t * _BLOCK_BYTES)
+                for g in range(groups):
+                    add_group(u, last - first, x + (g * blocks + first) * RECORD, acc + 1024 * (groups * pair + g))
         for m in range(GROUP * groups):
             for t in range(tiles):
-                store_f32x16(out + 4 * m * ldo + 64 * t, load_f32x16(acc + 1024 * (m // GROUP) + 512 * t + 64 * (m % GROUP)))
+                at = acc + 1024 * (groups * (t // 2) + m // GROUP) + 512 * (t % 2) + 64 * (m % GROUP)
+                store_f32x16(out + 4 * m * ldo + 64 * t, load_f32x16(at))
 
     @jit
     def many(w, blocks, tile0, tile1, x, out, ldo, groups):
         row_bytes = blocks // sub_blocks * tile_bytes
         for g in range(0, groups, GROUPS):
-            for t in range(tile0, tile1, 2):
-                two_tiles(w + t * row_bytes, row_bytes, blocks, min(2, tile1 - t), x + g * blocks * RECORD, out + 64 * t + 4 * GROUP * g * ldo, ldo,
-                          min(GROUPS, groups - g))
+            for t in range(tile0, tile1, TILES):
+                some_tiles(w + t * row_bytes, row_bytes, blocks, min(TILES, tile1 - t), x + g * blocks * RECORD, out + 64 * t + 4 * GROUP * g * ldo, ldo,
+                           min(GROUPS, groups - g))
     return many

@@ -132,6 +132,24 @@ def test_sequences_side_by_side(format: str, models: dict[str, Path]) -> None:
         assert same(np.concatenate(rows[0]), alone[0]) and same(np.concatenate(rows[1]), alone[1])
 
 
+def test_what_an_observer_sees(models: dict[str, Path]) -> None:
+    """Every token's rows, also of steps of so many tokens that unobserved ones keep only the piece at hand."""
+    def taps(chunk: int) -> dict[tuple[int, str], np.ndarray]:
+        seen: dict[tuple[int, str], list[np.ndarray]] = {}
+
+        def observe(layer: int, rows: dict[str, np.ndarray]) -> None:
+            for key, values in rows.items():
+                seen.setdefault((layer, key), []).append(values.copy())
+        with open_runtime(models["Q4_K"], 2) as runtime:
+            sequence = runtime.new_sequence()
+            for i in range(0, 140, chunk):
+                runtime.step([Feed(sequence, IDS[i:i + chunk])], observe)
+            sequence.close()
+        return {key: np.concatenate(rows) for key, rows in seen.items()}
+    whole, parts = taps(140), taps(7)
+    assert len(whole) == 10 and all(same(whole[key], parts[key]) for key in parts)
+
+
 def test_which_logits_are_wanted(models: dict[str, Path]) -> None:
     """"last" and "none" give rows of "all"; a sequence that was cut back goes on as if the rest had never been."""
     with open_runtime(models["Q5_K"], 2) as runtime:
