@@ -13,6 +13,7 @@ import contextlib
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .peers.child import Child, PeerError
 from .peers.machine import machine
 
 BATCH_STEPS, DEEP_STEPS = 64, 16
+PAUSE, LONG_ENOUGH = 0.1, 0.25
+"""Seconds: before a measurement, until another engine's threads have stopped waiting busily; and of the measurement, which is repeated until then."""
 
 
 class Ours(Child):
@@ -37,6 +40,17 @@ PEERS: dict[str, list[Callable[[str | None], Any]]] = {
     "ctransformers": [lambda _: hf.CTransformers()],
 }
 """Name on the command line -> its engines, made with the Python that --python names (llama.cpp's)."""
+
+
+def _speed(engine: Any, what: str, n: int, sequences: int, more: dict[str, Any]) -> dict[str, Any]:
+    """The engine's answer, with the speed of as many repetitions as are LONG_ENOUGH: a tiny model's prompt takes milliseconds."""
+    time.sleep(PAUSE)
+    tokens, seconds = 0, 0.0
+    while seconds < LONG_ENOUGH:
+        result = engine.measure(what, n, sequences, **more)
+        tokens += n
+        seconds += n * (sequences if what == "batch" else 1) / result["tokens_per_second"]
+    return {**result, "tokens_per_second": tokens * (sequences if what == "batch" else 1) / seconds}
 
 
 def compare(model: Path, *, peers: list[str] | None = None, python: str | None = None, rounds: int = 5, threads: int | None = None, prompt: int = 512,
@@ -77,7 +91,7 @@ def compare(model: Path, *, peers: list[str] | None = None, python: str | None =
                 speeds[engine.name] = list[float]()
             for i in range(rounds):
                 for engine in able if i % 2 == 0 else able[::-1]:
-                    result = engine.measure(what, n, batch, **more)
+                    result = _speed(engine, what, n, batch, more)
                     speeds[engine.name].append(result["tokens_per_second"])
                     about[engine.name]["peak_memory"] = result["peak_memory"]
             middle = {name: statistics.median(values) for name, values in speeds.items()}
