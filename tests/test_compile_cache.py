@@ -1,11 +1,9 @@
 """The compile cache: what a second process finds, closures, corrupt files, processes compiling at once, which folder, cleaning, notes."""
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
-import signal
 import struct
 import subprocess
 import sys
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llamina.kernels import compile_cache, deferred, native_code
+from llamina.kernels import compile_cache, native_code
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llvmlite import ir
@@ -403,53 +401,3 @@ def test_code_that_needs_what_is_not_there_is_left_to_numba() -> None:
     elf = missing + b"".join(headers) + symbols + names
     assert native_code.undefined_symbols(elf) == {"no_such_function_anywhere"}
     assert native_code.undefined_symbols(b"MZ" + elf) is None and native_code.pack("f", elf) is None
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
-def test_interrupted_while_compiling(monkeypatch, tmp_path):
-    """Raised when the function is compiled: what a ctypes callback, as LLVM calls it, raises is lost."""
-    monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
-    steps = []
-
-    def notice(name):
-        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
-        steps.append(name)
-
-    @compile_cache.compiled("int64(int64)")
-    def one_more(x):
-        return x + 1
-
-    before, end = signal.signal(signal.SIGINT, signal.default_int_handler), compile_cache.on_compile(notice)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            one_more.ctypes  # noqa: B018
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        end()
-        signal.signal(signal.SIGINT, before)
-    assert len(steps) == 1 and one_more.ctypes(1) == 2 and len(steps) == 1
-
-
-def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
-    """Else the engine takes a helper that the optimiser did not inline from where it met it first: not yet optimised (prompts at half speed)."""
-    monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
-    from numba.core.registry import cpu_target
-    engine, modules = cpu_target.target_context.codegen()._engine, []
-    add_module = engine.add_module
-
-    def noted(module):
-        modules.append(module.name)
-        return add_module(module)
-
-    monkeypatch.setattr(engine, "add_module", noted)
-
-    @deferred.jit
-    def doubled_by_a_helper(x):
-        return 2 * x
-
-    @compile_cache.compiled("int64(int64)")
-    def one_more_than_double(x):
-        return doubled_by_a_helper(x) + 1
-
-    assert one_more_than_double.ctypes(20) == 41
-    assert any("one_more_than_double" in name for name in modules) and not any("doubled_by_a_helper" in name for name in modules)
