@@ -45,12 +45,12 @@ PEERS: dict[str, list[Callable[[str | None], Any]]] = {
 def _speed(engine: Any, what: str, n: int, sequences: int, more: dict[str, Any]) -> dict[str, Any]:
     """The engine's answer, with the speed of as many repetitions as are LONG_ENOUGH: a tiny model's prompt takes milliseconds."""
     time.sleep(PAUSE)
-    tokens, seconds = 0, 0.0
+    tokens, speeds, seconds = n * (sequences if what == "batch" else 1), [], 0.0
     while seconds < LONG_ENOUGH:
         result = engine.measure(what, n, sequences, **more)
-        tokens += n
-        seconds += n * (sequences if what == "batch" else 1) / result["tokens_per_second"]
-    return {**result, "tokens_per_second": tokens * (sequences if what == "batch" else 1) / seconds}
+        speeds.append(result["tokens_per_second"])
+        seconds += tokens / speeds[-1]
+    return {**result, "tokens_per_second": statistics.harmonic_mean(speeds)}
 
 
 def compare(model: Path, *, peers: list[str] | None = None, python: str | None = None, rounds: int = 5, threads: int | None = None, prompt: int = 512,

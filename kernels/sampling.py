@@ -148,34 +148,37 @@ def weigh(x, doubles, n, greatest, divisor, weights, sums):
     return total
 
 
-@compiled("float64(int64, int64, int64, float64, float64, int64, float64)")
-def weighted_surprise(x, doubles, n, greatest, divisor, weights, log_whole):
-    """The running sum of weight * (log_whole - score); weights as `weigh` left them."""
-    buffer = stack_vectors(32)
-    total = 0.0
-    for first in range(0, n, BLOCK):
-        m = min(BLOCK, n - first)
-        _scores(x, doubles, first, m, greatest, divisor, buffer)
-        for i in range(0, 8 * m, 64):
-            store_f64x8(buffer + i, load_f64x8(weights + 8 * first + i) * (splat_f64(log_whole) - load_f64x8(buffer + i)))
-        total = _add(buffer, m, total)
-    return total
+def _running_sum(name, term):
+    """(x, doubles, n, greatest, divisor, a, b) -> the running sum of term(scores, number of the first, a, b), 8 scores at a time."""
+    def kernel(x, doubles, n, greatest, divisor, a, b):
+        buffer = stack_vectors(32)
+        total = 0.0
+        for first in range(0, n, BLOCK):
+            m = min(BLOCK, n - first)
+            _scores(x, doubles, first, m, greatest, divisor, buffer)
+            for i in range(0, m, 8):
+                store_f64x8(buffer + 8 * i, term(load_f64x8(buffer + 8 * i), first + i, a, b))
+            total = _add(buffer, m, total)
+        return total
+    kernel.__name__ = kernel.__qualname__ = name
+    return compiled("float64(int64, int64, int64, float64, float64, int64, float64)")(kernel)
 
 
-@compiled("float64(int64, int64, int64, float64, float64, int64, float64)")
-def moment(x, doubles, n, greatest, divisor, power, mean):
-    """The running sum of (score - mean)**2 with power 2; of -score with power 1."""
-    buffer = stack_vectors(32)
-    total = 0.0
-    for first in range(0, n, BLOCK):
-        m = min(BLOCK, n - first)
-        _scores(x, doubles, first, m, greatest, divisor, buffer)
-        for i in range(0, 8 * m, 64):
-            score = load_f64x8(buffer + i)
-            off = score - splat_f64(mean)
-            store_f64x8(buffer + i, off * off if power == 2 else splat_f64(0.0) - score)
-        total = _add(buffer, m, total)
-    return total
+@jit
+def _surprise(scores, first, weights, log_whole):
+    return load_f64x8(weights + 8 * first) * (splat_f64(log_whole) - scores)
+
+
+@jit
+def _power(scores, first, power, mean):
+    off = scores - splat_f64(mean)
+    return off * off if power == 2 else splat_f64(0.0) - scores
+
+
+weighted_surprise = _running_sum("weighted_surprise", _surprise)
+"""(x, doubles, n, greatest, divisor, weights, log_whole): of weight * (log_whole - score); weights as `weigh` left them."""
+moment = _running_sum("moment", _power)
+"""(x, doubles, n, greatest, divisor, power, mean): of (score - mean)**2 with power 2; of -score with power 1."""
 
 
 @compiled("int64(int64, int64, int64, float64, float64, float64, float64, float64, int64, int64, int64, int64)")

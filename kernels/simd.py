@@ -141,19 +141,19 @@ store_u8 = storer("store_u8", NumbaType("uint8"), I8)
 store_i64 = storer("store_i64", NumbaType("int64"), I64)
 
 
-@intrinsic
-def splat_f32(typingctx, x):
-    """A scalar, cast to float32, in all 16 lanes."""
-    def codegen(context, builder, sig, args):
-        return splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), F32x16.llvm)
-    return F32x16(x), codegen
+def splatter(name, number, vector):
+    @intrinsic
+    def splat_number(typingctx, x):
+        """A scalar, cast to the lanes' type, in all lanes."""
+        def codegen(context, builder, sig, args):
+            return splat(builder, context.cast(builder, args[0], sig.args[0], number.numba), vector.llvm)
+        return vector(x), codegen
+    splat_number.__name__ = name
+    return splat_number
 
 
-@intrinsic
-def splat_i32(typingctx, x):
-    def codegen(context, builder, sig, args):
-        return splat(builder, context.cast(builder, args[0], sig.args[0], types.int32), I32x16.llvm)
-    return I32x16(x), codegen
+splat_f32 = splatter("splat_f32", NumbaType("float32"), F32x16)
+splat_i32 = splatter("splat_i32", NumbaType("int32"), I32x16)
 
 
 def _prefetch(locality):

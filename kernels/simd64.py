@@ -9,7 +9,7 @@ import operator
 from llvmlite import ir
 
 from .deferred import NumbaType, intrinsic, types, when_numba_comes
-from .simd import F32, F64, I64, Vector, bitcast, constant, loader, reducer, register_vectors, splat, storer
+from .simd import F32, F64, I64, Vector, bitcast, constant, loader, reducer, register_vectors, splatter, storer
 
 F64x8, I64x8 = Vector("f64x8", F64, 8), Vector("i64x8", I64, 8)
 
@@ -29,21 +29,8 @@ bits_of_f64x8 = bitcast("bits_of_f64x8", F64x8, I64x8)
 f64x8_from_bits = bitcast("f64x8_from_bits", I64x8, F64x8)
 sum_i64 = reducer("sum_i64", I64x8, NumbaType("int64"), lambda b, x, y: b.add(x, y))
 or_i64 = reducer("or_i64", I64x8, NumbaType("int64"), lambda b, x, y: b.or_(x, y))
-
-
-@intrinsic
-def splat_f64(typingctx, x):
-    """A number, as float64, in all 8 lanes."""
-    def codegen(context, builder, sig, args):
-        return splat(builder, context.cast(builder, args[0], sig.args[0], types.float64), F64x8.llvm)
-    return F64x8(x), codegen
-
-
-@intrinsic
-def splat_i64(typingctx, x):
-    def codegen(context, builder, sig, args):
-        return splat(builder, context.cast(builder, args[0], sig.args[0], types.int64), I64x8.llvm)
-    return I64x8(x), codegen
+splat_f64 = splatter("splat_f64", NumbaType("float64"), F64x8)
+splat_i64 = splatter("splat_i64", NumbaType("int64"), I64x8)
 
 
 @intrinsic
