@@ -104,8 +104,11 @@ def _writable(folder: Path) -> bool:
 
 def _places() -> list[Path]:
     """Folders that may hold ours, best first."""
-    asked, user = os.environ.get("LLAMINA_COMPILE_CACHE"), _user_folder()
-    return ([Path(asked)] if asked else []) + [PACKAGE / "kernels" / "__pycache__"] + ([user] if user else [])
+    asked, user, own = os.environ.get("LLAMINA_COMPILE_CACHE"), _user_folder(), PACKAGE / "kernels" / "__pycache__"
+    users = [user] if user else []
+    # An installed package's folder must be empty but for what pip knows: pip leaves what else is there, and Python takes the rest for the package
+    in_order = [own, *users] if (PACKAGE / "setup.cfg").exists() else [*users, own]
+    return ([Path(asked)] if asked else []) + in_order
 
 
 @functools.cache
@@ -126,7 +129,7 @@ def _choose() -> tuple[Path | None, str | None]:
 def cache_folder() -> Path | None:
     """The folder that holds this version's compiled code; None if none can be written. Chosen once per process, on first use.
 
-    In order: $LLAMINA_COMPILE_CACHE, the package's own __pycache__, the user's cache folder.
+    In order: $LLAMINA_COMPILE_CACHE; in a checkout the package's own __pycache__; the user's cache folder; the own one of an installed package.
     """
     return _choose()[0]
 

@@ -189,6 +189,17 @@ class TestFolder:
         assert folder is not None and folder.is_dir() and folder.parent == tmp_path / "asked"
         assert compile_cache.cache_note() is None and compile_cache.fingerprint() in folder.name
 
+    def test_an_installed_package_is_left_as_pip_made_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Or `pip uninstall` leaves a folder that Python takes for the package, before an editable install."""
+        monkeypatch.delenv("LLAMINA_COMPILE_CACHE", raising=False)
+        monkeypatch.setattr(compile_cache, "_user_folder", lambda: tmp_path / "user")
+        monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path / "llamina")
+        own = tmp_path / "llamina" / "kernels" / "__pycache__"
+        assert compile_cache._places() == [tmp_path / "user", own]
+        (tmp_path / "llamina").mkdir()
+        (tmp_path / "llamina" / "setup.cfg").write_text("")
+        assert compile_cache._places() == [own, tmp_path / "user"]
+
     def test_the_next_place_is_taken_if_one_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("LLAMINA_COMPILE_CACHE", raising=False)
         (tmp_path / "file").write_text("")
