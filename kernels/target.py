@@ -14,6 +14,7 @@ TARGETS = ("avx512vnni", "avx512", "avxvnni", "avx2", "neon", "generic")
 
 EMULATION: dict[str, dict[str, str]] = {
     "avx512": {"NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx2,+fma,+f16c,+popcnt"},
+    "avxvnni": {"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "+avxvnni,+gfni,+avx2,+fma,+f16c,+popcnt"},
     "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+popcnt"},
     "generic": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
 }
