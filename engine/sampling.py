@@ -75,9 +75,9 @@ class Sampler:
         c = self._candidates(logits, position, history, banned, allowed)
         if self.options.temperature == 0:
             return c.id(int(np.argmax(c.logits)))  # the first of equals
-        index, surprise = stages.draw(c, uniform(self.seed, self.sample_index, position))
+        index = stages.draw(c, uniform(self.seed, self.sample_index, position))
         if self._mirostat:
-            self._mu[position + 1] = self._mu_at(position) - self.options.mirostat_eta * (surprise - self.options.mirostat_tau)
+            self._mu[position + 1] = self._mu_at(position) - self.options.mirostat_eta * (stages.surprise(c, index) - self.options.mirostat_tau)
         id = c.id(index)
         c.give_back()
         return id
@@ -143,11 +143,12 @@ class Sampler:
 
     def _drop(self, c: Candidates, logits: np.ndarray) -> None:
         """Go on with these logits, without what is -inf among them."""
-        left = np.flatnonzero(logits > -np.inf)
-        if not len(left):
-            raise OptionError(f"position {c.position}: every token is forbidden by logit_bias, banned texts or the grammar: allow some")
         c.logits = logits
-        c.keep(left)
+        if logits.min() == -np.inf:
+            left = np.flatnonzero(logits > -np.inf)
+            if not len(left):
+                raise OptionError(f"position {c.position}: every token is forbidden by logit_bias, banned texts or the grammar: allow some")
+            c.keep(left)
         _finite(c, c.logits)
 
 

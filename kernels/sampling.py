@@ -18,12 +18,17 @@ from .deferred import jit
 from .simd import f64_bits, f64_from_bits, load_f32, load_i64, stack_vectors, store_f32, store_i64
 from .simd64 import (
     at_most,
+    at_most_i64,
     bits_of_f64x8,
     equal,
+    equal_i64,
     f64x8_from_bits,
+    i64_from,
+    less,
     load_f32x8_as_f64,
     load_f64,
     load_f64x8,
+    load_i64x8,
     or_i64,
     shl_i64,
     splat_f64,
@@ -31,6 +36,9 @@ from .simd64 import (
     store_f64,
     store_f64x8,
     store_i64x8,
+    store_packed_f64,
+    store_packed_f64_as_f32,
+    store_packed_i64,
     sum_i64,
     where_less,
 )
@@ -191,17 +199,28 @@ def collect(x, doubles, n, greatest, divisor, log_whole, entropy, limit, last, i
         m = min(BLOCK, n - first)
         _scores(x, doubles, first, m, greatest, divisor, buffer)
         _keys(buffer, m, log_whole, entropy)
-        for group in range(0, m, 8):
-            if or_i64(at_most(load_f64x8(buffer + 8 * group), splat_f64(limit))) == 0:
+        whole = m // 8 * 8
+        for group in range(0, whole, 8):
+            key, place = load_f64x8(buffer + 8 * group), i64_from(first + group)
+            near = at_most(key, splat_f64(limit))
+            if or_i64(near) == 0:
                 continue
-            for i in range(group, min(group + 8, m)):
-                at, key = first + i, load_f64(buffer + 8 * i)
-                store_i64(kept_ids + 8 * count, load_i64(ids + 8 * at) if ids != 0 else at)
-                if doubles:
-                    store_f64(kept_x + 8 * count, load_f64(x + 8 * at))
-                else:
-                    store_f32(kept_x + 4 * count, load_f32(x + 4 * at))
-                count += 1 if (key < limit) | ((key == limit) & (at <= last)) else 0
+            near = near & (at_most_i64(place, splat_i64(last)) | less(key, splat_f64(limit)))
+            if doubles:
+                store_packed_f64(kept_x + 8 * count, load_f64x8(x + 8 * (first + group)), near)
+            else:
+                store_packed_f64_as_f32(kept_x + 4 * count, load_f32x8_as_f64(x + 4 * (first + group)), near)
+            if ids != 0:
+                place = load_i64x8(ids + 8 * (first + group))
+            count += store_packed_i64(kept_ids + 8 * count, place, near)
+        for i in range(whole, m):
+            at, far = first + i, load_f64(buffer + 8 * i)
+            store_i64(kept_ids + 8 * count, load_i64(ids + 8 * at) if ids != 0 else at)
+            if doubles:
+                store_f64(kept_x + 8 * count, load_f64(x + 8 * at))
+            else:
+                store_f32(kept_x + 4 * count, load_f32(x + 4 * at))
+            count += 1 if (far < limit) | ((far == limit) & (at <= last)) else 0
     return count
 
 
@@ -215,33 +234,40 @@ def _places(keys, m, low, scale, out):
 
 
 @jit
-def _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, keys, places):
-    """Of m <= BLOCK candidates from number `first` on: of all at level 0, later of those whose keys are in `room`."""
-    if level == 0:
-        _scores(x, doubles, first, m, greatest, divisor, keys)
-        _keys(keys, m, log_whole, entropy)
-    else:
-        _scores(room, 1, first, m, 0.0, 1.0, keys)  # as they are
-    _places(keys, m, low, scale, places)
+def _near_ones(x, doubles, n, greatest, divisor, log_whole, entropy, farthest, keys, ids):
+    """How many candidates have keys up to `farthest`; these keys, float64, and their places, int64."""
+    buffer = stack_vectors(32)
+    count = 0
+    for first in range(0, n, BLOCK):
+        m = min(BLOCK, n - first)
+        _scores(x, doubles, first, m, greatest, divisor, buffer)
+        _keys(buffer, m, log_whole, entropy)
+        for i in range(0, m, 8):
+            key, place = load_f64x8(buffer + 8 * i), i64_from(first + i)
+            near = at_most(key, splat_f64(farthest)) & at_most_i64(place, splat_i64(n - 1))
+            if or_i64(near) != 0:
+                store_packed_f64(keys + 8 * count, key, near)
+                count += store_packed_i64(ids + 8 * count, place, near)
+    return count
 
 
-@compiled("int64(int64, int64, int64, float64, float64, int64, float64, float64, float64, float64, int64, int64)")
-def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, margin, room, found):
+@compiled("int64(int64, int64, int64, float64, float64, int64, float64, float64, float64, float64, float64, int64, int64)")
+def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, margin, farthest, room, found):
     """Candidates by ascending key (`_keys`), equal ones by place: found[0] (float64) and found[1] (int64) are key and place of the first with which the
-    sum of weights reaches `target`. 1; or 0 if the sum comes as near as `margin` to it before or after. room: 16 n bytes."""
-    histogram, buffer, places = stack_vectors(256), stack_vectors(32), stack_vectors(32)
-    low, scale, before, count = 0.0, 32.0, 0.0, n
-    ids = room + 8 * n
-    for level in range(12):
+    sum of weights reaches `target`. 1; or 0 if the sum comes as near as `margin` to it before or after. Those with keys beyond `farthest` are known not to
+    be needed. room: 16 (n + 8) bytes."""
+    histogram, places = stack_vectors(256), stack_vectors(32)
+    low, scale, before, ids = 0.0, 32.0, 0.0, room + 8 * (n + 8)
+    count = _near_ones(x, doubles, n, greatest, divisor, log_whole, entropy, farthest, room, ids)
+    for _ in range(12):
         for i in range(0, 16 * BUCKETS, 64):
             store_f64x8(histogram + i, splat_f64(0.0))
         for first in range(0, count, BLOCK):
             m = min(BLOCK, count - first)
-            _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, buffer, places)
+            _places(room + 8 * first, m, low, scale, places)
             for i in range(m):
-                at = first + i if level == 0 else load_i64(ids + 8 * (first + i))
                 slot = histogram + 16 * load_i64(places + 8 * i) + 8 * (i & 1)  # two of each: neighbours seldom wait for one another
-                store_f64(slot, load_f64(slot) + load_f64(weights + 8 * at))
+                store_f64(slot, load_f64(slot) + load_f64(weights + 8 * load_i64(ids + 8 * (first + i))))
         bucket = 0
         while bucket < BUCKETS:
             after = before + (load_f64(histogram + 16 * bucket) + load_f64(histogram + 16 * bucket + 8))
@@ -254,15 +280,15 @@ def cut(x, doubles, n, greatest, divisor, weights, log_whole, entropy, target, m
         kept, least, most = 0, 1e308, 0.0
         for first in range(0, count, BLOCK):
             m = min(BLOCK, count - first)
-            _keys_and_places(level, x, doubles, first, m, greatest, divisor, log_whole, entropy, room, low, scale, buffer, places)
-            for i in range(m):
-                if load_i64(places + 8 * i) == bucket:
-                    key = load_f64(buffer + 8 * i)
-                    at = first + i if level == 0 else load_i64(ids + 8 * (first + i))
-                    store_f64(room + 8 * kept, key)
-                    store_i64(ids + 8 * kept, at)
-                    least, most = min(least, key), max(most, key)
-                    kept += 1
+            _places(room + 8 * first, m, low, scale, places)
+            for i in range(0, m, 8):
+                here = equal_i64(load_i64x8(places + 8 * i), splat_i64(bucket)) & at_most_i64(i64_from(i + 1), splat_i64(m))
+                if or_i64(here) != 0:
+                    store_packed_f64(room + 8 * kept, load_f64x8(room + 8 * (first + i)), here)
+                    kept += store_packed_i64(ids + 8 * kept, load_i64x8(ids + 8 * (first + i)), here)
+        for i in range(kept):
+            key = load_f64(room + 8 * i)
+            least, most = min(least, key), max(most, key)
         count = kept
         if count <= FEW or least == most:
             break

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, vecmath
+from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, simd64, vecmath
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.dot import dot, dot_any
 from llamina.kernels.formats import registry
@@ -115,6 +115,13 @@ def _keep_first(x, n, fill, out):
 
 
 @jit()
+def _packed(x, mask, integers, doubles, floats):
+    chosen = simd64.load_i64x8(mask)
+    return (simd64.store_packed_i64(integers, simd64.load_i64x8(x), chosen), simd64.store_packed_f64(doubles, simd64.load_f64x8(x + 64), chosen),
+            simd64.store_packed_f64_as_f32(floats, simd64.load_f64x8(x + 64), chosen))
+
+
+@jit()
 def _round(x, out, n):
     for i in range(0, 4 * n, 64):
         store_f32x16(out + i, from_bits(vecmath.round_to_bits(load_f32x16(x + i))))
@@ -187,6 +194,13 @@ def keep_first_lanes(x: Array, n: int, fill: float) -> Array:
     out = np.zeros(16, np.float32)
     _keep_first(at(x), n, np.float32(fill), at(out))
     return out
+
+
+def packed(integers: Array, doubles: Array, chosen: Array) -> list[Array]:
+    """The chosen of int64 [8] and float64 [8], those also as float32."""
+    both, mask = np.concatenate([integers, doubles.view(np.int64)]), -chosen.astype(np.int64)
+    out: list[Array] = [np.zeros(8, np.int64), np.zeros(8), np.zeros(8, np.float32)]
+    return [a[:n] for a, n in zip(out, _packed(at(both), at(mask), *(at(a) for a in out)))]
 
 
 def arithmetic(a: Array, b: Array) -> Array:

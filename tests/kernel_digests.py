@@ -58,7 +58,7 @@ def sampler_digest() -> str:
         weights, scores = np.zeros(33_336), Scores(logits, 0.8)
         whole = scores.weigh(weights)
         parts += [weights[:33_333], scores._sums, np.array([scores.surprise(4.5), scores.deviation(), scores.draw(0.7)])]
-        for cut in (scores.cut(0.9 * whole, np.zeros(66_666)), scores.cut(0.6 * whole, np.zeros(66_666), 9.0, 2.5)):
+        for cut in (scores.cut(0.9 * whole, np.zeros(66_682)), scores.cut(0.6 * whole, np.zeros(66_682), 9.0, 2.5)):
             assert cut
             kept, ids = np.zeros_like(logits), np.zeros(33_333, np.int64)
             n = scores.collect(cut, None, kept, ids)

@@ -8,8 +8,9 @@ import naive_sampling as naive
 import numpy as np
 import pytest
 from llamina.engine.samplers import candidates, filters
-from llamina.engine.samplers.candidates import Candidates, Room, Scores
+from llamina.engine.samplers.candidates import TINY, Candidates, Room, Scores
 from llamina.engine.sampling import Sampler, SamplingOptions, token_logprob
+from llamina.kernels import estimate
 from llamina.kernels import sampling as kernels
 from llamina.kernels.compile_cache import jit
 
@@ -78,6 +79,39 @@ def test_weights_and_sums(kind: str, n: int) -> None:
                 assert scores.draw(u) == np.searchsorted(sums, u * sums[-1], side="right")
 
 
+@pytest.mark.parametrize("n", [2048, 2303, 5000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_estimates_are_as_good_as_they_say(kind: str, n: int) -> None:
+    for logits in some_logits(kind, n), some_logits(kind, n).astype(np.float64) * 0.7:
+        for divisor in 1.0, 0.8, 37.0:
+            ref, comp, scores = naive.exp(naive.relative(logits) / divisor), np.zeros(n + 16), Scores(logits, divisor)
+            whole = scores.estimate(comp)
+            assert (np.abs(comp[:n] - ref) <= 0.5 * estimate.DOUBT * ref + TINY / n).all() and abs(whole - ref.sum()) <= scores.doubt / 2 * whole
+            assert scores.estimated_deviation() == pytest.approx(scores.deviation(), rel=1e-10, abs=0)
+
+
+def test_a_draw_at_the_border_of_two_candidates_is_left_to_the_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Scores] = []
+    exactly = Scores.weigh
+
+    def weigh(self: Scores, weights: np.ndarray | None = None) -> float:
+        asked.append(self)
+        return exactly(self, weights)
+    monkeypatch.setattr(Scores, "weigh", weigh)
+    for kind in "random", "peaked", "equal", "tied":
+        scores = Scores(some_logits(kind, 5000))
+        sums = np.add.accumulate(naive.exp(naive.relative(scores.logits)))
+        for i in (0, 700, 2500, 4998):
+            for u in np.nextafter(sums[i] / sums[-1], [0.0, 1.0]).tolist() + [float(sums[i] / sums[-1])]:
+                before = len(asked)
+                assert scores.draw(u) == np.searchsorted(sums, u * sums[-1], side="right")
+                assert len(asked) == before + 1
+        before = len(asked)
+        for u in np.random.default_rng(1).random(300).tolist():
+            assert scores.draw(u) == np.searchsorted(sums, u * sums[-1], side="right")
+        assert len(asked) == before
+
+
 CASES: list[dict[str, Any]] = [
     {}, {"temperature": 0.7}, {"temperature": 1e-300}, {"temperature": 50.0}, {"top_p": 0.95}, {"top_p": 0.3}, {"top_p": 1 - 1e-12}, {"typical_p": 0.9},
     {"typical_p": 0.2}, {"min_p": 0.05}, {"min_p": 1e-30}, {"min_p": 1.0}, {"top_n_sigma": 1.0}, {"top_n_sigma": 1e300},
@@ -92,10 +126,12 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("n, doubt", [*((n, None) for n in SIZES), (5000, 0.5)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", SIZES)
-def test_every_stage_leaves_what_the_twin_leaves(kind: str, n: int) -> None:
-    """The same candidates with the same logits to the last bit, the same token, the same mu."""
+def test_every_stage_leaves_what_the_twin_leaves(kind: str, n: int, doubt: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same candidates with the same logits to the last bit, the same token, the same mu; also if estimates are never believed."""
+    if doubt:
+        monkeypatch.setattr(estimate, "DOUBT", doubt)
     logits = some_logits(kind, n)
     for case in CASES:
         o = SamplingOptions(**{**OFF, **case})
@@ -160,7 +196,7 @@ def test_a_cut_among_equals_and_outliers() -> None:
     decided = 0
     for i, p in enumerate(np.linspace(0.001, 0.999, 120).tolist()):
         scores = rng.permutation((many, few)[i % 2])
-        s, room, weights = Scores(scores), np.zeros(2 * len(scores)), np.zeros(len(scores) + 8)
+        s, room, weights = Scores(scores), np.zeros(2 * len(scores) + 16), np.zeros(len(scores) + 8)
         target = p * s.weigh(weights)
         cut = s.cut(target, room)
         if cut:
@@ -168,6 +204,16 @@ def test_a_cut_among_equals_and_outliers() -> None:
             kept = np.flatnonzero((-scores < cut.limit) | ((-scores == cut.limit) & (np.arange(len(scores)) <= cut.last)))
             assert kept.tolist() == naive.smallest(-scores, weights[:len(scores)], target).tolist()
     assert decided == 120
+
+
+def test_candidates_at_the_limit_itself() -> None:
+    """Half the logits 2 below the others: their deviation is 1, and 2 deviations are exactly how far they are off."""
+    logits = np.tile(np.array([3.0, 5.0], np.float32), 2000)
+    for n_sigma, left in (2.0, 4000), (np.nextafter(2.0, 0), 2000):
+        assert len(Sampler(SamplingOptions(**{**OFF, "top_n_sigma": float(n_sigma)}))._candidates(logits, 0, [])) == left
+    c = Candidates(logits, 0, [])
+    assert c.keep_within(candidates.Cut(2.0), 1e-12) is None and len(c) == 4000
+    assert c.keep_within(candidates.Cut(1.9), 1e-12) == 2000 == len(c)
 
 
 def test_threads_do_not_share_rooms() -> None:

@@ -171,6 +171,14 @@ def test_keep_first():
         assert same(kernels.keep_first_lanes(x, n, -1e30), expected)
 
 
+def test_packed_stores():
+    integers, doubles = np.arange(8) - 2**62, np.append(np.linspace(-3, 1e9, 7), -np.inf)
+    for mask in range(256):
+        chosen = np.array([mask >> i & 1 for i in range(8)], bool)
+        comp = kernels.packed(integers, doubles, chosen)
+        assert [a.tolist() for a in comp] == [integers[chosen].tolist(), doubles[chosen].tolist(), doubles[chosen].astype(f32).tolist()]
+
+
 def test_round_to_bits():
     x = np.concatenate([np.arange(-512, 512) / 4, np.random.default_rng(7).uniform(-(1 << 21), 1 << 21, 1024)]).astype(f32)
     assert (kernels.round_to_bits(x) == np.rint(x)).all()

@@ -14,6 +14,9 @@ import numpy as np
 from .arithmetic import MANY, relative, temper
 
 _KEPT_ROOMS = 4
+LOG2_E = 1.44269504088896340736
+TINY = 2.0**-900
+"""More than all estimates that are off by more than `doubt` add up to."""
 
 
 class Room:
@@ -23,13 +26,20 @@ class Room:
 
     def __init__(self) -> None:
         self._held: dict[str, np.ndarray] = {}
+        self._places = np.arange(0)
 
     def array(self, name: str, n: int, dtype: type) -> np.ndarray:
-        """[n] of anything; the last one of this name is overwritten. There is room for n rounded up to 8."""
-        n_bytes = -(-n // 8) * 64
+        """[n] of anything; the last one of this name is overwritten. There is room for n rounded up to 16."""
+        n_bytes = -(-n // 16) * 128
         if name not in self._held or len(self._held[name]) < n_bytes:
             self._held[name] = np.empty(n_bytes, np.uint8)
         return self._held[name].view(dtype)[:n]
+
+    def places(self, n: int) -> np.ndarray:
+        """0, 1, …, n - 1."""
+        if len(self._places) < n:
+            self._places = np.arange(n)
+        return self._places[:n]
 
     @classmethod
     def take(cls) -> Room:
@@ -57,16 +67,18 @@ class Cut(NamedTuple):
 class Scores:
     """Of many candidates: (logits - greatest) / divisor, computed where they are needed.
 
-    logits: float32 or float64 [n], contiguous, finite. What kernels/sampling.py's functions do, on arrays.
+    logits: float32 or float64 [n], contiguous, finite. What kernels/sampling.py's functions do, on arrays; and those of estimate.py, which tell sums and
+    weights up to the share `doubt` of themselves.
     """
 
     def __init__(self, logits: np.ndarray, divisor: float = 1.0, greatest: float | None = None):
-        from ...kernels import sampling
-        self._kernels = sampling
+        from ...kernels import estimate, sampling
+        self._kernels, self._estimates = sampling, estimate
         self.logits, self.divisor = np.ascontiguousarray(logits), divisor
         self.greatest = float(logits.max()) if greatest is None else greatest
         self._sums = np.empty(-(-len(logits) // sampling.BLOCK))
         self._weights = 0
+        self.doubt = 0.0
 
     @property
     def _all(self) -> tuple[int, int, int, float, float]:
@@ -81,20 +93,42 @@ class Scores:
 
     def weigh(self, weights: np.ndarray | None = None) -> float:
         """The sum of the weights, exp(scores), which are kept in `weights` (float64 [n], from a room) for `surprise` and `cut`."""
+        self.doubt = 0.0
+        return self._add_up(self.logits, weights, self._sums)
+
+    def estimate(self, weights: np.ndarray | None = None) -> float:
+        """The same, up to `doubt`."""
+        self.doubt = self._estimates.DOUBT + len(self.logits) * 2.0**-51 if self.divisor > 1e-300 else 0.0
+        return self._add_up(self.logits, weights, self._sums)
+
+    def _add_up(self, logits: np.ndarray, weights: np.ndarray | None, sums: np.ndarray) -> float:
+        """Of some of the logits; sums: the running sum after each block of them."""
         self._weights = 0 if weights is None else weights.ctypes.data
-        return float(self._kernels.weigh.ctypes(*self._all, self._weights, self._sums.ctypes.data))
+        some = logits.ctypes.data, int(logits.dtype == np.float64), len(logits), self.greatest
+        if self.doubt:
+            return float(self._estimates.estimate.ctypes(*some, LOG2_E / self.divisor, self._weights, sums.ctypes.data))
+        return float(self._kernels.weigh.ctypes(*some, self.divisor, self._weights, sums.ctypes.data))
 
     def draw(self, u: float) -> int:
-        """arithmetic.draw of the weights, after `weigh`."""
+        """arithmetic.draw of the weights: by their estimates, unless the random number falls too near the border between two candidates."""
+        for weigh in self.estimate, self.weigh:
+            weigh()
+            target = u * self._sums[-1]
+            index, before, after = self._around(target)
+            if not self.doubt or (target - before > self.doubt * (target + before) + TINY and after - target > self.doubt * (after + target) + TINY):
+                break
+        return index
+
+    def _around(self, target: float) -> tuple[int, float, float]:
+        """The candidate with which the running sum goes beyond the target; the sums before and after it."""
         block, sums = self._kernels.BLOCK, self._sums
-        target = u * sums[-1]
         b = int(np.searchsorted(sums, target, side="right"))
-        part = self.logits[b * block:(b + 1) * block]
-        weights, end = np.empty(1 + block), np.empty(1)
+        part, weights = self.logits[b * block:(b + 1) * block], np.empty(1 + block)
         weights[0] = sums[b - 1] if b else 0.0
-        address, doubles, _, greatest, divisor = self._all
-        self._kernels.weigh.ctypes(address + b * block * part.itemsize, doubles, len(part), greatest, divisor, weights.ctypes.data + 8, end.ctypes.data)
-        return b * block + int(np.searchsorted(np.add.accumulate(weights[:1 + len(part)])[1:], target, side="right"))
+        self._add_up(part, weights[1:], np.empty(1))
+        running = np.add.accumulate(weights[:1 + len(part)])
+        i = min(int(np.searchsorted(running[1:], target, side="right")), len(part) - 1)
+        return b * block + i, float(running[i]), float(running[i + 1])
 
     def surprise(self, log_whole: float) -> float:
         """The sum of weight * (log_whole - score)."""
@@ -106,11 +140,17 @@ class Scores:
         mean = -float(self._kernels.moment.ctypes(*self._all, 1, 0.0)) / n
         return math.sqrt(float(self._kernels.moment.ctypes(*self._all, 2, mean)) / n)
 
-    def cut(self, target: float, room: np.ndarray, log_whole: float = 0.0, entropy: float = 0.0) -> Cut | None:
-        """The fewest candidates, by ascending key, whose weights add up to `target`. None: too close to tell without sorting. room: float64 [2 n]."""
-        margin = target * len(self.logits) * 2.0**-51  # each of two sums of n positive numbers is off by less than n * 2**-53 of itself
+    def estimated_deviation(self) -> float:
+        """The same, up to a share of 1e-9."""
+        return math.sqrt(float(self._estimates.squares.ctypes(*self._all)) / len(self.logits))
+
+    def cut(self, target: float, room: np.ndarray, log_whole: float = 0.0, entropy: float = 0.0, farthest: float = math.inf) -> Cut | None:
+        """The fewest candidates, by ascending key, whose weights add up to `target`; keys beyond `farthest` are known not to be needed. None: too close to
+        tell without sorting, or from estimates. room: float64 [2 (n + 8)]."""
+        # each of two sums of n positive numbers is off by less than n * 2**-53 of itself; both may be in doubt
+        margin = target * (len(self.logits) * 2.0**-51 + 2 * self.doubt)
         found = np.zeros(2)
-        clear = self._kernels.cut.ctypes(*self._all, self._weights, log_whole, entropy, target, margin, room.ctypes.data, found.ctypes.data)
+        clear = self._kernels.cut.ctypes(*self._all, self._weights, log_whole, entropy, target, margin, farthest, room.ctypes.data, found.ctypes.data)
         return Cut(float(found[0]), int(found.view(np.int64)[1]), log_whole, entropy) if clear else None
 
     def collect(self, cut: Cut, ids: np.ndarray | None, logits_out: np.ndarray, ids_out: np.ndarray) -> int:
@@ -175,18 +215,28 @@ class Candidates:
         assert self.many
         return self.many.weigh(self.room.array("weights", len(self), np.float64))
 
+    def estimate(self) -> float:
+        """The same, up to `many.doubt`."""
+        assert self.many
+        return self.many.estimate(self.room.array("weights", len(self), np.float64))
+
+    def room_to_cut(self) -> np.ndarray:
+        return self.room.array("cut", 2 * (len(self) + 8), np.float64)
+
     def keep(self, indices: np.ndarray) -> None:
         """Only those, in the order of their ids."""
         if len(indices) < len(self._logits):
             self.logits = self.logits[indices]
             self.ids = indices if self.ids is None else self.ids[indices]
 
-    def keep_within(self, cut: Cut) -> int:
-        """Of many: only those within the cut -> how many; if none are, all stay."""
+    def keep_within(self, cut: Cut, edge: float = 0.0) -> int | None:
+        """Of many: only those within the cut -> how many; if none are, all stay. None, and nothing done: a key is within `edge` of the limit."""
         scores, n = self.many, len(self)
         assert scores
         logits, ids = self._other_side()
-        count = scores.collect(cut, self.ids, logits, ids)
+        count = scores.collect(cut._replace(limit=cut.limit + edge), self.ids, logits, ids)
+        if edge and (np.abs((cut.log_whole - scores.of(logits[:count])) - cut.entropy) >= cut.limit - edge).any():
+            return None
         if 0 < count < n:
             self._go_on(logits[:count], ids[:count])
         return count
@@ -207,13 +257,12 @@ class Candidates:
         if scores is None or len(indices) > 64:
             self.keep(np.delete(np.arange(n), indices))
             return
-        logits, ids = self._other_side()
-        scores.collect(Cut(math.inf), self.ids, logits, ids)
-        end, *_ = places = indices.tolist()
-        for place, following in zip(places, [*places[1:], n]):
-            start, end = end, end + following - place - 1
-            logits[start:end], ids[start:end] = logits[place + 1:following], ids[place + 1:following]
-        self._go_on(logits[:end], ids[:end])
+        starts, ends = [0, *(indices + 1).tolist()], [*indices.tolist(), n]
+        left, sources = n - len(indices), (self._logits, self.room.places(n) if self.ids is None else self.ids)
+        sides = tuple(side[:left] for side in self._other_side())
+        for source, side in zip(sources, sides):
+            np.concatenate([source[start:end] for start, end in zip(starts, ends)], out=side)
+        self._go_on(*sides)
 
     def temper(self, temperature: float) -> None:
         """Scores divided by a temperature above 0; those of probability 0 left out."""
