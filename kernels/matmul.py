@@ -1,4 +1,4 @@
-"""The matmul: out[m, row] = sum over columns of weight[row, column] * activation[m, column]; one loop body for all block formats, one for floats.
+"""The matmul: out[m, row] = sum over columns of weight[row, column] * activation[m, column]; one loop body for all block formats.
 
 A matrix is *retiled* at load (retile.py): a tile is 16 rows x one block of the file's format, lane = row, so that one 64-byte load feeds one integer dot
 for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order, and per output (one lane, one token):
@@ -8,8 +8,10 @@ for 16 rows and nothing is ever summed across lanes. Per 32 columns b, in order,
 
 Formats with a scale per 16 columns (Q6_K, ...) sum scale * dot of both halves exactly in int32 first (at most 2 * 128 * 16 * 32 * 127 < 2**24), and
 Q2_K's minimums likewise: acc = fma(float(m_0 * -32 sum_0 + m_1 * -32 sum_1), dmin / 32 * d_x, acc).
-Float formats run one fma chain over the columns. How many tokens share an unpacked tile (M = 1, 2, 4, 8; very many: matmul_many.py) and how many tiles are in
-flight never enters an output's chain of operations, hence the same bits for any batch.
+Float formats run one fma chain over the columns: matmul_float.py.
+
+How many tokens share an unpacked tile (M = 1, 2, 4, 8; very many: matmul_many.py) never enters an output's chain of operations, hence the same bits for
+any batch.
 """
 from __future__ import annotations
 
@@ -174,63 +176,6 @@ def block_kernel(f: Packing):
                         two(p, blocks, xg, n, o, ldo)
                     else:
                         one(p, blocks, xg, n, o, ldo)
-    return kernel
-
-
-def _float_body(load16, item_bytes: int, M: int, T: int):
-    """T tiles x M tokens of a float matrix: M * T independent chains over the columns hide the latency of fma."""
-    chains = M * T
-
-    @jit
-    def body(w, columns, x, ldx, out, ldo):
-        acc = stack_vectors(chains)
-        tile_bytes = columns * ROWS * item_bytes
-        for i in range(chains):
-            put_f32(acc, i, splat_f32(0.0))
-        for _ in range(columns):
-            for t in range(T):
-                weight = load16(w + t * tile_bytes)
-                for m in range(M):
-                    i = t * M + m
-                    put_f32(acc, i, fma(weight, splat_load_f32(x + 4 * m * ldx), get_f32(acc, i)))
-            w += ROWS * item_bytes
-            x += 4
-        for t in range(T):
-            for m in range(M):
-                store_f32x16(out + 4 * (m * ldo + t * ROWS), get_f32(acc, t * M + m))
-    return body
-
-
-def float_kernel(load16, item_bytes: int):
-    """The kernel of a float format, same signature as `block_kernel`'s; x: address of float32 [tokens, ldx] activations, as they are."""
-    one_8, one, four, eight = (_float_body(load16, item_bytes, M, T) for M, T in ((1, 8), (1, 1), (4, 2), (8, 1)))
-
-    def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
-        row_bytes = columns * ROWS * item_bytes
-        for t0 in range(tile0, tile1, TILES_A_GROUP):
-            t1 = min(t0 + TILES_A_GROUP, tile1)
-            m = 0
-            while m < tokens:
-                xm, n, t = x + 4 * m * ldx, 1, t0
-                if tokens - m >= 8:
-                    n = 8
-                elif tokens - m >= 4:
-                    n = 4
-                while t < t1:
-                    p, o, done = w + t * row_bytes, out + 4 * (ROWS * t + m * ldo), 1
-                    if n == 8:
-                        eight(p, columns, xm, ldx, o, ldo)
-                    elif n == 4 and t1 - t >= 2:
-                        four(p, columns, xm, ldx, o, ldo)
-                        done = 2
-                    elif n == 1 and t1 - t == 8:
-                        one_8(p, columns, xm, ldx, o, ldo)
-                        done = 8
-                    else:
-                        for i in range(n):
-                            one(p, columns, xm + 4 * i * ldx, ldx, o + 4 * i * ldo, ldo)
-                    t += done
-                m += n
     return kernel
 
 

@@ -6,6 +6,7 @@ import functools
 import kernel_calls as kernels
 import numpy as np
 import pytest
+from llamina.kernels import matmul_float
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llamina.kernels.matmul import Packing
@@ -170,6 +171,19 @@ def test_same_bits_for_very_many_tokens(name):
         assert equal(kernels.matmul(name, tiles, whole.shape[1], x[first:first + 24]), out[first:first + 24]), first
     for tokens, borders in ((ENOUGH, None), (ENOUGH + 3, [0, 7, 8, 16, 19])):
         assert equal(kernels.matmul(name, tiles, whole.shape[1], x[:tokens], borders), out[:tokens]), tokens
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_same_bits_for_many_tokens_of_floats(name):
+    """As for 24 at a time: several chunks of columns, an odd number of tiles, more tokens than wait for one another."""
+    columns, rows = 2 * matmul_float.CHUNK + 9, 4 * 16 + 3
+    tiles, _ = kernels.retile(name, random_rows(name, rows, columns, np.random.default_rng(4)), columns)
+    x = activations(matmul_float.M * matmul_float.GROUPS + 11, columns, 5)
+    out = kernels.matmul(name, tiles, rows, x)
+    for first in range(0, len(x), 24):
+        assert equal(kernels.matmul(name, tiles, rows, x[first:first + 24]), out[first:first + 24]), first
+    for tokens, borders in ((matmul_float.ENOUGH, None), (matmul_float.ENOUGH + 3, [0, 1, 5])):
+        assert equal(kernels.matmul(name, tiles, rows, x[:tokens], borders), out[:tokens]), tokens
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,6 @@
 """The float formats: F32, F16, BF16. A tile is 16 rows x all columns, lane = row: [column][16], in the file's own width.
 
-BF16 is the upper half of a float32. Float matrices multiply float activations: one fma chain over the columns per output (matmul.py).
+BF16 is the upper half of a float32. Float matrices multiply float activations: one fma chain over the columns per output (matmul_float.py).
 """
 from __future__ import annotations
 

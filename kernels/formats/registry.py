@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from ..compile_cache import Compiled, compiled
-from ..matmul import ROWS, Packing, block_kernel, float_kernel
+from ..matmul import ROWS, Packing, block_kernel
+from ..matmul_float import float_kernel
 from .floats import BF16, F16, F32, FloatPacking
 from .kquants import Q4_K, Q5_K, Q6_K
 from .kquants_small import Q2_K, Q3_K, TQ1_0, TQ2_0
