@@ -292,3 +292,18 @@ def test_killed_while_saving(model, folder, tmp_path):
             time.sleep(delay)
             child.send_signal(signal.SIGKILL)
         assert model.resume(file, pytest.fail).text() == ref
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
+def test_interrupted_while_saving(model, folder, tmp_path):
+    """Ctrl-C: the session is the old one or the new one, and nothing lies beside it."""
+    file = tmp_path / "s"
+    ref = model.generate(list(range(3, 203)), max_tokens=40, temperature=0.0, ignore_eos=True).text()
+    for delay in 0.0, 0.011, 0.017, 0.023:
+        with subprocess.Popen([sys.executable, "-c", SAVING, str(folder / "m.gguf"), str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True) as child:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            time.sleep(delay)
+            child.send_signal(signal.SIGINT)
+            assert "KeyboardInterrupt" in child.communicate(timeout=60)[1]
+        assert list(tmp_path.iterdir()) == [file] and model.resume(file, pytest.fail).text() == ref
