@@ -38,6 +38,7 @@ PEERS: dict[str, list[Callable[[str | None], Any]]] = {
     "llama2c": [lambda _: llama2c.Llama2c(False), lambda _: llama2c.Llama2c(True)],
     "transformers": [lambda _: hf.Transformers("bfloat16"), lambda _: hf.Transformers("float32")],
     "ctransformers": [lambda _: hf.CTransformers()],
+    "onnxruntime": [lambda _: hf.OnnxRuntime()],
 }
 """Name on the command line -> its engines, made with the Python that --python names (llama.cpp's)."""
 

@@ -1,4 +1,8 @@
-"""Hugging Face transformers on PyTorch, CPU: the same shape, unquantised (hf_child.py), by this Python or $LLAMINA_PEER_TRANSFORMERS."""
+"""Peers that don't run the file at hand but a model of the same shape with random weights, and ctransformers.
+
+Hugging Face transformers on PyTorch, CPU, unquantised (hf_child.py), by this Python or $LLAMINA_PEER_TRANSFORMERS; onnxruntime-genai, 4 bits (ort_child.py),
+by the Python that $LLAMINA_PEER_ONNXRUNTIME names.
+"""
 from __future__ import annotations
 
 import os
@@ -13,17 +17,16 @@ from .child import Child, PeerError
 VARIABLE = "LLAMINA_PEER_TRANSFORMERS"
 
 
-class Transformers(Child):
-    def __init__(self, dtype: str):
-        super().__init__([os.environ.get(VARIABLE) or sys.executable, str(Path(__file__).with_name("hf_child.py"))], f"transformers {dtype}")
-        self.dtype = dtype
-        self.best: dict[str, dict[str, Any]] = {}
+class _SameShape(Child):
+    """A child whose `load` takes the keyword arguments of transformers' LlamaConfig."""
+
+    more: dict[str, Any] = {}
 
     def ask(self, do: str, **arguments: Any) -> Any:
         if do == "load":
             with open_gguf(arguments.pop("model")) as gguf:
                 c = ModelConfig.from_gguf(gguf)
-            arguments |= {"dtype": self.dtype, "shape": {
+            arguments |= {**self.more, "shape": {
                 "hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
                 "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab_size": c.n_vocab, "max_position_embeddings": 4096,
                 "tie_word_embeddings": c.tied_output}}
@@ -33,14 +36,31 @@ class Transformers(Child):
         return self.ask("measure", what=what, n=n, sequences=sequences)
 
 
+class Transformers(_SameShape):
+    def __init__(self, dtype: str):
+        super().__init__([os.environ.get(VARIABLE) or sys.executable, str(Path(__file__).with_name("hf_child.py"))], f"transformers {dtype}")
+        self.more = {"dtype": dtype}
+        self.best: dict[str, dict[str, Any]] = {}
+
+
+class OnnxRuntime(_SameShape):
+    def __init__(self) -> None:
+        super().__init__([_python("onnxruntime-genai", "LLAMINA_PEER_ONNXRUNTIME"), str(Path(__file__).with_name("ort_child.py"))], "onnxruntime-genai int4")
+        self.best: dict[str, dict[str, Any]] = {}
+
+
+def _python(name: str, variable: str) -> str:
+    python = os.environ.get(variable)
+    if not python:
+        raise PeerError(f"where is {name}? Name its environment's Python with {variable}")
+    return python
+
+
 class CTransformers(Child):
     """ctransformers, by the Python that $LLAMINA_PEER_CTRANSFORMERS names."""
 
     def __init__(self) -> None:
-        python = os.environ.get("LLAMINA_PEER_CTRANSFORMERS")
-        if not python:
-            raise PeerError("where is ctransformers? Name its environment's Python with LLAMINA_PEER_CTRANSFORMERS")
-        super().__init__([python, str(Path(__file__).with_name("ctransformers_child.py"))], "ctransformers")
+        super().__init__([_python("ctransformers", "LLAMINA_PEER_CTRANSFORMERS"), str(Path(__file__).with_name("ctransformers_child.py"))], "ctransformers")
         self.best: dict[str, dict[str, Any]] = {}
 
     def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
