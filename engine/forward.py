@@ -1,8 +1,9 @@
 """The forward pass: one compiled function that reads like the transformer it is, run by all threads of the team at once (SPMD).
 
 A *step* takes a ragged batch of M tokens, each with its position and its sequence's KV pages. Every stage is divided between the threads by a work
-counter (tokens, tiles of output rows, or attention blocks), and a barrier ends it; no float is ever summed across threads. The pass runs any range
-of layers, so that Python may look at, or change, the residual stream between two ranges.
+counter (tokens, tiles of output rows, or attention blocks), and a barrier ends it; no float is ever summed across threads. Only the residual stream and the
+norms of few tokens are every thread's own business: all compute the same. The pass runs any range of layers, so that Python may look at, or change, the
+residual stream between two ranges.
 
 Arguments are blocks of int64 words (numbers, and addresses of NumPy arrays that runtime.py keeps alive); the constants below are byte offsets.
 """
@@ -17,7 +18,7 @@ from ..kernels.clock import CLOCK_BYTES, now
 from ..kernels.compile_cache import compiled
 from ..kernels.elementwise import add_rows, jit, rms_norm, silu_mul
 from ..kernels.matmul import TILES_A_GROUP, call_kernel
-from ..kernels.simd import load_f32, load_i64, store_i64
+from ..kernels.simd import load_f32, load_f32x16, load_i64, store_f32x16, store_i64
 from ..kernels.team import GENERATION, barrier, next_tile
 
 # -- a matrix: 8 words
@@ -38,16 +39,18 @@ LAYER_BYTES = 64 + 7 * MATRIX_BYTES
 # -- the model: attention's words (kernels/attention.py), shapes, a step's buffers. Float32 rows are padded with zeros to a multiple of 32 columns (`LD_*`).
 (
     DIM, LD_DIM, LD_FFN, EPS, LAYERS, OUTPUT_NORM, OUTPUT, QUANTIZE_OUTPUT, ATTEND, APPEND, LAYER_KV_BYTES, SCRATCH, SCRATCH_BYTES, KV_TILES, X, NORMED, ADDEND,
-    GATE, UP, DOWN_RECORDS,
-) = range(8 * GEOMETRY_WORDS, 8 * (GEOMETRY_WORDS + 20), 8)
-"""KV_TILES: tiles of a KV head's rows, if that is a whole number and not more than a piece of work should have; else 0."""
-MODEL_WORDS = GEOMETRY_WORDS + 20
+    GATE, UP, DOWN_RECORDS, OWN, OWN_BYTES,
+) = range(8 * GEOMETRY_WORDS, 8 * (GEOMETRY_WORDS + 22), 8)
+"""KV_TILES: tiles of a KV head's rows, if that is a whole number and not more than a piece of work should have; else 0. OWN: OWN_BYTES for each thread, its
+residual stream, normed rows and records of up to GROUP tokens."""
+MODEL_WORDS = GEOMETRY_WORDS + 22
 
 # -- a step
 (
     MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, N_ITEMS, ITEMS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE, KEEP,
 ) = range(0, 8 * 13, 8)
-"""KEEP: whether NORMED and GATE must hold every token's floats, because somebody will look at them or a float matrix reads them."""
+"""KEEP: whether every token's floats must be kept: 0 no, 1 yes, because a float matrix reads them, OBSERVED because somebody will look at X, NORMED and GATE."""
+OBSERVED = 2
 STEP_WORDS = 13
 
 # -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, each stage's time so far. What follows a run's last
@@ -97,7 +100,7 @@ def _matmul(matrix, n_threads, team, slot, records, floats, ld_floats, out, ldo,
 
 
 @jit
-def _keys_and_values(layer, team, slot, model, floats, ld_floats, kv_offset, n_tokens):
+def _keys_and_values(layer, team, slot, model, records, floats, ld_floats, kv_offset, n_tokens):
     """The K and V matrices: a piece of work is a KV head's rows, which then go into the KV cache. -> not finite"""
     n_kv, ldo, bad = load_i64(model + N_KV_HEADS), load_i64(model + LD_KV), 0
     per_head = load_i64(model + KV_TILES)
@@ -110,14 +113,14 @@ def _keys_and_values(layer, team, slot, model, floats, ld_floats, kv_offset, n_t
         tile0, tile1 = head0 * per_head, head1 * per_head
         if per_head == 0:
             head1, tile1 = n_kv, load_i64(layer + WK + TILES)
-        _piece(layer + WK + MATRIX_BYTES * is_value, tile0, tile1, load_i64(model + RECORDS), floats, ld_floats,
+        _piece(layer + WK + MATRIX_BYTES * is_value, tile0, tile1, records, floats, ld_floats,
                load_i64(model + V if is_value else model + K), ldo, n_tokens)
         for head in range(head0, head1):
             bad |= call_pointer5(load_i64(model + APPEND), model, is_value, head, kv_offset, n_tokens)
 
 
 @jit
-def _gate_up(layer, tid, n_threads, team, model, floats, ld_floats, n_tokens, keep):
+def _gate_up(layer, tid, n_threads, team, model, inputs, floats, ld_floats, n_tokens, keep):
     """gate = silu(gate) * up, and the records of `down`: a piece of work is some columns, an even number of tiles. -> not finite
 
     Of many tokens, a thread keeps only the piece at hand, in its own part of GATE and UP: whole rows of 512 tokens would go through memory.
@@ -137,13 +140,28 @@ def _gate_up(layer, tid, n_threads, team, model, floats, ld_floats, n_tokens, ke
         if pair0 == pairs:
             return worst >= INFINITY_BITS
         left = 4 * 32 * pair0 if compact else 0  # of the first column that is kept
-        _piece(layer + W_GATE, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, gate - left, ld, n_tokens)
-        _piece(layer + W_UP, 2 * pair0, 2 * pair1, load_i64(model + RECORDS), floats, ld_floats, up - left, ld, n_tokens)
+        _piece(layer + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_floats, gate - left, ld, n_tokens)
+        _piece(layer + W_UP, 2 * pair0, 2 * pair1, inputs, floats, ld_floats, up - left, ld, n_tokens)
         for m in range(n_tokens):
             row, here = 4 * m * ld - left, 4 * 32 * pair0
             silu_mul(gate + row + here, up + row + here, 32 * (pair1 - pair0))
             if quantize:
                 worst = max(worst, quantize_part(gate + row, 32 * pair0, 32 * pair1, 32 * pairs, m, n_tokens, records))
+
+
+@jit
+def _note(profile, stage):
+    time = now(profile)
+    store_i64(profile + stage, load_i64(profile + stage) + time - load_i64(profile + LAST))
+    store_i64(profile + LAST, time)
+
+
+@jit
+def _own_end(tid, step, stage):
+    """The end of what every thread does for itself: without a barrier."""
+    profile = load_i64(step + PROFILE)
+    if profile != 0 and tid == 0:
+        _note(profile, stage)
 
 
 @jit
@@ -154,21 +172,36 @@ def _end(n_threads, team, step, stage):
     if profile != 0:
         generation = atomic_load(team + GENERATION)  # can't change before this thread reaches the next barrier
         if n_threads == 1 or atomic_exchange(profile + NOTED, generation) != generation:
-            time = now(profile)
-            store_i64(profile + stage, load_i64(profile + stage) + time - load_i64(profile + LAST))
-            store_i64(profile + LAST, time)
+            _note(profile, stage)
     return stop
 
 
 @jit
-def _norm(model, x, gain, m, kept, row, n_rows, quantize):
-    """RMSNorm of the residual row m into NORMED's row `kept` and the records' row, one of n_rows. -> not finite"""
+def _norm(model, x, gain, m, normed, row, n_rows, records):
+    """RMSNorm of the residual row m into the row at `normed` and, unless `records` is 0, its records as row `row` of n_rows. -> not finite"""
     ld = load_i64(model + LD_DIM)
-    out = load_i64(model + NORMED) + 4 * kept * ld
-    bad = rms_norm(x + 4 * m * ld, gain, load_i64(model + DIM), ld, load_f32(model + EPS), out)
-    if quantize:
-        quantize_row(out, ld, row, n_rows, load_i64(model + RECORDS))
+    bad = rms_norm(x + 4 * m * ld, gain, load_i64(model + DIM), ld, load_f32(model + EPS), normed)
+    if records != 0:
+        quantize_row(normed, ld, row, n_rows, records)
     return bad
+
+
+@jit
+def _add_and_norm(model, x, addend, gain, m0, m1, n_tokens, normed, ld_normed, records):
+    """Rows [m0, m1): the sublayer's output, if `addend` is not 0, joins the residual stream; norm. ld_normed: floats to the next normed row, or 0. -> not finite"""
+    ld, bad = load_i64(model + LD_DIM), 0
+    for m in range(m0, m1):
+        if addend != 0:
+            add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+        bad |= _norm(model, x, gain, m, normed + 4 * (m - m0) * ld_normed, m, n_tokens, records)
+    return bad
+
+
+@jit
+def _copy(source, target, n):
+    """n floats, a multiple of 16."""
+    for i in range(0, 4 * n, 64):
+        store_f32x16(target + i, load_f32x16(source + i))
 
 
 @compiled("int64(int64, int64, int64, int64)")
@@ -185,27 +218,36 @@ def forward(tid, n_threads, team, step):
     first_layer, last_layer = load_i64(step + FIRST_LAYER), load_i64(step + LAST_LAYER)
     keep = load_i64(step + KEEP)
     rows = max(1, min(GROUP, n_tokens // n_threads))  # of a piece of work: threads that write into the same records slow each other down
+    inputs = records  # what is made of normed rows
+    own = n_tokens <= GROUP and keep != OBSERVED
+    if own:  # every thread adds and norms all of the few rows for itself: that takes less time than to wait for one another, and to fetch from another's cache
+        mine = load_i64(model + OWN) + tid * load_i64(model + OWN_BYTES)
+        _copy(x, mine, n_tokens * ld)
+        x, normed, inputs = mine, mine + 4 * GROUP * ld, mine + 8 * GROUP * ld
 
     for layer in range(first_layer, last_layer):
         here = load_i64(model + LAYERS) + layer * LAYER_BYTES
         kv_offset, code = layer * load_i64(model + LAYER_KV_BYTES), 1 + 8 * layer
 
         # the last layer's ffn output joins the residual stream; norm
-        m0 = next_tile(team, 0, rows)
-        while m0 < n_tokens:
-            for m in range(m0, min(m0 + rows, n_tokens)):
-                if layer > first_layer:
-                    add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + ATTN_NORM), m, m if keep else m0, m, n_tokens, load_i64(here + QUANTIZE_QKV)):
-                    compare_and_swap(step + NOT_FINITE, 0, code)
+        gain, to_add, to_make = load_i64(here + ATTN_NORM), addend if layer > first_layer else 0, inputs if load_i64(here + QUANTIZE_QKV) else 0
+        if own:
+            if _add_and_norm(model, x, to_add, gain, 0, n_tokens, n_tokens, normed, ld, to_make):
+                compare_and_swap(step + NOT_FINITE, 0, code)
+            _own_end(tid, step, P_ATTENTION_NORM)
+        else:
             m0 = next_tile(team, 0, rows)
-        if _end(n_threads, team, step, P_ATTENTION_NORM):
-            return 0
+            while m0 < n_tokens:
+                if _add_and_norm(model, x, to_add, gain, m0, min(m0 + rows, n_tokens), n_tokens, normed + 4 * m0 * ld, ld if keep else 0, to_make):
+                    compare_and_swap(step + NOT_FINITE, 0, code)
+                m0 = next_tile(team, 0, rows)
+            if _end(n_threads, team, step, P_ATTENTION_NORM):
+                return 0
 
         # keys and values into the KV cache at once
-        if _keys_and_values(here, team, 0, model, normed, ld, kv_offset, n_tokens):
+        if _keys_and_values(here, team, 0, model, inputs, normed, ld, kv_offset, n_tokens):
             compare_and_swap(step + NOT_FINITE, 0, code + 5)
-        _matmul(here + WQ, n_threads, team, 1, records, normed, ld, q, ld_att, n_tokens)
+        _matmul(here + WQ, n_threads, team, 1, inputs, normed, ld, q, ld_att, n_tokens)
         if _end(n_threads, team, step, P_QKV):
             return 0
 
@@ -231,17 +273,21 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
-        m0 = next_tile(team, 0, rows)
-        while m0 < n_tokens:
-            for m in range(m0, min(m0 + rows, n_tokens)):
-                add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-                if _norm(model, x, load_i64(here + FFN_NORM), m, m if keep else m0, m, n_tokens, load_i64(here + QUANTIZE_FFN)):
-                    compare_and_swap(step + NOT_FINITE, 0, code + 2)
+        gain, to_make = load_i64(here + FFN_NORM), inputs if load_i64(here + QUANTIZE_FFN) else 0
+        if own:
+            if _add_and_norm(model, x, addend, gain, 0, n_tokens, n_tokens, normed, ld, to_make):
+                compare_and_swap(step + NOT_FINITE, 0, code + 2)
+            _own_end(tid, step, P_FFN_NORM)
+        else:
             m0 = next_tile(team, 0, rows)
-        if _end(n_threads, team, step, P_FFN_NORM):
-            return 0
+            while m0 < n_tokens:
+                if _add_and_norm(model, x, addend, gain, m0, min(m0 + rows, n_tokens), n_tokens, normed + 4 * m0 * ld, ld if keep else 0, to_make):
+                    compare_and_swap(step + NOT_FINITE, 0, code + 2)
+                m0 = next_tile(team, 0, rows)
+            if _end(n_threads, team, step, P_FFN_NORM):
+                return 0
 
-        if _gate_up(here, tid, n_threads, team, model, normed, ld, n_tokens, keep):
+        if _gate_up(here, tid, n_threads, team, model, inputs, normed, ld, n_tokens, keep):
             compare_and_swap(step + NOT_FINITE, 0, code + 3)
         if _end(n_threads, team, step, P_GATE_UP):
             return 0
@@ -250,24 +296,33 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_DOWN):
             return 0
 
-    if last_layer > first_layer:
-        m = next_tile(team, 0, 1)
-        while m < n_tokens:
-            add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
-            m = next_tile(team, 0, 1)
-        if _end(n_threads, team, step, P_LAST_ADD):
-            return 0
-
-    n_wanted, wanted = load_i64(step + N_WANTED), load_i64(step + WANTED)
-    if n_wanted > 0:
-        i = next_tile(team, 0, 1)
-        while i < n_wanted:
-            m = load_i64(wanted + 8 * i)
-            if _norm(model, x, load_i64(model + OUTPUT_NORM), m, i, i, n_wanted, load_i64(model + QUANTIZE_OUTPUT)):
+    n_wanted, wanted, output = load_i64(step + N_WANTED), load_i64(step + WANTED), load_i64(model + OUTPUT)
+    gain, to_make = load_i64(model + OUTPUT_NORM), inputs if load_i64(model + QUANTIZE_OUTPUT) else 0
+    if own:
+        if last_layer > first_layer:
+            add_rows(x, addend, n_tokens * ld)
+        for i in range(n_wanted):
+            if _norm(model, x, gain, load_i64(wanted + 8 * i), normed + 4 * i * ld, i, n_wanted, to_make):
                 compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
+        _own_end(tid, step, P_OUTPUT_NORM)
+        if n_wanted == 0 and tid == 0:
+            _copy(x, load_i64(model + X), n_tokens * ld)
+    else:
+        if last_layer > first_layer:
+            m = next_tile(team, 0, 1)
+            while m < n_tokens:
+                add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
+                m = next_tile(team, 0, 1)
+            if _end(n_threads, team, step, P_LAST_ADD):
+                return 0
+        if n_wanted > 0:
             i = next_tile(team, 0, 1)
-        if _end(n_threads, team, step, P_OUTPUT_NORM):
-            return 0
-        output = load_i64(model + OUTPUT)
-        _matmul(output, n_threads, team, 0, records, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
+            while i < n_wanted:
+                if _norm(model, x, gain, load_i64(wanted + 8 * i), normed + 4 * i * ld, i, n_wanted, to_make):
+                    compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
+                i = next_tile(team, 0, 1)
+            if _end(n_threads, team, step, P_OUTPUT_NORM):
+                return 0
+    if n_wanted > 0:
+        _matmul(output, n_threads, team, 0, inputs, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
     return 0

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..kernels import ARITHMETIC_VERSION, attention, compile_cache
-from ..kernels.activations import record_bytes
+from ..kernels.activations import GROUP, record_bytes
 from ..kernels.pace import Pace
 from ..kernels.team import ABORTED, Team
 from ..kernels.threads import default_threads, usable_threads
@@ -211,6 +211,9 @@ class Runtime:
         scratch = _round(attention.scratch_bytes(self.kv, c.n_heads, c.n_kv_heads, c.head_dim), 128)
         self._buffer(f.SCRATCH, scratch * self.n_threads, dtype=np.uint8)
         m[f.SCRATCH_BYTES // 8] = scratch
+        own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
+        self._buffer(f.OWN, own * self.n_threads, dtype=np.uint8)
+        m[f.OWN_BYTES // 8] = own
 
         quantize_with_attention = c.n_heads // c.n_kv_heads * c.head_dim % 32 == 0  # what a piece of attention's work writes is whole blocks
         self._reads_floats = any(d[f.FLOAT_INPUT // 8] for d in w.descriptors.values())
@@ -262,7 +265,7 @@ class Runtime:
         s = self._step
         self._model[attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.N_ITEMS // 8], s[f.ITEMS // 8], s[f.LOGITS // 8] = n, len(items), items.ctypes.data, logits.ctypes.data
-        s[f.NOT_FINITE // 8], s[f.KEEP // 8] = 0, observe is not None or self._reads_floats
+        s[f.NOT_FINITE // 8], s[f.KEEP // 8] = 0, f.OBSERVED if observe else self._reads_floats
         self.team.clear_abort()
         n_layers = self.config.n_layers
         layers = 1 if observe else max(1, min(n_layers, int(_RANGE_MACS / (n * self._layer_macs))))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llamina.engine import runtime as runtime_module
 from llamina.engine.runtime import Feed
 from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
@@ -148,6 +149,15 @@ def test_what_an_observer_sees(models: dict[str, Path]) -> None:
         return {key: np.concatenate(rows) for key, rows in seen.items()}
     whole, parts = taps(140), taps(7)
     assert len(whole) == 10 and all(same(whole[key], parts[key]) for key in parts)
+
+
+@pytest.mark.parametrize("format", ["F16", "Q4_0"])
+def test_a_step_in_several_ranges_of_layers(format: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every thread has of the residual stream of few tokens is handed on from one range to the next."""
+    with open_runtime(models[format], 2) as runtime:
+        whole = run(runtime, IDS, 7)
+        monkeypatch.setattr(runtime_module, "_RANGE_MACS", 1)
+        assert same(run(runtime, IDS, 7), whole) and same(run(runtime, IDS[:20], 1), whole[:20]) and same(run(runtime, IDS), whole)
 
 
 def test_which_logits_are_wanted(models: dict[str, Path]) -> None:

@@ -93,21 +93,21 @@ class Scores:
 
     def weigh(self, weights: np.ndarray | None = None) -> float:
         """The sum of the weights, exp(scores), which are kept in `weights` (float64 [n], from a room) for `surprise` and `cut`."""
-        self.doubt = 0.0
-        return self._add_up(self.logits, weights, self._sums)
+        self.doubt, self._weights = 0.0, 0 if weights is None else weights.ctypes.data
+        return self._add_up(self.logits, self._weights, self._sums)
 
     def estimate(self, weights: np.ndarray | None = None) -> float:
         """The same, up to `doubt`."""
         self.doubt = self._estimates.DOUBT + len(self.logits) * 2.0**-51 if self.divisor > 1e-300 else 0.0
-        return self._add_up(self.logits, weights, self._sums)
-
-    def _add_up(self, logits: np.ndarray, weights: np.ndarray | None, sums: np.ndarray) -> float:
-        """Of some of the logits; sums: the running sum after each block of them."""
         self._weights = 0 if weights is None else weights.ctypes.data
+        return self._add_up(self.logits, self._weights, self._sums)
+
+    def _add_up(self, logits: np.ndarray, weights: int, sums: np.ndarray) -> float:
+        """Of some of the logits; weights: where to put theirs, or 0; sums: for the running sum after each block of them."""
         some = logits.ctypes.data, int(logits.dtype == np.float64), len(logits), self.greatest
         if self.doubt:
-            return float(self._estimates.estimate.ctypes(*some, LOG2_E / self.divisor, self._weights, sums.ctypes.data))
-        return float(self._kernels.weigh.ctypes(*some, self.divisor, self._weights, sums.ctypes.data))
+            return float(self._estimates.estimate.ctypes(*some, LOG2_E / self.divisor, weights, sums.ctypes.data))
+        return float(self._kernels.weigh.ctypes(*some, self.divisor, weights, sums.ctypes.data))
 
     def draw(self, u: float) -> int:
         """arithmetic.draw of the weights: by their estimates, unless the random number falls too near the border between two candidates."""
@@ -125,7 +125,7 @@ class Scores:
         b = int(np.searchsorted(sums, target, side="right"))
         part, weights = self.logits[b * block:(b + 1) * block], np.empty(1 + block)
         weights[0] = sums[b - 1] if b else 0.0
-        self._add_up(part, weights[1:], np.empty(1))
+        self._add_up(part, weights.ctypes.data + 8, np.empty(1))
         running = np.add.accumulate(weights[:1 + len(part)])
         i = min(int(np.searchsorted(running[1:], target, side="right")), len(part) - 1)
         return b * block + i, float(running[i]), float(running[i + 1])
