@@ -49,7 +49,7 @@ MODEL_WORDS = GEOMETRY_WORDS + 22
 (
     MODEL, N_TOKENS, FIRST_LAYER, LAST_LAYER, N_ITEMS, ITEMS, WANTED, N_WANTED, LOGITS, LD_LOGITS, NOT_FINITE, PROFILE, KEEP,
 ) = range(0, 8 * 13, 8)
-"""KEEP: whether every token's floats must be kept: 0 no, 1 yes, because a float matrix reads them, OBSERVED because somebody will look at X, NORMED and GATE."""
+"""KEEP: whether every token's floats must be kept: 0 no, 1 yes, since a float matrix reads them, OBSERVED since somebody will look at X, NORMED and GATE."""
 OBSERVED = 2
 STEP_WORDS = 13
 
@@ -188,7 +188,9 @@ def _norm(model, x, gain, m, normed, row, n_rows, records):
 
 @jit
 def _add_and_norm(model, x, addend, gain, m0, m1, n_tokens, normed, ld_normed, records):
-    """Rows [m0, m1): the sublayer's output, if `addend` is not 0, joins the residual stream; norm. ld_normed: floats to the next normed row, or 0. -> not finite"""
+    """Rows [m0, m1): the sublayer's output, if `addend` is not 0, joins the residual stream; norm. ld_normed: floats to the next normed row, or 0.
+
+    -> not finite"""
     ld, bad = load_i64(model + LD_DIM), 0
     for m in range(m0, m1):
         if addend != 0:

@@ -27,7 +27,7 @@ LONGEST = 1024
 class Engine:
     def load(self, shape: dict[str, Any], threads: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            source, made = Path(folder, "hf"), Path(folder, "onnx")
+            source, made = str(Path(folder, "hf")), str(Path(folder, "onnx"))
             transformers.logging.set_verbosity_error()
             transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval().save_pretrained(source)
             words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, "<unk>"))
@@ -36,7 +36,7 @@ class Engine:
                        "--extra_options", "int4_accuracy_level=4", "int4_block_size=32"]
             subprocess.run(builder, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # here lies a folder "kernels"
             start = time.perf_counter()
-            config = onnxruntime_genai.Config(str(made))
+            config = onnxruntime_genai.Config(made)
             config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
             self.model = onnxruntime_genai.Model(config)
             seconds = time.perf_counter() - start
