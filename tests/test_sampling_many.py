@@ -91,13 +91,14 @@ def test_estimates_are_as_good_as_they_say(kind: str, n: int) -> None:
 
 
 def test_a_draw_at_the_border_of_two_candidates_is_left_to_the_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Scores] = []
-    exactly = Scores.weigh
+    asked: list[float] = []
+    draw = Scores._draw
 
-    def weigh(self: Scores, weights: np.ndarray | None = None) -> float:
-        asked.append(self)
-        return exactly(self, weights)
-    monkeypatch.setattr(Scores, "weigh", weigh)
+    def watched(self: Scores, u: float, doubt: float) -> tuple[int, bool]:
+        if not doubt:
+            asked.append(u)
+        return draw(self, u, doubt)
+    monkeypatch.setattr(Scores, "_draw", watched)
     for kind in "random", "peaked", "equal", "tied":
         scores = Scores(some_logits(kind, 5000))
         sums = np.add.accumulate(naive.exp(naive.relative(scores.logits)))

@@ -93,45 +93,48 @@ class Scores:
 
     def weigh(self, weights: np.ndarray | None = None) -> float:
         """The sum of the weights, exp(scores), which are kept in `weights` (float64 [n], from a room) for `surprise` and `cut`."""
-        self.doubt, self._weights = 0.0, 0 if weights is None else weights.ctypes.data
-        return self._add_up(self.logits, self._weights, self._sums)
+        return self._weigh(0.0, weights)
 
     def estimate(self, weights: np.ndarray | None = None) -> float:
         """The same, up to `doubt`."""
-        self.doubt = self._estimates.DOUBT + len(self.logits) * 2.0**-51 if self.divisor > 1e-300 else 0.0
-        self._weights = 0 if weights is None else weights.ctypes.data
-        return self._add_up(self.logits, self._weights, self._sums)
+        return self._weigh(self._estimates_doubt(), weights)
 
-    def _add_up(self, logits: np.ndarray, weights: int, sums: np.ndarray) -> float:
-        """Of some of the logits; weights: where to put theirs, or 0; sums: for the running sum after each block of them."""
+    def _estimates_doubt(self) -> float:
+        return self._estimates.DOUBT + len(self.logits) * 2.0**-51 if self.divisor > 1e-300 else 0.0
+
+    def _weigh(self, doubt: float, weights: np.ndarray | None) -> float:
+        self.doubt, self._weights = doubt, 0 if weights is None else weights.ctypes.data
+        return self._add_up(doubt, self.logits, self._weights, self._sums)
+
+    def _add_up(self, doubt: float, logits: np.ndarray, weights: int, sums: np.ndarray) -> float:
+        """Of some of the logits, estimated if some doubt is allowed; weights: where to put theirs, or 0; sums: for the running sum after each block of them."""
         some = logits.ctypes.data, int(logits.dtype == np.float64), len(logits), self.greatest
-        if self.doubt:
+        if doubt:
             return float(self._estimates.estimate.ctypes(*some, LOG2_E / self.divisor, weights, sums.ctypes.data))
         return float(self._kernels.weigh.ctypes(*some, self.divisor, weights, sums.ctypes.data))
 
     def draw(self, u: float) -> int:
         """arithmetic.draw of the weights: by their estimates, unless the random number falls too near the border between two candidates."""
-        for weigh in self.estimate, self.weigh:
-            weigh()
-            target = u * self._sums[-1]
-            index, before, after = self._around(target)
-            if not self.doubt or (target - before > self.doubt * (target + before) + TINY and after - target > self.doubt * (after + target) + TINY):
-                break
-        return index
+        index, sure = self._draw(u, self._estimates_doubt())
+        return index if sure else self._draw(u, 0.0)[0]
 
-    def _around(self, target: float) -> tuple[int, float, float]:
-        """The candidate with which the running sum goes beyond the target; the sums before and after it."""
+    def _draw(self, u: float, doubt: float) -> tuple[int, bool]:
+        """The candidate with which the running sum goes beyond a share u of the whole, and whether it is that in spite of the doubt."""
         block, sums = self._kernels.BLOCK, self._sums
+        target = u * self._add_up(doubt, self.logits, 0, sums)
         b = int(np.searchsorted(sums, target, side="right"))
         part, weights = self.logits[b * block:(b + 1) * block], np.empty(1 + block)
         weights[0] = sums[b - 1] if b else 0.0
-        self._add_up(part, weights.ctypes.data + 8, np.empty(1))
+        self._add_up(doubt, part, weights.ctypes.data + 8, np.empty(1))
         running = np.add.accumulate(weights[:1 + len(part)])
         i = min(int(np.searchsorted(running[1:], target, side="right")), len(part) - 1)
-        return b * block + i, float(running[i]), float(running[i + 1])
+        before, after = float(running[i]), float(running[i + 1])
+        sure = target - before > doubt * (target + before) + TINY and after - target > doubt * (after + target) + TINY
+        return b * block + i, not doubt or sure
 
     def surprise(self, log_whole: float) -> float:
-        """The sum of weight * (log_whole - score)."""
+        """The sum of weight * (log_whole - score), after `weigh` with room for weights."""
+        assert self._weights
         return float(self._kernels.weighted_surprise.ctypes(*self._all, self._weights, log_whole))
 
     def deviation(self) -> float:
@@ -146,7 +149,8 @@ class Scores:
 
     def cut(self, target: float, room: np.ndarray, log_whole: float = 0.0, entropy: float = 0.0, farthest: float = math.inf) -> Cut | None:
         """The fewest candidates, by ascending key, whose weights add up to `target`; keys beyond `farthest` are known not to be needed. None: too close to
-        tell without sorting, or from estimates. room: float64 [2 (n + 8)]."""
+        tell without sorting, or from estimates. room: float64 [2 (n + 8)]. After `weigh` or `estimate` with room for weights."""
+        assert self._weights
         # each of two sums of n positive numbers is off by less than n * 2**-53 of itself; both may be in doubt
         margin = target * (len(self.logits) * 2.0**-51 + 2 * self.doubt)
         found = np.zeros(2)
