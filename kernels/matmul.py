@@ -30,10 +30,12 @@ from .simd import (
     fma,
     get_f32,
     get_i8,
+    get_i32,
     pointer,
     prefetch,
     prefetch_l2,
     put_f32,
+    put_i32,
     sar_i32,
     shl_i32,
     splat_f32,
@@ -44,6 +46,7 @@ from .simd import (
     store_f32x16,
     to_f32,
 )
+from .target import TARGET
 
 ROWS = 16
 """Rows of a tile: the lanes of a vector."""
@@ -81,7 +84,10 @@ class Packing(NamedTuple):
 
 
 def _body(f: Packing, M: int):
-    """One tile row x the tokens of a group that has room for M; the first `tokens` are there."""
+    """One tile row x the tokens of a group that has room for M; the first `tokens` are there.
+
+    The dots of all tokens are taken by turns where 32 registers hold the sums: the 8 of one token, one after the other, would wait for each other.
+    """
     unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale
     half_scales, half_minimums = f.half_scales or f.scale, f.half_minimums or f.scale
     has_minimum, halves, has_half_minimums = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
@@ -93,10 +99,11 @@ def _body(f: Packing, M: int):
     zero_at, up, down = zero_point(f)
     record = record_size(M)
     fetch = prefetch if M <= 2 else prefetch_l2
+    turns = M if TARGET == "avx512vnni" else 1
 
     @jit
     def body(w, tiles, x, tokens, out, ldo):
-        acc, u = stack_vectors(M), stack_vectors(8)
+        acc, sums, u = stack_vectors(M), stack_vectors(M), stack_vectors(8)
         for m in range(M):
             put_f32(acc, m, splat_f32(0.0))
         for _ in range(tiles):
@@ -111,6 +118,15 @@ def _body(f: Packing, M: int):
                     s0, s1 = half_scales(w, b, 0), half_scales(w, b, 1)
                 if has_half_minimums:
                     m_0, m_1 = half_minimums(w, b, 0), half_minimums(w, b, 1)
+                if not halves:
+                    for m0 in range(0, M, turns):
+                        for m in range(m0, m0 + turns):
+                            put_i32(sums, m, splat_i32(0))
+                            if has_zero:
+                                put_i32(sums, m, sar_i32(shl_i32(splat_load_i32(x + M * zero_at + 4 * m), up), down))
+                        for i in range(8):
+                            for m in range(m0, m0 + turns):
+                                put_i32(sums, m, product(get_i32(sums, m), get_i8(u, i), splat_load_i32(x + BLOCK * m + 4 * i)))
                 for m in range(M):
                     if halves:
                         low = high = splat_i32(0)
@@ -120,14 +136,8 @@ def _body(f: Packing, M: int):
                         for i in range(4):
                             low = product(low, get_i8(u, i), splat_load_i32(x + BLOCK * m + 4 * i))
                             high = product(high, get_i8(u, 4 + i), splat_load_i32(x + BLOCK * m + 16 + 4 * i))
-                        total = low * s0 + high * s1
-                    else:
-                        total = splat_i32(0)
-                        if has_zero:
-                            total = sar_i32(shl_i32(splat_load_i32(x + M * zero_at + 4 * m), up), down)
-                        for i in range(8):
-                            total = product(total, get_i8(u, i), splat_load_i32(x + BLOCK * m + 4 * i))
-                    a = fma(to_f32(total), d * splat_load_f32(x + M * D + 4 * m), get_f32(acc, m))
+                        put_i32(sums, m, low * s0 + high * s1)
+                    a = fma(to_f32(get_i32(sums, m)), d * splat_load_f32(x + M * D + 4 * m), get_f32(acc, m))
                     if has_half_minimums:
                         both = m_0 * splat_load_i32(x + M * ZERO32 + 4 * m) + m_1 * splat_load_i32(x + M * (ZERO32 + 4) + 4 * m)
                         a = fma(to_f32(both), least * splat_load_f32(x + M * D + 4 * m), a)
