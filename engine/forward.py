@@ -157,14 +157,6 @@ def _note(profile, stage):
 
 
 @jit
-def _own_end(tid, step, stage):
-    """The end of what every thread does for itself: without a barrier."""
-    profile = load_i64(step + PROFILE)
-    if profile != 0 and tid == 0:
-        _note(profile, stage)
-
-
-@jit
 def _end(n_threads, team, step, stage):
     """A stage's end: the barrier; then, if a profile is wanted, the first thread to leave it notes the time since the one before. -> aborted"""
     stop = barrier(team, n_threads)
@@ -174,6 +166,17 @@ def _end(n_threads, team, step, stage):
         if n_threads == 1 or atomic_exchange(profile + NOTED, generation) != generation:
             _note(profile, stage)
     return stop
+
+
+@jit
+def _norm_end(own, tid, n_threads, team, step, stage):
+    """The end of norms: without a barrier if every thread did all of them for itself. -> aborted"""
+    if not own:
+        return _end(n_threads, team, step, stage)
+    profile = load_i64(step + PROFILE)
+    if profile != 0 and tid == 0:
+        _note(profile, stage)
+    return False
 
 
 @jit
@@ -196,6 +199,19 @@ def _add_and_norm(model, x, addend, gain, m0, m1, n_tokens, normed, ld_normed, r
         if addend != 0:
             add_rows(x + 4 * m * ld, addend + 4 * m * ld, ld)
         bad |= _norm(model, x, gain, m, normed + 4 * (m - m0) * ld_normed, m, n_tokens, records)
+    return bad
+
+
+@jit
+def _norms(own, team, rows, model, x, addend, gain, n_tokens, normed, ld_normed, records):
+    """`_add_and_norm` of all rows if they are this thread's own, else of `rows` at a time until none is left. -> not finite"""
+    if own:
+        return _add_and_norm(model, x, addend, gain, 0, n_tokens, n_tokens, normed, ld_normed, records)
+    ld, bad = load_i64(model + LD_DIM), 0
+    m0 = next_tile(team, 0, rows)
+    while m0 < n_tokens:
+        bad |= _add_and_norm(model, x, addend, gain, m0, min(m0 + rows, n_tokens), n_tokens, normed + 4 * m0 * ld, ld_normed, records)
+        m0 = next_tile(team, 0, rows)
     return bad
 
 
@@ -226,25 +242,18 @@ def forward(tid, n_threads, team, step):
         mine = load_i64(model + OWN) + tid * load_i64(model + OWN_BYTES)
         _copy(x, mine, n_tokens * ld)
         x, normed, inputs = mine, mine + 4 * GROUP * ld, mine + 8 * GROUP * ld
+    ld_normed = ld if own or keep else 0
 
     for layer in range(first_layer, last_layer):
         here = load_i64(model + LAYERS) + layer * LAYER_BYTES
         kv_offset, code = layer * load_i64(model + LAYER_KV_BYTES), 1 + 8 * layer
 
         # the last layer's ffn output joins the residual stream; norm
-        gain, to_add, to_make = load_i64(here + ATTN_NORM), addend if layer > first_layer else 0, inputs if load_i64(here + QUANTIZE_QKV) else 0
-        if own:
-            if _add_and_norm(model, x, to_add, gain, 0, n_tokens, n_tokens, normed, ld, to_make):
-                compare_and_swap(step + NOT_FINITE, 0, code)
-            _own_end(tid, step, P_ATTENTION_NORM)
-        else:
-            m0 = next_tile(team, 0, rows)
-            while m0 < n_tokens:
-                if _add_and_norm(model, x, to_add, gain, m0, min(m0 + rows, n_tokens), n_tokens, normed + 4 * m0 * ld, ld if keep else 0, to_make):
-                    compare_and_swap(step + NOT_FINITE, 0, code)
-                m0 = next_tile(team, 0, rows)
-            if _end(n_threads, team, step, P_ATTENTION_NORM):
-                return 0
+        to_add, to_make = addend if layer > first_layer else 0, inputs if load_i64(here + QUANTIZE_QKV) else 0
+        if _norms(own, team, rows, model, x, to_add, load_i64(here + ATTN_NORM), n_tokens, normed, ld_normed, to_make):
+            compare_and_swap(step + NOT_FINITE, 0, code)
+        if _norm_end(own, tid, n_threads, team, step, P_ATTENTION_NORM):
+            return 0
 
         # keys and values into the KV cache at once
         if _keys_and_values(here, team, 0, model, inputs, normed, ld, kv_offset, n_tokens):
@@ -275,19 +284,11 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
-        gain, to_make = load_i64(here + FFN_NORM), inputs if load_i64(here + QUANTIZE_FFN) else 0
-        if own:
-            if _add_and_norm(model, x, addend, gain, 0, n_tokens, n_tokens, normed, ld, to_make):
-                compare_and_swap(step + NOT_FINITE, 0, code + 2)
-            _own_end(tid, step, P_FFN_NORM)
-        else:
-            m0 = next_tile(team, 0, rows)
-            while m0 < n_tokens:
-                if _add_and_norm(model, x, addend, gain, m0, min(m0 + rows, n_tokens), n_tokens, normed + 4 * m0 * ld, ld if keep else 0, to_make):
-                    compare_and_swap(step + NOT_FINITE, 0, code + 2)
-                m0 = next_tile(team, 0, rows)
-            if _end(n_threads, team, step, P_FFN_NORM):
-                return 0
+        to_make = inputs if load_i64(here + QUANTIZE_FFN) else 0
+        if _norms(own, team, rows, model, x, addend, load_i64(here + FFN_NORM), n_tokens, normed, ld_normed, to_make):
+            compare_and_swap(step + NOT_FINITE, 0, code + 2)
+        if _norm_end(own, tid, n_threads, team, step, P_FFN_NORM):
+            return 0
 
         if _gate_up(here, tid, n_threads, team, model, inputs, normed, ld, n_tokens, keep):
             compare_and_swap(step + NOT_FINITE, 0, code + 3)
@@ -306,7 +307,7 @@ def forward(tid, n_threads, team, step):
         for i in range(n_wanted):
             if _norm(model, x, gain, load_i64(wanted + 8 * i), normed + 4 * i * ld, i, n_wanted, to_make):
                 compare_and_swap(step + NOT_FINITE, 0, 1 + 8 * last_layer + 4)
-        _own_end(tid, step, P_OUTPUT_NORM)
+        _norm_end(own, tid, n_threads, team, step, P_OUTPUT_NORM)
         if n_wanted == 0 and tid == 0:
             _copy(x, load_i64(model + X), n_tokens * ld)
     else:

@@ -119,12 +119,13 @@ def _add(values, m, total):
 
 
 @jit
-def _keys(scores, m, log_whole, entropy):
-    """In the place of scores: how far their surprise, log_whole - score, is from the entropy. With 0 and 0: minus the scores."""
+def _keys(x, doubles, first, m, greatest, divisor, log_whole, entropy, out):
+    """`_scores`, made into how far their surprise, log_whole - score, is from the entropy. With 0 and 0: minus the scores."""
     sign = splat_i64(-1 - (-1 << 63))  # all bits but the sign
+    _scores(x, doubles, first, m, greatest, divisor, out)
     for i in range(0, 8 * m, 64):
-        far = (splat_f64(log_whole) - load_f64x8(scores + i)) - splat_f64(entropy)
-        store_f64x8(scores + i, f64x8_from_bits(bits_of_f64x8(far) & sign))
+        far = (splat_f64(log_whole) - load_f64x8(out + i)) - splat_f64(entropy)
+        store_f64x8(out + i, f64x8_from_bits(bits_of_f64x8(far) & sign))
 
 
 @compiled("int64(int64, int64, int64)")
@@ -197,8 +198,7 @@ def collect(x, doubles, n, greatest, divisor, log_whole, entropy, limit, last, i
     count = 0
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
-        _scores(x, doubles, first, m, greatest, divisor, buffer)
-        _keys(buffer, m, log_whole, entropy)
+        _keys(x, doubles, first, m, greatest, divisor, log_whole, entropy, buffer)
         whole = m // 8 * 8
         for group in range(0, whole, 8):
             key, place = load_f64x8(buffer + 8 * group), i64_from(first + group)
@@ -240,8 +240,7 @@ def _near_ones(x, doubles, n, greatest, divisor, log_whole, entropy, farthest, k
     count = 0
     for first in range(0, n, BLOCK):
         m = min(BLOCK, n - first)
-        _scores(x, doubles, first, m, greatest, divisor, buffer)
-        _keys(buffer, m, log_whole, entropy)
+        _keys(x, doubles, first, m, greatest, divisor, log_whole, entropy, buffer)
         for i in range(0, m, 8):
             key, place = load_f64x8(buffer + 8 * i), i64_from(first + i)
             near = at_most(key, splat_f64(farthest)) & at_most_i64(place, splat_i64(n - 1))

@@ -17,8 +17,19 @@ from .child import Child, PeerError
 VARIABLE = "LLAMINA_PEER_TRANSFORMERS"
 
 
-class _SameShape(Child):
-    """A child whose `load` takes the keyword arguments of transformers' LlamaConfig."""
+class _Peer(Child):
+    """A child with one way to run: no settings to choose the best of."""
+
+    def __init__(self, python: str, script: str, name: str):
+        super().__init__([python, str(Path(__file__).with_name(script))], name)
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
+        return self.ask("measure", what=what, n=n, sequences=sequences)
+
+
+class _SameShape(_Peer):
+    """Its `load` takes the keyword arguments of transformers' LlamaConfig."""
 
     more: dict[str, Any] = {}
 
@@ -32,21 +43,16 @@ class _SameShape(Child):
                 "tie_word_embeddings": c.tied_output}}
         return super().ask(do, **arguments)
 
-    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
-        return self.ask("measure", what=what, n=n, sequences=sequences)
-
 
 class Transformers(_SameShape):
     def __init__(self, dtype: str):
-        super().__init__([os.environ.get(VARIABLE) or sys.executable, str(Path(__file__).with_name("hf_child.py"))], f"transformers {dtype}")
+        super().__init__(os.environ.get(VARIABLE) or sys.executable, "hf_child.py", f"transformers {dtype}")
         self.more = {"dtype": dtype}
-        self.best: dict[str, dict[str, Any]] = {}
 
 
 class OnnxRuntime(_SameShape):
     def __init__(self) -> None:
-        super().__init__([_python("onnxruntime-genai", "LLAMINA_PEER_ONNXRUNTIME"), str(Path(__file__).with_name("ort_child.py"))], "onnxruntime-genai int4")
-        self.best: dict[str, dict[str, Any]] = {}
+        super().__init__(_python("onnxruntime-genai", "LLAMINA_PEER_ONNXRUNTIME"), "ort_child.py", "onnxruntime-genai int4")
 
 
 def _python(name: str, variable: str) -> str:
@@ -56,12 +62,8 @@ def _python(name: str, variable: str) -> str:
     return python
 
 
-class CTransformers(Child):
+class CTransformers(_Peer):
     """ctransformers, by the Python that $LLAMINA_PEER_CTRANSFORMERS names."""
 
     def __init__(self) -> None:
-        super().__init__([_python("ctransformers", "LLAMINA_PEER_CTRANSFORMERS"), str(Path(__file__).with_name("ctransformers_child.py"))], "ctransformers")
-        self.best: dict[str, dict[str, Any]] = {}
-
-    def measure(self, what: str, n: int, sequences: int = 8) -> dict[str, Any]:
-        return self.ask("measure", what=what, n=n, sequences=sequences)
+        super().__init__(_python("ctransformers", "LLAMINA_PEER_CTRANSFORMERS"), "ctransformers_child.py", "ctransformers")

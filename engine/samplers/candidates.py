@@ -80,9 +80,13 @@ class Scores:
         self._weights = 0
         self.doubt = 0.0
 
+    def _some(self, logits: np.ndarray) -> tuple[int, int, int, float]:
+        """What every kernel wants to know first; divisor or factor follows."""
+        return logits.ctypes.data, int(logits.dtype == np.float64), len(logits), self.greatest
+
     @property
     def _all(self) -> tuple[int, int, int, float, float]:
-        return self.logits.ctypes.data, int(self.logits.dtype == np.float64), len(self.logits), self.greatest, self.divisor
+        return *self._some(self.logits), self.divisor
 
     def __getitem__(self, index: int) -> float:
         return (float(self.logits[index]) - self.greatest) / self.divisor
@@ -108,7 +112,7 @@ class Scores:
 
     def _add_up(self, doubt: float, logits: np.ndarray, weights: int, sums: np.ndarray) -> float:
         """Of some of the logits, estimated if some doubt is allowed; weights: where to put theirs, or 0; sums: for the running sum after each block of them."""
-        some = logits.ctypes.data, int(logits.dtype == np.float64), len(logits), self.greatest
+        some = self._some(logits)
         if doubt:
             return float(self._estimates.estimate.ctypes(*some, LOG2_E / self.divisor, weights, sums.ctypes.data))
         return float(self._kernels.weigh.ctypes(*some, self.divisor, weights, sums.ctypes.data))
