@@ -113,8 +113,8 @@ def markdown(r: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (f"peak memory {r['peak_memory'] / 1e6:.0f} MB; " if r["peak_memory"] else "") + f"load {r['load_seconds']:.2f} s" + (
         f" + compile {r['compile_seconds']:.1f} s" if r["compile_seconds"] >= 0.05 else "")
-    yield (f"limits with {threads} threads: read {limits['bandwidth'][-1] / 1e9:.1f} GB/s, int8 {limits['int8'][-1] / 1e9:.0f} "
-           f"and float32 {limits['float32'][-1] / 1e9:.0f} G multiply-adds/s")
+    yield (f"limits with {threads} threads: read {limits['bandwidth'][-1] / 1e9:.1f} GB/s, int8 {limits['int8'][-1] / 1e9:.0f}, "
+           f"float32 {limits['float32'][-1] / 1e9:.0f} and bfloat16 {limits['bfloat16'][-1] / 1e9:.0f} G multiply-adds/s")
     for p in r.get("profiles", []):
         yield from ("", f"{p['test']}: {p['milliseconds']:.3f} ms a step, mean of {p['steps']}", "")
         yield from ("| stage | ms | of time | GB/s | G multiply-adds/s | of limit |", "|---|---|---|---|---|---|")

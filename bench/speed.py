@@ -57,20 +57,30 @@ class Work:
     int8: float = 0.0
     """Multiply-adds of int8 kernels."""
     float32: float = 0.0
-    """Multiply-adds of float kernels and of attention."""
+    """Multiply-adds of F32 and F16 kernels and of attention."""
+    bfloat16: float = 0.0
+    """Multiply-adds of BF16 kernels."""
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.int8 + other.int8, self.float32 + other.float32)
+        return Work(self.bytes + other.bytes, self.int8 + other.int8, self.float32 + other.float32, self.bfloat16 + other.bfloat16)
 
     @property
     def macs(self) -> float:
-        return self.int8 + self.float32
+        return self.int8 + self.float32 + self.bfloat16
 
     def bound(self, limits: Limits, threads: int) -> tuple[float, str]:
         """(least seconds, what bounds it: "memory" or "arithmetic")"""
         i = min(threads, len(limits.bandwidth)) - 1
-        memory, arithmetic = self.bytes / limits.bandwidth[i], self.int8 / limits.int8[i] + self.float32 / limits.float32[i]
+        memory = self.bytes / limits.bandwidth[i]
+        arithmetic = self.int8 / limits.int8[i] + self.float32 / limits.float32[i] + self.bfloat16 / limits.bfloat16[i]
         return (memory, "memory") if memory >= arithmetic else (arithmetic, "arithmetic")
+
+
+def matrix_work(format: str, n_bytes: float, macs: float) -> Work:
+    """Of a matmul with weights in a format."""
+    if format == "BF16":
+        return Work(n_bytes, bfloat16=macs)
+    return Work(n_bytes, float32=macs) if registry.takes_floats(format) else Work(n_bytes, macs)
 
 
 STAGE_MATRICES = {"q k v": LAYER_MATRICES[:3], "attention output": LAYER_MATRICES[3:4], "gate up": LAYER_MATRICES[4:6], "down": LAYER_MATRICES[6:]}
@@ -85,7 +95,7 @@ def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted:
         words, info = descriptors[name], runtime.gguf.tensors[name]
         n_bytes = registry.tiled_bytes(info.format.name, *info.shape)
         macs = float(words[f.COLUMNS // 8] * words[f.TILES // 8]) * 16 * rows
-        return Work(n_bytes, 0.0, macs) if words[f.FLOAT_INPUT // 8] else Work(n_bytes, macs)
+        return matrix_work(info.format.name, n_bytes, macs)
 
     work = {stage: sum((matrix(f"blk.{i}.{name}.weight", tokens * batch) for i in range(config.n_layers) for name in names), Work())
             for stage, names in STAGE_MATRICES.items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.bench.speed import Work
+from llamina.bench.speed import Work, matrix_work
 from llamina.bench.suite import FORMATS, ROUNDS, aligned, record, size
 from llamina.bench.synthetic import random_blocks
 from llamina.kernels.activations import quantize_row, record_bytes
@@ -65,7 +65,7 @@ def test_matmul(benchmark: Any, matrix: tuple[str, np.ndarray, np.ndarray], toke
     benchmark.pedantic(kernel, arguments, rounds=2 * ROUNDS, warmup_rounds=1)
     assert np.isfinite(out).all()
     macs = float(rows) * COLUMNS * tokens
-    record(benchmark, Work(tiles.nbytes, 0, macs) if registry.takes_floats(name) else Work(tiles.nbytes, macs), 1, format=name, tokens=tokens)
+    record(benchmark, matrix_work(name, tiles.nbytes, macs), 1, format=name, tokens=tokens)
 
 
 def test_retile(benchmark: Any, matrix: tuple[str, np.ndarray, np.ndarray]) -> None:

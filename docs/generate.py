@@ -30,7 +30,7 @@ kernel ever sums across lanes. The token embedding stays in the file; its rows a
 ## Formats that run
 
 - *overhead*: bytes of a tile beyond those of its {ROWS} blocks in the file: what is widened so that nothing needs unpicking while weights stream.
-- *input*: what the kernel multiplies with: the float32 activations themselves, or these quantised to int8 per 32 columns (kernels/activations.py).
+- *input*: what the kernel multiplies with: float32 activations as they are, rounded to bfloat16, or quantised to int8 per 32 columns (kernels/activations.py).
 - *zero*: the zero point of the unsigned codes in a tile, folded in exactly through the integer sum of the activations.
 - *scale*, *minimum*: how many columns one multiplies in the kernel. "int": an integer that multiplies an exact integer sum before anything becomes a float;
   the others are floats.
@@ -51,7 +51,7 @@ A file that holds a weight matrix in one of these can be opened and inspected; r
 def _runnable_row(f: BlockFormat) -> str:
     packing = packing_of(f.name)
     if isinstance(packing, FloatPacking):
-        tile, rest = ROWS * packing.item_bytes, ["float32", "", "", ""]
+        tile, rest = ROWS * packing.item_bytes, ["bfloat16" if f.name == "BF16" else "float32", "", "", ""]
         size = f"{tile} a column"
     else:
         tile = packing.tile_bytes

@@ -120,7 +120,7 @@ def read_golden(path: Path = GOLDEN) -> dict[str, Any]:
 def run(quick: bool = False, golden_path: Path = GOLDEN) -> Iterator[Check]:
     """All checks, one by one as they are done; `quick` leaves out the processes for other targets. Raises what `load` raises."""
     from ..kernels import ARITHMETIC_VERSION
-    from ..kernels.target import FEATURES, TARGET, emulatable
+    from ..kernels.target import FEATURES, HAS_BF16_DOT, TARGET, emulatable
     from ..kernels.threads import default_threads, usable_threads
     golden = read_golden(golden_path)
     yield check("arithmetic version", golden["arithmetic_version"], lambda: ARITHMETIC_VERSION)
@@ -136,6 +136,9 @@ def run(quick: bool = False, golden_path: Path = GOLDEN) -> Iterator[Check]:
     yield check("logits: keys and values in 8 bits", golden.get("logits_q8_0"), lambda: _with_kv("q8_0", n_default))
     for threads in sorted({1, 2, 3, min(256, usable_threads())} - {n_default}):
         yield check(f"logits: {threads} threads", golden["logits"][0], lambda n=threads: _with_threads(n))  # type: ignore[misc]
+    if HAS_BF16_DOT:
+        from ..kernels.bfloat16 import dot_differences
+        yield check("the CPU's dot product of bfloat16: as two fma", [0] * 8, lambda: [dot_differences(seed=seed) for seed in range(8)])
     if quick:
         return
     from ..kernels.target import EMULATION

@@ -1,136 +1,149 @@
 """The matmul of float formats (F32, F16, BF16) on float32 activations: per output one fma chain over the columns, in order.
 
-    few tokens:   1 token x 8 tiles, 4 x 2, 8 x 1: enough independent chains to hide the latency of fma
-    many tokens:  for 8 tiles and 256 tokens:  for 128 columns:  for 2 of the tiles:  widen into a buffer that stays in L1
-                                                                 ─►  for each group of 8 tokens: 16 chains go on for 128 columns
+BF16 matrices take their activations rounded to bfloat16, so that CPUs with a dot product for it (bfloat16.py) multiply two columns at once, with the
+same bits. A *step* is what one instruction multiplies: a column, or two.
 
-Between chunks of columns the chains wait in a packed buffer, as in matmul_many.py. Which loop an output goes through never enters its chain.
+    for 8 tiles and up to 256 tokens:  for a chunk of columns:  copy or round the activations into a buffer
+                                         for T of the tiles:    (many tokens: widen the weights into another)
+                                                                ─►  for each group of M tokens: T x M chains go on, step by step
+
+Between chunks the chains wait in a packed buffer, as in matmul_many.py. Tokens that a last group lacks are computed from zeros, and not stored. Which loop an
+output goes through never enters its chain.
 """
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from .deferred import jit
-from .matmul import ROWS, TILES_A_GROUP
-from .simd import fma, get_f32, load_f32x16, put_f32, splat_f32, splat_load_f32, stack_vectors, store_f32x16
+from .matmul import TILES_A_GROUP
+from .simd import get_f32, load_f32x16, prefetch, prefetch_l2, put_f32, splat_f32, splat_load_f32, stack_vectors, store_f32x16
 from .target import TARGET
 
-ENOUGH = 32
-"""Tokens from which widening the weights once for all of them is faster."""
+ENOUGH = 96
+"""Tokens from which widening the weights once for all of them is faster, and there is time to fetch the next ones meanwhile."""
 M, T = (8, 2) if TARGET in ("avx512vnni", "avx512") else (4, 1)
 """Tokens and tiles whose chains the registers hold: 16 vectors of 32 registers, or 4, each in two or four of 16."""
-CHUNK, GROUPS, TILES = 128, 256 // M, 8
-_TOGETHER, _WIDENED, _CHAINS = M * T, CHUNK * T, M * GROUPS * TILES
+LONE = 4
+"""Tiles at once for a single token: enough independent chains to hide the latency of fma."""
+TOKENS, TILES = 256, TILES_A_GROUP
+AHEAD = 4096
+"""Bytes from weights to the ones that are fetched into the first-level cache meanwhile, with a few tokens; for a single one the CPU knows best."""
+CHUNK, LONG_CHUNK = 128, 2048
+"""Steps of a chunk: of many tokens, whose widened weights stay in a first-level cache; and the most of few, since memory streams best through long pieces."""
+_APART = 16
+"""Activations of two tokens lie this many floats further apart than a chunk is long: else they would share the sets of a first-level cache."""
+_ROOM = TOKENS * (CHUNK + _APART)
 
 
-def _few_tokens(load16, item_bytes: int, M: int, T: int):
-    """T tiles x M tokens, all columns."""
-    chains = M * T
+class Steps(NamedTuple):
+    """How a format's kernel goes along the columns."""
 
-    @jit
-    def body(w, columns, x, ldx, out, ldo):
-        acc = stack_vectors(chains)
-        tile_bytes = columns * ROWS * item_bytes
-        for i in range(chains):
-            put_f32(acc, i, splat_f32(0.0))
-        for _ in range(columns):
-            for t in range(T):
-                weight = load16(w + t * tile_bytes)
-                for m in range(M):
-                    i = t * M + m
-                    put_f32(acc, i, fma(weight, splat_load_f32(x + 4 * m * ldx), get_f32(acc, i)))
-            w += ROWS * item_bytes
-            x += 4
-        for t in range(T):
-            for m in range(M):
-                store_f32x16(out + 4 * (m * ldo + t * ROWS), get_f32(acc, t * M + m))
-    return body
+    columns: int
+    """Of a step: 1, or 2."""
+    weight_bytes: int
+    """Of 16 rows' step."""
+    load: Any
+    """(address) -> f32x16: 16 rows' step."""
+    multiply_add: Any
+    """(weights, activations, acc) -> acc, all f32x16."""
+    take: Any
+    """(address) -> f32x16: 16 steps' activations from float32 ones, 4 bytes a step."""
 
 
-@jit
-def _go_on(widened, columns, x, ldx, chains):
-    """M x T chains, at `chains`, for so many columns of T tiles side by side."""
-    acc = stack_vectors(_TOGETHER)
-    for i in range(_TOGETHER):
-        put_f32(acc, i, load_f32x16(chains + 64 * i))
-    for _ in range(columns):
-        for m in range(M):
-            a = splat_load_f32(x + 4 * m * ldx)
-            for t in range(T):
-                i = t * M + m
-                put_f32(acc, i, fma(load_f32x16(widened + 64 * t), a, get_f32(acc, i)))
-        widened += 64 * T
-        x += 4
-    for i in range(_TOGETHER):
-        store_f32x16(chains + 64 * i, get_f32(acc, i))
-
-
-def _many_tokens(load16, item_bytes: int):
-    """(w, columns, tile0, tile1, x, ldx, out, ldo, groups): whole groups of M tokens."""
-    vector_bytes = ROWS * item_bytes
+def _chains(steps: Steps, load, weight_bytes: int, M: int, T: int, ahead=False):
+    """T x M chains, at `chains`, go on for n steps. Tiles after the `last` are that one again. ahead: fetch weights ahead."""
+    together, multiply_add = M * T, steps.multiply_add
 
     @jit
-    def some_tiles(w, columns, tiles, x, ldx, out, ldo, groups):
-        widened, chains = stack_vectors(_WIDENED), stack_vectors(_CHAINS)
-        sets = (tiles + T - 1) // T
-        for i in range(_TOGETHER * groups * sets):
-            store_f32x16(chains + 64 * i, splat_f32(0.0))
-        for first in range(0, columns, CHUNK):
-            n = min(CHUNK, columns - first)
-            for s in range(sets):
+    def go_on(w, tile_bytes, last, n, x, ldx, chains):
+        acc = stack_vectors(together)
+        for i in range(together):
+            put_f32(acc, i, load_f32x16(chains + 64 * i))
+        for _ in range(n):
+            if ahead:
                 for t in range(T):
-                    source = w + (min(s * T + t, tiles - 1) * columns + first) * vector_bytes
-                    for c in range(n):
-                        store_f32x16(widened + 64 * (T * c + t), load16(source + vector_bytes * c))
-                for g in range(groups):
-                    _go_on(widened, n, x + 4 * (M * g * ldx + first), ldx, chains + 64 * _TOGETHER * (groups * s + g))
-        for m in range(M * groups):
-            for t in range(tiles):
-                at = chains + 64 * (_TOGETHER * (groups * (t // T) + m // M) + M * (t % T) + m % M)
-                store_f32x16(out + 4 * m * ldo + 64 * t, load_f32x16(at))
+                    prefetch(w + min(t, last) * tile_bytes + AHEAD)
+            for m in range(M):
+                a = splat_load_f32(x + 4 * m * ldx)
+                for t in range(T):
+                    i = t * M + m
+                    put_f32(acc, i, multiply_add(load(w + min(t, last) * tile_bytes), a, get_f32(acc, i)))
+            w += weight_bytes
+            x += 4
+        for i in range(together):
+            store_f32x16(chains + 64 * i, get_f32(acc, i))
+    return go_on
+
+
+def _some_tiles(steps: Steps, M: int, T: int, most: int):
+    """(w, tile_bytes, columns, tiles, x, ldx, out, ldo, tokens, many): up to TILES tiles and `most` tokens; if `many`, a multiple of M."""
+    columns_a_step, bytes_a_step, load, _, take = steps
+    few = _chains(steps, load, bytes_a_step, M, T, M > 1)
+    widens, takes = bytes_a_step != 64 and most > 1, columns_a_step > 1 or take is not load_f32x16
+    go_on = _chains(steps, load_f32x16, 64, M, T) if widens else _chains(steps, load, bytes_a_step, M, T)
+    taken_vectors = (_ROOM if most > 1 else LONG_CHUNK + _APART) // 16
+    widened_vectors, chain_vectors = (CHUNK * T if widens else 1), TILES * (most + M - 1) // M * M
 
     @jit
-    def many(w, columns, tile0, tile1, x, ldx, out, ldo, groups):
-        for g in range(0, groups, GROUPS):
-            for t in range(tile0, tile1, TILES):
-                some_tiles(w + t * columns * vector_bytes, columns, min(TILES, tile1 - t), x + 4 * M * g * ldx, ldx, out + 64 * t + 4 * M * g * ldo, ldo,
-                           min(GROUPS, groups - g))
-    return many
+    def some_tiles(w, tile_bytes, columns, tiles, x, ldx, out, ldo, tokens, many):
+        taken, widened, chains = stack_vectors(taken_vectors), stack_vectors(widened_vectors), stack_vectors(chain_vectors)
+        n_steps, groups = (columns + columns_a_step - 1) // columns_a_step, (tokens + M - 1) // M
+        chunk = CHUNK if many else min(LONG_CHUNK, (taken_vectors * 16 // (M * groups) - _APART) // 32 * 32)
+        for i in range(TILES * M * groups):
+            store_f32x16(chains + 64 * i, splat_f32(0.0))
+        for first in range(0, n_steps, chunk):
+            n, xs, ld = min(chunk, n_steps - first), x + 4 * first, ldx
+            if takes or not many:
+                xs, ld = taken, chunk + _APART
+                for m in range(tokens):
+                    source, to = x + 4 * (m * ldx + columns_a_step * first), taken + 4 * m * ld
+                    for i in range(0, n, 16):
+                        store_f32x16(to + 4 * i, take(source + 4 * columns_a_step * i))
+                for m in range(tokens, M * groups):
+                    for i in range(0, n, 16):
+                        store_f32x16(taken + 4 * (m * ld + i), splat_f32(0.0))
+            for t0 in range(0, tiles, T):
+                last, here = min(T, tiles - t0) - 1, w + t0 * tile_bytes + first * bytes_a_step
+                next_one = here + T * tile_bytes if t0 + T < tiles else w + (first + n) * bytes_a_step
+                if widens and many:
+                    for t in range(T):
+                        source = here + min(t, last) * tile_bytes
+                        for c in range(n):
+                            store_f32x16(widened + 64 * (CHUNK * t + c), load(source + bytes_a_step * c))
+                for g in range(groups):
+                    at, to = xs + 4 * M * g * ld, chains + 64 * M * (TILES * g + t0)
+                    if not many:
+                        few(here, tile_bytes, last, n, at, ld, to)
+                        continue
+                    for t in range(T):
+                        for i in range(g * CHUNK * bytes_a_step // groups, (g + 1) * CHUNK * bytes_a_step // groups, 64):
+                            prefetch_l2(next_one + t * tile_bytes + i)
+                    if widens:
+                        go_on(widened, 64 * CHUNK, last, n, at, ld, to)
+                    else:
+                        go_on(here, tile_bytes, last, n, at, ld, to)
+        for m in range(tokens):
+            for t in range(tiles):
+                store_f32x16(out + 4 * m * ldo + 64 * t, load_f32x16(chains + 64 * (M * (TILES * (m // M) + t) + m % M)))
+    return some_tiles
 
 
-def float_kernel(load16, item_bytes: int):
-    """The kernel of a float format, same signature as `block_kernel`'s; x: address of float32 [tokens, ldx] activations, as they are."""
-    one_8, one, four, eight = (_few_tokens(load16, item_bytes, M, T) for M, T in ((1, 8), (1, 1), (4, 2), (8, 1)))
-    many = _many_tokens(load16, item_bytes)
+def float_kernel(steps: Steps):
+    """The kernel of a float format, same signature as `block_kernel`'s; x: address of float32 [tokens, ldx] activations, rows padded with zeros to 32."""
+    lone, together = _some_tiles(steps, 1, LONE, 1), _some_tiles(steps, M, T, TOKENS)
 
     def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
-        row_bytes = columns * ROWS * item_bytes
-        if tokens >= ENOUGH:
-            groups = tokens // M
-            many(w, columns, tile0, tile1, x, ldx, out, ldo, groups)
-            tokens -= groups * M
-            x += 4 * groups * M * ldx
-            out += 4 * groups * M * ldo
-        for t0 in range(tile0, tile1, TILES_A_GROUP):
-            t1 = min(t0 + TILES_A_GROUP, tile1)
-            m = 0
-            while m < tokens:
-                xm, n, t = x + 4 * m * ldx, 1, t0
-                if tokens - m >= 8:
-                    n = 8
-                elif tokens - m >= 4:
-                    n = 4
-                while t < t1:
-                    p, o, done = w + t * row_bytes, out + 4 * (ROWS * t + m * ldo), 1
-                    if n == 8:
-                        eight(p, columns, xm, ldx, o, ldo)
-                    elif n == 4 and t1 - t >= 2:
-                        four(p, columns, xm, ldx, o, ldo)
-                        done = 2
-                    elif n == 1 and t1 - t == 8:
-                        one_8(p, columns, xm, ldx, o, ldo)
-                        done = 8
-                    else:
-                        for i in range(n):
-                            one(p, columns, xm + 4 * i * ldx, ldx, o + 4 * i * ldo, ldo)
-                    t += done
-                m += n
+        tile_bytes, m = (columns + steps.columns - 1) // steps.columns * steps.weight_bytes, 0
+        while m < tokens:
+            n = min(TOKENS, tokens - m)
+            many = n >= ENOUGH
+            if many:
+                n -= n % M
+            for t in range(tile0, tile1, TILES):
+                here, xm, to, tiles = w + t * tile_bytes, x + 4 * m * ldx, out + 4 * m * ldo + 64 * t, min(TILES, tile1 - t)
+                if n == 1:
+                    lone(here, tile_bytes, columns, tiles, xm, ldx, to, ldo, 1, False)
+                else:
+                    together(here, tile_bytes, columns, tiles, xm, ldx, to, ldo, n, many)
+            m += n
     return kernel

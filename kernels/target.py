@@ -44,6 +44,8 @@ IS_X86 = MACHINE in ("x86_64", "amd64", "i386", "i686", "x86")
 HAS_HALF = TARGET in ("avx512vnni", "avx512", "avxvnni", "avx2", "neon")
 """Hardware conversion between half and single precision (F16C, or Armv8); elsewhere LLVM would call a runtime function that isn't there."""
 LLVM_VERSION: int = llvm.llvm_version_info[0]
+HAS_BF16_DOT = TARGET == "avx512vnni" and "avx512bf16" in FEATURES and LLVM_VERSION >= 20
+"""The dot product of bfloat16 pairs (bfloat16.py); older LLVM types its operands otherwise."""
 
 
 def emulatable(features: frozenset[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, simd64, vecmath
+from llamina.kernels.bfloat16 import round_bf16
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.dot import dot, dot_any
 from llamina.kernels.formats import registry
@@ -83,6 +84,12 @@ def _widen_one(x, out, n):
 def _widen_bf16(x, out, n):
     for i in range(0, n, 16):
         store_f32x16(out + 4 * i, load_bf16x16(x + 2 * i))
+
+
+@jit()
+def _round_bf16(x, out, n):
+    for i in range(0, 4 * n, 64):
+        store_f32x16(out + i, round_bf16(load_f32x16(x + i)))
 
 
 @jit()
@@ -165,6 +172,10 @@ def widen_one(halves: Array) -> Array:
 
 def widen_bf16(bits: Array) -> Array:
     return _map(_widen_bf16, bits.view(np.uint16), np.float32)
+
+
+def rounded_bf16(x: Array) -> Array:
+    return _map(_round_bf16, x.astype(np.float32), np.float32)
 
 
 def narrow(x: Array) -> Array:

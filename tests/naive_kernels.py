@@ -245,8 +245,18 @@ def canonical_matmul(w: Codes, x: Quantised) -> Array:
     return acc
 
 
-def canonical_float_matmul(w: Array, x: Array) -> Array:
-    """acc = fma(w[r, c], x[m, c], acc) over the columns. float32 [M, R]"""
+def naive_bf16(x: Array) -> Array:
+    """float32 to the nearest bfloat16 value, which has 8 significant bits, ties to even, as float32; zero below 2**-55."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    with np.errstate(over="ignore"):  # beyond the largest: infinity
+        rounded = np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(f32)
+    return np.where(np.abs(x) < 2.0**-55, f32(0), rounded)
+
+
+def canonical_float_matmul(name: str, w: Array, x: Array) -> Array:
+    """acc = fma(w[r, c], x[m, c], acc) over the columns; for BF16, x rounded to bfloat16, and weights below 2**-55 zero. float32 [M, R]"""
+    if name == "BF16":
+        w, x = np.where(np.abs(w) < 2.0**-55, f32(0), w), naive_bf16(x)
     acc = np.zeros((len(x), len(w)), f32)
     for c in range(w.shape[1]):
         acc = fma32(w[:, c], x[:, c, None], acc)

@@ -17,7 +17,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     """Made up: measuring them takes seconds. They come last: by then everything else was told."""
     def measure(threads: int) -> Limits:
         print("limits", file=sys.stderr)
-        return Limits("generic", [1e10], [1e11], [1e10])
+        return Limits("generic", [1e10], [1e11], [1e10], [1e10])
     monkeypatch.setattr(report, "measure", measure)
 
 

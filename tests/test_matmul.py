@@ -18,6 +18,7 @@ from naive_kernels import (
     canonical_matmul,
     canonical_quantise,
     codes_of,
+    naive_bf16,
     naive_matmul,
     random_rows,
     reference,
@@ -35,7 +36,9 @@ def activations(tokens, columns, seed=0):
 
 
 def as_used(name, x):
-    """What the kernel multiplies with: float64 values of the int8 activations, or the floats themselves."""
+    """What the kernel multiplies with: float64 values of the int8 activations, or the floats themselves, rounded for BF16."""
+    if name == "BF16":
+        return naive_bf16(x).astype(np.float64)
     if name in ITEM:
         return x.astype(np.float64)
     return canonical_quantise(kernels.padded_rows(x)).values()[:, :x.shape[1]]
@@ -47,7 +50,7 @@ def equal(a, b):
 
 def canonical(name, data, x):
     if name in ITEM:
-        return canonical_float_matmul(reference(name, data), x)
+        return canonical_float_matmul(name, reference(name, data), x)
     return canonical_matmul(codes_of(name, data), canonical_quantise(x))
 
 
@@ -130,7 +133,7 @@ def test_zero_and_tiny_blocks(name):
         assert (kernels.matmul(name, tiles, 20, np.full((3, columns), nothing, f32)) == 0).all()
 
 
-@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("name", ["F32", "F16"])
 def test_float_formats_keep_small_numbers(name):
     """No flushing to zero: products of subnormal weights and activations count."""
     data = random_rows(name, 3, 40, np.random.default_rng(9), scale=1e-7 if name == "F16" else 1e-40)
@@ -139,6 +142,22 @@ def test_float_formats_keep_small_numbers(name):
     out = check(name, data, x)
     assert (out != 0).any()
     assert (kernels.matmul(name, kernels.retile(name, data, 40)[0], 3, np.full((1, 40), -0.0, f32)) == 0).all()
+
+
+def test_bf16_knows_no_numbers_below_its_smallest():
+    """What comes near subnormal products, zero to the CPU's dot product and not to fma, counts as zero; the smallest numbers that count do so fully."""
+    rng = np.random.default_rng(9)
+    for size in (2.0**-55, 2.0**-56, 2.0**-100, 1e-40):
+        w = (rng.choice([-1, 1], (17, 41)) * rng.uniform(1, 2, (17, 41)) * size).astype(f32)
+        data = (w.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        x = (rng.choice([-1, 1], (3, 41)) * rng.uniform(1, 2, (3, 41)) * np.array([[1], [2.0**-55], [size]])).astype(f32)
+        tiles, _ = kernels.retile("BF16", data, 41)
+        out = kernels.matmul("BF16", tiles, 17, x)
+        assert equal(out, canonical("BF16", data, x)) and (out != 0).all() == (size == 2.0**-55) and (size == 2.0**-55 or (out == 0).all())
+    w = np.full((1, 2), 2.0**-55, f32)  # an exact zero of two products that cancel, and the smallest difference
+    x = np.array([[2.0**-55, -(2.0**-55)], [2.0**-55 * (1 + 2.0**-7), -(2.0**-55)]], f32)
+    tiles, _ = kernels.retile("BF16", (w.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), 2)
+    assert kernels.matmul("BF16", tiles, 1, x)[:, 0].tolist() == [0.0, 2.0**-117]
 
 
 @functools.cache
@@ -176,9 +195,9 @@ def test_same_bits_for_very_many_tokens(name):
 @pytest.mark.parametrize("name", FLOATS)
 def test_same_bits_for_many_tokens_of_floats(name):
     """As for 24 at a time: several chunks of columns, an odd number of tiles, more tokens than wait for one another."""
-    columns, rows = 2 * matmul_float.CHUNK + 9, 4 * 16 + 3
+    columns, rows = 4 * matmul_float.CHUNK + 9, 4 * 16 + 3
     tiles, _ = kernels.retile(name, random_rows(name, rows, columns, np.random.default_rng(4)), columns)
-    x = activations(matmul_float.M * matmul_float.GROUPS + 11, columns, 5)
+    x = activations(matmul_float.TOKENS + 11, columns, 5)
     out = kernels.matmul(name, tiles, rows, x)
     for first in range(0, len(x), 24):
         assert equal(kernels.matmul(name, tiles, rows, x[first:first + 24]), out[first:first + 24]), first

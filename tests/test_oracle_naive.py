@@ -84,10 +84,10 @@ def test_small_f32(config: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["F16", "BF16"])
 def test_small_half(format: str, tmp_path: Path) -> None:
-    """16-bit floats are exact numbers too: only the f16 KV cache is coarser than F32's."""
+    """16-bit floats are exact numbers too: only the f16 KV cache is coarser than F32's, and for BF16 the activations' 8 bits."""
     path, ids = write_small_model(tmp_path / "m.gguf", format, seed=2), random_ids(300)
-    assert largest_difference(path, ids) <= 2e-3
-    assert kl(naive_logits(path, ids), logits_of(path, ids)) <= 1e-6
+    assert largest_difference(path, ids) <= (1e-2 if format == "BF16" else 2e-3)
+    assert kl(naive_logits(path, ids), logits_of(path, ids)) <= (1e-4 if format == "BF16" else 1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------- quantised

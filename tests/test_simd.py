@@ -9,7 +9,7 @@ import kernel_calls as kernels
 import numpy as np
 import pytest
 from llamina.kernels.target import EMULATION, IS_X86, TARGET, choose_target, emulatable
-from naive_kernels import canonical_exp, fma32, naive_half, tree_sum
+from naive_kernels import canonical_exp, fma32, naive_bf16, naive_half, tree_sum
 
 f32 = np.float32
 
@@ -116,6 +116,19 @@ def test_narrowing_random_bits():
         expected = x.astype(np.float16)
     got = kernels.narrow(x)
     assert (got[~nan] == expected.view(np.uint16)[~nan]).all() and np.isnan(got[nan].view(np.float16)).all()
+
+
+def test_rounding_to_bfloat16():
+    """Ties both ways, numbers next to them, overflow, what counts as zero, and numbers that are none."""
+    upper = np.arange(0, 1 << 16, 3, dtype=np.uint32)
+    x = np.concatenate([upper << 16 | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).view(f32)
+    x = np.append(x[np.isfinite(x)], [3.4e38, -3.4e38, 2.0**-55, -(2.0**-55), np.nextafter(f32(2.0**-55), f32(0))]).astype(f32)
+    x = np.append(x, np.zeros(-len(x) % 16, f32))
+    assert (bits(kernels.rounded_bf16(x)) == bits(naive_bf16(x))).all()
+    special = np.array([np.inf, -np.inf, np.nan] + 13 * [0], f32)
+    special[2:3].view(np.uint32)[:] = 0x7FFFFFFF  # a NaN whose bits would round to zero
+    out = kernels.rounded_bf16(special)
+    assert out[0] == np.inf and out[1] == -np.inf and np.isnan(out[2])
 
 
 # -- arithmetic, sums -------------------------------------------------------------------------------------------------------------------------

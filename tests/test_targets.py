@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import kernel_digests
+import numba
 import pytest
+from llamina.kernels import bfloat16
 from llamina.kernels.dot import build_dot
+from llamina.kernels.formats import registry
 from llamina.kernels.simd import I8, I32
-from llamina.kernels.target import EMULATION, FEATURES, TARGET, emulatable
+from llamina.kernels.target import EMULATION, FEATURES, HAS_BF16_DOT, TARGET, emulatable
 from llvmlite import binding as llvm
 from llvmlite import ir
 
@@ -86,6 +89,15 @@ def test_kernels_on_every_target(children: Any, target: str) -> None:
 @pytest.mark.skipif(TARGET not in EXPECTED, reason=f"no expectation for {TARGET}")
 def test_own_kernels_hold_the_expected_instructions() -> None:
     assert {k: set(v) for k, v in own_report()["instructions"].items()} == EXPECTED[TARGET]
+
+
+@pytest.mark.skipif(not HAS_BF16_DOT, reason="this CPU has no dot product of bfloat16")
+def test_the_dot_product_of_bfloat16_is_two_fma() -> None:
+    """The other targets, which the tests above compare with this one, use fma."""
+    assert [bfloat16.dot_differences(seed=seed) for seed in range(100)] == 100 * [0]
+    kernel = registry.kernel("BF16")
+    assembly = numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str()
+    assert "vdpbf16ps" in assembly and "vcvtne2ps2bf16" in assembly
 
 
 def assembly_of(target: str, any_byte: bool, triple: str, cpu: str, features: str) -> str:

@@ -1,6 +1,7 @@
 """The float formats: F32, F16, BF16. A tile is 16 rows x all columns, lane = row: [column][16], in the file's own width.
 
-BF16 is the upper half of a float32. Float matrices multiply float activations: one fma chain over the columns per output (matmul_float.py).
+BF16 is the upper half of a float32. Where the CPU multiplies pairs of them, its tile is [pair of columns][16][second column, first column]; an odd last
+column stands beside a zero. Float matrices multiply float activations: one fma chain over the columns per output (matmul_float.py).
 """
 from __future__ import annotations
 
@@ -8,19 +9,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bfloat16 import TINY_BITS, dot_bf16, load_bf16_pairs, round_bf16
 from ..half import load_bf16x16, load_f16x16
-from ..matmul import jit
-from ..simd import load_f32x16, load_u16, load_u32, store_u16, store_u32
+from ..matmul import ROWS, jit
+from ..matmul_float import Steps
+from ..simd import fma, load_f32x16, load_u16, load_u32, store_u16, store_u32
+from ..target import HAS_BF16_DOT
 
 
 class FloatPacking(NamedTuple):
-    """A float format; `place` copies one row's element into a lane and says whether it is finite."""
+    """A float format; `place` (src, tile, column, lane) copies one row's element into a tile and says whether it is finite."""
 
     name: str
     item_bytes: int
     decode: Any
     place: Any
-    load16: Any
+    steps: Steps
+
+    def tile_bytes(self, columns: int) -> int:
+        return -(-columns // self.steps.columns) * self.steps.weight_bytes
 
 
 def decode_f32(blocks: np.ndarray) -> np.ndarray:
@@ -36,26 +43,35 @@ def decode_bf16(blocks: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _place_f32(src, dst, lane):
+def _place_f32(src, tile, column, lane):
     bits = load_u32(src)
-    store_u32(dst + 4 * lane, bits)
+    store_u32(tile + 4 * (ROWS * column + lane), bits)
     return bits & 0x7F800000 != 0x7F800000
 
 
 @jit
-def _place_f16(src, dst, lane):
+def _place_f16(src, tile, column, lane):
     bits = load_u16(src)
-    store_u16(dst + 2 * lane, bits)
+    store_u16(tile + 2 * (ROWS * column + lane), bits)
     return bits & 0x7C00 != 0x7C00
 
 
 @jit
-def _place_bf16(src, dst, lane):
+def _place_bf16(src, tile, column, lane):
     bits = load_u16(src)
-    store_u16(dst + 2 * lane, bits)
+    at = 2 * (ROWS * column + lane)
+    if HAS_BF16_DOT:
+        at = 4 * (ROWS * (column // 2) + lane) + 2 * (1 - column % 2)
+    store_u16(tile + at, bits if bits & 0x7FFF >= TINY_BITS else 0)
     return bits & 0x7F80 != 0x7F80
 
 
-F32 = FloatPacking("F32", 4, decode_f32, _place_f32, load_f32x16)
-F16 = FloatPacking("F16", 2, decode_f16, _place_f16, load_f16x16)
-BF16 = FloatPacking("BF16", 2, decode_bf16, _place_bf16, load_bf16x16)
+@jit
+def _load_rounded(x):
+    return round_bf16(load_f32x16(x))
+
+
+F32 = FloatPacking("F32", 4, decode_f32, _place_f32, Steps(1, 4 * ROWS, load_f32x16, fma, load_f32x16))
+F16 = FloatPacking("F16", 2, decode_f16, _place_f16, Steps(1, 2 * ROWS, load_f16x16, fma, load_f32x16))
+BF16 = FloatPacking("BF16", 2, decode_bf16, _place_bf16, Steps(2, 4 * ROWS, load_f32x16, dot_bf16, load_bf16_pairs) if HAS_BF16_DOT else
+                    Steps(1, 2 * ROWS, load_bf16x16, fma, _load_rounded))

@@ -52,7 +52,7 @@ def takes_floats(name: str) -> bool:
 def kernel(name: str) -> Compiled:
     """The format's matmul kernel (signature: matmul.block_kernel)."""
     layout = packing(name)
-    function = block_kernel(layout) if isinstance(layout, Packing) else float_kernel(layout.load16, layout.item_bytes)
+    function = block_kernel(layout) if isinstance(layout, Packing) else float_kernel(layout.steps)
     return _named(f"matmul_{name}", _KERNEL, function)
 
 
@@ -63,8 +63,9 @@ def retiler(name: str) -> Compiled:
     src: address of the file's rows; dst: address of the whole retiled matrix, whose memory is zero. Lanes past `rows` stay zero: scale 0.
     """
     layout = packing(name)
-    place, block_bytes = layout.place, FORMATS[name].bytes
-    tile_bytes = layout.tile_bytes if isinstance(layout, Packing) else ROWS * layout.item_bytes
+    if isinstance(layout, FloatPacking):
+        return _named(f"retile_{name}", _RETILE, _retile_floats(layout))
+    place, block_bytes, tile_bytes = layout.place, layout.block_bytes, layout.tile_bytes
 
     def retile(src, row_bytes, rows, blocks, tile0, tile1, dst):
         bad = -1
@@ -79,12 +80,28 @@ def retiler(name: str) -> Compiled:
     return _named(f"retile_{name}", _RETILE, retile)
 
 
+def _retile_floats(layout: FloatPacking):
+    place, item_bytes, (columns_a_step, step_bytes, *_) = layout.place, layout.item_bytes, layout.steps
+
+    def retile(src, row_bytes, rows, columns, tile0, tile1, dst):
+        bad = -1
+        for t in range(tile0, tile1):
+            tile = dst + t * ((columns + columns_a_step - 1) // columns_a_step * step_bytes)
+            for c in range(columns):
+                for lane in range(min(ROWS, rows - t * ROWS)):
+                    row = t * ROWS + lane
+                    if not place(src + row * row_bytes + c * item_bytes, tile, c, lane) and bad < 0:
+                        bad = row
+        return bad
+    return retile
+
+
 def tiled_bytes(name: str, rows: int, columns: int) -> int:
     """Bytes of a matrix of this format once retiled: rows rounded up to 16."""
     layout = packing(name)
     tiles = -(-rows // ROWS)
     if isinstance(layout, FloatPacking):
-        return tiles * columns * ROWS * layout.item_bytes
+        return tiles * layout.tile_bytes(columns)
     return tiles * (columns // layout.columns) * layout.tile_bytes
 
 
