@@ -362,7 +362,11 @@ class Team:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
-            self.close()
+            try:
+                self.close()
+            except KeyboardInterrupt:  # Python prints and forgets what a destructor raises; there is no other time to end the workers
+                self.close()
+                raise
 
     def __repr__(self) -> str:
         return f"<Team of {self.n_threads} threads{', closed' if self._closed else ''}>"

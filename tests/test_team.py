@@ -356,9 +356,11 @@ def test_ctrl_c_at_any_moment_leaves_the_team_consistent() -> None:
             else: raise AssertionError("a closed team ran")
             team = Team(3)
     team.close()
-    import gc; gc.collect(); time.sleep(0.05)
-    left = [t.name for t in threading.enumerate() if t.name.startswith("llamina") and t.ident]
-    print("done", left)
+    import gc; gc.collect()
+    def left(): return [t.name for t in threading.enumerate() if t.name.startswith("llamina") and t.ident]
+    end = time.monotonic() + 5
+    while left() and time.monotonic() < end: time.sleep(0.01)
+    print("done", left())
     """)
     assert out == "done []\n"
 
