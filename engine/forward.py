@@ -19,7 +19,7 @@ from ..kernels.compile_cache import compiled
 from ..kernels.elementwise import add_rows, jit, rms_norm, silu_mul
 from ..kernels.matmul import TILES_A_GROUP, call_kernel
 from ..kernels.simd import load_f32, load_f32x16, load_i64, store_f32x16, store_i64
-from ..kernels.team import GENERATION, barrier, next_tile
+from ..kernels.team import GENERATION, barrier, next_of_share, next_tile
 
 # -- a matrix: 8 words
 KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT = range(0, 40, 8)
@@ -64,19 +64,22 @@ STAGES = ("attention norm", "attention output", "ffn norm", "ffn activation", "o
 
 
 @jit
-def _first_tile(take, tiles, n_threads, most):
-    """Where the `take`-th piece of a matrix begins: n_threads pieces of half the tiles together, then of half the rest, and so on; LEAST <= piece <= most.
+def _take(team, slot, tid, n_threads, turn, n, least, most):
+    """Take a piece of a work list of n: of the share of thread tid + turn -> (turn, first, last + 1); turn == n_threads: nothing is left.
 
-    Long pieces at first, because a thread streams best through memory that lies in one piece; short ones at the end, so that slow cores take fewer and
-    nobody waits long for the last one.
+    A thread's share is one piece of memory, through which it streams best, and the same one in every step, so that small models stay in its cache; who
+    has done his own helps the others. Half of a share is taken at first, then half of the rest, and so on, least <= piece <= most: so slow cores take
+    fewer and nobody waits long for the last piece.
     """
-    first, rest = 0, tiles
-    for _ in range(take // n_threads):
-        piece = max(LEAST, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
-        first += piece * n_threads
-        rest = max(0, rest - piece * n_threads)
-    piece = max(LEAST, min(most, (rest + 2 * n_threads - 1) // (2 * n_threads)))
-    return min(tiles, first + piece * (take % n_threads))
+    while turn < n_threads:
+        owner = (tid + turn) % n_threads
+        first, last = owner * n // n_threads, (owner + 1) * n // n_threads
+        for _ in range(next_of_share(team, slot, owner)):
+            first += max(least, min(most, (last - first + 1) // 2))
+        if first < last:
+            return turn, first, min(last, first + max(least, min(most, (last - first + 1) // 2)))
+        turn += 1
+    return turn, 0, 0
 
 
 @jit
@@ -88,26 +91,25 @@ def _piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
 
 
 @jit
-def _matmul(matrix, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
+def _matmul(matrix, tid, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
     """Take pieces of one matrix until none is left."""
-    tiles = load_i64(matrix + TILES)
+    tiles, turn = load_i64(matrix + TILES), 0
     while True:
-        take = next_tile(team, slot, 1)
-        tile = _first_tile(take, tiles, n_threads, tiles)
-        if tile == tiles:
+        turn, tile0, tile1 = _take(team, slot, tid, n_threads, turn, tiles, LEAST, tiles)
+        if turn == n_threads:
             return
-        _piece(matrix, tile, _first_tile(take + 1, tiles, n_threads, tiles), records, floats, ld_floats, out, ldo, n_tokens)
+        _piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
 
 
 @jit
-def _keys_and_values(layer, team, slot, model, records, floats, ld_floats, kv_offset, n_tokens):
+def _keys_and_values(layer, tid, n_threads, team, model, records, floats, ld_floats, kv_offset, n_tokens):
     """The K and V matrices: a piece of work is a KV head's rows, which then go into the KV cache. -> not finite"""
     n_kv, ldo, bad = load_i64(model + N_KV_HEADS), load_i64(model + LD_KV), 0
     per_head = load_i64(model + KV_TILES)
-    pieces = 2 * n_kv if per_head else 2
+    pieces, turn = 2 * n_kv if per_head else 2, 0
     while True:
-        take = next_tile(team, slot, 1)
-        if take >= pieces:
+        turn, take, _ = _take(team, 0, tid, n_threads, turn, pieces, 1, 1)
+        if turn == n_threads:
             return bad
         is_value, head0, head1 = take % 2, take // 2, take // 2 + 1
         tile0, tile1 = head0 * per_head, head1 * per_head
@@ -134,10 +136,10 @@ def _gate_up(layer, tid, n_threads, team, model, inputs, floats, ld_floats, n_to
         most, ld = COMPACT, 32 * COMPACT
         gate += 4 * tid * n_tokens * ld
         up += 4 * tid * n_tokens * ld
+    turn = 0
     while True:
-        take = next_tile(team, 0, 1)
-        pair0, pair1 = _first_tile(take, pairs, n_threads, most), _first_tile(take + 1, pairs, n_threads, most)
-        if pair0 == pairs:
+        turn, pair0, pair1 = _take(team, 0, tid, n_threads, turn, pairs, LEAST, most)
+        if turn == n_threads:
             return worst >= INFINITY_BITS
         left = 4 * 32 * pair0 if compact else 0  # of the first column that is kept
         _piece(layer + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_floats, gate - left, ld, n_tokens)
@@ -256,19 +258,19 @@ def forward(tid, n_threads, team, step):
             return 0
 
         # keys and values into the KV cache at once
-        if _keys_and_values(here, team, 0, model, inputs, normed, ld, kv_offset, n_tokens):
+        if _keys_and_values(here, tid, n_threads, team, model, inputs, normed, ld, kv_offset, n_tokens):
             compare_and_swap(step + NOT_FINITE, 0, code + 5)
-        _matmul(here + WQ, n_threads, team, 1, inputs, normed, ld, q, ld_att, n_tokens)
+        _matmul(here + WQ, tid, n_threads, team, 1, inputs, normed, ld, q, ld_att, n_tokens)
         if _end(n_threads, team, step, P_QKV):
             return 0
 
-        work = next_tile(team, 0, 1)
-        while work < load_i64(step + N_ITEMS) * n_kv:
+        turn, work, _ = _take(team, 0, tid, n_threads, 0, load_i64(step + N_ITEMS) * n_kv, 1, 1)
+        while turn < n_threads:
             item = load_i64(step + ITEMS) + 8 * ITEM_WORDS * (work // n_kv)
             bad = call_pointer5(load_i64(model + ATTEND), model, item, kv_offset, work % n_kv, scratch)
             if bad:
                 compare_and_swap(step + NOT_FINITE, 0, code + (6 if bad & 1 else 1))
-            work = next_tile(team, 0, 1)
+            turn, work, _ = _take(team, 0, tid, n_threads, turn, load_i64(step + N_ITEMS) * n_kv, 1, 1)
         if _end(n_threads, team, step, P_ATTENTION):
             return 0
 
@@ -280,7 +282,7 @@ def forward(tid, n_threads, team, step):
                 m = next_tile(team, 0, 1)
             if _end(n_threads, team, step, P_QUANTIZE):
                 return 0
-        _matmul(here + WO, n_threads, team, 0, records, att, ld_att, addend, ld, n_tokens)
+        _matmul(here + WO, tid, n_threads, team, 0, records, att, ld_att, addend, ld, n_tokens)
         if _end(n_threads, team, step, P_ATTENTION_OUTPUT):
             return 0
 
@@ -295,7 +297,7 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_GATE_UP):
             return 0
 
-        _matmul(here + W_DOWN, n_threads, team, 0, load_i64(model + DOWN_RECORDS), gate, ld_ffn, addend, ld, n_tokens)
+        _matmul(here + W_DOWN, tid, n_threads, team, 0, load_i64(model + DOWN_RECORDS), gate, ld_ffn, addend, ld, n_tokens)
         if _end(n_threads, team, step, P_DOWN):
             return 0
 
@@ -327,5 +329,5 @@ def forward(tid, n_threads, team, step):
             if _end(n_threads, team, step, P_OUTPUT_NORM):
                 return 0
     if n_wanted > 0:
-        _matmul(output, n_threads, team, 0, inputs, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
+        _matmul(output, tid, n_threads, team, 0, inputs, normed, ld, load_i64(step + LOGITS), load_i64(step + LD_LOGITS), n_wanted)
     return 0

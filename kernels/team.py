@@ -94,13 +94,14 @@ from .team_state import (
     YIELDS,
     barrier,
     changed,
+    next_of_share,
     next_tile,
     reset_counters,
     wait_while,
 )
 from .threads import usable_threads
 
-__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "barrier", "next_tile"]
+__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "barrier", "next_of_share", "next_tile"]
 
 
 @jit
@@ -137,6 +138,7 @@ def _run(team: int, n_threads: int, entry: int, args: int) -> int:
     atomic_store(team + DECISION, 0)
     atomic_store(team + FINISHED, 0)
     reset_counters(team)
+    atomic_store(team + GENERATION, atomic_load(team + GENERATION) + 1)
     _publish(team, n_threads, entry, args)
     _call_entry(0, n_threads, team)
     finished = atomic_load(team + FINISHED)

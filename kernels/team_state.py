@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 
-from .atomics import atomic_add, atomic_load, atomic_store, call_pointer0, call_pointer1, call_pointer2, call_pointer7, fence, pause
+from .atomics import atomic_add, atomic_load, atomic_store, call_pointer0, call_pointer1, call_pointer2, call_pointer7, compare_and_swap, fence, pause
 from .deferred import jit
 from .simd import stack_vectors
 
@@ -32,6 +32,8 @@ LOST = SLEEPERS + 8      # nanoseconds that threads have waited in vain (waits l
 BUSY = 8 * LINE          # above 0: waits are long, sleep at once; counted down by short ones
 WORKERS = 9 * LINE       # a line for each thread:
 ASLEEP, LOCK, CLAIMED = 0, 8, 16  # flag; address of its lock; 1 once a thread has taken this place
+SHARES = 64              # N_SHARES words: generation << 24 | pieces taken of its share of a list of the stage's work
+N_SHARES = 2
 
 ABORTED = 1 << 40  # bit of run()'s result: a barrier decided to stop. Bits below are the entry's own.
 
@@ -125,6 +127,7 @@ def barrier(team: int, n_threads: int) -> bool:
         changed(team, team + GENERATION)
         return stop != 0
     reset_counters(team)
+    atomic_store(team + GENERATION, atomic_load(team + GENERATION) + 1)
     if atomic_load(team + ABORT) != 0:
         atomic_store(team + DECISION, 1)
         return True
@@ -135,3 +138,17 @@ def barrier(team: int, n_threads: int) -> bool:
 def next_tile(team: int, slot: int, count: int) -> int:
     """Take the next `count` tiles of work list `slot` (0 … N_COUNTERS-1); returns the first. All lists start at 0 after a barrier."""
     return atomic_add(team + COUNTERS + 8 * slot, count)
+
+
+@jit
+def next_of_share(team: int, slot: int, owner: int) -> int:
+    """Take the next piece of a thread's share of work list `slot` (0 … N_SHARES-1); returns its number, from 0. All shares are whole after a barrier.
+
+    What is out of date needs no reset, which would cost a barrier a line's transfer for each thread: the generation tells.
+    """
+    word, stage = team + WORKERS + LINE * owner + SHARES + 8 * slot, (atomic_load(team + GENERATION) & (1 << 39) - 1) << 24
+    while True:
+        before = atomic_load(word)
+        taken = before - stage if before >> 24 == stage >> 24 else 0
+        if compare_and_swap(word, before, stage + taken + 1) == before:
+            return taken

@@ -27,7 +27,7 @@ from llamina.kernels.atomics import (
     set_float_env,
 )
 from llamina.kernels.compile_cache import compiled, jit
-from llamina.kernels.team import ABORTED, MAX_THREADS, Team, barrier, next_tile
+from llamina.kernels.team import ABORTED, MAX_THREADS, Team, barrier, next_of_share, next_tile
 
 ENTRY = "int64(int64, int64, int64, int64)"
 TILES = 97
@@ -35,8 +35,20 @@ TILES = 97
 
 @compiled(ENTRY)
 def stages(tid: int, n_threads: int, team: int, args: int) -> int:
-    """args: int64 [n_stages, (TILES,) cells]: every stage adds 1 to each cell, tile by tile, not atomically."""
+    """args: int64 [n_stages, (TILES,) cells]: every stage adds 1 to each cell, tile by tile, not atomically. Every third hands tiles out by shares."""
     for i in range(atomic_load(args)):
+        if i % 3 == 2:
+            for turn in range(n_threads):
+                owner = (tid + turn) % n_threads
+                first, last = owner * TILES // n_threads, (owner + 1) * TILES // n_threads
+                tile = first + next_of_share(team, i % 2, owner)
+                while tile < last:
+                    cell = args + 8 + 8 * ((tile + i) % TILES)
+                    atomic_store(cell, atomic_load(cell) + 1)
+                    tile = first + next_of_share(team, i % 2, owner)
+            if barrier(team, n_threads):
+                return 1
+            continue
         tile = next_tile(team, i % 4, 1)
         while tile < TILES:
             cell = args + 8 + 8 * ((tile + i) % TILES)
