@@ -74,8 +74,12 @@ def _take(team, slot, tid, n_threads, turn, n, least, most):
     while turn < n_threads:
         owner = (tid + turn) % n_threads
         first, last = owner * n // n_threads, (owner + 1) * n // n_threads
-        for _ in range(next_of_share(team, slot, owner)):
-            first += max(least, min(most, (last - first + 1) // 2))
+        taken = next_of_share(team, slot, owner)
+        if least == most:
+            first += taken * least
+        else:
+            for _ in range(taken):
+                first += max(least, min(most, (last - first + 1) // 2))
         if first < last:
             return turn, first, min(last, first + max(least, min(most, (last - first + 1) // 2)))
         turn += 1

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .deferred import jit
 from .matmul import TILES_A_GROUP
-from .simd import get_f32, load_f32x16, prefetch, prefetch_l2, put_f32, splat_f32, splat_load_f32, stack_vectors, store_f32x16
+from .simd import get_f32, load_f32x16, prefetch, put_f32, splat_f32, splat_load_f32, stack_vectors, store_f32x16
 from .target import TARGET
 
 ENOUGH = 96
@@ -117,7 +117,7 @@ def _some_tiles(steps: Steps, M: int, T: int, most: int):
                         continue
                     for t in range(T):
                         for i in range(g * CHUNK * bytes_a_step // groups, (g + 1) * CHUNK * bytes_a_step // groups, 64):
-                            prefetch_l2(next_one + t * tile_bytes + i)
+                            prefetch(next_one + t * tile_bytes + i)
                     if widens:
                         go_on(widened, 64 * CHUNK, last, n, at, ld, to)
                     else:
