@@ -1,9 +1,9 @@
 """The forward pass: one compiled function that reads like the transformer it is, run by all threads of the team at once (SPMD).
 
-A *step* takes a ragged batch of M tokens, each with its position and its sequence's KV pages. Every stage is divided between the threads by a work
-counter (tokens, tiles of output rows, or attention blocks), and a barrier ends it; no float is ever summed across threads. Only the residual stream and the
-norms of few tokens are every thread's own business: all compute the same. The pass runs any range of layers, so that Python may look at, or change, the
-residual stream between two ranges.
+A *step* takes a ragged batch of M tokens, each with its position and its sequence's KV pages. Every stage is divided between the threads (tiles of output
+rows and attention's pieces into a share for each, tokens by a work counter), and a barrier ends it; no float is ever summed across threads. Only the residual
+stream and the norms of few tokens are every thread's own business: all compute the same. The pass runs any range of layers, so that Python may look at, or
+change, the residual stream between two ranges.
 
 Arguments are blocks of int64 words (numbers, and addresses of NumPy arrays that runtime.py keeps alive); the constants below are byte offsets.
 """

@@ -37,23 +37,16 @@ TILES = 97
 def stages(tid: int, n_threads: int, team: int, args: int) -> int:
     """args: int64 [n_stages, (TILES,) cells]: every stage adds 1 to each cell, tile by tile, not atomically. Every third hands tiles out by shares."""
     for i in range(atomic_load(args)):
-        if i % 3 == 2:
-            for turn in range(n_threads):
-                owner = (tid + turn) % n_threads
-                first, last = owner * TILES // n_threads, (owner + 1) * TILES // n_threads
-                tile = first + next_of_share(team, i % 2, owner)
-                while tile < last:
-                    cell = args + 8 + 8 * ((tile + i) % TILES)
-                    atomic_store(cell, atomic_load(cell) + 1)
-                    tile = first + next_of_share(team, i % 2, owner)
-            if barrier(team, n_threads):
-                return 1
-            continue
-        tile = next_tile(team, i % 4, 1)
-        while tile < TILES:
-            cell = args + 8 + 8 * ((tile + i) % TILES)
-            atomic_store(cell, atomic_load(cell) + 1)
-            tile = next_tile(team, i % 4, 1)
+        by_share = i % 3 == 2
+        for turn in range(n_threads if by_share else 1):
+            owner = (tid + turn) % n_threads
+            first, last = (owner * TILES // n_threads, (owner + 1) * TILES // n_threads) if by_share else (0, TILES)
+            while True:
+                tile = first + (next_of_share(team, i % 2, owner) if by_share else next_tile(team, i % 4, 1))
+                if tile >= last:
+                    break
+                cell = args + 8 + 8 * ((tile + i) % TILES)
+                atomic_store(cell, atomic_load(cell) + 1)
         if barrier(team, n_threads):
             return 1
     return 0
