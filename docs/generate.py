@@ -51,7 +51,7 @@ A file that holds a weight matrix in one of these can be opened and inspected; r
 def _runnable_row(f: BlockFormat) -> str:
     packing = packing_of(f.name)
     if isinstance(packing, FloatPacking):
-        tile, rest = ROWS * packing.item_bytes, ["bfloat16" if f.name == "BF16" else "float32", "", "", ""]
+        tile, rest = ROWS * f.bytes, ["bfloat16" if f.name == "BF16" else "float32", "", "", ""]
         size = f"{tile} a column"
     else:
         tile = packing.tile_bytes

@@ -268,13 +268,14 @@ def forward(tid, n_threads, team, step):
         if _end(n_threads, team, step, P_QKV):
             return 0
 
-        turn, work, _ = _take(team, 0, tid, n_threads, 0, load_i64(step + N_ITEMS) * n_kv, 1, 1)
+        pieces = load_i64(step + N_ITEMS) * n_kv
+        turn, work, _ = _take(team, 0, tid, n_threads, 0, pieces, 1, 1)
         while turn < n_threads:
             item = load_i64(step + ITEMS) + 8 * ITEM_WORDS * (work // n_kv)
             bad = call_pointer5(load_i64(model + ATTEND), model, item, kv_offset, work % n_kv, scratch)
             if bad:
                 compare_and_swap(step + NOT_FINITE, 0, code + (6 if bad & 1 else 1))
-            turn, work, _ = _take(team, 0, tid, n_threads, turn, load_i64(step + N_ITEMS) * n_kv, 1, 1)
+            turn, work, _ = _take(team, 0, tid, n_threads, turn, pieces, 1, 1)
         if _end(n_threads, team, step, P_ATTENTION):
             return 0
 

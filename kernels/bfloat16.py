@@ -1,4 +1,4 @@
-"""bfloat16: activations rounded to it, and the dot product of pairs that some CPUs have for it (AVX512-BF16).
+"""bfloat16: widened, activations rounded to it, and the dot product of pairs that some CPUs have for it (AVX512-BF16).
 
 `vdpbf16ps` multiplies pairs as two fma would, the upper halves' first: acc = fma(w1, x1, acc), acc = fma(w0, x0, acc), each rounded once to nearest even
 (Intel's manual, VDPBF16PS; tests and `llamina selftest` compare it with fma on the CPU at hand). It takes numbers below 2**-126 for zero, which fma does
@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from .compile_cache import compiled
 from .deferred import intrinsic
-from .simd import F32x16, I32x16, and_i32, call, constant, fma, from_bits, lanes_of, load_f32x16, load_i32x16, load_vector, shl_i32, store_f32x16
+from .simd import I16, F32x16, I32x16, and_i32, call, constant, fma, from_bits, lanes_of, load_f32x16, load_i32x16, load_vector, shl_i32, store_f32x16
 
 TINY = 2.0**-55
 """Weights of BF16 matrices and their activations count as zero below it."""
@@ -32,6 +32,15 @@ _BF32 = ir.VectorType(_BFloat(), 32)
 def _without_tiny(builder, x):
     magnitude = call(builder, "llvm.fabs.v16f32", F32x16.llvm, [x])
     return builder.select(builder.fcmp_ordered("<", magnitude, constant(F32x16.llvm, TINY)), constant(F32x16.llvm, 0.0), x)
+
+
+@intrinsic
+def load_bf16x16(typingctx, address):
+    """16 bfloat16 at an address as f32x16: the upper half of a float."""
+    def codegen(context, builder, sig, args):
+        wide = builder.shl(builder.zext(load_vector(builder, args[0], ir.VectorType(I16, 16)), I32x16.llvm), constant(I32x16.llvm, 16))
+        return builder.bitcast(wide, F32x16.llvm)
+    return F32x16(address), codegen
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Half precision and bfloat16 to and from float32.
+"""Half precision to and from float32 (bfloat16: bfloat16.py).
 
 Where the CPU has the conversion (HAS_HALF) LLVM's fpext/fptrunc are used; elsewhere integer and float operations that give the same bits for all 65,536
 halves (tests check every one), because LLVM would call a runtime function that isn't there. Both round to nearest even.
@@ -61,15 +61,6 @@ def load_f16(typingctx, address):
     def codegen(context, builder, sig, args):
         return _widen(builder, load_vector(builder, args[0], I16), I32, F32)
     return types.float32(address), codegen
-
-
-@intrinsic
-def load_bf16x16(typingctx, address):
-    """16 bfloat16 at an address as f32x16: the upper half of a float."""
-    def codegen(context, builder, sig, args):
-        wide = builder.shl(builder.zext(load_vector(builder, args[0], _H16), I32x16.llvm), constant(I32x16.llvm, 16))
-        return builder.bitcast(wide, F32x16.llvm)
-    return F32x16(address), codegen
 
 
 @intrinsic

@@ -78,9 +78,9 @@ def _chains(steps: Steps, load, weight_bytes: int, M: int, T: int, ahead=False):
 def _some_tiles(steps: Steps, M: int, T: int, most: int):
     """(w, tile_bytes, columns, tiles, x, ldx, out, ldo, tokens, many): up to TILES tiles and `most` tokens; if `many`, a multiple of M."""
     columns_a_step, bytes_a_step, load, _, take = steps
-    few = _chains(steps, load, bytes_a_step, M, T, M > 1)
-    widens, takes = bytes_a_step != 64 and most > 1, columns_a_step > 1 or take is not load_f32x16
-    go_on = _chains(steps, load_f32x16, 64, M, T) if widens else _chains(steps, load, bytes_a_step, M, T)
+    few = _chains(steps, load, bytes_a_step, M, T, most > 1)
+    widens, takes = bytes_a_step != 64 and most > 1, take is not load_f32x16
+    go_on = few if most == 1 else _chains(steps, load_f32x16, 64, M, T)
     taken_vectors = (_ROOM if most > 1 else LONG_CHUNK + _APART) // 16
     widened_vectors, chain_vectors = (CHUNK * T if widens else 1), TILES * (most + M - 1) // M * M
 
@@ -103,13 +103,14 @@ def _some_tiles(steps: Steps, M: int, T: int, most: int):
                     for i in range(0, n, 16):
                         store_f32x16(taken + 4 * (m * ld + i), splat_f32(0.0))
             for t0 in range(0, tiles, T):
-                last, here = min(T, tiles - t0) - 1, w + t0 * tile_bytes + first * bytes_a_step
+                last, here, apart = min(T, tiles - t0) - 1, w + t0 * tile_bytes + first * bytes_a_step, tile_bytes
                 next_one = here + T * tile_bytes if t0 + T < tiles else w + (first + n) * bytes_a_step
                 if widens and many:
                     for t in range(T):
                         source = here + min(t, last) * tile_bytes
                         for c in range(n):
                             store_f32x16(widened + 64 * (CHUNK * t + c), load(source + bytes_a_step * c))
+                    here, apart = widened, 64 * CHUNK
                 for g in range(groups):
                     at, to = xs + 4 * M * g * ld, chains + 64 * M * (TILES * g + t0)
                     if not many:
@@ -118,10 +119,7 @@ def _some_tiles(steps: Steps, M: int, T: int, most: int):
                     for t in range(T):
                         for i in range(g * CHUNK * bytes_a_step // groups, (g + 1) * CHUNK * bytes_a_step // groups, 64):
                             prefetch(next_one + t * tile_bytes + i)
-                    if widens:
-                        go_on(widened, 64 * CHUNK, last, n, at, ld, to)
-                    else:
-                        go_on(here, tile_bytes, last, n, at, ld, to)
+                    go_on(here, apart, last, n, at, ld, to)
         for m in range(tokens):
             for t in range(tiles):
                 store_f32x16(out + 4 * m * ldo + 64 * t, load_f32x16(chains + 64 * (M * (TILES * (m // M) + t) + m % M)))

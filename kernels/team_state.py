@@ -112,7 +112,7 @@ def reset_counters(team: int) -> None:
 def barrier(team: int, n_threads: int) -> bool:
     """Wait for all threads of the run. True: the run was aborted, return now (all threads of this barrier get the same answer).
 
-    Everything written by any thread before it is visible to all after it; all work counters are 0 after it.
+    Everything written by any thread before it is visible to all after it; all work counters are 0, and all shares whole, after it.
     """
     if n_threads > 1:
         generation = atomic_load(team + GENERATION)

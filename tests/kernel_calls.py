@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, simd64, vecmath
-from llamina.kernels.bfloat16 import round_bf16
+from llamina.kernels.bfloat16 import load_bf16x16, round_bf16
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.dot import dot, dot_any
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import FORMATS
-from llamina.kernels.half import load_bf16x16, load_f16, load_f16x16, store_f16x16
+from llamina.kernels.half import load_f16, load_f16x16, store_f16x16
 from llamina.kernels.simd import (
     from_bits,
     keep_first,

@@ -90,20 +90,25 @@ def digests() -> dict[str, str]:
     return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
 
 
+def assembly(name: str) -> str:
+    """A format's kernel, compiled anew, because code loaded from disk can't be looked at."""
+    kernel = registry.kernel(name)
+    return str(numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str())
+
+
 def instructions(name: str, whole: bool) -> list[str]:
     """The byte and word dot products in a format's machine code, each with its width: ["vpdpbusd zmm"].
 
-    Of the whole kernel, or of its loop body for one token (quicker); compiled anew, because code loaded from disk can't be looked at.
+    Of the whole kernel, or of its loop body for one token (quicker).
     """
     if whole:
-        kernel = registry.kernel(name)
-        assembly = numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str()
+        text = assembly(name)
     else:
         packing: Any = registry.packing(name)
         body = matmul._body(packing, 1)
         body.compile("void(int64, int64, int64, int64, int64, int64)")
-        assembly = "".join(body.inspect_asm().values())
-    return sorted({f"{op} {register}".strip() for op, register in DOT.findall(assembly)})
+        text = "".join(body.inspect_asm().values())
+    return sorted({f"{op} {register}".strip() for op, register in DOT.findall(text)})
 
 
 def main() -> None:

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import kernel_digests
-import numba
 import pytest
 from llamina.kernels import bfloat16
 from llamina.kernels.dot import build_dot
-from llamina.kernels.formats import registry
 from llamina.kernels.simd import I8, I32
 from llamina.kernels.target import EMULATION, FEATURES, HAS_BF16_DOT, TARGET, emulatable
 from llvmlite import binding as llvm
@@ -95,8 +93,7 @@ def test_own_kernels_hold_the_expected_instructions() -> None:
 def test_the_dot_product_of_bfloat16_is_two_fma() -> None:
     """The other targets, which the tests above compare with this one, use fma."""
     assert [bfloat16.dot_differences(seed=seed) for seed in range(100)] == 100 * [0]
-    kernel = registry.kernel("BF16")
-    assembly = numba.cfunc(kernel.signature, **kernel.options)(kernel.__wrapped__)._library.get_asm_str()
+    assembly = kernel_digests.assembly("BF16")
     assert "vdpbf16ps" in assembly and "vcvtne2ps2bf16" in assembly
 
 

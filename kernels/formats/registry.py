@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from ..compile_cache import Compiled, compiled
-from ..matmul import ROWS, Packing, block_kernel
+from ..matmul import ROWS, Packing, block_kernel, jit
 from ..matmul_float import float_kernel
 from .floats import BF16, F16, F32, FloatPacking
 from .kquants import Q4_K, Q5_K, Q6_K
@@ -62,47 +62,39 @@ def retiler(name: str) -> Compiled:
 
     src: address of the file's rows; dst: address of the whole retiled matrix, whose memory is zero. Lanes past `rows` stay zero: scale 0.
     """
-    layout = packing(name)
-    if isinstance(layout, FloatPacking):
-        return _named(f"retile_{name}", _RETILE, _retile_floats(layout))
-    place, block_bytes, tile_bytes = layout.place, layout.block_bytes, layout.tile_bytes
+    layout, block_bytes = packing(name), FORMATS[name].bytes
+    blocks_a_step, step_bytes = _steps(layout)
+    place = layout.place if isinstance(layout, FloatPacking) else _placed_by_tile(layout.place, step_bytes)
 
     def retile(src, row_bytes, rows, blocks, tile0, tile1, dst):
         bad = -1
         for t in range(tile0, tile1):
+            tiles = dst + t * ((blocks + blocks_a_step - 1) // blocks_a_step * step_bytes)
             for b in range(blocks):
-                tile = dst + (t * blocks + b) * tile_bytes
                 for lane in range(min(ROWS, rows - t * ROWS)):
                     row = t * ROWS + lane
-                    if not place(src + row * row_bytes + b * block_bytes, tile, lane) and bad < 0:
+                    if not place(src + row * row_bytes + b * block_bytes, tiles, b, lane) and bad < 0:
                         bad = row
         return bad
     return _named(f"retile_{name}", _RETILE, retile)
 
 
-def _retile_floats(layout: FloatPacking):
-    place, item_bytes, (columns_a_step, step_bytes, *_) = layout.place, layout.item_bytes, layout.steps
+def _steps(layout: Packing | FloatPacking) -> tuple[int, int]:
+    """File blocks that 16 rows have in one tile, or a float kernel's step; bytes of it."""
+    return (layout.steps.columns, layout.steps.weight_bytes) if isinstance(layout, FloatPacking) else (1, layout.tile_bytes)
 
-    def retile(src, row_bytes, rows, columns, tile0, tile1, dst):
-        bad = -1
-        for t in range(tile0, tile1):
-            tile = dst + t * ((columns + columns_a_step - 1) // columns_a_step * step_bytes)
-            for c in range(columns):
-                for lane in range(min(ROWS, rows - t * ROWS)):
-                    row = t * ROWS + lane
-                    if not place(src + row * row_bytes + c * item_bytes, tile, c, lane) and bad < 0:
-                        bad = row
-        return bad
-    return retile
+
+def _placed_by_tile(place, tile_bytes: int):
+    @jit
+    def place_block(src, tiles, b, lane):
+        return place(src, tiles + b * tile_bytes, lane)
+    return place_block
 
 
 def tiled_bytes(name: str, rows: int, columns: int) -> int:
     """Bytes of a matrix of this format once retiled: rows rounded up to 16."""
-    layout = packing(name)
-    tiles = -(-rows // ROWS)
-    if isinstance(layout, FloatPacking):
-        return tiles * layout.tile_bytes(columns)
-    return tiles * (columns // layout.columns) * layout.tile_bytes
+    blocks_a_step, step_bytes = _steps(packing(name))
+    return -(-rows // ROWS) * -(-(columns // FORMATS[name].columns) // blocks_a_step) * step_bytes
 
 
 def _named(name: str, signature: str, function) -> Compiled:
