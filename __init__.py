@@ -16,10 +16,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "engine.model",
     "Model": "engine.model",
-    "Generation": "engine.generation",
-    "SamplingOptions": "engine.sampling",
-    "Request": "engine.batch",
-    "Result": "engine.batch",
+    "Generation": "engine.answers.generation",
+    "SamplingOptions": "engine.sampling.sampler",
+    "Request": "engine.answers.batch",
+    "Result": "engine.answers.batch",
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
@@ -27,11 +27,11 @@ __all__ = ["Generation", "LlaminaError", "Model", "Request", "Result", "Sampling
 
 if TYPE_CHECKING:
     from .engine import errors
-    from .engine.batch import Request, Result
+    from .engine.answers.batch import Request, Result
+    from .engine.answers.generation import Generation
     from .engine.errors import LlaminaError
-    from .engine.generation import Generation
     from .engine.model import Model, load
-    from .engine.sampling import SamplingOptions
+    from .engine.sampling.sampler import SamplingOptions
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from ..convert.importance import collect
 from ..convert.recipes import RECIPES
 from ..engine.errors import LlaminaError
 from ..engine.model import load, resolve
-from ..engine.perplexity import perplexity
+from ..engine.score.perplexity import perplexity
 from . import demo_text
 from .peers.child import PeerError
 from .peers.llamacpp import LlamaCpp, start

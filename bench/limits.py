@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..engine.weights import Arena
+from ..engine.run.weights import Arena
 from ..kernels.bfloat16 import dot_bf16
 from ..kernels.compile_cache import Compiled, compiled
 from ..kernels.deferred import jit

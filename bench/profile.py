@@ -1,4 +1,4 @@
-"""Where a step's time goes: the forward pass's stages, timed at every barrier (engine/forward.py, PROFILE), and the Python around them.
+"""Where a step's time goes: the forward pass's stages, timed at every barrier (engine/run/forward.py, PROFILE), and the Python around them.
 
     with Profile(runtime) as profile:
         runtime.step(...)                 as often as wanted
@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from ..engine import forward as f
-from ..engine.runtime import Runtime
+from ..engine.run import forward as f
+from ..engine.run.runtime import Runtime
 from ..kernels.clock import CLOCK_BYTES, new_clock, ticks_per_second
 
 HOST = "host"

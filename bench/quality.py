@@ -18,7 +18,7 @@ import numpy as np
 from ..convert.convert import convert
 from ..convert.importance import collect
 from ..engine.model import Model, load
-from ..engine.perplexity import Divergence, divergence
+from ..engine.score.perplexity import Divergence, divergence
 from . import demo_text
 
 TYPES = "f16,q8_0,q6_k,q5_k_m,q4_k_m,q4_0,iq4_xs,q3_k_m,q2_k"

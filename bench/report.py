@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..engine.config import ModelConfig, check_tensors
-from ..engine.forward import PROFILE_STAGES
-from ..engine.gguf import open_gguf
-from ..engine.kv_cache import PAGE
-from ..engine.runtime import Runtime
-from ..engine.weights import Progress, matrix_names
+from ..engine.architectures.config import ModelConfig, check_tensors
+from ..engine.gguf.file import open_gguf
+from ..engine.run.forward import PROFILE_STAGES
+from ..engine.run.kv_cache import PAGE
+from ..engine.run.runtime import Runtime
+from ..engine.run.weights import Progress, matrix_names
 from .limits import Limits, measure
 from .peers.child import peak_memory
 from .peers.machine import machine

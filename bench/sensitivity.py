@@ -16,7 +16,7 @@ from ..convert.convert import convert
 from ..convert.importance import collect
 from ..convert.sources import open_source
 from ..engine.model import load
-from ..engine.perplexity import divergence
+from ..engine.score.perplexity import divergence
 from ..kernels.formats import registry
 from ..kernels.formats.encoders import encode
 

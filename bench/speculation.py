@@ -34,10 +34,10 @@ def ids_of(text: str, n_vocab: int) -> list[int]:
 
 def texts(n_vocab: int, n_prompt: int, n_answer: int) -> dict[str, tuple[list[int], list[int]]]:
     """{case: (prompt, answer)}"""
-    source = (FILES / "generation.py").read_text(encoding="utf-8")
+    source = (FILES / "answers" / "generation.py").read_text(encoding="utf-8")
     prompt = ids_of(source, n_vocab)[:n_prompt]
     edited = ids_of(re.sub(r"\bmodel\b", "network", source), n_vocab)
-    fresh = ids_of((FILES / "rope.py").read_text(encoding="utf-8") + (FILES / "gguf.py").read_text(encoding="utf-8"), n_vocab)
+    fresh = ids_of((FILES / "run" / "rope.py").read_text(encoding="utf-8") + (FILES / "gguf" / "file.py").read_text(encoding="utf-8"), n_vocab)
     noise = np.random.default_rng(0).integers(3, n_vocab, n_answer).tolist()
     return {"edit": (prompt, edited[:n_answer]), "fresh": (prompt, fresh[:n_answer]), "random": (prompt, noise)}
 

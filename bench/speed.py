@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engine import forward as f
-from ..engine.kv_cache import Sequence
-from ..engine.runtime import Feed, Runtime
-from ..engine.weights import LAYER_MATRICES
+from ..engine.run import forward as f
+from ..engine.run.kv_cache import Sequence
+from ..engine.run.runtime import Feed, Runtime
+from ..engine.run.weights import LAYER_MATRICES
 from ..kernels.elementwise import PAGE
 from ..kernels.formats import registry
 from .limits import Limits

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.thread_choice import asked
+from ..engine.run.thread_choice import asked
 from ..kernels.formats.table import RUNNABLE
 from ..kernels.target import EMULATION, FEATURES, TARGET, emulatable
 from ..kernels.threads import default_threads

@@ -9,10 +9,10 @@ from llamina.bench.profile import Profile
 from llamina.bench.speed import fill, stage_work
 from llamina.bench.suite import ROUNDS, THREADS, limits, model, record, size
 from llamina.bench.synthetic import Shape
-from llamina.engine import kv_cache
-from llamina.engine.config import ModelConfig
-from llamina.engine.gguf import open_gguf
-from llamina.engine.runtime import Feed, Runtime
+from llamina.engine.architectures.config import ModelConfig
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run import kv_cache
+from llamina.engine.run.runtime import Feed, Runtime
 
 CONTEXTS = (size(512, 64), size(4096, 128), size(16384, 192))
 SHAPES = {  # heads of 1.1B and 7B models, narrow feed-forward

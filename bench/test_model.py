@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from llamina.bench.speed import Test, fill, stage_work
 from llamina.bench.suite import ROUNDS, THREADS, model, record, size
-from llamina.engine.config import ModelConfig
-from llamina.engine.gguf import open_gguf
-from llamina.engine.runtime import Feed, Runtime
+from llamina.engine.architectures.config import ModelConfig
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Feed, Runtime
 
 KINDS = ("q4_0",) if size(0, 1) else ("q4_0", "q4_k_m", "q8_0", "q6_k", "f16")
 TESTS = [Test("prompt", size(512, 16)), Test("generate", size(16, 2)), Test("generate", size(8, 2), 8), Test("generate", size(8, 2), 1, size(4096, 64))]

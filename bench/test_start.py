@@ -8,9 +8,9 @@ from typing import Any
 
 from llamina.bench.speed import Work
 from llamina.bench.suite import ROUNDS, THREADS, model, record
-from llamina.engine.config import ModelConfig
-from llamina.engine.gguf import open_gguf
-from llamina.engine.runtime import Runtime
+from llamina.engine.architectures.config import ModelConfig
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Runtime
 
 
 def first_token(path: str) -> None:

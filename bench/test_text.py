@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from llamina.bench.speed import Test, run
 from llamina.bench.suite import THREADS, model, size
-from llamina.engine.config import ModelConfig
-from llamina.engine.gguf import open_gguf
+from llamina.engine.architectures.config import ModelConfig
+from llamina.engine.gguf.file import open_gguf
 from llamina.engine.model import load_vocabulary
-from llamina.engine.runtime import Runtime
-from llamina.engine.sampling import Sampler, SamplingOptions, token_logprob
+from llamina.engine.run.runtime import Runtime
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions, token_logprob
 
 TEXT = "Once upon a time there was a little house at the edge of the forest, and nobody knew who lived in it. " * size(200, 2)
 VOCABULARY = size(128256, 512)

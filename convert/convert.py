@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import __version__
 from ..engine.errors import FileError, FormatError, OptionError
-from ..engine.gguf_header import quote
+from ..engine.gguf.header import quote
 from ..kernels.threads import usable_threads
 from .recipes import ENCODABLE, KEEP, RECIPES, Choice, Sizes, choose, format_name, parse_overrides, recipe_name
 from .sources import Source, SourceTensor, open_source
@@ -137,8 +137,8 @@ def convert(
 
 def _check_text(source: Source, text: str) -> None:
     """OptionError, before the work rather than after it, for a text too short to compare models on."""
-    from ..engine.perplexity import LEAST
-    from ..engine.tokenizer import load_tokenizer
+    from ..engine.score.perplexity import LEAST
+    from ..engine.text.tokenizer import load_tokenizer
     if (n := len(load_tokenizer(source.metadata, source.path).encode(text))) < LEAST:
         raise OptionError(f"the text to verify with has {n} tokens, expected at least {LEAST}: give a longer one")
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..engine.errors import FileError, FormatError, OptionError
-from ..engine.gguf import open_gguf
-from ..engine.perplexity import windows
-from ..engine.runtime import Feed
+from ..engine.gguf.file import open_gguf
+from ..engine.run.runtime import Feed
+from ..engine.score.perplexity import windows
 
 if TYPE_CHECKING:
     from ..engine.model import Model

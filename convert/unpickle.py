@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from ..engine.errors import FormatError, UnsupportedError
-from ..engine.gguf_header import quote
+from ..engine.gguf.header import quote
 from .sources.base import MappedFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engine.config import ModelConfig, check_tensors
+from ..engine.architectures.config import ModelConfig, check_tensors
 from ..engine.errors import FileError, LlaminaError
-from ..engine.gguf import GGUFFile, open_gguf
-from ..engine.tokenizer import load_tokenizer
+from ..engine.gguf.file import GGUFFile, open_gguf
+from ..engine.text.tokenizer import load_tokenizer
 from .sources import Source, SourceTensor
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _compare_tensor(result: Verification, tensor: SourceTensor, file: GGUFFile) 
 def _divergence(source: Source, report: Report, text: str, threads: int | None, progress: Callable[[str, int, int], None] | None) -> Any:
     """The result against the source: a GGUF source as it is, another in its own precision (written to a temporary file)."""
     from ..engine.model import load
-    from ..engine.perplexity import LEAST, divergence
+    from ..engine.score.perplexity import LEAST, divergence
     with contextlib.ExitStack() as stack:
         reference = source.files[0]
         if source.kind != "gguf":

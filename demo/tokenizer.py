@@ -34,9 +34,9 @@ def train(seed: int, n_documents: int, n_vocab: int) -> bytes:
 
 def from_gguf(path: Path) -> bytes:
     """The model proto's bytes, rebuilt from the vocabulary of an exported file. It encodes as the proto behind the file did: merges go by rank."""
-    from llamina.engine.gguf import open_gguf
-    from llamina.engine.tokenizer.spm import model_proto
-    from llamina.engine.tokenizer.vocabulary import read_vocabulary
+    from llamina.engine.gguf.file import open_gguf
+    from llamina.engine.text.tokenizer.spm import model_proto
+    from llamina.engine.text.tokenizer.vocabulary import read_vocabulary
 
     with open_gguf(path) as file:
         proto = model_proto(read_vocabulary(file.metadata, str(path), default_ids=(), add_bos=True))

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .batch import LIVE, Batch, check_samples
+from .answers.batch import LIVE, Batch, check_samples
+from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
+from .answers.speculation import Costs, check_draft
 from .errors import ClosedError, ContextFullError, OptionError
-from .generation import Generation, check_logprobs, check_max_tokens, check_stop
-from .gguf import GGUFFile, open_gguf
-from .library import find
-from .sampling import SamplingOptions, TokenLogprob, token_logprob
-from .scheduler import Job, Scheduler
-from .speculation import Costs, check_draft
+from .gguf.file import GGUFFile, open_gguf
+from .home.library import find
+from .run.scheduler import Job, Scheduler
+from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
-    from . import kv_cache
-    from .chat_answer import ChatAnswer
-    from .chat_template import ChatTemplate
-    from .config import ModelConfig
-    from .grammar import Grammar
-    from .memory import MemoryPlan
-    from .runtime import Runtime
-    from .tokenizer import Tokenizer
+    from .answers.chat_answer import ChatAnswer
+    from .architectures.config import ModelConfig
+    from .run import kv_cache
+    from .run.memory import MemoryPlan
+    from .run.runtime import Runtime
+    from .sampling.grammar import Grammar
+    from .text.chat_template import ChatTemplate
+    from .text.tokenizer import Tokenizer
 
 DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
@@ -52,8 +52,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     line, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
-    from .config import ModelConfig, check_tensors
-    from .tokenizer import load_tokenizer
+    from .architectures.config import ModelConfig, check_tensors
+    from .text.tokenizer import load_tokenizer
     start = time.perf_counter()
     threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
     for_draft = None
@@ -65,7 +65,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        from .runtime import Runtime
+        from .run.runtime import Runtime
         runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
@@ -83,21 +83,21 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
 
 def least_memory(path: Path, context: int | None, kv: str | None = None) -> int:
     """Bytes of a model's weights and one full context."""
-    from .config import ModelConfig
-    from .memory import plan
+    from .architectures.config import ModelConfig
+    from .run.memory import plan
     with open_gguf(path) as gguf:
         found = plan(gguf, ModelConfig.from_gguf(gguf), context, kv=kv)
     return found.weights + found.context_bytes
 
 
 def parse_memory(value: int | str | None) -> int | None:
-    from .memory import parse_memory
+    from .run.memory import parse_memory
     return None if value is None else parse_memory(value)
 
 
 def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[str, int, int], None] | None = None) -> Tokenizer:
     """The tokenizer alone, also of a vocabulary-only file; fast, because nothing is compiled or even imported for it. Raises like `load`."""
-    from .tokenizer import load_tokenizer
+    from .text.tokenizer import load_tokenizer
     with open_gguf(resolve(path, progress)) as gguf:
         return load_tokenizer(gguf.metadata, gguf.path)
 
@@ -111,7 +111,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
-        from .hub import model_file
+        from .home.hub import model_file
         return model_file(name, progress)
     return find(name) if isinstance(path, str) else Path(name)
 
@@ -203,7 +203,7 @@ class Model:
         """How the file wants a conversation written. UnsupportedError or FormatError if it has no usable template."""
         self._check_open()
         if self._template is None:
-            from .chat_template import ChatTemplate
+            from .text.chat_template import ChatTemplate
             self._template = ChatTemplate.from_metadata(self._gguf.metadata, self.tokenizer)
         return self._template
 
@@ -211,7 +211,7 @@ class Model:
     def sampling_defaults(self) -> dict[str, Any]:
         """The sampling options that the file recommends (general.sampling.*): what the command line uses unless told otherwise. `generate` and `chat` of this
         class don't by themselves: model.generate(prompt, **model.sampling_defaults)."""
-        from .settings import model_defaults
+        from .home.settings import model_defaults
         self._check_open()
         return {name: setting.value for name, setting in model_defaults(self._gguf.metadata, self.path).items()}
 
@@ -234,7 +234,7 @@ class Model:
     def digest(self) -> str:
         """What tells this model file from others (session.py says how); computed once."""
         if self._digest is None:
-            from .session import model_digest
+            from .answers.session import model_digest
             self._check_open()
             self._digest = model_digest(self._gguf)
         return self._digest
@@ -243,7 +243,7 @@ class Model:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
         was computed can't be used (another model, a damaged file, …) and the text is computed again. FileError, FormatError (no session, or a damaged
         header), OptionError, ContextFullError."""
-        from .answer_state import resume
+        from .answers.answer_state import resume
         self._check_open()
         return resume(self, path, note)
 
@@ -346,7 +346,7 @@ class Model:
         rest: see `generate`. Raises OptionError (also for messages that the template refuses), UnsupportedError (no tools in the template), FormatError (a
         broken template), ContextFullError, TokenizerError, ClosedError.
         """
-        from .chat_answer import ChatAnswer
+        from .answers.chat_answer import ChatAnswer
         self._check_open()
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return ChatAnswer(self, turns, SamplingOptions(**sampling), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
@@ -381,7 +381,7 @@ class Model:
             return None
         if ignore_eos:
             raise OptionError("ignore_eos and a grammar contradict each other: the grammar says where an answer ends")
-        from .grammar import compile_grammar
+        from .sampling.grammar import compile_grammar
         found = compile_grammar(self.tokenizer, self.tokenizer.eog_ids | frozenset(stop_ids), **asked)
         if found is not None:
             found.asked = {name: value.model_json_schema() if hasattr(value, "model_json_schema") else value

@@ -60,7 +60,7 @@ def logits_digest(model: Model, chunk: int | None = None, start: int = 1) -> str
 
 def interleaved_digests(model: Model) -> list[str]:
     """Two sequences that take turns and share steps, in uneven pieces."""
-    from .runtime import Feed
+    from .run.runtime import Feed
     all_ids = [fixed_ids(model, 1), fixed_ids(model, 2)]
     sequences = [model.runtime.new_sequence() for _ in all_ids]
     rows: list[list[np.ndarray]] = [[], []]

@@ -1,4 +1,4 @@
-"""What the sampler does with a whole vocabulary, compiled: each kernel does the operations of engine/samplers/, in their order, hence has their bits.
+"""What the sampler does with a whole vocabulary, compiled: each kernel does the operations of engine/sampling/, in their order, hence has their bits.
 
     logits (float32 [n], or float64 once a stage has made them so) ──► scores = (logit - greatest) / divisor ──► weights = exp(scores)
 
@@ -58,7 +58,7 @@ FAR = -1e300  # fills the last vector of scores: its weight is 0
 
 @jit
 def _exp(x):
-    """e**x of f64x8, x <= 0, and 0 below -700: engine/samplers/arithmetic.py's, operation by operation."""
+    """e**x of f64x8, x <= 0, and 0 below -700: engine/sampling/arithmetic.py's, operation by operation."""
     lowest, zero = splat_f64(-700.0), splat_f64(0.0)
     clamped = where_less(lowest, x, x, lowest)
     shifted = clamped * splat_f64(1.44269504088896338700) + splat_f64(MAGIC)

@@ -1,7 +1,7 @@
 """exp, sin and cos from + - * / fma and integer operations only: the same bits on every CPU.
 
 NumPy's and libm's own change with the CPU, so none of them may stand between file and token. exp (f32x16) serves softmax and SiLU; sin and cos
-(float64 scalars) make the RoPE tables; the sampler has its own float64 exp (sampling.py, engine/samplers/arithmetic.py).
+(float64 scalars) make the RoPE tables; the sampler has its own float64 exp (sampling.py, engine/sampling/arithmetic.py).
 """
 from __future__ import annotations
 

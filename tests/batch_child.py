@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fake_model import EOS, fake_model
-from llamina.engine.batch_job import BatchJob, count_lines
-from llamina.engine.batch_journal import Journal
+from llamina.engine.answers.batch_job import BatchJob, count_lines
+from llamina.engine.answers.batch_journal import Journal
 from llamina.engine.model import Model
 
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "temperature": 30.0, "top_k": 0, "top_p": 1.0}

@@ -13,7 +13,7 @@ from typing import Any
 import kernel_calls as kernels
 import numba
 import numpy as np
-from llamina.engine.samplers.candidates import Scores
+from llamina.engine.sampling.candidates import Scores
 from llamina.kernels import matmul
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE

@@ -8,8 +8,8 @@ import math
 from typing import Any
 
 import numpy as np
-from llamina.engine.samplers.arithmetic import LN2, log, power, uniform
-from llamina.engine.samplers.options import SamplingOptions
+from llamina.engine.sampling.arithmetic import LN2, log, power, uniform
+from llamina.engine.sampling.options import SamplingOptions
 
 Array = np.ndarray[Any, Any]
 

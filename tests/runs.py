@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llamina.engine.config import ModelConfig, check_tensors
-from llamina.engine.gguf import open_gguf
-from llamina.engine.runtime import Feed, Runtime
+from llamina.engine.architectures.config import ModelConfig, check_tensors
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Feed, Runtime
 
 N_TOKENS = 330  # crosses five borders of KV pages (64)
 

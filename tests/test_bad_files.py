@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_builder import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, Builder, llama, memory_file
-from llamina.engine import gguf_header
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import FileError, FormatError, LlaminaError, UnsupportedError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf import header as gguf_header
+from llamina.engine.gguf.file import open_gguf
 
 
 def open_all(path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf_builder import Builder, llama
 from llamina.engine.errors import FileError, FormatError, LlaminaError, TokenizerError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from llamina.engine.model import load
 from llamina.kernels.team import Team
 from runs import resident_megabytes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import EOS, fake_model
-from llamina.engine.batch import Request, Result
+from llamina.engine.answers.batch import Request, Result
 from llamina.engine.errors import ContextFullError, NumericError, OptionError, OutOfMemoryError
 from llamina.engine.model import Model, load
 from small_models import random_ids, write_small_model

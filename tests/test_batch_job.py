@@ -14,9 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 from batch_child import child_model, run
-from llamina.engine import batch_journal
-from llamina.engine.batch_job import MAX_LINE, BatchJob, count_lines, fingerprint, parse_line
-from llamina.engine.batch_journal import Journal
+from llamina.engine.answers import batch_journal
+from llamina.engine.answers.batch_job import MAX_LINE, BatchJob, count_lines, fingerprint, parse_line
+from llamina.engine.answers.batch_journal import Journal
 from llamina.engine.cli import main
 from llamina.engine.cli.batch import duration
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError

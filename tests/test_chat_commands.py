@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_model import fake_model
-from llamina.engine.chat import Chat
+from llamina.engine.answers.chat import Chat
 from llamina.engine.cli import chat_terminal
 from llamina.engine.cli.chat_commands import Commands
 from llamina.engine.cli.chat_terminal import finished_blocks, hard_breaks, history_file, printable

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.engine.chat_template import LLAMA2, ChatTemplate
 from llamina.engine.errors import FormatError, LlaminaError, OptionError, TokenizerError, UnsupportedError
-from llamina.engine.tokenizer import load_tokenizer
-from llamina.engine.tokenizer.base import Tokenizer
-from llamina.engine.tokenizer.bpe import BYTE_OF
-from llamina.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN
+from llamina.engine.text.chat_template import LLAMA2, ChatTemplate
+from llamina.engine.text.tokenizer import load_tokenizer
+from llamina.engine.text.tokenizer.base import Tokenizer
+from llamina.engine.text.tokenizer.bpe import BYTE_OF
+from llamina.engine.text.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN
 
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 SYSTEM, USER = {"role": "system", "content": " You are kind. "}, {"role": "user", "content": "Hello,\n日本 🦙 </s>?  "}

@@ -254,7 +254,7 @@ class TestFolder:
 
 
 def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("kernels/a.py", "kernels/formats/b.py", "engine/forward.py", "engine/other.py"):
+    for name in ("kernels/a.py", "kernels/formats/b.py", "engine/run/forward.py", "engine/other.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
     monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path)
@@ -264,7 +264,7 @@ def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest
         return compile_cache.fingerprint()
     try:
         seen = [now()]
-        for name in ("kernels/a.py", "kernels/formats/b.py", "engine/forward.py"):
+        for name in ("kernels/a.py", "kernels/formats/b.py", "engine/run/forward.py"):
             (tmp_path / name).write_text("2")
             seen.append(now())
         (tmp_path / "kernels/a.py").rename(tmp_path / "kernels/c.py")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_builder import ARRAY, U32, Builder, llama
-from llamina.engine.config import ModelConfig, RopeScaling, check_tensors, read_vector
+from llamina.engine.architectures.config import ModelConfig, RopeScaling, check_tensors, read_vector
 from llamina.engine.errors import UnsupportedError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 
 
 def config_of(builder: Builder, folder: Path) -> ModelConfig:

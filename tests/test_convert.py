@@ -16,7 +16,7 @@ from llamina.convert.convert import Report, convert
 from llamina.convert.recipes import RECIPES
 from llamina.engine.cli import main
 from llamina.engine.errors import FileError, FormatError, OptionError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from llamina.kernels.formats.registry import decode
 from small_models import SMALL_256, write_small_model
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.engine import runtime as runtime_module
-from llamina.engine.runtime import Feed
+from llamina.engine.run import runtime as runtime_module
+from llamina.engine.run.runtime import Feed
 from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
 from llamina.kernels.compile_cache import jit

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from fake_model import BOS, EOS, N_VOCAB, TURN, fake_model
-from llamina.engine.chat import Chat, common_prefix
+from llamina.engine.answers.chat import Chat, common_prefix
+from llamina.engine.answers.generation import StopStrings, peak_memory
 from llamina.engine.errors import ClosedError, ContextFullError, NumericError, OptionError
-from llamina.engine.generation import StopStrings, peak_memory
 from llamina.engine.model import Model
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf_builder import BOOL, F32, F64, I8, I16, I32, I64, STRING, U8, U16, U32, U64, Builder, llama
 from llamina.engine.errors import ClosedError, FileError, FormatError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from llamina.kernels.formats.table import BY_ID, REMOVED
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, llama, memory_file
-from llamina.engine import gguf_header
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.gguf_header import Header
+from llamina.engine.gguf import header as gguf_header
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.gguf.header import Header
 from runs import resident_megabytes
 
 CASES = int(os.environ.get("LLAMINA_FUZZ", 1500))

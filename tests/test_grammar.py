@@ -11,7 +11,7 @@ import jsonschema
 import llamina
 import pytest
 from llamina.engine.errors import LlaminaError, OptionError
-from llamina.engine.grammar import compile_grammar
+from llamina.engine.sampling.grammar import compile_grammar
 from schemas import BOOL, INT, NULL, SCHEMAS, WORD, obj
 
 GREEDY, HOT = {"temperature": 0}, {"temperature": 50.0, "top_k": 0, "top_p": 1.0, "seed": 2}  # hot: what the model thinks hardly matters
@@ -77,7 +77,7 @@ def test_speculation_changes_nothing(model):
 
 
 def test_in_a_chat(model):
-    from llamina.engine.chat import Chat
+    from llamina.engine.answers.chat import Chat
     with Chat(model) as chat:
         assert chat.ask("Is it good?", choices=["yes", "no"]).text() in ("yes", "no")
         assert json.loads(chat.ask("How many?", json_schema=obj(n=INT)).text())["n"] in range(-99, 100)

@@ -103,7 +103,7 @@ class Caller:
         pass
 
     def chat(self, messages: Any, *, tools: Any, **options: Any) -> Any:
-        from llamina.engine.chat_template import ChatTemplate
+        from llamina.engine.text.chat_template import ChatTemplate
         from test_tool_calls import HERMES
         kept, self._model._template = self._model._template, ChatTemplate(HERMES, self._model.tokenizer)
         try:

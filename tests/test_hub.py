@@ -19,10 +19,10 @@ import huggingface_hub.file_download
 from checkpoints import write_hf
 from hub_server import COMMIT, Hub, digest
 from llamina.convert.convert import convert
-from llamina.engine import hub_client
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError, UnsupportedError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.hub import HubName, checkpoint, download, model_file, parse
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.home import hub_client
+from llamina.engine.home.hub import HubName, checkpoint, download, model_file, parse
 from llamina.engine.model import DEMO, load_vocabulary
 
 BIG = bytes(range(256)) * 400  # 102,400 bytes

@@ -45,7 +45,7 @@ def test_sums_equal_a_recount(demo, measured):
 
 
 def test_observing_does_not_change_the_logits(demo):
-    from llamina.engine.runtime import Feed
+    from llamina.engine.run.runtime import Feed
     ids = demo.tokenize(TEXT)[:20]
     logits = []
     for observe in (None, lambda layer, taps: None):

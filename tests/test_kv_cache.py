@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.engine.chat import Chat
+from llamina.engine.answers.chat import Chat
 from llamina.engine.errors import ContextFullError, OptionError, OutOfMemoryError
-from llamina.engine.kv_cache import PAGE, Sequence, pages_of
 from llamina.engine.model import Model, load
+from llamina.engine.run.kv_cache import PAGE, Sequence, pages_of
 from small_models import random_ids, write_small_model
 
 

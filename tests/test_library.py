@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from llamina.engine.cli import COMMANDS, OVERVIEW, main
 from llamina.engine.errors import FileError, OptionError
-from llamina.engine.library import find, model_files, models_folder
+from llamina.engine.home.library import find, model_files, models_folder
 from llamina.engine.model import DEMO, load_vocabulary, resolve
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from llamina.engine.config import ModelConfig
+from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import FormatError, NumericError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.runtime import Feed, Runtime
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Feed, Runtime
 from small_models import write_small_model
 
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from llamina.bench.peers import llamacpp
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from llamina.engine.model import DEMO, load_vocabulary
 from llamina.kernels.formats import registry
 from naive import kl, naive_logits

@@ -7,7 +7,7 @@ import llamina
 import numpy as np
 import pytest
 from llamina.engine.cli import main
-from llamina.engine.perplexity import divergence, perplexity
+from llamina.engine.score.perplexity import divergence, perplexity
 
 TEXT = "Once upon a time there was a small fox called Leo who lived at the edge of a quiet town. " * 8
 

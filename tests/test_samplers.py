@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import EOS, fake_model
-from llamina.engine import sampling
-from llamina.engine.banned import BannedTexts
 from llamina.engine.errors import NumericError, OptionError
-from llamina.engine.samplers import arithmetic, filters
-from llamina.engine.samplers.options import STAGES
-from llamina.engine.samplers.penalties import DRY_MOST, dry_penalties, penalize
-from llamina.engine.sampling import Sampler, SamplingOptions, token_logprob
+from llamina.engine.sampling import arithmetic, filters
+from llamina.engine.sampling import sampler as sampling
+from llamina.engine.sampling.banned import BannedTexts
+from llamina.engine.sampling.options import STAGES
+from llamina.engine.sampling.penalties import DRY_MOST, dry_penalties, penalize
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions, token_logprob
 
 OFF: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0, "seed": 11}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.engine.sampling import Sampler, SamplingOptions
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions
 
 torch = pytest.importorskip("torch", reason="extra 'oracle' is not installed")
 transformers = pytest.importorskip("transformers", reason="extra 'oracle' is not installed")

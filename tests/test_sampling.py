@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llamina.engine import sampling
 from llamina.engine.errors import NumericError, OptionError
-from llamina.engine.sampling import Sampler, SamplingOptions
+from llamina.engine.sampling import sampler as sampling
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions
 
 OFF: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
 

@@ -7,9 +7,9 @@ from typing import Any
 import naive_sampling as naive
 import numpy as np
 import pytest
-from llamina.engine.samplers import candidates, filters
-from llamina.engine.samplers.candidates import TINY, Candidates, Room, Scores
-from llamina.engine.sampling import Sampler, SamplingOptions, token_logprob
+from llamina.engine.sampling import candidates, filters
+from llamina.engine.sampling.candidates import TINY, Candidates, Room, Scores
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions, token_logprob
 from llamina.kernels import estimate
 from llamina.kernels import sampling as kernels
 from llamina.kernels.compile_cache import jit

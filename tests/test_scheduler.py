@@ -10,7 +10,7 @@ import pytest
 from fake_model import fake_model
 from llamina.engine.errors import ClosedError, NumericError
 from llamina.engine.model import Model
-from llamina.engine.scheduler import QUANTUM, Job
+from llamina.engine.run.scheduler import QUANTUM, Job
 
 
 def model_with_steps(say: Any = lambda ids: 65, max_batch: int = 512) -> tuple[Model, list[list[tuple[int, int]]]]:

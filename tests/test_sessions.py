@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llamina.engine import session
-from llamina.engine.chat import Chat
+from llamina.engine.answers import session
+from llamina.engine.answers.chat import Chat
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError
 from llamina.engine.model import Model, load
 from llamina.kernels.elementwise import PAGE

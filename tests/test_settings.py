@@ -13,8 +13,8 @@ from gguf_builder import Builder
 from llamina.engine.cli import llamina as group
 from llamina.engine.cli import main
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError
-from llamina.engine.samplers.options import SamplingOptions
-from llamina.engine.settings import COMMANDS, MODEL_KEYS, Settings, model_defaults, names, settings_path
+from llamina.engine.home.settings import COMMANDS, MODEL_KEYS, Settings, model_defaults, names, settings_path
+from llamina.engine.sampling.options import SamplingOptions
 
 
 @pytest.fixture

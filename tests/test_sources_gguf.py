@@ -8,7 +8,7 @@ import pytest
 from checkpoints import all_rows
 from llamina.convert.sources import open_source
 from llamina.engine.errors import ClosedError, FormatError, OptionError, UnsupportedError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from small_models import write_small_model
 
 

@@ -24,10 +24,10 @@ from checkpoints import (
     write_torch,
 )
 from llamina.convert.sources import open_source
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError, UnsupportedError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.tokenizer import load_tokenizer
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.text.tokenizer import load_tokenizer
 
 
 def refused(path: Path, kind: type[LlaminaError], *words: str, **options: Any) -> None:

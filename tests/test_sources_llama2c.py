@@ -9,7 +9,7 @@ import pytest
 from checkpoints import TINY, all_rows, assert_weights, quantized, random_weights, sentencepiece_model, with_, write_llama2c, write_tokenizer_bin
 from llamina.convert.sources import open_source
 from llamina.engine.errors import FileError, FormatError, LlaminaError, UnsupportedError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 
 WEIGHTS = random_weights()
 

@@ -11,10 +11,10 @@ import pytest
 from checkpoints import META, TINY, assert_weights, meta_shards, random_weights, renamed, with_, write_gguf, write_meta, write_torch
 from llamina.convert.sources import open_source
 from llamina.convert.sources.vocabulary import llama3_specials, read_vocabulary_file
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import FileError, FormatError, LlaminaError, UnsupportedError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.tokenizer import load_tokenizer
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.text.tokenizer import load_tokenizer
 
 WEIGHTS = random_weights()
 

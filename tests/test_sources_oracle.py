@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from checkpoints import all_rows, sentencepiece_model, write_gguf
 from llamina.convert.sources import open_source
-from llamina.engine.gguf import open_gguf
-from llamina.engine.tokenizer import load_tokenizer
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.text.tokenizer import load_tokenizer
 from runs import logits_of
 
 torch = pytest.importorskip("torch", reason="extra 'oracle' is not installed")

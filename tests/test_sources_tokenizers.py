@@ -14,8 +14,8 @@ from checkpoints import sentencepiece_model
 from llamina.convert.sources.tokenizer_json import HARD_STRINGS, read_tokenizer_json
 from llamina.convert.sources.vocabulary import Vocab, read_vocabulary_file
 from llamina.engine.errors import FormatError, LlaminaError, UnsupportedError
-from llamina.engine.tokenizer import load_tokenizer
-from llamina.engine.tokenizer.bpe import LLAMA3_SPLIT
+from llamina.engine.text.tokenizer import load_tokenizer
+from llamina.engine.text.tokenizer.bpe import LLAMA3_SPLIT
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 STORY = [
@@ -205,7 +205,7 @@ def test_other_sentencepiece_kinds(tmp_path: Path) -> None:
 
 
 def test_llama2(real: Path) -> None:
-    from llamina.engine.gguf import open_gguf
+    from llamina.engine.gguf.file import open_gguf
     metadata = read_vocabulary_file(real / "tokenizer" / "llama2.model").metadata()
     with open_gguf(real / "tokenizer" / "ggml-vocab-llama-spm.gguf") as gguf:
         for key, value in metadata.items():

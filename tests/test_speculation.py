@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import EOS, fake_model
-from llamina.engine.chat import Chat
+from llamina.engine.answers.chat import Chat
+from llamina.engine.answers.generation import Generation
+from llamina.engine.answers.speculation import MAX_DRAFT, Costs, PromptLookup, Speculator, continuation
 from llamina.engine.errors import NumericError, OptionError, OutOfMemoryError
-from llamina.engine.generation import Generation
 from llamina.engine.model import Model, load
-from llamina.engine.sampling import SamplingOptions
-from llamina.engine.speculation import MAX_DRAFT, Costs, PromptLookup, Speculator, continuation
+from llamina.engine.sampling.sampler import SamplingOptions
 from small_models import random_ids, write_small_model
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llamina.engine.tokenizer import load_tokenizer
-from llamina.engine.tokenizer.base import Tokenizer
-from llamina.engine.tokenizer.bpe import BYTE_OF
-from llamina.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from llamina.engine.text.tokenizer import load_tokenizer
+from llamina.engine.text.tokenizer.base import Tokenizer
+from llamina.engine.text.tokenizer.bpe import BYTE_OF
+from llamina.engine.text.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 WORDS = [("\u2581", NORMAL), ("\u2581the", NORMAL), ("é", NORMAL), ("日\u2581本", NORMAL), ("🦙", NORMAL), (" x", NORMAL), ("<tool>", USER_DEFINED)]
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from llamina.engine import thread_choice
 from llamina.engine.errors import OptionError
-from llamina.engine.thread_choice import SMALL, candidates, fastest, keep, lookup
+from llamina.engine.run import thread_choice
+from llamina.engine.run.thread_choice import SMALL, candidates, fastest, keep, lookup
 from llamina.kernels import compile_cache, threads
 
 

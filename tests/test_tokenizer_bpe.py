@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llamina.engine.errors import TokenizerError, UnsupportedError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.tokenizer import load_tokenizer
-from llamina.engine.tokenizer.bpe import BYTE_OF
-from llamina.engine.tokenizer.vocabulary import CONTROL, NORMAL, USER_DEFINED
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.text.tokenizer import load_tokenizer
+from llamina.engine.text.tokenizer.bpe import BYTE_OF
+from llamina.engine.text.tokenizer.vocabulary import CONTROL, NORMAL, USER_DEFINED
 
 hf = pytest.importorskip("tokenizers")
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llamina.engine.errors import TokenizerError, UnsupportedError
-from llamina.engine.gguf import open_gguf
-from llamina.engine.tokenizer import load_tokenizer
-from llamina.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.text.tokenizer import load_tokenizer
+from llamina.engine.text.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 spm = pytest.importorskip("sentencepiece")
 

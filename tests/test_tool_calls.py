@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeRuntime, fake_model
-from llamina.engine.chat_template import ChatTemplate
 from llamina.engine.errors import ClosedError, OptionError, UnsupportedError
 from llamina.engine.model import Model
-from llamina.engine.scheduler import Scheduler
-from llamina.engine.tool_calls import ToolCall, Visible, check_tools, parse, tool_format
+from llamina.engine.run.scheduler import Scheduler
+from llamina.engine.text.chat_template import ChatTemplate
+from llamina.engine.text.tool_calls import ToolCall, Visible, check_tools, parse, tool_format
 from test_chat_template import CALLS, TEMPLATES, TOOLS, llama3, spm
 
 HERMES = """{%- if tools %}<|im_start|>system

@@ -10,7 +10,7 @@ from llamina.convert.convert import convert
 from llamina.convert.sources import open_source
 from llamina.convert.verify import HARD_STRINGS, Verification, verify
 from llamina.engine.cli import main
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 from small_models import write_small_model
 
 TEXT = "Once upon a time there was a fox who lived in a wood. " * 3

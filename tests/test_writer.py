@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from llamina.convert.writer import Output, OutTensor, check_target, divide, shard_paths
 from llamina.engine.errors import FileError, OptionError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 
 META = {
     "general.architecture": "llama", "general.name": "größe", "a.small": 7, "a.large": 1 << 40, "a.negative": -3, "a.float": 1e-6, "a.bool": True,

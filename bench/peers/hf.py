@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...engine.config import ModelConfig
-from ...engine.gguf import open_gguf
+from ...engine.architectures.config import ModelConfig
+from ...engine.gguf.file import open_gguf
 from .child import Child, PeerError
 
 VARIABLE = "LLAMINA_PEER_TRANSFORMERS"

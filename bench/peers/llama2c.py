@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.config import ModelConfig
-from ...engine.gguf import GGUFFile, open_gguf
-from ...engine.weights import LAYER_MATRICES
+from ...engine.architectures.config import ModelConfig
+from ...engine.gguf.file import GGUFFile, open_gguf
+from ...engine.run.weights import LAYER_MATRICES
 from ...kernels.formats import registry
 from .child import PeerError
 

@@ -14,9 +14,9 @@ class Engine:
     _deep_key: Any = None
 
     def load(self, model: str, threads: int) -> dict[str, Any]:
-        from ...engine.config import ModelConfig, check_tensors
-        from ...engine.gguf import open_gguf
-        from ...engine.runtime import Runtime
+        from ...engine.architectures.config import ModelConfig, check_tensors
+        from ...engine.gguf.file import open_gguf
+        from ...engine.run.runtime import Runtime
         from ...kernels.target import TARGET
         start = time.perf_counter()
         gguf = open_gguf(model)
@@ -29,7 +29,7 @@ class Engine:
     def measure(self, what: str, n: int, sequences: int = 8, depth: int = 0, kv: str | None = None) -> dict[str, Any]:
         """Tokens a second: "prompt" of n tokens into an empty context; "generate" n tokens one by one; "batch": n steps of one token for each sequence;
         "deep": generate after `depth` positions of made-up keys and values."""
-        from ...engine.runtime import Feed
+        from ...engine.run.runtime import Feed
         if what == "deep":
             return self._deep(n, depth, kv)
         runtime = self.runtime

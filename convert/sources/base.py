@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...engine.config import ModelConfig
+from ...engine.architectures.config import ModelConfig
 from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError
-from ...engine.gguf_header import map_file, quote
+from ...engine.gguf.header import map_file, quote
 
 RELEASE_BYTES = 1 << 20
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from ...engine.model import resolve
 from .base import Source
 
@@ -16,7 +16,7 @@ KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
 
 def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None,
                 progress: Callable[[str, int, int], None] | None = None) -> Source:
-    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, "demo", or "hf:org/repo" (engine/hub.py), which
+    """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, "demo", or "hf:org/repo" (engine/home/hub.py), which
     is downloaded, with `progress`.
 
     kind: one of KINDS, instead of recognising it. tokenizer: a tokenizer file to use instead of the one found beside the weights (not for GGUF).
@@ -26,7 +26,7 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer
     if kind is not None and kind not in KINDS:
         raise OptionError(f"source kind {quote(kind)} is unknown, expected one of {', '.join(KINDS)}")
     if isinstance(name, str) and name.startswith("hf:"):
-        from ...engine.hub import checkpoint
+        from ...engine.home.hub import checkpoint
         local, listing = checkpoint(name, progress)
         source = open_source(local, kind, tokenizer)
         if source.kind != "gguf":  # which has a name of its own

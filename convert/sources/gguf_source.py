@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.config import ModelConfig, check_tensors
-from ...engine.gguf import GGUFFile, TensorInfo, open_gguf
+from ...engine.architectures.config import ModelConfig, check_tensors
+from ...engine.gguf.file import GGUFFile, TensorInfo, open_gguf
 from ...kernels.formats.table import FORMATS
 from .base import RELEASE_BYTES, Source, SourceTensor, to_float32
 

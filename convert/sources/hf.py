@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ...engine.config import ModelConfig
+from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, MappedFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json

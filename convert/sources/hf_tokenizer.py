@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.errors import FileError, FormatError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from .base import Fields, read_json
 from .vocabulary import Vocab, read_vocabulary_file
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ...engine.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from .base import MappedFile, Rows, Source, Stored, assemble
 from .vocabulary import Vocab, read_vocabulary_file

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...engine.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Joined, MappedFile, Rows, Source, Stored, assemble, read_json

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from ..names import from_hf, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Fields, MappedFile, Rows, Source, Stored, assemble

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...engine.errors import FileError, FormatError
-from ...engine.gguf_header import quote
+from ...engine.gguf.header import quote
 from .base import MappedFile, Stored, read_json
 
 MAX_HEADER = 100_000_000

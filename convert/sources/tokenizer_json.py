@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ...engine.errors import FormatError, LlaminaError, UnsupportedError
-from ...engine.gguf_header import quote
-from ...engine.tokenizer import load_tokenizer
-from ...engine.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
-from ...engine.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.gguf.header import quote
+from ...engine.text.tokenizer import load_tokenizer
+from ...engine.text.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from .base import read_json
 from .vocabulary import Vocab
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf_header import quote
-from ...engine.tokenizer.bpe import BYTE_OF
-from ...engine.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.gguf.header import quote
+from ...engine.text.tokenizer.bpe import BYTE_OF
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0

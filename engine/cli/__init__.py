@@ -46,8 +46,8 @@ class LazyGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Here the command is known and not yet parsed: what the environment and the settings file say becomes its defaults."""
-        from ..settings import COMMANDS as WITH_SETTINGS
-        from ..settings import Settings
+        from ..home.settings import COMMANDS as WITH_SETTINGS
+        from ..home.settings import Settings
         name, command, rest = super().resolve_command(ctx, args)
         if name in WITH_SETTINGS and command is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
             settings = ctx.find_root().obj["settings"] = Settings()

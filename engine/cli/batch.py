@@ -23,7 +23,7 @@ from .options import (
 from .progress import Progress, tell
 
 if TYPE_CHECKING:
-    from ..batch_job import Progress as State
+    from ..answers.batch_job import Progress as State
 
 
 @click.command("batch")
@@ -55,9 +55,9 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
       llamina batch questions.jsonl -o answers.jsonl -m model.gguf --chat --temperature 0 -n 200
       llamina batch reviews.jsonl -o labels.jsonl --choice good --choice bad
     """
-    from ..batch_job import BatchJob, count_lines
-    from ..batch_journal import Journal
-    from ..generation import check_max_tokens
+    from ..answers.batch_job import BatchJob, count_lines
+    from ..answers.batch_journal import Journal
+    from ..answers.generation import check_max_tokens
     from ..model import count
     obey = pop_grammar(sampling)
     check_sampling(sampling)

@@ -27,8 +27,8 @@ from .options import (
 from .progress import Progress, closing_line, context_note, tell
 
 if TYPE_CHECKING:
-    from ..chat import Chat
-    from ..generation import Generation
+    from ..answers.chat import Chat
+    from ..answers.generation import Generation
 
 OFTEN_BYTES = 256 << 20
 """A session with so much in the KV cache is written after every turn."""
@@ -58,8 +58,8 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, sessio
       llamina chat model.gguf --system "Answer in one sentence."
       echo "Tell me a story about a fox." | llamina chat --seed 7
     """
-    from ..chat import Chat
-    from ..generation import check_max_tokens
+    from ..answers.chat import Chat
+    from ..answers.generation import check_max_tokens
     obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)

@@ -16,8 +16,8 @@ from .options import check_sampling, read_text
 from .progress import closing_line, tell
 
 if TYPE_CHECKING:
-    from ..chat import Chat
-    from ..generation import Generation
+    from ..answers.chat import Chat
+    from ..answers.generation import Generation
 
 MAX_FILE = 64 << 20
 
@@ -161,7 +161,7 @@ _ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "
 
 def check_options(options: dict[str, Any]) -> None:
     """OptionError unless a question could be asked with these."""
-    from ..generation import check_max_tokens
+    from ..answers.generation import check_max_tokens
     check_max_tokens(options["max_tokens"])
     if not isinstance(options["ignore_eos"], bool):
         raise OptionError(f"ignore_eos must be true or false, found {options['ignore_eos']!r}")

@@ -26,8 +26,8 @@ from .options import (
 from .progress import Progress, closing_line, context_note, tell
 
 if TYPE_CHECKING:
-    from ..batch import Batch, Result
-    from ..generation import Generation
+    from ..answers.batch import Batch, Result
+    from ..answers.generation import Generation
 
 
 @click.command("generate")
@@ -61,8 +61,8 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
       llamina generate model.gguf -p "The capital of France is" -n 20 --temperature 0
       llamina generate model.gguf -f story.txt --seed 7 --stop "The end" --json
     """
-    from ..batch import check_samples
-    from ..generation import check_logprobs, check_max_tokens
+    from ..answers.batch import check_samples
+    from ..answers.generation import check_logprobs, check_max_tokens
     if prompt is not None and file is not None:
         raise OptionError("give the prompt with -p or with -f, not with both")
     obey = pop_grammar(sampling)

@@ -14,8 +14,8 @@ from .options import debug_option, model_argument
 from .progress import Progress, size
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
-    from ..gguf import GGUFFile
+    from ..architectures.config import ModelConfig
+    from ..gguf.file import GGUFFile
 
 SHOWN = 72  # characters of a metadata value
 
@@ -37,7 +37,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
       llamina inspect model.gguf --json
       llamina inspect model.gguf --settings
     """
-    from ..gguf import open_gguf
+    from ..gguf.file import open_gguf
     from ..model import count, resolve
     with Progress() as progress:
         path = resolve(model, progress.loading)
@@ -55,8 +55,8 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
 
 def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
     """The report as JSON-able values. What cannot be said of this file (a configuration that is refused, no vocabulary) is the reason why."""
-    from ..config import ModelConfig, check_tensors
-    from ..tokenizer import load_tokenizer
+    from ..architectures.config import ModelConfig, check_tensors
+    from ..text.tokenizer import load_tokenizer
     report: dict[str, Any] = {
         "path": str(gguf.path), "shards": len(gguf.paths), "version": gguf.version, "alignment": gguf.alignment,
         "file_bytes": sum(p.stat().st_size for p in gguf.paths), "metadata": {key: _value(gguf, key) for key in gguf.metadata},
@@ -118,9 +118,9 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
     from ...kernels.formats import registry
-    from ..kv_cache import PAGE, kv_type, page_bytes
-    from ..memory import DEFAULT_CONTEXT
-    from ..weights import matrix_names
+    from ..run.kv_cache import PAGE, kv_type, page_bytes
+    from ..run.memory import DEFAULT_CONTEXT
+    from ..run.weights import matrix_names
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
     embedding = kernels.get("token_embd.weight")
@@ -135,7 +135,7 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
 def _threads(weight_bytes: int) -> dict[str, Any]:
     """{"threads": how many by default, None until measured; "because": why}"""
     from ...kernels.threads import default_threads
-    from .. import thread_choice
+    from ..run import thread_choice
     if asked := thread_choice.asked():
         return {"threads": asked, "because": f"{thread_choice.VARIABLE} says so"}
     found = thread_choice.lookup(weight_bytes)

@@ -17,9 +17,9 @@ SHOWN = ("generate", "chat", "batch")
 
 def table(path: Path) -> list[dict[str, Any]]:
     """For each option that can be set: its value, where that was said, and for which commands (all: for all that have it)."""
-    from ..gguf import open_gguf
-    from ..samplers.options import SamplingOptions
-    from ..settings import Settings, model_defaults, names
+    from ..gguf.file import open_gguf
+    from ..home.settings import Settings, model_defaults, names
+    from ..sampling.options import SamplingOptions
     settings, built_in = Settings(), asdict(SamplingOptions())
     with open_gguf(path) as gguf:
         own = model_defaults(gguf.metadata, path.name)
@@ -46,8 +46,8 @@ def table(path: Path) -> list[dict[str, Any]]:
 def places() -> dict[str, str]:
     """Where files of llamina's lie."""
     from ...kernels import compile_cache
-    from ..library import models_folder
-    from ..settings import settings_path
+    from ..home.library import models_folder
+    from ..home.settings import settings_path
     from .chat_terminal import history_place
     path = settings_path()
     return {"settings file": f"{path}{'' if path.exists() else ' (not there)'}", "models folder": str(models_folder()),

@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
       llamina list
       llamina list --json
     """
-    from ..library import describe, entries, models_folder
+    from ..home.library import describe, entries, models_folder
     from ..model import DEMO
     found = [*entries(), describe(DEMO, "demo")]
     if as_json:

@@ -25,7 +25,7 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
     """For the shell: names from the models folder, and files."""
     from click.shell_completion import CompletionItem
 
-    from ..library import model_files, models_folder, short_name
+    from ..home.library import model_files, models_folder, short_name
     folder = models_folder()
     found = ["demo", *(short_name(path, folder) for path in model_files(folder))]
     return [CompletionItem(name) for name in found if name.startswith(incomplete)] or [CompletionItem(incomplete, type="file")]
@@ -61,8 +61,8 @@ def open_model(name: str, threads: int | None, context: int | None, progress: Pr
 
 def check_sampling(options: dict[str, Any]) -> None:
     """OptionError for a wrong option, before a large file is loaded for nothing."""
-    from ..generation import check_stop
-    from ..sampling import SamplingOptions
+    from ..answers.generation import check_stop
+    from ..sampling.sampler import SamplingOptions
     names = (field.name for field in fields(SamplingOptions))
     SamplingOptions(**{name: options[name] for name in names if name in options})
     check_stop(options["stop"])

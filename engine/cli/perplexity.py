@@ -32,7 +32,7 @@ def command(model: str, text: str, context: int, against: str | None, windows: i
       llamina perplexity model.q4_k_m.gguf wiki.test.raw --against model.f16.gguf --windows 20
       llamina perplexity model.gguf wiki.test.raw --kv q8_0 --against model.gguf
     """
-    from ..perplexity import divergence, perplexity
+    from ..score.perplexity import divergence, perplexity
     body = read_text(text)
     with Progress(quiet) as progress:
         ours = open_model(model, threads, context, progress, kv=kv)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..generation import Stats
+    from ..answers.generation import Stats
 
 
 def tell(text: str, indent: int = 2) -> None:

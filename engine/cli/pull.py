@@ -23,8 +23,8 @@ def command(name: str, quiet: bool) -> None:
       llamina pull hf:org/repo:Q4_K_M
       llamina pull hf:org/repo/model.Q8_0.gguf
     """
-    from ..hub import download, is_hub_name
-    from ..library import models_folder, short_name
+    from ..home.hub import download, is_hub_name
+    from ..home.library import models_folder, short_name
     if not is_hub_name(name):
         raise OptionError(f"{name}: expected a name of the hub such as hf:org/repo:Q4_K_M or hf:org/repo/file.gguf")
     folder = models_folder()

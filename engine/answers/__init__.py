@@ -1,0 +1,1 @@
+"""Answers: generation, speculation, batches and their journal, chats, sessions, statistics. Knows nothing of the command line."""

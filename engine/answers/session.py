@@ -1,0 +1,221 @@
+"""Sessions: an answer or a conversation in a file, to go on with later as if nothing had happened, bit for bit.
+
+    magic | length of the header | header (JSON) | BLAKE2b of all before | KV pages as they are in memory | BLAKE2b of the pages
+
+The header holds ids, text and the sampler's state, and what the pages are bound to: the model file, the arithmetic version, the KV type. Only whole pages are
+written: the up to 63 tokens after them are computed again, which gives the same bits. Pages that don't fit or are damaged are refused, and the ids
+are computed again (a file of another model: the text is tokenised again). Nothing in a file is believed before it is checked, and pages from a file are
+never lent to other sequences. Written beside, synced, renamed: a session is the old one or the new one, whatever happens meanwhile.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ...kernels import ARITHMETIC_VERSION
+from ...kernels.elementwise import PAGE
+from ..errors import FileError, FormatError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from ..gguf.file import GGUFFile
+    from ..model import Model
+    from ..run import kv_cache
+
+MAGIC = b"LLAMINA\x01"
+MAX_HEADER = 32 << 20
+_DIGEST = 32
+_SAMPLE = 4096  # bytes of a tensor's beginning, middle and end that stand for all of it
+
+
+def model_digest(gguf: GGUFFile) -> str:
+    """What tells a model file from others: BLAKE2b of its header (metadata, tensor names, shapes, formats) and of 4 KiB from the beginning, the middle and
+    the end of each tensor. Not of all of it, which would take seconds per gigabyte at every start; a file that differs elsewhere only is not noticed."""
+    found = blake2b(digest_size=_DIGEST)
+    for path in gguf.paths:
+        starts = [info.offset for info in gguf.tensors.values() if info.path == path]
+        file = gguf.mapped(path)
+        found.update(memoryview(file)[:min(starts, default=len(file))])
+    for info in gguf.tensors.values():
+        data = memoryview(gguf.mapped(info.path))[info.offset:info.offset + info.n_bytes]
+        middle = max(0, info.n_bytes // 2 - _SAMPLE // 2)
+        for start in 0, middle, max(0, info.n_bytes - _SAMPLE):
+            found.update(data[start:start + _SAMPLE])
+    return found.hexdigest()
+
+
+@dataclass
+class Session:
+    """A file's header, checked as far as it can be without a model. refused: why its pages are not used, or None."""
+
+    path: Path
+    kind: str
+    state: dict[str, Any]
+    ids: list[int]
+    pages: int
+    foreign: bool = False
+    """Made with another model: not even the ids mean the same."""
+    refused: str | None = None
+    start: int = 0  # of the pages in the file
+
+
+def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
+    """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. FileError: then the file is as it was before."""
+    target = Path(path)
+    pages = sequence.whole_pages() if sequence is not None else []
+    header = {"kind": kind, "model": model.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name, "page_bytes": model.runtime.page_bytes,
+              "pages": len(pages), "ids": ids, "state": state}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    if len(raw) > MAX_HEADER:
+        raise FileError(f"{target}: the session's text has {len(raw) >> 20} MiB, at most {MAX_HEADER >> 20} are written")
+    head = MAGIC + len(raw).to_bytes(8, "little") + raw
+    part = target.with_name(target.name + ".part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
+            file.write(head + blake2b(head, digest_size=_DIGEST).digest())
+            digest = blake2b(digest_size=_DIGEST)
+            for page in pages:
+                file.write(page.data)
+                digest.update(page.data)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        _sync_folder(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError, ValueError):
+            part.unlink()
+        if not isinstance(error, (OSError, ValueError)):  # Ctrl-C, SIGTERM
+            raise
+        raise FileError(f"{target}: the session cannot be written ({getattr(error, 'strerror', None) or error}); what was there before is unchanged") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name survives a power cut, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
+    """A file's header, held against the model. FileError; FormatError if it is no session of this kind or its header is damaged."""
+    target = Path(path)
+    try:
+        with open(target, "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise FileError(f"{target}: is not a file")
+            return _parse(target, file, info.st_size, model, kind)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FileError(f"{target}: the session cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Session:
+    def damaged(why: str) -> FormatError:
+        return FormatError(f"{path}: is not a session of llamina, or a damaged one ({why}): delete it to begin anew")
+    head = file.read(len(MAGIC) + 8)
+    if head[:len(MAGIC)] != MAGIC or len(head) != len(MAGIC) + 8:
+        raise damaged("it begins with other bytes")
+    length = int.from_bytes(head[len(MAGIC):], "little")
+    if length > min(MAX_HEADER, size):
+        raise damaged(f"its header would have {length} bytes")
+    raw = file.read(length)
+    if file.read(_DIGEST) != blake2b(head + raw, digest_size=_DIGEST).digest():
+        raise damaged("the checksum of its header is wrong")
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise damaged("its header is not JSON") from None
+    take = Reader(header, damaged)
+    found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), start=len(head) + length + _DIGEST)
+    if found.kind != kind:
+        raise FormatError(f"{path}: is a session of another kind: expected {kind}, found {found.kind[:40]!r}")
+    rows = (("model file", "model", model.digest), ("arithmetic version", "arithmetic", ARITHMETIC_VERSION),
+            ("type of keys and values", "kv", model.runtime.kv_name), ("page size", "page_bytes", model.runtime.page_bytes))
+    for what, name, own in rows:
+        if take(name, type(own)) != own and found.refused is None:
+            found.refused, found.foreign = f"it was made with another {what}", name == "model"
+    if not found.foreign and any(not 0 <= id < model.config.n_vocab for id in found.ids):
+        raise damaged("it has ids outside the vocabulary")
+    if found.refused is None and not (0 <= found.pages <= len(found.ids) // PAGE and len(found.ids) <= model.context + 1):
+        found.refused = f"it has {len(found.ids)} tokens in {found.pages} pages, the context has {model.context}"
+    if found.refused is None and size != found.start + found.pages * model.runtime.page_bytes + _DIGEST:
+        found.refused = "it has been cut short, or something was added to it"
+    return found
+
+
+def restore(session: Session, model: Model) -> kv_cache.Sequence:
+    """A private sequence with the session's pages; an empty one if they are refused (then .refused says why)."""
+    if session.refused is not None or not session.pages:
+        return model.runtime.new_sequence(cached=True)
+    sequence = model.runtime.new_sequence()
+    try:
+        sequence.reserve(session.pages * PAGE)
+        with open(session.path, "rb") as file:
+            file.seek(session.start)
+            digest = blake2b(digest_size=_DIGEST)
+            for page in sequence.reserved_pages():
+                if file.readinto(page.data) != len(page):
+                    break
+                digest.update(page.data)
+            whole = file.read(_DIGEST + 1) == digest.digest()
+    except OSError as error:
+        session.refused = f"it cannot be read: {error.strerror}"
+    except OutOfMemoryError as error:
+        session.refused = str(error)
+    else:
+        session.refused = None if whole else "its checksum is wrong: it is damaged"
+    if session.refused is None:
+        sequence.append(session.ids[:session.pages * PAGE])
+    else:
+        sequence.close()
+        sequence = model.runtime.new_sequence(cached=True)
+    return sequence
+
+
+def refusal(session: Session) -> str | None:
+    """A line for people if what was computed is not used."""
+    if session.refused is None:
+        return None
+    return f"{session.path}: what it had computed is not used, because {session.refused}; the text is computed again"
+
+
+class Reader:
+    """Takes values out of a JSON object, with their types."""
+
+    def __init__(self, data: Any, damaged: Callable[[str], Exception]) -> None:
+        self._data, self._damaged = data if isinstance(data, dict) else {}, damaged
+
+    def __call__(self, name: str, kind: type, *or_none: None) -> Any:
+        value = self._data.get(name)
+        if value is None and or_none:
+            return None
+        if kind is float and type(value) is int:
+            value = float(value) if abs(value) < 1 << 62 else None
+        if type(value) is not kind:
+            raise self._damaged(f"{name} is {type(value).__name__}, expected {kind.__name__}")
+        return value
+
+    def numbers(self, name: str) -> list[int]:
+        """A list of whole numbers from 0 on, below 2**31."""
+        values = self(name, list)
+        if not all(type(value) is int and 0 <= value < 1 << 31 for value in values):
+            raise self._damaged(f"{name} are not numbers of tokens")
+        return values
+
+    def texts(self, name: str) -> list[str]:
+        values = self(name, list)
+        if not all(type(value) is str for value in values):
+            raise self._damaged(f"{name} are not texts")
+        return values

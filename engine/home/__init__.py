@@ -1,0 +1,1 @@
+"""The user's side: models folder, hub, settings. Knows nothing of answers."""

@@ -1,0 +1,126 @@
+"""The models folder: short names for model files, and what is there.
+
+    "tiny" -> find() -> FOLDER/tiny.gguf, FOLDER/tiny, or the only file of that name (or first shard) in a subfolder
+
+The folder is $LLAMINA_HOME, else llamina/models in the user's data folder. What exists as a path is that path, whatever the folder holds.
+"""
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import FileError, LlaminaError, OptionError
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+
+
+def models_folder() -> Path:
+    """Where models lie; it need not exist."""
+    name = os.environ.get("LLAMINA_HOME")
+    if name:
+        return Path(name).expanduser()
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "llamina" / "models"
+
+
+def short_name(path: Path, folder: Path) -> str:
+    """What `find` takes for a file of the folder: its path there, without the suffix and the shard's number."""
+    stem = path.relative_to(folder).with_suffix("").as_posix()
+    match = _SHARD.fullmatch(stem)
+    return match[1] if match else stem
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The .gguf files in the folder and below, of split ones the first shard, sorted by name. Links to folders are not followed, so it ends."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            match = _SHARD.fullmatch(name[:-5]) if name.endswith(".gguf") else None
+            if name.endswith(".gguf") and not name.startswith(".") and (match is None or int(match[2]) == 1):
+                found.append(Path(parent, name))
+    return sorted(found)
+
+
+def find(name: str) -> Path:
+    """MODEL as users write it, not "demo" and not hf:… -> the file's path, which may not exist if it is more than a name. FileError: a name that is nowhere;
+    OptionError: several files of the models folder could be meant."""
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    try:
+        if "\0" in name or path.is_absolute() or name.startswith(".") or path.exists() and not path.is_dir():
+            return path
+        folder = models_folder()
+        wanted = name.removesuffix(".gguf")
+        files = {short_name(file, folder): file for file in model_files(folder)}
+    except (OSError, RuntimeError):  # no home, say
+        return path
+    if wanted in files:
+        return files[wanted]
+    matches = [file for short, file in files.items() if short.rpartition("/")[2] == wanted]
+    if len(matches) > 1:
+        raise OptionError(f"{name}: could be {' or '.join(short_name(file, folder) for file in matches)} in {folder}: say which")
+    if not matches and not path.exists() and Path(name).name == name:
+        known = ", ".join(list(files)[:8]) + (", …" if len(files) > 8 else "")
+        raise FileError(f"{name}: no such file, and no model of that name in {folder}" + (f", which has {known}" if known else ""))
+    return matches[0] if matches else path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the folder. bytes: of all shards; problem: why it does not run, or None."""
+
+    name: str
+    path: Path
+    bytes: int
+    architecture: str | None
+    parameters: int | None
+    formats: str | None
+    problem: str | None
+
+
+def describe(path: Path, name: str) -> Entry:
+    """Read a file's header, nothing more."""
+    from collections import Counter
+
+    from ..architectures.config import ModelConfig, check_tensors
+    from ..gguf.file import open_gguf
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return Entry(name, path, 0, None, None, None, f"cannot be read ({error.strerror})")
+    architecture = parameters = formats = problem = None
+    try:
+        with open_gguf(path) as gguf:
+            size = sum(part.stat().st_size for part in gguf.paths)
+            architecture = str(gguf.metadata.get("general.architecture"))
+            sizes: Counter[str] = Counter()
+            parameters = 0
+            for tensor in gguf.tensors.values():
+                sizes[tensor.format.name] += tensor.n_bytes
+                count = 1
+                for n in tensor.shape:
+                    count *= n
+                parameters += count
+            formats = sizes.most_common(1)[0][0] if sizes else "vocabulary only"
+            check_tensors(gguf, ModelConfig.from_gguf(gguf))
+    except LlaminaError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    return Entry(name, path, size, architecture, parameters, formats, problem)
+
+
+def entries() -> list[Entry]:
+    """All models of the folder."""
+    folder = models_folder()
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder}: is not a folder: set LLAMINA_HOME to one")
+    return [describe(path, short_name(path, folder)) for path in model_files(folder)]

@@ -1,0 +1,283 @@
+"""From the file's rows to tiles: every matrix is retiled into the layout this CPU's kernels want, and the file's pages are let go.
+
+    file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (forward.py)
+
+So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
+caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
+quantisation would turn it into plausible numbers later. The token embedding stays in the file; its rows are decoded as tokens need them. One that is no
+output matrix too takes the same way into a thread's buffer, for that check alone.
+"""
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...kernels.formats import registry
+from ...kernels.matmul import ROWS
+from ..architectures.config import ModelConfig
+from ..errors import FormatError, OutOfMemoryError
+from ..gguf.file import GGUFFile
+from .forward import COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
+
+LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_PIECE = 1 << 20
+"""Bytes of the file that a thread takes at a time: they stay in its cache until they are in their tiles."""
+_SWITCH = 5e-4
+"""Seconds that Python lets a thread run while others wait, during loading: a loader is back in compiled code after some microseconds."""
+_HUGE = 2 << 20
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Shared memory, which is mmap's default, gets no huge pages."""
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total): bytes while loading."""
+
+
+def matrix_names(config: ModelConfig) -> list[str]:
+    """Tensors that are retiled, in the order of use."""
+    names = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in LAYER_MATRICES]
+    return [*names, "token_embd.weight" if config.tied_output else "output.weight"]
+
+
+class Arena:
+    """Zeroed, page-aligned anonymous memory, backed by huge pages where the system has them; matrices are laid one after the other."""
+
+    def __init__(self, size: int):
+        try:
+            self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
+        except (OSError, ValueError, OverflowError) as error:
+            raise OutOfMemoryError(f"cannot reserve {size >> 20} MiB for the weights: {error}") from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without transparent huge pages
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._next = -self._bytes.ctypes.data % _HUGE
+
+    def take(self, size: int) -> np.ndarray:
+        """uint8 [size], 128-byte aligned."""
+        start = self._next
+        self._next += -(-size // 128) * 128
+        return self._bytes[start:start + size]
+
+
+class _Piece(NamedTuple):
+    """Tiles [first, last) of a matrix."""
+
+    name: str
+    first: int
+    last: int
+    to: int | None
+    """Address of the whole retiled matrix; None: it is only looked at."""
+
+
+class Loader:
+    """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
+
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int):
+        self._gguf, self._pieces, self._lock = gguf, iter(pieces), threading.Lock()
+        self._moved = threading.Condition()
+        self._done = self._running = 0
+        self._bad: tuple[str, int] | BaseException | None = None
+        self._stop = False
+        self._retile = {kind: registry.retiler(kind).ctypes for kind in dict.fromkeys(gguf.tensors[p.name].format.name for p in pieces)}
+        self._files: dict[Path, int] = {path: fd for path in gguf.paths if (fd := _descriptor(gguf, path)) is not None}
+        self._threads = [threading.Thread(target=self._work, name=f"llamina-load-{i}") for i in range(n_threads)]
+        self._switch = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch, _SWITCH))
+        self._running = n_threads
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        try:
+            buffer, thrown_away = np.empty(_PIECE + (1 << 17), np.uint8), np.empty(0, np.uint8)
+            while not self._stop:
+                with self._lock:
+                    piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                info = self._gguf.tensors[piece.name]
+                rows, row_bytes = info.shape[0], info.format.row_bytes(info.shape[1])
+                first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
+                fd = self._files.get(info.path)
+                if fd is None:
+                    source = self._gguf.data(piece.name).ctypes.data
+                else:
+                    if len(buffer) < size:
+                        buffer = np.empty(size, np.uint8)
+                    _read(fd, buffer[:size].data, info.offset + first)
+                    source = buffer.ctypes.data - first
+                to = piece.to
+                if to is None:
+                    tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.shape[1])
+                    if len(thrown_away) < (piece.last - piece.first) * tile_bytes:
+                        thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
+                    to = thrown_away.ctypes.data - piece.first * tile_bytes
+                bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
+                if fd is None and piece.last * ROWS >= rows:
+                    self._gguf.release(piece.name)
+                if bad >= 0:
+                    self._fail((piece.name, bad))
+                with self._moved:
+                    self._done += size
+                    self._moved.notify()
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with self._moved:
+                self._running -= 1
+                self._moved.notify()
+
+    def _fail(self, why: tuple[str, int] | BaseException) -> None:
+        with self._lock:
+            self._bad = self._bad or why
+            self._stop = True
+
+    def wait(self, progress: Progress | None, total: int) -> tuple[str, int] | None:
+        """Until all is retiled -> (tensor, row) of a NaN or infinity, or None. What happened to a thread is raised here."""
+        try:
+            while True:
+                with self._moved:
+                    self._moved.wait_for(lambda: not self._running, 0.05)
+                    running, done = self._running, self._done
+                if progress:
+                    progress("loading", done, total)
+                if not running:
+                    break
+        finally:
+            self.close()
+        if isinstance(self._bad, BaseException):
+            raise self._bad
+        return self._bad
+
+    def close(self) -> None:
+        """Stop, wherever they are. Harmless twice."""
+        self._stop = True
+        for thread in self._threads:
+            thread.join()
+        if self._switch:
+            sys.setswitchinterval(self._switch)
+            self._switch = 0.0
+        for fd in self._files.values():
+            os.close(fd)
+        self._files = {}
+
+
+def _descriptor(gguf: GGUFFile, path: Path) -> int | None:
+    """The file opened for reading by pieces, if the system can and it is still the file that is mapped: pages that are never mapped cost no page faults."""
+    if not hasattr(os, "preadv"):
+        return None
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return None
+    mapped = gguf.mapped(path)
+    if os.fstat(fd).st_size == len(mapped) and os.pread(fd, 4096, 0) == mapped[:4096]:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _read(fd: int, into: memoryview, offset: int) -> None:
+    while into:
+        n = os.preadv(fd, [into], offset)
+        if n <= 0:
+            raise FormatError(f"the file ended at byte {offset} while it was read: it was changed meanwhile")
+        into, offset = into[n:], offset + n
+
+
+class Weights:
+    """All of a model's weights; ready for the forward pass after `wait`.
+
+    .descriptors: {name: int64 [8]} of every matrix (forward.py's layout); .gains: float32 rows of the norms, padded to `ld_dim`;
+    .nbytes: memory of the retiled matrices.
+    """
+
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, ld_dim: int, n_threads: int):
+        self._gguf, self.config = gguf, config
+        names = matrix_names(config)
+        self.nbytes = sum(-(-registry.tiled_bytes(t.format.name, *t.shape) // 128) * 128 for t in (gguf.tensors[n] for n in names))
+        self._arena = Arena(self.nbytes)
+        seen = names if config.tied_output else [*names, "token_embd.weight"]
+        self._total = sum(gguf.tensors[n].n_bytes for n in seen)
+        targets = {name: self._arena.take(registry.tiled_bytes(gguf.tensors[name].format.name, *gguf.tensors[name].shape)) for name in names}
+        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads)
+        try:
+            self._prepare(ld_dim, targets)
+        except BaseException:
+            self._loader.close()
+            raise
+
+    def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
+        """What is small, while the loader runs."""
+        gguf, config = self._gguf, self.config
+        self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
+        norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
+        self.gains = {name: self._gain(name, ld_dim) for name in norms}
+        self._embedding = gguf.data("token_embd.weight")
+        self._embedding_format = gguf.tensors["token_embd.weight"].format.name
+
+    def wait(self, progress: Progress | None = None) -> None:
+        """Until everything is in place. FormatError: NaN or infinity among the weights."""
+        bad = self._loader.wait(progress, self._total)
+        if bad is not None:
+            raise self._refuse(*bad)
+
+    def close(self) -> None:
+        """End a loading that nobody waits for any more."""
+        self._loader.close()
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """Token embeddings: int [M] -> float32 [M, dim]. FormatError: finite scales whose product with a block's is not, which loading lets pass."""
+        rows = registry.decode(self._embedding_format, self._embedding[ids])
+        if not np.isfinite(rows).all():
+            bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
+            raise self._refuse("token_embd.weight", int(bad))
+        return rows
+
+    def _refuse(self, name: str, row: int) -> FormatError:
+        return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
+                           "the file is damaged, or its conversion overflowed")
+
+    def _gain(self, name: str, ld_dim: int) -> np.ndarray:
+        row = np.zeros(ld_dim, np.float32)
+        row[:self.config.dim] = registry.decode(self._gguf.tensors[name].format.name, self._gguf.data(name).reshape(1, -1))[0]
+        if not np.isfinite(row).all():
+            raise self._refuse(name, 0)
+        return row
+
+    def _pieces(self, name: str, target: np.ndarray | None) -> Iterator[_Piece]:
+        info = self._gguf.tensors[name]
+        tiles, tile_bytes = -(-info.shape[0] // ROWS), ROWS * info.format.row_bytes(info.shape[1])
+        step = max(1, _PIECE // tile_bytes)
+        to = None if target is None else target.ctypes.data
+        return (_Piece(name, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
+
+    def _descriptor(self, name: str, target: np.ndarray) -> np.ndarray:
+        info = self._gguf.tensors[name]
+        kind = info.format.name
+        words = np.zeros(MATRIX_BYTES // 8, np.int64)
+        words[KERNEL // 8] = registry.kernel(kind).address
+        words[WEIGHTS // 8] = target.ctypes.data
+        words[COLUMNS // 8], words[TILES // 8] = info.shape[1], -(-info.shape[0] // ROWS)
+        words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
+        return words
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that can be claimed without swapping, where the system tells (Linux)."""
+    try:
+        with open("/proc/meminfo") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
