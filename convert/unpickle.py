@@ -24,7 +24,7 @@ from ..engine.gguf.header import quote
 from .sources.base import MappedFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million
-MAX_OPCODES = 4_000_000
+MAX_OPCODES = 1_000_000
 MAX_ENTRIES = 200_000
 MAX_ELEMENTS = 1 << 40
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 begins with this number, pickled

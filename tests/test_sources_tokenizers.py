@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import sentencepiece_model
-from llamina.convert.sources.tokenizer_json import HARD_STRINGS, read_tokenizer_json
+from llamina.convert.sources.tokenizer_check import HARD_STRINGS
+from llamina.convert.sources.tokenizer_json import read_tokenizer_json
 from llamina.convert.sources.vocabulary import Vocab, read_vocabulary_file
 from llamina.engine.errors import FormatError, LlaminaError, UnsupportedError
 from llamina.engine.text.tokenizer import load_tokenizer

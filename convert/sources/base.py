@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ...engine.architectures.config import ModelConfig
 from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import map_file, quote
+
+if TYPE_CHECKING:
+    from .vocabulary import Vocab
 
 RELEASE_BYTES = 1 << 20
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
@@ -259,6 +262,7 @@ class Source:
     tensors: list[SourceTensor]  # embedding, layer by layer, output
     files: list[Path]  # everything that was read, in a fixed order
     notes: list[str] = field(default_factory=list)  # one-line remarks for the user
+    vocabulary: Vocab | None = None  # with the file it was read from; None: the metadata's own (GGUF)
     closing: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def close(self) -> None:
@@ -272,7 +276,7 @@ class Source:
 
 
 def assemble(
-    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[MappedFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
+    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[MappedFile], vocabulary: Vocab, files: Sequence[Path],
     notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str,
 ) -> Source:
     """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
@@ -300,12 +304,12 @@ def assemble(
     metadata = {"general.architecture": "llama", "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
     metadata.update(general or {})
     metadata.update(llama_metadata(config))
-    metadata.update(vocabulary)
+    metadata.update(vocabulary.metadata())
 
     def close() -> None:
         for map in maps:
             map.close()
-    return Source(kind, path, metadata, tensors, list(files), list(notes), close)
+    return Source(kind, path, metadata, tensors, list(files), [*notes, *vocabulary.notes], vocabulary, close)
 
 
 def _leaves(rows: Rows) -> Iterator[Stored]:

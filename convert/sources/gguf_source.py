@@ -32,7 +32,7 @@ def open_gguf_source(path: Path) -> Source:
     except BaseException:
         file.close()
         raise
-    return Source("gguf", file.path, metadata, tensors, file.paths, notes, file.close)
+    return Source("gguf", file.path, metadata, tensors, file.paths, notes, closing=file.close)
 
 
 def _tensor(file: GGUFFile, info: TensorInfo, shape: tuple[int, ...]) -> SourceTensor:

@@ -23,7 +23,7 @@ from .vocabulary import Vocab, llama3_specials, read_vocabulary_file
 
 MAX_SHARDS = 128
 _KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta",
-          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "rope_freq_base", "max_seq_len", "max_batch_size", "sliding_window", "use_biases"}
+          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "max_seq_len", "max_batch_size", "sliding_window", "use_biases"}
 
 
 def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
@@ -40,12 +40,12 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
         vocab = _vocabulary(folder, tokenizer, bool(fields.values.get("use_scaled_rope")))
         vocab.fit(config.n_vocab)
         files = [*(map.path for map in maps), folder / "params.json", vocab.path]
-        notes = [*vocab.notes, f"context length {config.context_length} by the kind of release: params.json does not say"]
+        notes = [f"context length {config.context_length} by the kind of release: params.json does not say"]
         if fields.values.get("max_seq_len"):
             notes.pop()
         if len(maps) > 1:
             notes.insert(0, f"{len(maps)} shards joined")
-        return assemble("meta", path, config, found, maps, vocab.metadata(), files, notes, theirs=to_meta)
+        return assemble("meta", path, config, found, maps, vocab, files, notes, theirs=to_meta)
     except BaseException:
         for map in maps:
             map.close()

@@ -7,38 +7,33 @@ Two kinds of BPE are known. Which one a file is, its normaliser and pre-tokenise
   merges may reach across spaces: kind "llama". That kind has no merges but scores: it always joins the neighbours whose concatenation has the
   highest score, the leftmost first. So a token's score is minus its place among all tokens ordered by the first merge that makes them:
   the same order, as long as no pair that is *not* in the merges, but whose concatenation is a token, comes in between. Trained vocabularies behave, yet nothing
-  guarantees it, so `check` tokenises hard strings and some hundred random ones with both.
+  guarantees it, so tokenizer_check.py tokenises hard strings and some hundred random ones with both.
 
 Source: the JSON that huggingface/tokenizers writes (tokenizers/src/models/bpe, .../normalizers, .../pre_tokenizers).
 """
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from ...engine.errors import FormatError, LlaminaError, UnsupportedError
+from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from ...engine.text.tokenizer import load_tokenizer
 from ...engine.text.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED
 from .base import read_json
+from .tokenizer_check import check_json
 from .vocabulary import Vocab
 
-T = TypeVar("T")
 SPACE = "\u2581"
-HARD_STRINGS = [
-    "Hello, world!", "a", "a  b   c", "line\nline\n\n line", "Once upon a time, there was a cat.", "don't it's WE'LL", "3.14159 and 1234567",
-    "(x+y)*z==0; // ok", "tab\tend ", "émigré naïve", "日本語と漢字",
-    "Привет", "😀👍🏽", "\r\n\r\n", "x" * 70, "end  ", "word\u00a0word", "a\u0301", "<b>&amp;</b>", "Á\u200bB",
-]
 
 
 def read_tokenizer_json(path: Path) -> Vocab:
     """FormatError: damaged. UnsupportedError: a tokenizer that a GGUF file of a kind that llamina knows cannot express."""
-    return _Reader(path).vocab()
+    reader = _Reader(path)
+    vocab = reader.vocab()
+    check_json(vocab, reader.json)
+    return vocab
 
 
 class _Reader:
@@ -66,7 +61,7 @@ class _Reader:
             if model.get(option):
                 self.refuse(f"its model has {option} = {quote(model[option])}, which GGUF cannot express")
         merges = self.merges(model.get("merges"))
-        vocab = Vocab(self.path, "llama", *self.tokens(model.get("vocab")))
+        vocab = Vocab(self.path, "llama", *self.tokens(model.get("vocab")), from_json=True)
         ids = {text: id for id, text in enumerate(vocab.tokens) if vocab.types[id] != UNUSED}
         for rank, (left, right) in enumerate(merges):
             if left not in ids or right not in ids or left + right not in ids:
@@ -88,7 +83,6 @@ class _Reader:
             vocab.types[ids[unknown]], vocab.ids["unknown"] = UNKNOWN, ids[unknown]
         self.added(vocab)
         self.post_processor(vocab)
-        self.check(vocab)
         return vocab
 
     def tokens(self, vocab: Any) -> tuple[list[str], list[int]]:
@@ -118,31 +112,31 @@ class _Reader:
 
     def is_byte_level(self) -> bool:
         """Whether the text goes through GPT-2's byte alphabet; then the splitting must be Llama 3's."""
-        steps = _steps(self.object("pre_tokenizer"), "pretokenizers")
-        if not any(step.get("type") == "ByteLevel" for step in steps):
+        found = steps(self.object("pre_tokenizer"), "pretokenizers")
+        if not any(step.get("type") == "ByteLevel" for step in found):
             return False
-        if normalizers := _steps(self.object("normalizer"), "normalizers"):
+        if normalizers := steps(self.object("normalizer"), "normalizers"):
             self.refuse(f"is byte-level, but with normalizer {quote(normalizers[0].get('type'))}, which GGUF's 'llama-bpe' does not have")
         llama3 = (
-            len(steps) == 2 and steps[0].get("type") == "Split" and steps[0].get("pattern") == {"Regex": LLAMA3_SPLIT}
-            and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-            and not steps[1].get("add_prefix_space") and steps[1].get("use_regex") is False
+            len(found) == 2 and found[0].get("type") == "Split" and found[0].get("pattern") == {"Regex": LLAMA3_SPLIT}
+            and found[0].get("behavior") == "Isolated" and not found[0].get("invert")
+            and not found[1].get("add_prefix_space") and found[1].get("use_regex") is False
         )
         if not llama3:
-            self.refuse(f"splits text in a way that is not Llama 3's (pre_tokenizer {json.dumps(steps)[:200]}); llamina knows no other byte-level one")
+            self.refuse(f"splits text in a way that is not Llama 3's (pre_tokenizer {json.dumps(found)[:200]}); llamina knows no other byte-level one")
         return True
 
     def space_prefix(self, vocab: Vocab) -> None:
         """Settle how spaces are written, from normaliser and pre-tokeniser, which may hold nothing else."""
         prefix, replaced, first = False, False, False
-        for step in _steps(self.object("normalizer"), "normalizers"):
+        for step in steps(self.object("normalizer"), "normalizers"):
             if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
                 prefix = True
             elif step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
                 replaced = True
             else:
                 self.refuse(f"has the normalizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
-        for step in _steps(self.object("pre_tokenizer"), "pretokenizers"):
+        for step in steps(self.object("pre_tokenizer"), "pretokenizers"):
             if step.get("type") != "Metaspace" or step.get("replacement", SPACE) != SPACE or step.get("split", True):
                 self.refuse(f"splits text by pre_tokenizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
             replaced = True
@@ -152,6 +146,7 @@ class _Reader:
             self.refuse(f"does not write spaces as {SPACE}, so it is not of SentencePiece's kind, and it is not byte-level either")
         vocab.add_space_prefix = prefix
         if first:
+            vocab.exceptions.add("leading space")
             vocab.notes.append(f"{self.path.name} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one")
 
     def added(self, vocab: Vocab) -> None:
@@ -166,7 +161,7 @@ class _Reader:
     def post_processor(self, vocab: Vocab) -> None:
         """BOS and EOS, where the template puts them around a single text."""
         vocab.add_bos = False
-        for step in _steps(self.object("post_processor"), "processors"):
+        for step in steps(self.object("post_processor"), "processors"):
             template = step.get("single")
             if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
                 continue
@@ -179,54 +174,10 @@ class _Reader:
                     vocab.ids[name] = known[0]
                     vocab.add_bos, vocab.add_eos = vocab.add_bos or name == "bos", vocab.add_eos or name == "eos"
 
-    def check(self, vocab: Vocab) -> None:
-        """Tokenise with both. UnsupportedError at the first difference in a text whose characters the vocabulary knows; a note if only other
-        characters differ."""
-        from tokenizers import Tokenizer
 
-        theirs = self.library(lambda: Tokenizer.from_file(str(self.path)))
-        try:
-            ours = load_tokenizer(vocab.metadata(), self.path)
-        except LlaminaError as error:
-            raise type(error)(f"{error}; so this tokenizer has no GGUF form that llamina knows") from None
-        special = [text for text, type_ in zip(vocab.tokens, vocab.types) if type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
-        known = {c for text, type_ in zip(vocab.tokens, vocab.types) if type_ == NORMAL for c in text} if BYTE not in vocab.types and vocab.scores else None
-        rng = random.Random(0)
-        pieces = [id for id, type_ in enumerate(vocab.types) if type_ == NORMAL]
-        drawn = [[vocab.tokens[rng.choice(pieces)] for _ in range(rng.randint(1, 12))] for _ in range(600)] if pieces else []
-        if vocab.model == "gpt2":
-            texts = [bytes(BYTE_OF.get(c, 63) for c in "".join(some)).decode(errors="replace") for some in drawn]
-        else:
-            texts = ["".join(some).replace(SPACE, " ") for some in drawn]
-        odd = None
-        for text in HARD_STRINGS + texts:
-            text = text.lstrip(" ") if vocab.scores else text
-            if not text or any(s in text for s in special if s):
-                continue
-            want = self.library(lambda text=text: theirs.encode(text, add_special_tokens=False).ids)
-            got = ours.encode(text, bos=False, eos=False)
-            if want == got:
-                continue
-            if known is None or all(c in known for c in text.replace(" ", SPACE)):
-                self.refuse(f"has no equal in GGUF: {quote(text)} is {want[:12]} by its own rules, but would be {got[:12]}")
-            odd = odd or text
-        if odd:
-            vocab.notes.append(f"characters outside the vocabulary are tokenised otherwise than by {self.path.name}, such as in {quote(odd)}")
-
-
-    def library(self, call: Callable[..., T]) -> T:
-        """What the tokenizers library says; FormatError where it fails. It raises bare Exceptions, and its panics are not even those."""
-        try:
-            return call()
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            self.fail(f"the tokenizers library cannot use it: {' '.join(str(error).split())[:120]}")
-
-
-def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+def steps(step: Any, inner: str) -> list[dict[str, Any]]:
     """A normaliser, pre-tokeniser or post-processor as a flat list of its parts."""
-    if step is None:
+    if not isinstance(step, dict):
         return []
     if step.get("type") != "Sequence":
         return [step]

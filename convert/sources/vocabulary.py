@@ -23,6 +23,8 @@ from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TO
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
+MAX_SPLITS = 1 << 27
+"""Sum of the squares of the tokens' lengths of a tiktoken file; Llama 3's has 9 million."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Vocab:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
+    from_json: bool = False  # of a tokenizer.json
+    exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
 
     def __post_init__(self) -> None:
@@ -113,6 +117,8 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     """A tokenizer file of any kind, known by its content: SentencePiece's or Meta's tokenizer.model, tokenizer.json, or llama2.c's tokenizer.bin, which
     does not say how many tokens it has: `n_vocab`. special: names of the special tokens that follow a tiktoken file's."""
     data = read_bytes(path)
+    if data[2:4] == b"\0\0":  # llama2.c's begins with a small int32, whatever its first byte looks like; none of the others holds a NUL there
+        return _llama2c(path, data, n_vocab)
     if data.lstrip()[:1] == b"{":
         from .tokenizer_json import read_tokenizer_json
         return read_tokenizer_json(path)
@@ -163,15 +169,24 @@ def _sentencepiece(path: Path, data: bytes) -> Vocab:
     types: list[int] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
+
+    def raw(message: dict[int, Any], number: int) -> bytes:
+        """A field that must be text: a number there, handed to bytes(), would be a length."""
+        value = message.get(number, b"")
+        if not isinstance(value, bytes):
+            raise ValueError(f"its field {number} is a number where a text belongs")
+        return value
+
     try:
         for number, value in _message(data, "the model"):
             if number == 1:  # SentencePiece { string piece = 1; float score = 2; Type type = 3 [default = NORMAL]; }
                 piece = dict(_message(value, f"piece {len(tokens)}"))
-                tokens.append(piece.get(1, b"").decode())
-                scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
+                tokens.append(raw(piece, 1).decode())
+                scores.append(struct.unpack("<f", raw(piece, 2) or bytes(4))[0])
                 types.append(piece.get(3, NORMAL))
             elif number in (2, 3):
                 (trainer if number == 2 else normalizer).update(_message(value, "the settings"))
+        charsmap, rule = raw(normalizer, 2), raw(normalizer, 1).decode(errors="replace")
     except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise FormatError(f"{path}: is no SentencePiece model, or a damaged one: {error}") from None
     if not tokens:
@@ -190,9 +205,9 @@ def _sentencepiece(path: Path, data: bytes) -> Vocab:
             vocab.ids[name] = id
     vocab.add_space_prefix = bool(normalizer.get(3, 1))
     vocab.remove_extra_whitespaces = bool(normalizer.get(4, 1))
-    if normalizer.get(2):
-        rule = bytes(normalizer.get(1) or b"").decode(errors="replace")
-        vocab.notes.append(f"{path.name} normalises characters ({rule}), which GGUF's SentencePiece kind cannot say: left out")
+    if charsmap:
+        vocab.exceptions.add("normalised")
+        vocab.notes.append(f"{path.name} normalises characters ({rule[:40]!r}), which GGUF's SentencePiece kind cannot say: left out")
     return vocab
 
 
@@ -248,6 +263,7 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
     """Lines of "base64 rank". tiktoken joins the pair whose concatenation has the least rank; as a list of merges, that is every way to put a token
     together from two others, by the rank of the result."""
     ranks: dict[bytes, int] = {}
+    work = 0
     for number, line in enumerate(data.split(b"\n")):
         if not line.strip():
             continue
@@ -257,6 +273,9 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
             if int(rank) != len(ranks) or token in ranks or not token:
                 raise ValueError("ranks must count from 0 without gaps, and tokens be said once")
             ranks[token] = len(ranks)
+            work += len(token) ** 2
+            if work > MAX_SPLITS:
+                raise ValueError(f"its tokens are too long: finding their parts would take more than {MAX_SPLITS} steps")
         except ValueError as error:
             raise FormatError(f"{path}: line {number + 1} is no token and rank: {error}") from None
     assert len(ranks) <= MAX_TOKENS
