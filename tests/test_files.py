@@ -241,12 +241,11 @@ def test_limit(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no space left"), writing(tmp_path / "a"):
-        with NewFile(tmp_path / "a") as new:
-            full = os.open("/dev/full", os.O_WRONLY)
-            os.dup2(full, new.file.fileno())
-            os.close(full)
-            new.file.write(bytes(1 << 20))
+    with pytest.raises(FileError, match="no space left"), writing(tmp_path / "a"), NewFile(tmp_path / "a") as new:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, new.file.fileno())
+        os.close(full)
+        new.file.write(bytes(1 << 20))
     assert names(tmp_path) == []
 
 
