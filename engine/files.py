@@ -2,7 +2,8 @@
 
     with new_file(path) as new: new.file.write(...)        the old file or the new one, never a part of it
     read_file(path, limit), open_regular(path)             no folder, pipe or device is taken for a file, and nothing is read without bound
-    Stamp.of(fd, path) ... .check()                        a file that changes while it is read is told, not believed
+    StableFile(path): .read(at, n) ... .check()            a file that changes while it is read is told, not believed; it is never mapped: cutting a mapped
+                                                           file short kills whoever looks at it (SIGBUS)
 """
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..kernels.new_file import NewFile
-from .errors import FileError, LlaminaError
+from .errors import ClosedError, FileError, FormatError, LlaminaError
 
-__all__ = ["NewFile", "Stamp", "new_file", "open_regular", "read_file", "reason", "shown", "write_file", "writing"]
+__all__ = ["NewFile", "StableFile", "Stamp", "new_file", "open_regular", "read_file", "reason", "shown", "write_file", "writing"]
 
 _ADVICE = {errno.ENOSPC: "no space left: free some, or write to another disk", errno.EFBIG: "the file would be too large for the disk or a limit (ulimit -f)",
            errno.EACCES: "no permission to write there", errno.EPERM: "no permission to write there", errno.EROFS: "the disk is read-only",
@@ -127,3 +129,67 @@ class Stamp:
         now = (info.st_size, info.st_mtime_ns, (info.st_dev, info.st_ino))
         if now != (self.size, self.written, self.identity):
             raise FileError(f"{shown(self.path)}: was changed while it was read ({self.size} bytes, now {info.st_size}): try again when nobody writes it")
+
+
+class StableFile:
+    """A regular file opened once and read by position, from any thread; a context manager. FileError when it turns out that it changed meanwhile."""
+
+    def __init__(self, path: str | os.PathLike[str], what: str = "a file") -> None:
+        """FileError as of `open_regular`; FormatError if it is empty."""
+        self._file: BinaryIO | None = open_regular(path, what)
+        self._lock = threading.Lock()
+        self.path = Path(path)
+        self.stamp = Stamp.of(self._file.fileno(), self.path)
+        self.size = self.stamp.size
+        if not self.size:
+            self.close()
+            raise FormatError(f"{shown(path)}: is empty: expected {what}, get it again")
+
+    def read(self, at: int, n: int) -> bytes:
+        """The n bytes from byte `at` on, which lie within `size`."""
+        data = bytearray(n)
+        self.read_into(at, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, at: int, into: Any) -> None:
+        """Fill a writable, contiguous buffer of bytes."""
+        file, into = self._open(), memoryview(into)
+        while into:
+            try:
+                if hasattr(os, "preadv"):
+                    n = os.preadv(file.fileno(), [into], at)
+                else:
+                    with self._lock:
+                        file.seek(at)
+                        n = file.readinto(into)  # type: ignore[attr-defined]
+            except OSError as error:
+                raise FileError(f"{shown(self.path)}: cannot be read at byte {at} ({reason(error)})") from None
+            if n <= 0:
+                raise FileError(f"{shown(self.path)}: ended at byte {at} while it was read, it had {self.size}: try again when nobody writes it")
+            into, at = into[n:], at + n
+
+    def check(self) -> None:
+        """FileError if it was changed since it was opened. A new file under its name is none of ours: the old one is still whole."""
+        self.stamp.check(self._open().fileno())
+
+    def close(self) -> None:
+        """Harmless twice; reading raises ClosedError afterwards."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _open(self) -> BinaryIO:
+        file = self._file
+        if file is None:
+            raise ClosedError(f"{shown(self.path)}: the file was closed: open it again")
+        return file
+
+    def __enter__(self) -> StableFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()

@@ -23,30 +23,12 @@ from ..errors import FileError, FormatError, OutOfMemoryError
 from ..files import new_file, open_regular, reason, shown, writing
 
 if TYPE_CHECKING:
-    from ..gguf.file import GGUFFile
     from ..model import Model
     from ..run import kv_cache
 
 MAGIC = b"LLAMINA\x01"
 MAX_HEADER = 32 << 20
 _DIGEST = 32
-_SAMPLE = 4096  # bytes of a tensor's beginning, middle and end that stand for all of it
-
-
-def model_digest(gguf: GGUFFile) -> str:
-    """What tells a model file from others: BLAKE2b of its header (metadata, tensor names, shapes, formats) and of 4 KiB from the beginning, the middle and
-    the end of each tensor. Not of all of it, which would take seconds per gigabyte at every start; a file that differs elsewhere only is not noticed."""
-    found = blake2b(digest_size=_DIGEST)
-    for path in gguf.paths:
-        starts = [info.offset for info in gguf.tensors.values() if info.path == path]
-        file = gguf.mapped(path)
-        found.update(memoryview(file)[:min(starts, default=len(file))])
-    for info in gguf.tensors.values():
-        data = memoryview(gguf.mapped(info.path))[info.offset:info.offset + info.n_bytes]
-        middle = max(0, info.n_bytes // 2 - _SAMPLE // 2)
-        for start in 0, middle, max(0, info.n_bytes - _SAMPLE):
-            found.update(data[start:start + _SAMPLE])
-    return found.hexdigest()
 
 
 @dataclass
