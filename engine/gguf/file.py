@@ -112,6 +112,7 @@ class GGUFFile:
         row_bytes = info.n_bytes // info.rows
         rows = np.empty(((info.rows if last is None else last) - first, row_bytes), np.uint8)
         self.read_into(name, first * row_bytes, rows)
+        rows.flags.writeable = False
         return rows
 
     def read_into(self, name: str, at: int, into: np.ndarray) -> None:

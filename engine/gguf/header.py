@@ -84,7 +84,7 @@ def quote(value: object) -> str:
 
 def open_source(path: Path) -> StableFile:
     """FileError if it can't be read or is no regular file, FormatError if it is empty."""
-    return StableFile(path, "a .gguf file")
+    return StableFile(path, "a GGUF file")
 
 
 class Header:
