@@ -30,6 +30,7 @@ from typing import Any
 from . import native_code
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 from .interrupts import raised_at_the_end
+from .new_file import write_bytes
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward*.py", "engine/run/rope.py")
@@ -303,14 +304,9 @@ class _Store:
 
     @staticmethod
     def write(path: Path, blob: bytes) -> None:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(blob)
-            os.replace(temporary, path)
-        except OSError:  # disk full, folder removed: the compiled function works all the same
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):  # disk full, folder removed: the compiled function works all the same
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            write_bytes(path, blob, 0o600, sync=False)
 
     def enable(self) -> None: ...
 

@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .new_file import write_bytes
+
 SUPPORTED = sys.platform == "linux" and struct.calcsize("P") == 8 and sys.byteorder == "little"
 REPORTERS = ("NRT_Free", "numba_do_raise", "numba_gil_ensure", "numba_gil_release", "numba_runtime_build_excinfo_struct", "numba_unpickle")
 """What a C wrapper of Numba calls if the function within raised."""
@@ -116,15 +118,10 @@ def numba_facts(places: list[Path]) -> dict[str, Any]:
             return {"cpu": [str(x) for x in facts["cpu"]], "settings": [str(x) for x in facts["settings"]], "features": str(facts["features"])}
     facts = ask_numba()
     for place in places:
-        temporary = place / f"{key}.{os.getpid()}.tmp"
-        try:
+        with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(facts))
-            os.replace(temporary, place / key)
+            write_bytes(place / key, json.dumps(facts).encode(), 0o600, sync=False)
             break
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
     return facts
 
 
