@@ -178,8 +178,9 @@ def _check_text(source: Source, text: str) -> None:
 
 def _sizes(source: Source, importance: bool) -> Sizes:
     meta = source.metadata
-    n_layers, n_heads = int(meta["llama.block_count"]), _first(meta["llama.attention.head_count"])
-    n_kv_heads = _first(meta.get("llama.attention.head_count_kv", n_heads))
+    arch = meta["general.architecture"]
+    n_layers, n_heads = int(meta[f"{arch}.block_count"]), _first(meta[f"{arch}.attention.head_count"])
+    n_kv_heads = _first(meta.get(f"{arch}.attention.head_count_kv", n_heads))
     return Sizes(n_layers, n_heads, n_kv_heads, any(t.name == "output.weight" for t in source.tensors), importance)
 
 
@@ -304,9 +305,9 @@ def _encode(piece: _Piece, allow_nan: bool) -> tuple[np.ndarray, int]:
     from ..kernels.formats.encoders import encode
     tensor, format = piece.tensor, piece.choice.format
     if piece.copied:
-        raw = tensor.raw()
+        raw = tensor.raw(piece.first, piece.last)
         assert raw is not None
-        return raw[piece.first:piece.last], 0
+        return raw, 0
     x = tensor.rows(piece.first, piece.last)
     zeroed = 0
     if not np.isfinite(x).all():

@@ -4,8 +4,8 @@
 
 A pickle is a program. This interpreter knows the opcodes that torch.save writes, and its values are plain data: a GLOBAL is but a name, looked up in a
 fixed table of what tensors are made of; there is nothing to import, call or subclass. Any other opcode or name is refused by its name. Keys of
-dicts are strings or numbers, every length is checked against the file, and the number of opcodes is bounded, so that hostile files cost little time
-and memory. Storages must be stored uncompressed, as torch does, which rules out zip bombs.
+dicts are strings or whole numbers, every length is checked against the file, and the number of opcodes and of what they spell out is bounded, so that
+hostile files cost little time and memory. Storages must be stored uncompressed, as torch does, which rules out zip bombs.
 
 Sources: pickletools' documentation of the opcodes; torch/serialization.py and torch/_utils.py (persistent ids, _rebuild_tensor_v2).
 """
@@ -21,11 +21,13 @@ from typing import Any, NoReturn
 
 from ..engine.errors import FormatError, UnsupportedError
 from ..engine.gguf.header import quote
-from .sources.base import MappedFile, Stored
+from .sources.base import SourceFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million
 MAX_OPCODES = 1_000_000
 MAX_ENTRIES = 200_000
+MAX_PLAIN, MAX_DEPTH = 10_000, 8  # of settings beside the weights
+MAX_KEY = 1 << 32  # whole numbers as keys: larger ones can be chosen so that all meet in one place of a dict
 MAX_ELEMENTS = 1 << 40
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 begins with this number, pickled
 
@@ -64,7 +66,7 @@ class Ordered(dict):
 _MARK = object()
 
 
-def load_checkpoint(file: MappedFile) -> Any:
+def load_checkpoint(file: SourceFile) -> Any:
     """The object that torch.save wrote: dicts, lists, numbers, strings, and tensors as `Stored` without a name.
 
     FormatError: damaged or hostile. UnsupportedError: old or TorchScript files, and whatever is no tensor, dict, list or number, by its name."""
@@ -73,12 +75,12 @@ def load_checkpoint(file: MappedFile) -> Any:
     if pickle[1] > MAX_PICKLE:
         raise FormatError(f"{file.path}: data.pkl has {pickle[1]} bytes, expected at most {MAX_PICKLE}")
     order = entries.get(prefix + "byteorder")
-    if order and file.map[order[0] : order[0] + min(order[1], 16)] != b"little":
+    if order and file.read(order[0], min(order[1], 16)) != b"little":
         raise UnsupportedError(f"{file.path}: its numbers are big-endian; save it again on a little-endian machine")
-    return _Machine(file, entries, prefix).run(file.map[pickle[0] : pickle[0] + pickle[1]])
+    return _Machine(file, entries, prefix).run(file.read(*pickle))
 
 
-def load_state_dict(file: MappedFile) -> tuple[dict[str, Stored], dict[str, Any]]:
+def load_state_dict(file: SourceFile) -> tuple[dict[str, Stored], dict[str, Any]]:
     """The tensors of a state dict, or of a training checkpoint that has one as "model", "state_dict" or "module"; and the checkpoint's other values.
     Prefixes that torch.compile and DataParallel put before names are taken off. Raises what load_checkpoint does, FormatError if there is none."""
     found = load_checkpoint(file)
@@ -86,7 +88,8 @@ def load_state_dict(file: MappedFile) -> tuple[dict[str, Stored], dict[str, Any]
     if isinstance(found, dict):
         inner = next((key for key in ("model", "state_dict", "module") if isinstance(found.get(key), dict)), None)
         if inner:
-            rest = {key: value for key, value in found.items() if isinstance(key, str) and key != inner}
+            left = [MAX_PLAIN]
+            rest = {key: _plain(value, left) for key, value in found.items() if isinstance(key, str) and key != inner}
             found = found[inner]
     tensors: dict[str, Stored] = {}
     for key, value in found.items() if isinstance(found, dict) else ():
@@ -101,13 +104,28 @@ def load_state_dict(file: MappedFile) -> tuple[dict[str, Stored], dict[str, Any]
     return tensors, rest
 
 
-def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
+def _plain(value: Any, left: list[int], depth: int = 0) -> Any:
+    """Settings beside the weights, copied as far as they are plain and small: a pickle's values may share parts, so that a few bytes of it spell out more
+    than memory holds, or nest without end. left: how many more values; what goes beyond is but named."""
+    left[0] -= 1
+    if value is None or isinstance(value, (bool, float, str)) or isinstance(value, int) and abs(value) < 1 << 64:
+        return value
+    if left[0] > 0 and depth < MAX_DEPTH:
+        if isinstance(value, dict) and len(value) <= left[0]:
+            return {key: _plain(item, left, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and len(value) <= left[0]:
+            return type(value)(_plain(item, left, depth + 1) for item in value)
+    return f"({type(value).__name__})"
+
+
+def _directory(file: SourceFile) -> tuple[dict[str, tuple[int, int]], str]:
     """Every entry of the zip: name -> (offset of its bytes in the file, how many); and the folder that holds data.pkl."""
     path = file.path
-    if file.map[:4] != b"PK\x03\x04":
-        if LEGACY_MAGIC in file.map[:32]:
+    head = file.read(0, min(32, file.size))
+    if head[:4] != b"PK\x03\x04":
+        if LEGACY_MAGIC in head:
             raise UnsupportedError(f"{path}: is a PyTorch file of before version 1.6 (a bare pickle): load and save it again with a newer PyTorch")
-        if file.map[:1] == b"\x80":
+        if head[:1] == b"\x80":
             raise UnsupportedError(f"{path}: is a bare pickle, not a zip file as PyTorch writes since 1.6: it is not opened, save it again with PyTorch")
         raise FormatError(f"{path}: is no PyTorch file (it does not begin as a zip file)")
     entries: dict[str, tuple[int, int]] = {}
@@ -127,9 +145,10 @@ def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
         if info.flag_bits & 1:
             raise UnsupportedError(f"{what} is encrypted")
         at = info.header_offset
-        if at < 0 or at + 30 > file.size or file.map[at : at + 4] != b"PK\x03\x04":
+        header = file.read(at, 30) if 0 <= at <= file.size - 30 else b""
+        if header[:4] != b"PK\x03\x04":
             raise FormatError(f"{what} has no header at byte {at}: the file is damaged or truncated")
-        name_bytes, extra_bytes = struct.unpack_from("<HH", file.map, at + 26)
+        name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
         start = at + 30 + name_bytes + extra_bytes
         if start + info.file_size > file.size:
             raise FormatError(f"{what} ends at byte {start + info.file_size} of {file.size}: the file is truncated")
@@ -146,10 +165,11 @@ def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
 class _Machine:
     """Interprets one pickle; `run` gives its value."""
 
-    def __init__(self, file: MappedFile, entries: dict[str, tuple[int, int]], prefix: str) -> None:
+    def __init__(self, file: SourceFile, entries: dict[str, tuple[int, int]], prefix: str) -> None:
         self.file, self.entries, self.prefix = file, entries, prefix
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.filled = 0
 
     def fail(self, message: str) -> NoReturn:
         raise FormatError(f"{self.file.path}: damaged or hostile pickle: {message}")
@@ -192,9 +212,12 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(pairs) % 2:
             self.fail("items for something that is no dict")
+        self.filled += len(pairs)
+        if self.filled > 4 * MAX_OPCODES:  # an OrderedDict's list can be said again and again
+            self.fail(f"more than {4 * MAX_OPCODES} items of dicts")
         for key, value in zip(pairs[::2], pairs[1::2]):
-            if not isinstance(key, (str, int, float)):
-                self.fail(f"a dict's key is a {type(key).__name__}")
+            if not isinstance(key, (str, int)) or isinstance(key, int) and abs(key) > MAX_KEY:
+                self.fail(f"a dict's key is a {type(key).__name__}, expected a text or a number up to {MAX_KEY}")
             target[key] = value
 
     def extend(self, items: list[Any]) -> None:

@@ -94,7 +94,11 @@ def test_fallbacks() -> None:
     assert fitting("F32", 33) == "F32" and fitting("BF16", 33) == "BF16"
     choice, = choose(LLAMA_7B, [("blk.0.attn_q.weight", (64, 96), "F32")], "q4_k_m")
     assert choice == Choice("blk.0.attn_q.weight", "Q5_0", "Q4_K")
-    assert choice.fallback == "blk.0.attn_q.weight: Q4_K does not fit its columns, Q5_0 instead"
+    more = choose(LLAMA_7B, [("blk.0.attn_q.weight", (64, 96), "F32"), ("blk.1.attn_q.weight", (64, 96), "F32"), ("blk.0.attn_k.weight", (64, 33), "F32")],
+                  "q4_k_m")
+    assert fallbacks(more, {"blk.0.attn_q.weight": (64, 96), "blk.1.attn_q.weight": (64, 96), "blk.0.attn_k.weight": (64, 33)}) == [
+        "Q4_K does not fit 96 columns, Q5_0 instead: 2 matrices, such as blk.0.attn_q.weight",
+        "Q4_K does not fit 33 columns, F16 instead: 1 matrix, such as blk.0.attn_k.weight"]
 
 
 TENSORS = [("token_embd.weight", (512, 256), "F16"), ("blk.0.attn_norm.weight", (256,), "F32"), ("blk.0.attn_q.weight", (256, 256), "BF16"),

@@ -17,7 +17,7 @@ from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
-from .base import Constant, Fields, MappedFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
+from .base import Constant, Fields, SourceFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
 from .hf_card import read_card, sampling
 from .hf_config import read_config
 from .hf_fields import SIZES
@@ -36,7 +36,7 @@ def open_hf(path: Path, tokenizer: Path | None = None, context: int | None = Non
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder / 'config.json'}: is missing: a Hugging Face checkpoint needs it beside the weights")
-    maps: list[MappedFile] = []
+    maps: list[SourceFile] = []
     try:
         notes: list[str] = []
         tensors, files = _weights(path, maps, notes)
@@ -47,14 +47,14 @@ def open_hf(path: Path, tokenizer: Path | None = None, context: int | None = Non
         raise
 
 
-def _weights(path: Path, maps: list[MappedFile], notes: list[str]) -> tuple[dict[str, Stored], list[Path]]:
+def _weights(path: Path, maps: list[SourceFile], notes: list[str]) -> tuple[dict[str, Stored], list[Path]]:
     """All tensors under their HF names, and the files that hold them: of several, those that transformers takes. `maps` gets what must be closed."""
     def read(file: Path) -> dict[str, Stored]:
         if file.suffix == ".safetensors" or not path.is_dir() and file.suffix not in (".bin", ".pt", ".pth"):
             map, held = read_safetensors(file)
             maps.append(map)
             return held
-        maps.append(MappedFile(file))
+        maps.append(SourceFile(file))
         return load_state_dict(maps[-1])[0]
 
     if not path.is_dir():
@@ -82,7 +82,7 @@ def _weights(path: Path, maps: list[MappedFile], notes: list[str]) -> tuple[dict
     raise FileError(f"{path}: has no model.safetensors or pytorch_model.bin, nor an index of shards")
 
 
-def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[MappedFile], files: list[Path], tokenizer: Path | None,
+def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[SourceFile], files: list[Path], tokenizer: Path | None,
               context: int | None = None, notes: Sequence[str] = ()) -> Source:
     """A Source from tensors in HF naming and the settings in `folder`."""
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))

@@ -43,6 +43,7 @@ class Vocab:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
+    pre: str | None = None  # tokenizer.ggml.pre; None: the model's usual
     from_json: bool = False  # of a tokenizer.json
     exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
@@ -86,7 +87,7 @@ class Vocab:
             self.notes.append(f"vocabulary padded {n} -> {n_vocab} with unused tokens, as many as the embedding has rows")
 
     def metadata(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {"model": self.model, "pre": "default" if self.model == "llama" else "llama-bpe", "tokens": self.tokens}
+        keys: dict[str, Any] = {"model": self.model, "pre": self.pre or ("default" if self.model == "llama" else "llama-bpe"), "tokens": self.tokens}
         if self.scores is not None:
             keys["scores"] = np.asarray(self.scores, np.float32)
         keys["token_type"] = np.asarray(self.types, np.int32)
@@ -120,6 +121,9 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     if data[2:4] == b"\0\0":  # llama2.c's begins with a small int32, whatever its first byte looks like; none of the others holds a NUL there
         return _llama2c(path, data, n_vocab)
     if data.lstrip()[:1] == b"{":
+        if path.name.startswith("tekken"):
+            from .tekken import read_tekken
+            return read_tekken(path)
         from .tokenizer_json import read_tokenizer_json
         return read_tokenizer_json(path)
     first = data[:200].split(b"\n", 1)[0].split(b" ")
@@ -263,7 +267,6 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
     """Lines of "base64 rank". tiktoken joins the pair whose concatenation has the least rank; as a list of merges, that is every way to put a token
     together from two others, by the rank of the result."""
     ranks: dict[bytes, int] = {}
-    work = 0
     for number, line in enumerate(data.split(b"\n")):
         if not line.strip():
             continue
@@ -273,18 +276,9 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
             if int(rank) != len(ranks) or token in ranks or not token:
                 raise ValueError("ranks must count from 0 without gaps, and tokens be said once")
             ranks[token] = len(ranks)
-            work += len(token) ** 2
-            if work > MAX_SPLITS:
-                raise ValueError(f"its tokens are too long: finding their parts would take more than {MAX_SPLITS} steps")
         except ValueError as error:
             raise FormatError(f"{path}: line {number + 1} is no token and rank: {error}") from None
-    assert len(ranks) <= MAX_TOKENS
-    letter = {byte: char for char, byte in BYTE_OF.items()}
-    tokens = ["".join(letter[b] for b in token) for token in ranks]
-    merges: list[str] = []
-    for token, text in zip(ranks, tokens):
-        pairs = [(ranks[token[:i]], ranks[token[i:]], i) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        merges += [f"{text[:i]} {text[i:]}" for _, _, i in sorted(pairs)]
+    tokens, merges = byte_tokens(path, ranks)
     vocab = Vocab(path, "gpt2", tokens, [NORMAL] * len(tokens), merges=merges)
     for text in special:
         vocab.add(len(vocab.tokens), text, True)
@@ -293,3 +287,16 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
         if text in place:
             vocab.ids[name] = place[text]
     return vocab
+
+
+def byte_tokens(path: Path, ranks: dict[bytes, int]) -> tuple[list[str], list[str]]:
+    """Tokens in GPT-2's byte alphabet and the merges that make them, of tokens with their ranks, 0, 1, 2, ... FormatError: their lengths would take for ever."""
+    if (work := sum(len(token) ** 2 for token in ranks)) > MAX_SPLITS:
+        raise FormatError(f"{path}: its tokens are too long: finding their parts would take {work} steps, expected at most {MAX_SPLITS}")
+    letter = {byte: char for char, byte in BYTE_OF.items()}
+    tokens = ["".join(letter[b] for b in token) for token in ranks]
+    merges: list[str] = []
+    for token, text in zip(ranks, tokens):
+        pairs = [(ranks[token[:i]], ranks[token[i:]], i) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        merges += [f"{text[:i]} {text[i:]}" for _, _, i in sorted(pairs)]
+    return tokens, merges
