@@ -16,10 +16,12 @@ from ..engine.cli.progress import Progress
 @click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, threads: int | None, quiet: bool) -> None:
+def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, overwrite: bool, threads: int | None,
+            quiet: bool) -> None:
     """Run MODEL (best unquantised) over a text file and write the mean squared activation of every column of every matrix.
 
     \b
@@ -31,8 +33,8 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
     from .importance import collect, write
     from .writer import check_target
     body = read_text(text)
-    check_target(Path(output), [] if model.startswith("hf:") else [resolve(model), Path(text)])
+    check_target(Path(output), [] if model.startswith("hf:") else [resolve(model), Path(text)], overwrite)
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
         columns = collect(opened, body, context, windows, progress.counting, special)
-        write(Path(output), columns, Path(text).name, context)
+        write(Path(output), columns, Path(text).name, context, overwrite)
         progress.note(f"{output}: importance of {len(columns)} matrices, measured on {next(iter(columns.values())).count} tokens")

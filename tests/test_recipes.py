@@ -4,7 +4,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llamina.convert.recipes import ENCODABLE, FALLBACKS, RECIPES, Choice, Sizes, choose, fitting, more_bits, parse_overrides, recipe_format, recipe_name
+from llamina.convert.recipes import (
+    ENCODABLE,
+    FALLBACKS,
+    RECIPES,
+    Choice,
+    Sizes,
+    choose,
+    fallbacks,
+    fitting,
+    more_bits,
+    parse_overrides,
+    recipe_format,
+    recipe_name,
+)
 from llamina.engine.errors import OptionError
 from llamina.engine.gguf.file import open_gguf
 from llamina.kernels.formats.encoders import ENCODERS

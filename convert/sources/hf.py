@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
-from .base import Constant, Fields, SourceFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
+from .base import Constant, Fields, Permuted, Rows, Scaled, Source, SourceFile, Stored, assemble, read_json
 from .hf_card import read_card, sampling
 from .hf_config import read_config
 from .hf_fields import SIZES

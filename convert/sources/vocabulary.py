@@ -19,7 +19,7 @@ import numpy as np
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ...engine.text.tokenizer.bpe import BYTE_OF
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
@@ -40,10 +40,10 @@ class Vocab:
     ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos", "unknown", "padding", "eot", "eom"
     add_bos: bool = True
     add_eos: bool = False
+    pre: str = "llama-bpe"  # "gpt2" only: how text is cut into words
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
-    pre: str | None = None  # tokenizer.ggml.pre; None: the model's usual
     from_json: bool = False  # of a tokenizer.json
     exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
@@ -87,7 +87,7 @@ class Vocab:
             self.notes.append(f"vocabulary padded {n} -> {n_vocab} with unused tokens, as many as the embedding has rows")
 
     def metadata(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {"model": self.model, "pre": self.pre or ("default" if self.model == "llama" else "llama-bpe"), "tokens": self.tokens}
+        keys: dict[str, Any] = {"model": self.model, "pre": "default" if self.model == "llama" else self.pre, "tokens": self.tokens}
         if self.scores is not None:
             keys["scores"] = np.asarray(self.scores, np.float32)
         keys["token_type"] = np.asarray(self.types, np.int32)
