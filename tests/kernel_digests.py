@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+import attention_calls
 import kernel_calls as kernels
 import numba
 import numpy as np
@@ -47,7 +48,7 @@ def matmul_digest(name: str) -> str:
 def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16") -> str:
     rng = np.random.default_rng(head_dim)
     q, k, v = ((3 * rng.standard_normal((150, n, head_dim))).astype(f32) for n in (heads, n_kv, n_kv))
-    return digest(kernels.attend(q, kernels.Cache(k, v, kv=kv), 0, head_dim**-0.5))
+    return digest(attention_calls.attend(q, attention_calls.Cache(k, v, kv=kv), 0, head_dim**-0.5))
 
 
 def sampler_digest() -> str:
