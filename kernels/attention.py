@@ -72,9 +72,9 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
     LD_V,
 ) = range(0, 8 * 31, 8)
 """QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step].
-VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own included, or 0:
-all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0. LD_Q, LD_KV, LD_V:
-floats to the next row of Q, K and V."""
+VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own
+included, or 0: all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0.
+LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V."""
 GEOMETRY_WORDS = 31
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
 # PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
@@ -95,8 +95,8 @@ class KVType(NamedTuple):
     lay_out: Any
     """(q, head_dim, query) -> bool: float32 [head_dim] at q to what the page kernels read; True if a number is not finite."""
     one: Any
-    """(queries, query_bytes, page, next page, n_kv, kv head, head_dim, v_dim, left, scale, cap, parts, part_bytes, 1): one query against the layer's page; left:
-    address of int64 [queries, 2]: of the page's positions each query sees those before the first number, without those before the second."""
+    """(queries, query_bytes, page, next page, n_kv, kv head, head_dim, v_dim, left, scale, cap, parts, part_bytes, 1): one query against the layer's page;
+    left: address of int64 [queries, 2]: of the page's positions each query sees those before the first number, without those before the second."""
     several: Any
     """The same for TOGETHER queries, later ones seeing at least as far."""
     append_key: Any

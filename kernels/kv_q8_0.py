@@ -253,5 +253,6 @@ def _append_value(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
     return bits >= _LIMIT_BITS
 
 
-Q8_0 = KVType("q8_0", lambda n_kv, head_dim, value_dim: -(-n_kv * head_bytes(head_dim, value_dim) // 64) * 64, lambda head_dim: -(-head_dim // BLOCK) * _QUERY, _lay_out,
+Q8_0 = KVType("q8_0", lambda n_kv, head_dim, value_dim: -(-n_kv * head_bytes(head_dim, value_dim) // 64) * 64,
+              lambda head_dim: -(-head_dim // BLOCK) * _QUERY, _lay_out,
               _page_kernel(1), _page_kernel(TOGETHER), _append_key, _append_value)

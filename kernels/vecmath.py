@@ -42,7 +42,10 @@ def vabs(x):
 
 @jit
 def verfc(z):
-    """erfc of f32x16 with z >= 0; relative error < 2e-6, most of it the rounding of z * z (Numerical Recipes' erfcc: t * exp(-z * z + P(t)), t = 1 / (1 + z / 2))."""
+    """erfc of f32x16 with z >= 0; relative error < 2e-6, most of it the rounding of z * z.
+
+    Numerical Recipes' erfcc: t * exp(-z * z + P(t)) with t = 1 / (1 + z / 2).
+    """
     t = splat_f32(1.0) / fma(z, splat_f32(0.5), splat_f32(1.0))
     p = splat_f32(0.17087277)
     p = fma(p, t, splat_f32(-0.82215223))

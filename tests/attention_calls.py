@@ -14,14 +14,15 @@ KV = {kv.name: kv for kv in (kv_float.F16, kv_float.F32, kv_q8_0.Q8_0)}
 
 
 def append(kv: str, k: Array, v: Array, position: int, table: Array, offset: int, **words: Any) -> int:
-    """k, v: float32 [kv heads, head_dim] and [kv heads, value_dim], stored at a position of a sequence, not turned unless `words` say so -> whether a number was
-    too large for the type."""
+    """k, v: float32 [kv heads, head_dim] and [kv heads, value_dim], stored at a position of a sequence, not turned unless `words` say so -> whether a
+    number was too large for the type."""
     n_kv, head_dim = k.shape
     rows = [np.append(padded_rows(a.reshape(1, -1)), np.full(32, np.nan, f32)) for a in (k, v)]  # read past the last head
     geometry = geometry_of(KV[kv], n_kv, n_kv, head_dim, v.shape[1])
     kept = keep_words(geometry, words)
     positions, tables = np.array([position]), np.array([at(table)])
-    for word, value in ((attention.LD_KV, len(rows[0]) - 32), (attention.LD_V, len(rows[1]) - 32), (attention.K, at(rows[0])), (attention.V, at(rows[1])), (attention.POSITIONS, at(positions)),
+    for word, value in ((attention.LD_KV, len(rows[0]) - 32), (attention.LD_V, len(rows[1]) - 32), (attention.K, at(rows[0])),
+                        (attention.V, at(rows[1])), (attention.POSITIONS, at(positions)),
                         (attention.PAGE_TABLES, at(tables))):
         geometry[word // 8] = value
     kernel = attention.append_kernel(KV[kv]).cfunc.ctypes
@@ -85,15 +86,16 @@ class Cache:
 
 
 def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None, split: bool = False, **words: Any) -> Array:
-    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, value_dim]. `words`: further words of the geometry by name. `borders`: blocks of tokens [0, ..., M]; split: each
-    span is a piece of work of its own, last one first."""
+    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, value_dim]. `words`: further words of the geometry by
+    name. `borders`: blocks of tokens [0, ..., M]; split: each span is a piece of work of its own, last one first."""
     tokens, heads, head_dim = q.shape
     stride, ld_q = padded(heads * cache.value_dim), padded(heads * head_dim)
     rows = np.append(padded_rows(q.reshape(tokens, -1)), np.full((1, ld_q), np.nan, f32), axis=0)  # read past the last head
     out = np.full((tokens, stride), 7.0, f32)
     most = attention.block_tokens(heads, cache.n_kv)
     borders = borders or [*range(0, tokens, most), tokens]
-    scratch = np.full(attention.scratch_bytes(cache.kv, heads, cache.n_kv, head_dim, cache.value_dim) + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
+    size = attention.scratch_bytes(cache.kv, heads, cache.n_kv, head_dim, cache.value_dim)
+    scratch = np.full(size + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
     aligned = at(scratch) + -at(scratch) % 64
     geometry = geometry_of(cache.kv, heads, cache.n_kv, head_dim, cache.value_dim)
     for word, value in ((attention.LD_ATT, stride), (attention.LD_Q, ld_q), (attention.Q, at(rows)), (attention.ATT, at(out))):

@@ -9,7 +9,6 @@ Shapes: tokens M, rows R, columns C; block formats by their GGUF name; positions
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gguf

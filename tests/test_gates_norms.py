@@ -30,7 +30,8 @@ def naive_gate(name: str, g: float, u: float) -> float:
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(5)
-    gate = np.concatenate([np.linspace(-12, 12, 400), rng.standard_normal(208), [0, -0.0, 1e-30, -1e-30, 30, -30, 80, -80, 1e4, -80, 7, 6.99, 0.5, -0.5, 3e-3, 1]])
+    special = [0, -0.0, 1e-30, -1e-30, 30, -30, 80, -80, 1e4, -80, 7, 6.99, 0.5, -0.5, 3e-3, 1]
+    gate = np.concatenate([np.linspace(-12, 12, 400), rng.standard_normal(208), special])
     up = np.concatenate([rng.standard_normal(400), 5 * rng.standard_normal(len(gate) - 400)])
     return gate.astype(f32), up.astype(f32)
 
@@ -118,7 +119,9 @@ def test_layer_norm(n, biased):
     assert kernels.layer_norm(x, gain, None, n, 1e-5)[1]
 
 
-@pytest.mark.parametrize("heads, head_dim, rope_dim", [(1, 8, 8), (3, 24, 16), (2, 40, 40), (4, 64, 64), (2, 128, 128), (3, 64, 32), (1, 2, 2), (2, 96, 96), (2, 256, 64)])
+@pytest.mark.parametrize("heads, head_dim, rope_dim", [
+    (1, 8, 8), (3, 24, 16), (2, 40, 40), (4, 64, 64), (2, 128, 128), (3, 64, 32), (1, 2, 2), (2, 96, 96), (2, 256, 64),
+])
 def test_rope_halves(heads, head_dim, rope_dim):
     half = rope_dim // 2
     frequencies = 10000.0 ** (-2 * np.arange(half) / rope_dim)
