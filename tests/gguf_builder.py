@@ -159,7 +159,7 @@ class MemoryFile(StableFile):
 
     def read_into(self, at: int, into: Any) -> None:
         into = memoryview(into)
-        assert 0 <= at and at + len(into) <= self.size
+        assert at >= 0 and at + len(into) <= self.size
         part = self.header[at:at + len(into)]
         into[:len(part)] = part
         into[len(part):] = bytes(len(into) - len(part))

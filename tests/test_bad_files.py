@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, Builder, llama, MemoryFile
+from gguf_builder import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import FileError, FormatError, LlaminaError, UnsupportedError
 from llamina.engine.gguf import header as gguf_header

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, llama, MemoryFile
+from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import header as gguf_header

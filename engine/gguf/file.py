@@ -118,7 +118,7 @@ class GGUFFile:
     def read_into(self, name: str, at: int, into: np.ndarray) -> None:
         """Fill a C-contiguous array with the tensor's bytes from byte `at` of it on; from any thread. Raises like `data`."""
         info = self.tensors[name]
-        assert 0 <= at and at + into.nbytes <= info.n_bytes
+        assert at >= 0 and at + into.nbytes <= info.n_bytes
         if into.nbytes:
             self._file_of(info).read_into(info.offset + at, into.reshape(-1).view(np.uint8).data)
 

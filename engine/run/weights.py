@@ -194,7 +194,7 @@ class Weights:
 
     def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
-        gguf, config = self._gguf, self.config
+        config = self.config
         self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
         norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
         self.gains = {name: self._gain(name, ld_dim) for name in norms}
