@@ -196,8 +196,10 @@ def _write(
                     output.patch(old.encode(), new.encode())
                 source.check()
                 paths = output.finish()
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(error, FormatError):
+                    source.check()  # that somebody writes it says more than what it holds for the moment
                 raise
     if zeroed := [r for r in reports if r.zeroed]:
         notes += [f"{r.name}: {r.zeroed} weights that were NaN or infinite are 0 now" for r in zeroed]

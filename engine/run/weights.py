@@ -219,6 +219,7 @@ class Weights:
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
+        self._gguf.check()  # or what is wrong is that somebody writes it
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 
