@@ -19,6 +19,7 @@ from pathlib import Path
 from ...kernels import compile_cache, threads
 from ...kernels.new_file import write_bytes
 from ...kernels.target import TARGET
+from ...kernels.trusted import read_own
 from ..errors import OptionError
 
 VARIABLE = "LLAMINA_THREADS"
@@ -63,7 +64,7 @@ def _kept() -> dict[str, int]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         path = _file()
         if path is not None:
-            return {str(k): int(n) for k, n in json.loads(path.read_bytes()).items() if 1 <= int(n) <= 256}
+            return {str(k): int(n) for k, n in json.loads(read_own(path)).items() if 1 <= int(n) <= 256}
     return {}
 
 
