@@ -71,6 +71,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)
@@ -173,7 +174,6 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
-        self._digest: str | None = None
         self._closed = False
 
     @property
@@ -232,12 +232,9 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """What tells this model file from others (session.py says how); computed once."""
-        if self._digest is None:
-            from .answers.session import model_digest
-            self._check_open()
-            self._digest = model_digest(self._gguf)
-        return self._digest
+        """What tells this model file from others (session.py says how), computed when it was loaded."""
+        self._check_open()
+        return self.runtime.digest
 
     def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what

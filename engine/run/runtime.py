@@ -21,9 +21,9 @@ from ...kernels.elementwise import PAIRS
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
-from ..architectures.config import ModelConfig
+from ..architectures.config import ModelConfig, read_vector
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
-from ..gguf.file import GGUFFile
+from ..gguf.file import GGUFFile, model_digest
 from . import forward as f
 from . import kv_cache, thread_choice
 from .kv_cache import PagePool, Sequence, pages_of
@@ -88,13 +88,14 @@ class Runtime:
             note(str(self.plan))
         self.context = self.plan.context
         self.max_batch = min(MAX_BATCH, _round(self.context, 8))
-        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
-        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((files, ARITHMETIC_VERSION, self.kv.name)).encode())
+        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
             self._prepare(gguf, config)
             self._weights.wait(progress)
+            self.digest = model_digest(gguf)
+            """What tells this model file from others."""
         except BaseException:
             self._weights.close()
             raise
@@ -130,7 +131,7 @@ class Runtime:
         self._entry = f.forward.address
         factors = None
         if config.rope_freq_factors:
-            factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
+            factors = read_vector(gguf, "rope_freqs.weight")
         self._rope = RopeTable(config, self.context, factors)
         self._buffers: dict[int, np.ndarray] = {}
         self._parts = np.empty(0, np.uint8)
