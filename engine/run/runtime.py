@@ -176,6 +176,11 @@ class Runtime:
         """Multiply-adds of the layers' matrices for a token."""
         return self.config.n_layers * self._layer_macs
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for KV memory."""
+        return self._pool.awaited
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
