@@ -96,6 +96,7 @@ class FakeRuntime:
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
+        self.wanted_context, self.max_logits = context, max_batch
         self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake")
         self.fed: list[list[int]] = []
         self.open_sequences = 0

@@ -328,7 +328,7 @@ class Generation:
             kv_bytes=self._sequence.kv_bytes if self._sequence is not None else self._kv_bytes, peak_memory_bytes=peak_memory(),
             threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
-            context_shifts=self._shifts, dropped_tokens=self._dropped,
+            context_shifts=self._shifts, dropped_tokens=self._dropped, context=self._model.context, wanted_context=self._model.runtime.wanted_context,
         )
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------

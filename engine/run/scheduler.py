@@ -71,6 +71,14 @@ class Job:
         """Which logits of its next n tokens."""
         return self.logits if n == self.left or self.logits != "last" else "none"
 
+    def rows_of(self, n: int) -> int:
+        """How many rows of logits its next n tokens give."""
+        return {"none": 0, "last": 1, "all": n}[self.wanted(n)]
+
+    def most(self, n: int, rows: int) -> int:
+        """n, or fewer tokens if only so many rows of logits are left in a step; 0: not this time."""
+        return n if self.rows_of(n) <= rows else min(n, rows) if self.logits == "all" else 0
+
     def fed(self, rows: np.ndarray) -> None:
         if len(rows):
             self._parts.append(rows)
@@ -241,23 +249,23 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Job, int]]:
         """Which jobs get how many tokens of the next step: streams all they want, then prompts, the oldest first, then those that are soonest done."""
-        room = self._runtime.max_batch
+        room, rows = self._runtime.max_batch, self._runtime.max_logits
         streams = [job for job in self._queue if job.stream]
         prompts = sorted((job for job in self._queue if not job.stream), key=lambda job: job.order)
         prompts[1:] = sorted(prompts[1:], key=lambda job: job.left)
         streams_room = room - min(room // 4, QUANTUM) if prompts else room
         parts: list[tuple[Job, int]] = []
         for job in streams:
-            if n := min(job.left, streams_room):
+            if n := job.most(min(job.left, streams_room), rows):
                 parts.append((job, n))
-                streams_room, room = streams_room - n, room - n
+                streams_room, room, rows = streams_room - n, room - n, rows - job.rows_of(n)
         if parts or self._others_stream({job.thread for job in prompts}):
             room = min(room, self.chunk)
         prompts = self._without_twins(prompts)
         for i, job in enumerate(prompts):
-            if n := min(job.left, room, max(QUANTUM, room // (len(prompts) - i))):
+            if n := job.most(min(job.left, room, max(QUANTUM, room // (len(prompts) - i))), rows):
                 parts.append((job, n))
-                room -= n
+                room, rows = room - n, rows - job.rows_of(n)
         return parts
 
     @staticmethod
