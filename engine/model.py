@@ -46,7 +46,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     threads: default what half a second's measurement found best at first use, else one for each physical core. context:
     most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
-    memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
+    memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
+    cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
     progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
     line, before anything is loaded.
@@ -56,16 +57,16 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     from .text.tokenizer import load_tokenizer
     start = time.perf_counter()
     threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
-    for_draft = None
-    if draft is not None and allowed is not None:
-        for_draft = least_memory(resolve(draft, progress), context, kv)
-        allowed = max(1, allowed - for_draft)
+    for_draft: tuple[int, int] | None = None
     gguf = open_gguf(resolve(path, progress))
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
         from .run.runtime import Runtime
+        if draft is not None and allowed is not None:
+            for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+            allowed -= for_draft[0]
         runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
@@ -74,7 +75,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
-            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)
+            memory, context = for_draft or (None, model.context)
+            model.draft = load(draft, threads=threads, context=context, progress=progress, memory=memory, note=note, kv=kv)
             check_draft(model, model.draft)
         except BaseException:
             model.close()
@@ -82,13 +84,16 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     return model
 
 
-def least_memory(path: Path, context: int | None, kv: str | None = None) -> int:
-    """Bytes of a model's weights and one full context."""
-    from .architectures.config import ModelConfig
-    from .run.memory import plan
-    with open_gguf(path) as gguf:
-        found = plan(gguf, ModelConfig.from_gguf(gguf), context, kv=kv)
-    return found.weights + found.context_bytes
+def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: int | None, memory: int, kv: str | None,
+                     threads: int | None) -> tuple[int, int]:
+    """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
+    from .architectures.config import ModelConfig, check_tensors
+    from .run.memory import draft_share
+    from .run.runtime import most_threads
+    with open_gguf(path) as draft:
+        draft_config = ModelConfig.from_gguf(draft)
+        check_tensors(draft, draft_config)
+        return draft_share(gguf, config, draft, draft_config, context, memory, kv, most_threads(gguf, threads))
 
 
 def parse_memory(value: int | str | None) -> int | None:

@@ -31,8 +31,6 @@ from .memory import MemoryPlan, plan
 from .rope import RopeTable
 from .weights import LAYER_MATRICES, Progress, Weights
 
-MAX_BATCH = 512
-"""Most tokens of one step."""
 _RANGE_MACS = 30e9
 """Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
 
@@ -59,6 +57,16 @@ def _round(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
+def known_threads(gguf: GGUFFile, threads: int | None) -> int:
+    """Threads that were asked for, or chosen before; 0: to be measured."""
+    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
+
+
+def most_threads(gguf: GGUFFile, threads: int | None) -> int:
+    """Most threads that a model's runtime may have: what its memory is planned for."""
+    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
+
+
 class Runtime:
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
@@ -78,16 +86,17 @@ class Runtime:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-        if not self.n_threads:
+        self.n_threads = most_threads(gguf, threads)
+        if not known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
-            self.n_threads = max(choices)
         self.kv = kv_cache.kv_type(config, kv)
-        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv)
+        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
         if note:
             note(str(self.plan))
-        self.context = self.plan.context
-        self.max_batch = min(MAX_BATCH, _round(self.context, 8))
+            if self.plan.shortage:
+                note(self.plan.shortage)
+        self.context, self.wanted_context = self.plan.context, self.plan.wanted
+        self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
@@ -177,6 +186,11 @@ class Runtime:
     def macs_per_token(self) -> int:
         """Multiply-adds of the layers' matrices for a token."""
         return self.config.n_layers * self._layer_macs
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for KV memory."""
+        return self._pool.awaited
 
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
