@@ -123,7 +123,7 @@ class Generation:
             self._row = row
         else:
             room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.window), self._model.runtime.max_batch - 1)
-            self._job = self._speculator.job(sequence, self.window, room)
+            self._job = self._speculator.job(sequence, self.window, room, self._dropped)
         return self._job if self._row is None else None
 
     def advance(self) -> str:
@@ -134,7 +134,7 @@ class Generation:
             return self._give(self._finish(reason))
         since = self._since or time.perf_counter()
         logits, self._row, self._job = self._take_row(), None, None
-        position = len(self.window)
+        position = len(self.window) + self._dropped  # in the whole text, so that a context shift repeats no random number
         id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
                                   self._constraint.allowed(self.history) if self._constraint else None)
         if self._n_logprobs is not None and id not in self._end_ids:
@@ -227,7 +227,7 @@ class Generation:
         """Drop the last n tokens, and don't begin with the first of them again."""
         assert self._sequence is not None
         keep = len(self.window) - n
-        self._banned.forbid(keep, self.window[keep])
+        self._banned.forbid(keep + self._dropped, self.window[keep])
         del self.window[keep:], self.ids[len(self.ids) - n:], self.logprobs[len(self.ids):]
         if self._speculator:
             self._speculator.stop(self._sequence, self.window)
@@ -235,16 +235,14 @@ class Generation:
         self._decoder = self._stream(self.history)
 
     def _shift(self) -> None:
-        """The context is full: go on as after a prompt of the tokens to keep and the newer half of the others. They are computed afresh, so what follows
-        is what `generate` would say after that prompt, bit for bit."""
+        """The context is full: go on as after a prompt of the tokens to keep and the newer half of the others. They are computed afresh, so the logits that
+        follow are those after that prompt, bit for bit; the random numbers go on by the token's index in the whole text."""
         assert self._sequence is not None and self._keep is not None
         dropped = len(self.window) - self._keep - max(1, (self._model.context - self._keep) // 2)
         if self._speculator:
             self._speculator.stop(self._sequence, self.window)
         del self.window[self._keep:self._keep + dropped]
         self._sequence.truncate(min(self._sequence.length, self._keep))
-        self._banned.move(-dropped)
-        self._sampler.forget()
         self._shifts, self._dropped = self._shifts + 1, self._dropped + dropped
 
     def _finish(self, reason: str) -> str:

@@ -52,10 +52,6 @@ class BannedTexts:
         self._forbidden = {p: ids for p, ids in self._forbidden.items() if p <= position}
         self._forbidden.setdefault(position, set()).add(id)
 
-    def move(self, by: int) -> None:
-        """All positions change by this much (a context shift)."""
-        self._forbidden = {p + by: ids for p, ids in self._forbidden.items()}
-
     def state(self) -> dict[str, Any]:
         """As plain data, for `restore`."""
         return {"held": self._held, "forbidden": [[p, sorted(ids)] for p, ids in self._forbidden.items()]}

@@ -3,7 +3,8 @@
     bias -> penalties -> dry -> top_n_sigma -> top_k -> typical -> top_p -> min_p -> xtc -> temperature -> draw     (`order` changes it)
 
 Every stage is a small function in engine/sampling/; most do nothing unless asked for. Randomness is Philox's raw output keyed by (seed, sample index,
-position), so a draw can be repeated out of order. Ties go to the lowest id. The one state there is, mirostat's, is a table by position, too.
+position), so a draw can be repeated out of order. Ties go to the lowest id. The one state there is, mirostat's, is a table by position, too. A position
+is a token's index in the whole text, prompt and answer: what a context shift dropped counts, so no random number ever comes twice in an answer.
 """
 from __future__ import annotations
 
@@ -68,8 +69,8 @@ class Sampler:
 
     def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
                allowed: np.ndarray | None = None) -> int:
-        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be;
-        allowed: bool [n_vocab], which it may be.
+        """The id to follow at `position` of the whole text, given float32 logits [n_vocab] (left unchanged) and the ids before it that the model saw.
+        banned: ids it shall not be; allowed: bool [n_vocab], which it may be.
 
         Pure but for mirostat's table: equal arguments, equal id. NumericError if a logit is not finite, OptionError if no token is left."""
         c = self._candidates(logits, position, history, banned, allowed)
@@ -113,10 +114,6 @@ class Sampler:
         """The state at `position` of another sampler with the same options."""
         if "mu" in state:
             self._mu[position] = state["mu"]
-
-    def forget(self) -> None:
-        """Positions begin anew, after a context shift."""
-        self._mu.clear()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
 
