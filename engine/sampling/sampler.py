@@ -123,7 +123,8 @@ class Sampler:
     def _penalties(self, c: Candidates) -> None:
         o = self.options
         tokens = recent(c.history, o.repeat_last_n)
-        c.logits = _finite(c, penalize(c.logits, tokens, o.repeat_penalty, o.presence_penalty, o.frequency_penalty, c.ids))
+        logits, c.shift = (c.logits + c.shift if c.shift else c.logits), 0.0  # after a temperature: what the model said, divided by it
+        c.logits = _finite(c, penalize(logits, tokens, o.repeat_penalty, o.presence_penalty, o.frequency_penalty, c.ids))
 
     def _dry(self, c: Candidates) -> None:
         o = self.options
