@@ -24,7 +24,7 @@ def state_of(g: Generation) -> dict[str, Any]:
     return {
         "prompt": g._prompt, "ids": g.ids, "prompt_text": g._model.tokenizer.decode(g._prompt), "text": g.so_far, "held": g._stops.held,
         "options": asdict(sampler.options), "seed": sampler.seed, "sample_index": sampler.sample_index, "sampler": sampler.state(position),
-        "max_tokens": None if g._limit == sys.maxsize else g._limit, "stop": list(g._stops.stops), "stop_ids": sorted(g._stop_ids),
+        "max_tokens": None if g._limit == sys.maxsize else g._limit, "stop": list(g._stop), "stop_ids": sorted(g._stop_ids),
         "ignore_eos": g._ignore_eos, "logprobs": g._n_logprobs, "found": [list(entry) for entry in g.logprobs], "grammar": g._asked,
         "keep": g._keep, "shifts": g._shifts, "dropped": g._dropped, "banned": g._banned.state(), "finish": g.finish_reason,
         "speculate": g._speculator is not None,

@@ -21,6 +21,7 @@ from ..errors import ContextFullError, OptionError, OutOfMemoryError
 from ..run.scheduler import Job
 from ..sampling.banned import BannedTexts
 from ..sampling.sampler import Sampler, SamplingOptions, TokenLogprob, token_logprob
+from ..text.marks import Marks
 from ..text.stops import StopStrings, check_stop
 from .speculation import DraftModel, Speculator
 from .stats import Stats, peak_memory
@@ -43,6 +44,9 @@ class Generation:
     .logprobs: if asked for, a TokenLogprob for each of .ids.
     Steps may raise NumericError, ClosedError; the first one OutOfMemoryError, if there is no KV memory for so many tokens.
     """
+
+    _written: frozenset[int] = frozenset()
+    """Control tokens whose text stands in the answer."""
 
     def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
@@ -68,14 +72,16 @@ class Generation:
         self._n_logprobs = logprobs
         self._constraint = grammar.start(len(prompt)) if grammar else None
         self._asked = grammar.asked if grammar else {}
-        self._banned = BannedTexts(options.banned)
+        self._marks = Marks(model.tokenizer.control, [*stop, *options.banned], self._written)
+        banned = self._marks.spellings(options.banned)
+        self._banned = BannedTexts(banned, [id for id, mark in self._marks.of.items() if mark in banned])
         speculate = speculate and model.speculate
         draft = DraftModel(model.draft, self._sampler) if speculate and model.draft else None
         self._speculator = Speculator(model.costs, draft) if speculate else None
         self._limit = sys.maxsize if max_tokens is None else max_tokens
         self._ignore_eos, self._stop_ids = ignore_eos, stop_ids
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
-        self._stops = StopStrings(stop)
+        self._stop, self._stops = tuple(stop), StopStrings(self._marks.spellings(stop))
         self._keep, self._wait = keep, wait
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
@@ -137,17 +143,18 @@ class Generation:
         position = len(self.window) + self._dropped  # in the whole text, so that a context shift repeats no random number
         id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
                                   self._constraint.allowed(self.history) if self._constraint else None)
-        if self._n_logprobs is not None and id not in self._end_ids:
+        ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
+        if self._n_logprobs is not None and not ends:
             self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
         self._count(time.perf_counter() - since)
-        return self._give(self._finish("eos") if id in self._end_ids else self._accept(id))
+        return self._give(self._finish("eos") if ends else self._accept(id))
 
     def _filter(self, piece: str) -> str:
         """What of a piece is shown; called with every one, the last one when finish_reason is set."""
         return piece
 
     def _give(self, piece: str) -> str:
-        self._since, piece = None, self._filter(piece)
+        self._since, piece = None, self._filter(self._marks.strip(piece))
         if piece:
             self._pieces.append(piece)
         return piece
@@ -211,9 +218,9 @@ class Generation:
         self.window.append(id)
         if self._decoder is None:  # after the prompt: the answer's text is what it adds to the prompt's (leading space, a character begun)
             self._decoder = self._stream(self._prompt)
-        text = self._decoder.push(id)
+        text = self._decoder.push(id) + self._marks.of.get(id, "")
         if self._banned.texts:
-            text, n_back = self._banned.push(text)
+            text, n_back = self._banned.push(text, self._decoder.pending)
             if n_back:
                 self._go_back(n_back)
         text, stopped = self._stops.push(text)
