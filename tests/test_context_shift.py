@@ -1,4 +1,4 @@
-"""Context shifts: no random number comes twice in an answer, whatever chooses by it, saved or not; chats that left turns out go on after undo, save and load."""
+"""Context shifts: no random number comes twice in an answer, whatever chooses by it; chats that left turns out go on after undo, save and load."""
 from __future__ import annotations
 
 import itertools
@@ -63,9 +63,10 @@ def test_a_draft_model_draws_by_the_same_numbers(tmp_path):
     with load(path, threads=1, draft=path) as model:
         model.costs.one = 1.0  # drafting pays from the first token on
         model.costs.observe(8, 1.0)
-        g = model.generate(random_ids(20), max_tokens=120, ignore_eos=True, context_shift=True, seed=1, temperature=1.5, top_k=0, top_p=1.0)
+        options: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "context_shift": True, "seed": 1, "temperature": 1.5, "top_k": 0, "top_p": 1.0}
+        g = model.generate(random_ids(20), **options)
         g.text()
-        plain = model.generate(random_ids(20), max_tokens=120, ignore_eos=True, context_shift=True, seed=1, temperature=1.5, top_k=0, top_p=1.0, speculate=False)
+        plain = model.generate(random_ids(20), **options, speculate=False)
         assert plain.text() == g.so_far and g.stats.context_shifts >= 2
         assert g.stats.drafted_tokens > 20 and g.stats.accepted_tokens >= 0.9 * g.stats.drafted_tokens
 

@@ -65,7 +65,8 @@ def test_banned_special_tokens():
     """One alone is never chosen; one beside other text sends the answer back to where that began; the end of the sequence is no exception."""
     def wants(ids: list[int]) -> int:
         return [*b"x", TURN, *b"yz", EOS][min(len(ids) - PROMPT, 4)]
-    for banned, kept in (["<turn>"], [0, 5]), (["</s>"], [0, 1, 2, 3, 5, 5, 5, 5]), (["z</s>"], [0, 1, 2, 5, 4]), (["x<turn>"], [5, 1, 2, 3, 4]), ([], [0, 1, 2, 3, 4]):
+    for banned, kept in ((["<turn>"], [0, 5]), (["</s>"], [0, 1, 2, 3, 5, 5, 5, 5]), (["z</s>"], [0, 1, 2, 5, 4]), (["x<turn>"], [5, 1, 2, 3, 4]),
+                         ([], [0, 1, 2, 3, 4])):
         g = fake_model(wants).generate("ab", temperature=0.0, banned=banned, max_tokens=8, logprobs=1)
         text = g.text()
         found = g.ids + [EOS] * (g.finish_reason == "eos")

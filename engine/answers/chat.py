@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..model import Model, common_prefix
 from ..sampling.sampler import SamplingOptions
@@ -32,6 +33,7 @@ class Chat:
         self.left_out = 0
         """Messages after the system message that no longer fit into the context, and that the model doesn't see any more."""
 
+    @in_default_floats
     def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, json_schema: Any = None,
             regex: str | None = None, grammar: str | None = None, choices: Any = None, context_shift: bool = False,
             **sampling: Any) -> Generation:

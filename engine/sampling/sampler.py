@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...kernels.float_env import in_default_floats
 from ..errors import NumericError, OptionError
 from . import stages
 from .arithmetic import MANY, draw, exp, log, log_probabilities, relative, running_sum, temper, total, uniform
@@ -67,6 +68,7 @@ class Sampler:
         self._stages = [known[name][1] for name in names]
         self._mirostat = "mirostat" in names
 
+    @in_default_floats
     def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
                allowed: np.ndarray | None = None) -> int:
         """The id to follow at `position` of the whole text, given float32 logits [n_vocab] (left unchanged) and the ids before it that the model saw.
@@ -83,6 +85,7 @@ class Sampler:
         c.give_back()
         return id
 
+    @in_default_floats
     def distribution(self, logits: np.ndarray, position: int, history: Sequence[int]) -> dict[int, float]:
         """{id: probability} that `sample` draws from, ids ascending. Greedy: of its temperature's limit, 1 for one id."""
         c = self._candidates(logits, position, history)
@@ -191,6 +194,7 @@ class TokenLogprob(NamedTuple):
     """The most likely ids with theirs, most likely first, lowest id among equals."""
 
 
+@in_default_floats
 def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
     """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones."""
     best = top_k(logits, n) if n else np.zeros(0, np.int64)
