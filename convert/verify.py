@@ -22,6 +22,7 @@ from ..engine.architectures.config import ModelConfig, check_tensors
 from ..engine.errors import FileError, LlaminaError
 from ..engine.gguf.file import GGUFFile, open_gguf
 from ..engine.text.tokenizer import load_tokenizer
+from ..kernels.float_env import in_default_floats
 from .sources import Source, SourceTensor
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Verification:
         return not self.problems
 
 
+@in_default_floats
 def verify(source: Source, report: Report, text: str | None = None, threads: int | None = None,
            progress: Callable[[str, int, int], None] | None = None) -> Verification:
     """Check report.paths against the open source; with a `text`, run both. Writes the report. Problems are in the result, not raised; FileError if the

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
@@ -37,6 +38,7 @@ DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
 
 
+@in_default_floats
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          memory: int | str | None = None, kv: str | None = None, progress: Callable[[str, int, int], None] | None = None,
          note: Callable[[str], None] | None = None) -> Model:
@@ -222,6 +224,7 @@ class Model:
 
     # -- text -----------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
         text ("</s>") become those tokens; else they are text. TokenizerError."""
@@ -269,6 +272,7 @@ class Model:
 
     # -- numbers --------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
         step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -293,6 +297,7 @@ class Model:
         self.scheduler.run([job])
         return job.rows if len(job.rows) else np.empty((0, self.config.n_vocab), np.float32)
 
+    @in_default_floats
     def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
         OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -310,6 +315,7 @@ class Model:
             sequence.close()
         return found
 
+    @in_default_floats
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
@@ -335,6 +341,7 @@ class Model:
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
+    @in_default_floats
     def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,

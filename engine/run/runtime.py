@@ -18,6 +18,7 @@ import numpy as np
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.elementwise import PAIRS
+from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
@@ -76,6 +77,7 @@ class Runtime:
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
+    @in_default_floats
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
                  kv: str | None = None):
@@ -265,6 +267,7 @@ class Runtime:
         self._check_open()
         return Sequence(self._pool, self.context, cached)
 
+    @in_default_floats
     def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
 
