@@ -23,12 +23,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
+RETRY_SECONDS = 30.0  # after a child could not be started
 START_SECONDS = 60.0  # by the clock, for a busy machine; it takes 0.1 s
-CLOCK_TIMES = 10  # by the clock a request may take so many times its CPU time, and 10 s more
 MAX_ANSWER = 1 << 26  # bytes
 FRAME = struct.Struct("<Q")
 START = """\
@@ -62,10 +63,12 @@ class Child:
 
     def __init__(self, service: str, seconds: float) -> None:
         self.service, self.seconds = service, seconds
+        self.clock = 10 * seconds + 10
+        """Seconds by the clock that a request may take: the machine may be busy."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
-        self._refused = ""
+        self._refused, self._again = "", 0.0
         _children.add(self)
 
     def warm(self) -> None:
@@ -84,13 +87,13 @@ class Child:
                     self._ready = True
             except (OSError, Fault) as error:
                 self._stop()
-                self._refused = f"{error}"
+                self._refuse(error)
                 raise NoChild(self._refused) from None
             except BaseException:  # Ctrl-C while it starts
                 self._stop()
                 raise
             try:
-                answer = self._exchange(marshal.dumps([request, self.seconds]), self.seconds * CLOCK_TIMES + 10)
+                answer = self._exchange(marshal.dumps([request, self.seconds]), self.clock)
             except BaseException:  # its end, or Ctrl-C: what it would answer now belongs to nobody
                 self._stop()
                 raise
@@ -114,8 +117,12 @@ class Child:
 
     # ---- helpers, with the lock held
 
+    def _refuse(self, error: BaseException) -> None:
+        """Not every request of a machine without room for another process should pay for trying."""
+        self._refused, self._again = f"{error}" or type(error).__name__, time.monotonic() + RETRY_SECONDS
+
     def _start(self) -> None:
-        if self._refused:
+        if self._refused and time.monotonic() < self._again:
             raise NoChild(self._refused)
         if self._process is not None and self._process.poll() is None:
             return
@@ -131,7 +138,7 @@ class Child:
                                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd=os.path.abspath(os.sep),
                                              **apart)
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            self._refused = f"{error}"
+            self._refuse(error)
             raise NoChild(self._refused) from None
 
     def _exchange(self, request: bytes | None, seconds: float) -> bytes:

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...engine.architectures.config import ModelConfig
-from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError
-from ...engine.gguf.header import map_file, quote
+from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError, why
+from ...engine.gguf.header import map_file, quote, refuse_pointer
 
 RELEASE_BYTES = 1 << 20
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
@@ -353,11 +353,13 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON:
             raise FormatError(f"{path}: has {size} bytes, expected at most {MAX_JSON} of JSON")
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        raw = path.read_bytes()
+        refuse_pointer(path, raw[:200])
+        value = json.loads(raw.decode("utf-8-sig"))
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+        raise FormatError(f"{path}: is not valid JSON: {why(error, 120)}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: must hold a JSON object, found {quote(value)}")
     return value

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .markdown import Page, fence_of, printable
+from .markdown import Page, fence_of, shown
 
 REDRAW_SECONDS = 0.08
 
@@ -142,11 +142,6 @@ def _whole() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if asked:
         raise KeyboardInterrupt
-
-
-def shown(piece: str) -> str:
-    """A piece of a model's text as standard output gets it: as it is in a pipe, without what drives a terminal on one."""
-    return printable(piece) if sys.stdout.isatty() else piece
 
 
 def show_plain(pieces: Iterable[str]) -> None:

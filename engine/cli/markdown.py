@@ -9,6 +9,7 @@ by style and indentation alone. Columns of a table are padded until they stand b
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,11 @@ MAX_LINE = 10_000
 def printable(text: str) -> str:
     """Without control characters, which could drive the terminal."""
     return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c <= "\x9f"))
+
+
+def shown(piece: str) -> str:
+    """A piece of a model's text as standard output gets it: as it is in a pipe, without what drives a terminal on one."""
+    return printable(piece) if sys.stdout.isatty() else piece
 
 
 def fence_of(line: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...kernels.formats.table import BY_ID, REMOVED, BlockFormat
-from ..errors import FileError, FormatError, UnsupportedError
+from ..errors import FileError, FormatError, UnsupportedError, quoted
 
 MAX_PAIRS = 1 << 16
 MAX_TENSORS = 1 << 16
@@ -42,6 +42,7 @@ ELEMENTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 1
 """The other value types: number -> letter of struct, and of NumPy."""
 _STRUCTS = {kind: struct.Struct("<" + letter) for kind, letter in ELEMENTS.items()}
 _U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
+LFS = b"version https://git-lfs.github.com/spec/"
 _CUT = "the file is cut short or damaged, get it again"
 _DAMAGED = "the header is damaged"
 
@@ -78,8 +79,16 @@ class Array:
 
 def quote(value: object) -> str:
     """A name or value of the file for a message: quoted, on one line, of bounded length."""
-    text = repr(value[:80] if isinstance(value, str) else value)
-    return text if len(text) <= 120 else text[:120] + "..."
+    return quoted(value)
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """FormatError if a file's first bytes are those of a Git LFS pointer: what `git clone` leaves where git-lfs is not installed."""
+    if not head.startswith(LFS):
+        return
+    size = next((line[5:].decode() for line in head.splitlines() if line.startswith(b"size ") and line[5:].isdigit()), "?")
+    raise FormatError(f"{path}: is a Git LFS pointer, a few lines of text in place of the file itself ({size} bytes): install git-lfs and run "
+                      "'git lfs pull' in its folder, or get the file again (llamina pull hf:ORG/REPO fetches whole files)")
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -93,6 +102,8 @@ def map_file(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             if file.seek(0, 2) == 0:
                 raise FormatError(f"{path}: is empty: expected a GGUF file, get it again")
+            file.seek(0)
+            refuse_pointer(path, file.read(200))
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None

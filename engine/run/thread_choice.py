@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ...kernels import compile_cache, threads
 from ...kernels.target import TARGET
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 
 VARIABLE = "LLAMINA_THREADS"
 SECONDS = 0.5
@@ -39,7 +39,7 @@ def asked() -> int | None:
             return int(text)
     except ValueError:
         pass
-    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {text!r}")
+    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
 
 
 def candidates(cores: int, usable: int) -> list[int]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from ..errors import OptionError
+from ..errors import OptionError, why
 
 MAX_TEXT = 256 << 10
 """Most characters of a schema, regex, grammar, or all choices."""
@@ -64,7 +64,7 @@ def read_schema(value: Any) -> dict[str, Any] | bool:
     try:
         text = json.dumps(_object(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise OptionError(f"is not plain JSON data: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError(f"is not plain JSON data: {why(error)}") from None
     return _object(parse_json(text))
 
 
@@ -83,7 +83,7 @@ def parse_json(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, OptionError):
             raise
-        raise OptionError(f"is not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError(f"is not JSON: {why(error)}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

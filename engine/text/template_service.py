@@ -99,6 +99,11 @@ class Apart:
             return ""
 
 
+def warm() -> None:
+    """Start the child process, to have it ready when a template comes."""
+    child.warm()
+
+
 child = Child("engine.text.template_service", SECONDS)
 here, apart = Here(), Apart()
 if hasattr(os, "register_at_fork"):
