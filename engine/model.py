@@ -18,7 +18,7 @@ from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError
+from .errors import ClosedError, ContextFullError, OptionError, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find
 from .run.scheduler import Job, Scheduler
@@ -115,7 +115,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
-        raise OptionError(f"the model must be a path or 'demo', found {path!r}")
+        raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
@@ -127,7 +127,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
 def check_sample_index(index: Any) -> int:
     """OptionError unless it is a whole number from 0 on, below 2**64."""
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
-        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {index!r}")
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
     return int(index)
 
 
@@ -140,7 +140,7 @@ def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: in
     if keep is None:
         return default
     if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
-        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {keep!r}")
+        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {quoted(keep)}")
     return int(keep)
 
 
@@ -159,7 +159,7 @@ def count(name: str, value: Any) -> int | None:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name} must be a whole number above 0, found {value!r}")
+    raise OptionError(f"{name} must be a whole number above 0, found {quoted(value)}")
 
 
 class Model:
@@ -417,7 +417,7 @@ class Model:
         out = []
         for i, id in enumerate(ids):
             if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {id!r} at index {i}")
+                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
             if not 0 <= id < n_vocab:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))
