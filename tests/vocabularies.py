@@ -32,6 +32,7 @@ def metadata_of(tokenizer: Any, pre: str | None, special: Iterable[str] = ("<s>"
     tokens, special = sorted(model["vocab"], key=model["vocab"].get), list(special)
     keys = {
         "model": "gpt2", "tokens": [*tokens, *special], "token_type": np.array([NORMAL] * len(tokens) + [CONTROL] * len(special), np.int32),
-        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]], "bos_token_id": len(tokens), "eos_token_id": len(tokens) + 1,
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]], "bos_token_id": len(tokens),
+            "eos_token_id": len(tokens) + 1,
     }
     return {"tokenizer.ggml." + key: value for key, value in (keys if pre is None else keys | {"pre": pre}).items()}

@@ -79,8 +79,8 @@ def _row(metadata: Mapping[str, Any], path: str) -> Row:
         if isinstance(tokens, list) and set(map(type, tokens)) <= {str}:
             pre = implied(metadata.get("general.architecture"), tokens, [1] * len(tokens) if types is None else list(types))
         if pre is None:
-            advice = "convert the model again, or set the key"
-            raise UnsupportedError(f"{path}: does not say how text is cut into words (tokenizer.ggml.pre is missing), and its vocabulary is not known: {advice}")
+            found = "does not say how text is cut into words (tokenizer.ggml.pre is missing), and its vocabulary is not a known one"
+            raise UnsupportedError(f"{path}: {found}: convert the model again, or set the key")
     row = row_of(pre) if isinstance(pre, str) else None
     if row is None or row.raw != (metadata["tokenizer.ggml.model"] == "gemma4"):
         why = REFUSED.get(pre) if isinstance(pre, str) else None

@@ -19,7 +19,6 @@ from ...errors import TokenizerError
 from .stream import StreamDecoder
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
-
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 KEEP_SPACE_AFTER = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's special tokens that do not strip
 

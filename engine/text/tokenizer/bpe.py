@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from .base import Tokenizer
 from .splits import Row
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from .vocabulary import BYTE, NORMAL, UNUSED, Vocabulary
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 NEVER_IN_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])

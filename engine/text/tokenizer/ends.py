@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 END_OF_TURN = frozenset([
-    "</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<EOT>", "_<EOT>", "[EOT]",
+    "</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<EOT>",
+    "_<EOT>", "[EOT]",
     "[EOS]", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<turn|>", "<eos>", "<|tool_response>", "<end_of_utterance>", "<｜end▁of▁sentence｜>", "[e~[",
 ])  # fmt: skip
 # Padding, and the borders between files and repositories: nothing that belongs to an answer comes after them.

@@ -17,6 +17,7 @@ SPELLED = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"  # llama.
 WORD, MARKED_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
 SIGNS, LINES, SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+HALVED_SPACES = "".join(rf"\s{{{2 ** n}}}(?!\S)|" for n in range(9, 1, -1)) + r"\s{1,2}(?!\S)|\s{1}"
 ASCII_SIGN_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
@@ -66,7 +67,7 @@ ROWS = (
         ignore_merges=True, add_bos=True),
     Row(("glm4", "glm5"), (LLAMA3,), ignore_merges=True),
     Row(("dbrx", "smaug-bpe", "chatglm-bpe"), (LLAMA3,)),
-    Row(("jais-2",), (rf"{SPELLED}|{WORD}|\p{{N}}{{1,3}}|{SIGNS}|{LINES}|" + "".join(rf"\s{{{2 ** n}}}(?!\S)|" for n in range(9, 1, -1)) + r"\s{1,2}(?!\S)|\s{1}",)),
+    Row(("jais-2",), (rf"{SPELLED}|{WORD}|\p{{N}}{{1,3}}|{SIGNS}|{LINES}|{HALVED_SPACES}",)),
     Row(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"), (QWEN2,)),
     Row(("qwen35",), (rf"{CASELESS}|{MARKED_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{LINES}|{SPACES}",)),
     Row(("ufakzeka",), (QWEN2.removeprefix(CASELESS + "|"),)),
@@ -85,17 +86,21 @@ ROWS = (
     Row(("granite-embed-multi-97m",), (O200K,), ignore_merges=True),
     Row(("tiny_aya", "cohere2moe"), (r"\d{1,3}(?=(?:\d{3})*\b)", O200K)),
     Row(("tekken",), (_cased("", r"\p{N}"),), ignore_merges=True, add_bos=True),
-    Row(("youtu",), ("[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + CJK,
+    Row(("youtu",),
+        ("[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + CJK,
                      _cased(SPELLED + "?", r"\p{N}")), ignore_merges=True),
     Row(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), (r"\p{N}{1,3}", CJK, DEEPSEEK3)),
-    Row(("spark2_5",), (r"\p{N}{1,3}", CJK, rf"{ASCII_SIGN_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+|[\r\n]|{SPACES}", r"\p{N}")),
-    Row(("deepseek-llm",), (r"[\r\n]", rf"\s?{DEEPSEEK_LETTERS}+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$", HAN_AND_HANGUL, r"\p{N}+")),
+    Row(("spark2_5",), (r"\p{N}{1,3}", CJK, rf"{ASCII_SIGN_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+|[\r\n]|{SPACES}",
+        r"\p{N}")),
+    Row(("deepseek-llm",), (r"[\r\n]", rf"\s?{DEEPSEEK_LETTERS}+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+        r"\s+$", HAN_AND_HANGUL, r"\p{N}+")),
     Row(("deepseek-coder",), (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN_AND_HANGUL, r"\p{N}")),
     Row(("falcon",), (PUNCTUATION, GPT2, "[0-9][0-9][0-9]")),
     Row(("default",), (PUNCTUATION.replace("`", ""), GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     Row(("bloom", "poro-chat", "gpt3-finnish"), (BLOOM,)),
     Row(("viking",), (BLOOM, r"\p{N}")),
-    Row(("chameleon",), ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2), add_bos=True),
+    Row(("chameleon",), ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2),
+        add_bos=True),
     Row(("gemma4",), (NEWLINES,), add_bos=True, raw=True),
 )
 _BY_NAME = {name: row for row in ROWS for name in row.names}

@@ -22,8 +22,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama
 NO_ID = 2**32 - 1
 MAX_TOKENS = 2**31 - 1  # ids are int32 everywhere
 
-NFC_KEY = "llamina.tokenizer.nfc"
-"""Written by `convert` for a tokenizer.json that normalises texts so; GGUF has no key for it."""
+NFC_KEY = "tokenizer.ggml.normalizer.nfc"
+"""Written by `convert` for a tokenizer.json that normalises texts so (Qwen's); llama.cpp has no such key, and does not normalise."""
 BYTE_TEXT = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -99,9 +99,9 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
     tokens = strings("tokens")
     if not tokens:
         fail("tokens", "is missing or empty: the file has no vocabulary")
-    for key, texts in ("tokens", tokens), ("merges", merges := strings("merges") or []):
-        if set(map(type, texts)) - {str}:
-            id, other = next((id, text) for id, text in enumerate(texts) if type(text) is not str)
+    for key, texts in ("tokens", tokens), ("merges", merges := strings("merges")):
+        if set(map(type, texts or ())) - {str}:
+            id, other = next((id, text) for id, text in enumerate(texts or ()) if type(text) is not str)
             fail(key, f"holds {type(other).__name__} at place {id}, not a string")
 
     outside: set[str] = set()
@@ -128,7 +128,7 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
         fail("token_type", f"is {raw_types[odd.argmax()]} for id {int(odd.argmax())}; known types are 0 to 6")
     types = [NORMAL] * len(tokens) if raw_types is None else np.where(raw_types == 0, NORMAL, raw_types).astype(int).tolist()  # 0: "undefined"
 
-    v = vocabulary = Vocabulary(path, tokens, types, scores, merges if "tokenizer.ggml.merges" in metadata else None, notes=notes)
+    v = vocabulary = Vocabulary(path, tokens, types, scores, merges, notes=notes)
     v.bos_id, v.eos_id, v.unk_id = token_id("bos_token_id"), token_id("eos_token_id"), token_id("unknown_token_id")
     v.pad_id = token_id("padding_token_id")
     for name, default in zip(("bos", "eos", "unknown"), default_ids):
