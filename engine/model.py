@@ -48,8 +48,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
     memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
+    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -65,6 +65,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
