@@ -15,8 +15,10 @@ import gguf
 import pytest
 from hard_strings import ALPHABET, FOREIGN, PLAIN, drawn
 from llamina.bench.peers import llamacpp
+from llamina.engine.gguf.file import open_gguf
 from llamina.engine.text.tokenizer import load_tokenizer
 from llamina.engine.text.tokenizer.splits import ROWS, UPPER, Row
+from llamina.engine.text.tokenizer.vocabulary import CONTROL, USER_DEFINED
 from vocabularies import metadata_of, trained
 
 
@@ -68,3 +70,23 @@ def test_cuts_as_llama_cpp(row: Row, peer: llamacpp.LlamaCpp, metadata: dict[str
         if (got := ours.encode(text)) != theirs:
             different.append((text, [ours.token_text(i) for i in theirs], [ours.token_text(i) for i in got]))
     assert not different, f"{len(different)} of {len(texts)}: {different[:3]}"
+
+
+VOCABULARIES = ["command-r", "deepseek-coder", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "starcoder"]
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_published_vocabularies(vocabulary: str, peer: llamacpp.LlamaCpp) -> None:
+    """Hard strings, and special tokens side by side and between white space (Phi-3 drops it), where llama.cpp's sources lie as well (LLAMINA_LLAMACPP_SRC)."""
+    path = Path(os.environ.get("LLAMINA_LLAMACPP_SRC") or "nowhere") / "models" / f"ggml-vocab-{vocabulary}.gguf"
+    if not path.is_file():
+        pytest.skip("set LLAMINA_LLAMACPP_SRC to llama.cpp's sources to compare their vocabularies")
+    with open_gguf(path) as file:
+        tokenizer = load_tokenizer(file.metadata, path)
+    peer.ask("load", model=str(path), threads=1, vocab_only=True)
+    special = [tokenizer.token_text(id) for id, type_ in enumerate(tokenizer.vocabulary.types) if type_ in (CONTROL, USER_DEFINED)][:10]
+    pairs = [text for a in special for b in special for text in (f"{a}{b}", f"{a}\n hi  {b}{a} x{b}\n\n")]
+    for text in [*PLAIN, *FOREIGN, *drawn(200, 9), *pairs]:
+        for parse in False, True:
+            theirs = peer.ask("tokenize", text=text, special=False, parse_special=parse)
+            assert tokenizer.encode(text, bos=False, parse_special=parse) == theirs, text
