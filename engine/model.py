@@ -51,8 +51,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
     cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
+    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -65,6 +65,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         if draft is not None and allowed is not None:
             for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
