@@ -23,6 +23,7 @@ import numpy as np
 from ..engine.cli.progress import size
 from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.gguf.header import quote
+from ..kernels.float_env import in_default_floats
 from ..kernels.formats.table import FORMATS
 from ..kernels.threads import usable_threads
 from .importance import usable_weights, weights_for
@@ -93,6 +94,7 @@ class _Piece:
     report: TensorReport
 
 
+@in_default_floats
 def convert(
     source: str | os.PathLike[str] | Source, out: str | os.PathLike[str], type: str = KEEP, *, kind: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), output_type: str | None = None, embedding_type: str | None = None,
@@ -278,8 +280,10 @@ class _Job:
                         output.patch(old.encode(), new.encode())
                     source.check()
                     paths = output.finish()
-                except BaseException:
+                except BaseException as error:
                     pool.shutdown(wait=True, cancel_futures=True)
+                    if isinstance(error, FormatError):
+                        source.check()  # that somebody writes it says more than what it holds for the moment
                     raise
         notes += [f"{r.name}: {r.zeroed} weights that were NaN or infinite are 0 now" for r in reports if r.zeroed]
         files = {path.name: digest for path, digest in zip(source.files, hashes)}

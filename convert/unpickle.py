@@ -1,6 +1,6 @@
 """PyTorch's zip files (.pth, .pt, .bin) read without torch, and without running anything that they ask for.
 
-    zip directory -> archive/data.pkl -> a small stack machine over its opcodes -> dict with `Stored` tensors, mapped at archive/data/0, 1, ...
+    zip directory -> archive/data.pkl -> a small stack machine over its opcodes -> dict with `Stored` tensors, at archive/data/0, 1, ...
 
 A pickle is a program. This interpreter knows the opcodes that torch.save writes, and its values are plain data: a GLOBAL is but a name, looked up in a
 fixed table of what tensors are made of; there is nothing to import, call or subclass. Any other opcode or name is refused by its name. Keys of

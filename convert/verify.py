@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine.architectures.config import ModelConfig, check_tensors
-from ..engine.errors import LlaminaError
+from ..engine.errors import FormatError, LlaminaError
 from ..engine.files import write_file
 from ..engine.gguf.file import GGUFFile, open_gguf
+from ..engine.panics import panics_are
 from ..engine.text.tokenizer import load_tokenizer
+from ..kernels.float_env import in_default_floats
 from .sources import Source, SourceTensor
 from .sources.tokenizer_check import HARD_STRINGS
 from .vocabulary_check import VocabularyCheck, check_vocabulary
@@ -68,6 +70,7 @@ class Verification:
         return not self.problems
 
 
+@in_default_floats
 def verify(source: Source, report: Report, text: str | None = None, threads: int | None = None,
            progress: Callable[[str, int, int], None] | None = None, vocabulary: VocabularyCheck | None = None) -> Verification:
     """Check report.paths against the open source; with a `text`, run both. Writes the report. Problems are in the result, not raised; FileError if the
@@ -99,6 +102,7 @@ def verify(source: Source, report: Report, text: str | None = None, threads: int
     return result
 
 
+@panics_are(FormatError, "the vocabulary cannot be compared")
 def _compare_vocabulary(result: Verification, source: Source, file: GGUFFile) -> None:
     """The file's own against the source's: ids of hard strings; of one that llamina can't use, all that is stored."""
     if result.unchecked:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .new_file import write_bytes
+from .trusted import read_own, why_not
 
 SUPPORTED = sys.platform == "linux" and struct.calcsize("P") == 8 and sys.byteorder == "little"
 REPORTERS = ("NRT_Free", "numba_do_raise", "numba_gil_ensure", "numba_gil_release", "numba_runtime_build_excinfo_struct", "numba_unpickle")
@@ -114,12 +115,14 @@ def numba_facts(places: list[Path]) -> dict[str, Any]:
         return ask_numba()
     for place in places:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            facts = json.loads((place / key).read_bytes())
+            facts = json.loads(read_own(place / key))
             return {"cpu": [str(x) for x in facts["cpu"]], "settings": [str(x) for x in facts["settings"]], "features": str(facts["features"])}
     facts = ask_numba()
     for place in places:
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
+            if why_not(place) is not None:
+                continue
             write_bytes(place / key, json.dumps(facts).encode(), 0o600, sync=False)
             break
     return facts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...engine.architectures.config import MAX_CONTEXT
 from ...engine.errors import FileError, FormatError, OptionError
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.model import resolve
 from .base import Source
 
@@ -86,9 +86,10 @@ def detect(path: Path) -> str:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(200)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    refuse_pointer(path, head)
     if head[:4] in (b"GGUF", b"FUGG"):
         return "gguf"
     meta = path.name.startswith("consolidated") and (path.parent / "params.json").is_file()

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.text.tokenizer.bpe import BYTE_OF
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, NFC_KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
@@ -41,6 +41,7 @@ class Vocab:
     add_bos: bool = True
     add_eos: bool = False
     pre: str = "llama-bpe"  # "gpt2" only: how text is cut into words
+    nfc: bool = False  # texts are brought to Unicode's normal form C first
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
@@ -101,7 +102,8 @@ class Vocab:
             keys["add_space_prefix"] = self.add_space_prefix
             if self.remove_extra_whitespaces:
                 keys["remove_extra_whitespaces"] = True
-        return {"tokenizer.ggml." + key: value for key, value in keys.items()}
+        named = {"tokenizer.ggml." + key: value for key, value in keys.items()}
+        return named | {NFC_KEY: True} if self.nfc else named
 
 
 def read_bytes(path: Path) -> bytes:
@@ -118,6 +120,7 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     """A tokenizer file of any kind, known by its content: SentencePiece's or Meta's tokenizer.model, tokenizer.json, or llama2.c's tokenizer.bin, which
     does not say how many tokens it has: `n_vocab`. special: names of the special tokens that follow a tiktoken file's."""
     data = read_bytes(path)
+    refuse_pointer(path, data[:200])
     if data[2:4] == b"\0\0":  # llama2.c's begins with a small int32, whatever its first byte looks like; none of the others holds a NUL there
         return _llama2c(path, data, n_vocab)
     if data.lstrip()[:1] == b"{":

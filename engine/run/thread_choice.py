@@ -19,7 +19,8 @@ from pathlib import Path
 from ...kernels import compile_cache, threads
 from ...kernels.new_file import write_bytes
 from ...kernels.target import TARGET
-from ..errors import OptionError
+from ...kernels.trusted import read_own
+from ..errors import OptionError, quoted
 
 VARIABLE = "LLAMINA_THREADS"
 SECONDS = 0.5
@@ -40,7 +41,7 @@ def asked() -> int | None:
             return int(text)
     except ValueError:
         pass
-    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {text!r}")
+    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
 
 
 def candidates(cores: int, usable: int) -> list[int]:
@@ -63,7 +64,7 @@ def _kept() -> dict[str, int]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         path = _file()
         if path is not None:
-            return {str(k): int(n) for k, n in json.loads(path.read_bytes()).items() if 1 <= int(n) <= 256}
+            return {str(k): int(n) for k, n in json.loads(read_own(path)).items() if 1 <= int(n) <= 256}
     return {}
 
 

@@ -194,7 +194,7 @@ class Weights:
 
     def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
-        gguf, config = self._gguf, self.config
+        config = self.config
         self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
         norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
         self.gains = {name: self._gain(name, ld_dim) for name in norms}
@@ -219,6 +219,7 @@ class Weights:
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
+        self._gguf.check()  # or what is wrong is that somebody writes it
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 
