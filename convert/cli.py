@@ -84,7 +84,7 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
         if type_ is None:
             from .fit import parse_bits, plan
             planned = plan(opened, file_bytes=parse_size(fit) if fit else None, bits=parse_bits(bits) if bits else None, importance=weights, threads=threads,
-                           progress=progress.counting, text=text)
+                           progress=progress.counting, text=text, folder=Path(out).absolute().parent)
             opened.notes += planned.explain()  # each matrix stands in the report
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(

@@ -137,7 +137,7 @@ def convert(
         vocabulary = _checked_vocabulary(opened, verify is not False)
         if vocab_only:
             opened = replace(opened, tensors=[], notes=[*opened.notes, "vocabulary only: no tensors"])
-        sizes = _sizes(opened, importance is not None)
+        sizes = sizes_of(opened, importance is not None)
         listed = [(t.name, t.shape, t.dtype) for t in opened.tensors]
         choices = choose(sizes, listed, recipe, chosen, output_type, embedding_type, planned)
         job = _Job(opened, out, recipe, choices, usable_weights(importance or {}), threads or usable_threads(), progress, split, allow_nan, overwrite)
@@ -178,7 +178,7 @@ def _check_text(source: Source, text: str) -> None:
         raise OptionError(f"the text to verify with has {n} tokens, expected at least {LEAST}: give a longer one")
 
 
-def _sizes(source: Source, importance: bool) -> Sizes:
+def sizes_of(source: Source, importance: bool) -> Sizes:
     meta = source.metadata
     arch = meta["general.architecture"]
     n_layers, n_heads = int(meta[f"{arch}.block_count"]), _first(meta[f"{arch}.attention.head_count"])

@@ -24,7 +24,7 @@ from ..engine.gguf.header import quote
 from .sources.base import SourceFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 500_000
 MAX_ENTRIES = 200_000
 MAX_PLAIN, MAX_DEPTH = 10_000, 8  # of settings beside the weights
 MAX_KEY = 1 << 32  # whole numbers as keys: larger ones can be chosen so that all meet in one place of a dict
