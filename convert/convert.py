@@ -105,7 +105,8 @@ def convert(
 ) -> Report:
     """Convert a checkpoint to GGUF.
 
-    source: a path, or an open Source (left open). out: the file to write. type: a recipe (recipes.RECIPES) or "keep". kind, tokenizer, context: as of open_source.
+    source: a path, or an open Source (left open). out: the file to write. type: a recipe (recipes.RECIPES) or "keep".
+    kind, tokenizer, context: as of open_source.
     overrides: "REGEX=FORMAT". formats: tensor name -> format instead of the recipe's choice; plan: the same by fit.plan, explained
     in the report. importance: matrix name -> float32 [columns], weights of the
     columns' squared errors. threads: default all that may be used. progress: called as progress(what, bytes done, bytes in all). split: most bytes of data in

@@ -197,6 +197,7 @@ def spend(table: list[tuple[Option, ...]], chosen: list[Option], budget: int) ->
         chosen[best[1]] = best[2]
 
 
+@in_default_floats
 def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = None, importance: Mapping[str, np.ndarray] | None = None,
          threads: int | None = None, progress: Callable[[str, int, int], None] | None = None, text: str | None = None, folder: Path | None = None) -> Plan:
     """Formats for a source's matrices within a file size, or a mean number of bits per weight. OptionError: an impossible budget.

@@ -1,6 +1,7 @@
-"""What users of other converters look for: metadata set by hand, a dry run, the vocabulary alone, a shorter context, no silent overwriting; and no false alarm."""
+"""What users of other converters look for: metadata set by hand, a dry run, the vocabulary alone, a shorter context; no silent overwriting, no false alarms."""
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
@@ -9,7 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import TINY, hf_weights, random_weights, sentencepiece_model, with_, write_hf, write_llama2c, write_safetensors, write_tokenizer_bin, write_torch
+from checkpoints import (
+    META,
+    TINY,
+    hf_weights,
+    random_weights,
+    renamed,
+    sentencepiece_model,
+    with_,
+    write_hf,
+    write_llama2c,
+    write_safetensors,
+    write_tokenizer_bin,
+    write_torch,
+)
 from llamina.convert.convert import convert
 from llamina.convert.importance import read, usable_weights
 from llamina.convert.metadata import parse_meta
@@ -94,12 +108,7 @@ def test_metaspace(tmp_path: Path, scheme: str) -> None:
 
 def test_a_training_checkpoint_of_llama2c(tmp_path: Path) -> None:
     t = with_(TINY, tied=True)
-    weights = random_weights(t)
-    from checkpoints import META, renamed
-    tensors = renamed(weights, META, "")
     args: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "dim": 32, "vocab_size": 320, "max_seq_len": 128, "dropout": 0.1}
-    import io
-
     import sentencepiece
     raw = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["the cat  sat on a mat and the dog ran"] * 20), model_writer=raw, vocab_size=320,
@@ -244,7 +253,6 @@ def test_infinite_importance_is_refused(tmp_path: Path) -> None:
 
 def test_consolidated_safetensors(tmp_path: Path) -> None:
     """Mistral's own form: Meta's names, in safetensors."""
-    from checkpoints import META, renamed
     weights = random_weights()
     folder = tmp_path / "mistral"
     folder.mkdir()

@@ -1,8 +1,10 @@
 """What a Hugging Face folder says about its model beside weights and tokenizer: generation_config.json's sampling, and the model card's front matter.
 
-    generation_config.json -> general.sampling.*;   README.md, between its first two lines of dashes -> general.name, author, license, base_model.*, tags, languages
+    generation_config.json -> general.sampling.*
+    README.md, between its first two lines of dashes -> general.name, author, license, base_model.*, tags, languages
 
-Keys: github.com/ggml-org/ggml, docs/gguf.md. The front matter is YAML; only what cards hold is read, by hand: "key: value", lists in brackets or one item a line.
+Keys: github.com/ggml-org/ggml, docs/gguf.md. The front matter is YAML; only what cards hold is read, by hand: "key: value", lists in brackets or one
+item a line.
 """
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ class _Config:
             self.refuse(f"scales rotary positions by {quote(kind)} (rope_scaling); llamina knows linear, llama3 and yarn")
         if kind == "default":
             return RopeScaling(), base, None
-        original = f.integer("original_max_position_embeddings", MAX_CONTEXT, None) or rope.integer(f"{where}.original_max_position_embeddings", MAX_CONTEXT, trained)
+        key = "original_max_position_embeddings"  # beside rope_scaling it is stronger than in it
+        original = f.integer(key, MAX_CONTEXT, None) or rope.integer(f"{where}.{key}", MAX_CONTEXT, trained)
         if kind == "yarn" and "factor" in values and values["factor"] is None:
             factor = trained / original
         else:

@@ -1,4 +1,4 @@
-"""What config.json may say, class by class: every field is read, without effect, or refused unless it is off. And what a class takes for a field that is not there.
+"""What config.json may say, class by class: every field is read, without effect, or refused unless it is off; and what a class takes for one that is not there.
 
     config.json ──class_of──► ClassFields(defaults, …) ──settled──► Fields with the class's defaults filled in, checked
 

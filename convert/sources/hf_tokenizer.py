@@ -111,7 +111,8 @@ def _special_ids(vocab: Vocab, settings: Fields, config: Fields, generation: Fie
         if isinstance(text, str) and text in places:
             vocab.ids[name] = places[text]
     ends: list[int] = []
-    silent = {key: id for key, id in (("bos_token_id", 1), ("eos_token_id", 2)) if key[:3] not in vocab.ids and _is_id(id, vocab) and vocab.types[id] == CONTROL}
+    silent = {key: id for key, id in (("bos_token_id", 1), ("eos_token_id", 2))
+              if key[:3] not in vocab.ids and _is_id(id, vocab) and vocab.types[id] == CONTROL}
     config = Fields(config.path, {**silent, **config.values})  # transformers' classes take these where config.json says nothing
     for fields in (generation, config):
         if fields is None:

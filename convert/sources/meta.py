@@ -1,4 +1,5 @@
-"""Meta's releases: params.json, consolidated.00.pth, consolidated.01.pth, ... (one for each model-parallel rank), tokenizer.model. Mistral's too: consolidated.safetensors, whole or in parts, with tekken.json or tokenizer.model.v3.
+"""Meta's releases: params.json, consolidated.00.pth, consolidated.01.pth, ... (one for each model-parallel rank), tokenizer.model.
+Mistral's too: consolidated.safetensors, whole or in parts, with tekken.json or tokenizer.model.v3.
 
 Each rank holds a slice of every matrix (names.META_SPLIT_AXIS says along which axis) and all norms; the slices are put together row by row as they
 are asked for. q and k are in GGUF's order already. params.json gives heads and RoPE; the rest is seen from the tensors: ffn_dim, the vocabulary's size (which
@@ -24,7 +25,8 @@ from .vocabulary import Vocab, llama3_specials, read_vocabulary_file
 
 MAX_SHARDS = 128
 _KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta",
-          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "max_seq_len", "max_position_embeddings", "max_batch_size", "sliding_window", "use_biases", "tied_embeddings"}
+          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "max_seq_len", "max_position_embeddings", "max_batch_size", "sliding_window",
+          "use_biases", "tied_embeddings"}
 _NEUTRAL = {"model_type": ("transformer",), "causal": (True,)}
 _CONTEXTS = ("max_seq_len", "max_position_embeddings")
 

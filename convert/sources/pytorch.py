@@ -72,7 +72,8 @@ def _llama2c(path: Path, file: SourceFile, tensors: Mapping[str, Stored], rest: 
         name=path.stem, n_layers=fields.integer("model_args.n_layers", MAX_LAYERS), dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=dim // n_heads,
         ffn_dim=min(found["blk.0.ffn_gate.weight"].shape[0], MAX_WIDTH), n_vocab=n_vocab,
         context_length=fields.integer("model_args.max_seq_len", MAX_CONTEXT, 2048), rms_eps=fields.number("model_args.norm_eps", RMS_EPS),
-        rope_dim=dim // n_heads, rope_base=fields.number("model_args.rope_theta", ROPE_BASE), rope_scaling=RopeScaling(), rope_freq_factors=False, tied_output=tied)
+        rope_dim=dim // n_heads, rope_base=fields.number("model_args.rope_theta", ROPE_BASE), rope_scaling=RopeScaling(),
+        rope_freq_factors=False, tied_output=tied)
     vocab = find_vocabulary(path, tokenizer, n_vocab)
     return assemble("pytorch", path, config, found, [file], vocab, [path, vocab.path], [], theirs=to_meta)
 

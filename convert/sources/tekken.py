@@ -52,7 +52,8 @@ def read_tekken(path: Path) -> Vocab:
     specials = {i: (text, CONTROL) for i, text in enumerate(FIRST[:n_special])}
     given: Any = values.get("special_tokens") or []
     for entry in given if isinstance(given, list) else fail("field 'special_tokens' must be a list"):
-        if not isinstance(entry, dict) or type(entry.get("rank")) is not int or not isinstance(entry.get("token_str"), str) or not 0 <= entry["rank"] < n_special:
+        good = isinstance(entry, dict) and type(entry.get("rank")) is int and isinstance(entry.get("token_str"), str)
+        if not good or not 0 <= entry["rank"] < n_special:
             fail(f"a special token must have a rank and a token_str, found {quote(entry)}")
         specials[entry["rank"]] = entry["token_str"], CONTROL if entry.get("is_control", True) else USER_DEFINED
     texts = [specials.get(i, (f"<SPECIAL_{i}>", CONTROL)) for i in range(n_special)]

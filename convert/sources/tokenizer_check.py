@@ -65,7 +65,9 @@ def comparable(vocab: Vocab, texts: Iterator[str]) -> Iterator[str]:
     """Those of `texts` for which no exception, and no added token, lets the ids differ."""
     special = [text for text, type_ in zip(vocab.tokens, vocab.types) if text and type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
     for text in texts:
-        if "leading space" in vocab.exceptions and text.startswith((" ", SPACE)) or "normalised" in vocab.exceptions and not (text.isascii() and text.isprintable()):
+        if "leading space" in vocab.exceptions and text.startswith((" ", SPACE)):
+            continue
+        if "normalised" in vocab.exceptions and not (text.isascii() and text.isprintable()):
             continue
         if "unknown characters" in vocab.exceptions and not known_characters(vocab, text):
             continue

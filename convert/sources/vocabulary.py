@@ -293,7 +293,8 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
 
 
 def byte_tokens(path: Path, ranks: dict[bytes, int]) -> tuple[list[str], list[str]]:
-    """Tokens in GPT-2's byte alphabet and the merges that make them, of tokens with their ranks, 0, 1, 2, ... FormatError: their lengths would take for ever."""
+    """Tokens in GPT-2's byte alphabet and the merges that make them, of tokens with their ranks, 0, 1, 2, ...
+    FormatError: tokens so long that it would take for ever."""
     if (work := sum(len(token) ** 2 for token in ranks)) > MAX_SPLITS:
         raise FormatError(f"{path}: its tokens are too long: finding their parts would take {work} steps, expected at most {MAX_SPLITS}")
     letter = {byte: char for char, byte in BYTE_OF.items()}
