@@ -14,7 +14,7 @@ from ...engine.gguf.header import quote
 from ...engine.text.tokenizer.vocabulary import CONTROL
 from .base import Fields, read_json
 from .hf_template import read_templates
-from .tokenizer_json import steps
+from .tokenizer_json import LEADING_SPACE, steps
 from .vocabulary import Vocab, read_vocabulary_file
 
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -62,6 +62,9 @@ def _space_prefix(vocab: Vocab, settings: Fields, fast: Mapping[str, Any]) -> No
     prefix = settings.get("add_prefix_space", bool, None)
     if prefix is not None and not generic and prefix != vocab.add_space_prefix:
         vocab.add_space_prefix = prefix
+        if not prefix:
+            vocab.exceptions.discard("leading space")
+            vocab.notes = [note for note in vocab.notes if note != LEADING_SPACE.format(vocab.path.name)]
     legacy = settings.get("legacy", bool, None)
     scheme = next((step.get("prepend_scheme") for step in steps(fast.get("pre_tokenizer"), "pretokenizers") if step.get("type") == "Metaspace"), None)
     first = scheme == "first" if generic or legacy is None else not legacy

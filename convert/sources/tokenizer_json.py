@@ -28,6 +28,7 @@ from .tokenizer_check import check_json
 from .vocabulary import Vocab
 
 SPACE = "\u2581"
+LEADING_SPACE = "{} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one"
 
 
 def read_tokenizer_json(path: Path) -> Vocab:
@@ -149,7 +150,7 @@ class _Reader:
         vocab.add_space_prefix = prefix
         if first:
             vocab.exceptions.add("leading space")
-            vocab.notes.append(f"{self.path.name} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one")
+            vocab.notes.append(LEADING_SPACE.format(self.path.name))
 
     def added(self, vocab: Vocab) -> None:
         tokens = self.json.get("added_tokens") or []
