@@ -29,3 +29,12 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real weights not found at {folder} (set LLAMINA_REAL)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """Real trained models (../shared/real/get_models.sh FOLDER). Tests fail, not skip, where the folder is named and lacks a file."""
+    folder = os.environ.get("LLAMINA_MODELS")
+    if not folder:
+        pytest.skip("real models not found (set LLAMINA_MODELS to a folder that ../shared/real/get_models.sh filled)")
+    return Path(folder)
