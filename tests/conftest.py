@@ -38,3 +38,11 @@ def models() -> Path:
     if not folder:
         pytest.skip("real models not found (set LLAMINA_MODELS to a folder that ../shared/real/get_models.sh filled)")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def watched_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every operation on KV pages, in every test that uses a model: claimed = owned + shared + free + cached, and all promises are covered."""
+    if "llamina.engine.run.kv_cache" in sys.modules:
+        from pool_check import watch_pools
+        watch_pools(monkeypatch)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.text.tokenizer.bpe import BYTE_OF
 from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NFC_KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -116,6 +116,7 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     """A tokenizer file of any kind, known by its content: SentencePiece's or Meta's tokenizer.model, tokenizer.json, or llama2.c's tokenizer.bin, which
     does not say how many tokens it has: `n_vocab`. special: names of the special tokens that follow a tiktoken file's."""
     data = read_bytes(path)
+    refuse_pointer(path, data[:200])
     if data.lstrip()[:1] == b"{":
         from .tokenizer_json import read_tokenizer_json
         return read_tokenizer_json(path)

@@ -1,7 +1,6 @@
 """`llamina inspect`: what a model file holds, and how it would run here."""
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import click
 
 from ..errors import LlaminaError
 from . import one_line
-from .options import debug_option, model_argument
+from .options import as_json_line, debug_option, model_argument
 from .progress import Progress, size
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
     with open_gguf(path) as gguf:
         report = describe(gguf, count("context", context))
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(as_json_line(report))
     else:
         print("\n".join(_lines(report)))
 

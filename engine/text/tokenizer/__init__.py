@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LlaminaError, TokenizerError, UnsupportedError
+from ...panics import panics_are
 
 if TYPE_CHECKING:
     from .base import Tokenizer
     from .splits import Row
 
 
+@panics_are(TokenizerError, "the vocabulary cannot be used")
 def load_tokenizer(metadata: Mapping[str, Any], path: str | os.PathLike[str] = "vocabulary") -> Tokenizer:
     """The tokenizer of a GGUF file's metadata (keys tokenizer.ggml.*; arrays as list[str] or NumPy arrays). `path` is for messages.
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...errors import TokenizerError
+from ...panics import panics_are
 from .stream import StreamDecoder
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 
@@ -103,7 +104,8 @@ class Tokenizer:
         `parse_special`: the texts of control tokens stand for their ids instead of for themselves.
         Raises TokenizerError for text that is no Unicode (lone surrogates), or characters that the vocabulary has no way to express."""
         ids = self.encode_parts(self.split(text, parse_special))
-        if self.add_bos if bos is None else bos:
+        written = parse_special and bos is None and ids[:1] == [self.bos_id]  # the text has its BOS: the file's own would be a second one
+        if (self.add_bos and not written) if bos is None else bos:
             ids.insert(0, self._required(self.bos_id, "BOS", "bos_token_id"))
         if (self.add_eos and bos is not False) if eos is None else eos:
             ids.append(self._required(self.eos_id, "EOS", "eos_token_id"))
@@ -120,6 +122,7 @@ class Tokenizer:
             raise TokenizerError(f"{self.path}: the text is not valid Unicode: lone surrogate {found}; decode its bytes as UTF-8 first") from None
         return (self._special if parse_special else self._user_defined).split(text)
 
+    @panics_are(TokenizerError, "the text cannot be tokenised")
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
         """Ids of what split() returned, without BOS or EOS. A text part is text: no special token is found in it. Phi-3 drops white space after a tag."""
         ids: list[int] = []
