@@ -1,4 +1,4 @@
-"""Real trained models, where LLAMINA_MODELS names a folder that holds them (../shared/real/get_models.sh fetches them): their vocabularies give llama.cpp's ids,
+"""Real trained models, where LLAMINA_MODELS names a folder that holds them (../shared/real/get_models.sh does): their vocabularies give llama.cpp's ids,
 their answers read as sense, and their perplexity is that of a float64 forward. Where the folder is named, a missing file is a failure."""
 from __future__ import annotations
 

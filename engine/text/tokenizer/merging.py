@@ -27,7 +27,7 @@ def merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
 
 
 def merged_ids(words: Iterable[str], ids: dict[str, int], ranks: dict[str, int], whole: bool) -> list[int] | None:
-    """Ids of `words`, whose characters without a token are dropped; `whole`: a word that is a token is taken as it is. None where the library is to be asked."""
+    """Ids of `words`, whose characters without a token are dropped; `whole`: a word that is a token is taken as it is. None: ask the library."""
     found: list[int] = []
     for word in words:
         if whole and word in ids:
