@@ -51,7 +51,7 @@ def test_families_with_other_ends(texts: list[str], expected: list[str]) -> None
 
 def test_ids_that_files_name() -> None:
     n = len(BYTE_OF)
-    named = {f"{key}_token_id": n + i for i, key in enumerate(("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"))}
+    named: dict[str, Any] = {f"{key}_token_id": n + i for i, key in enumerate(("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"))}
     assert ends([(f"<{i}>", CONTROL) for i in range(7)], **named) == [f"<{i}>" for i in range(6)]
 
 

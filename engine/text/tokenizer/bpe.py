@@ -151,9 +151,9 @@ def model_parts(v: Vocabulary, also: int = NORMAL) -> tuple[dict[str, int], list
     return ids, merges
 
 
-def pairs_of(merges: list[str]) -> list[tuple[str, ...]]:
+def pairs_of(merges: list[str]) -> list[tuple[str, str]]:
     """Merges as the library wants them."""
-    return [tuple(merge.split(" ")) for merge in merges]
+    return [(left, right) for left, right in (merge.split(" ") for merge in merges)]
 
 
 def _note_missing_bytes(v: Vocabulary, ids: dict[str, int]) -> None:
