@@ -66,11 +66,12 @@ def test_smollm2_answers(question: str, words: list[str], smollm2: Model) -> Non
 
 
 def test_smollm2_perplexity(smollm2: Model, real: Path) -> None:
-    """Of a float64 forward on the dequantised weights (tests/naive.py, computed once for these windows)."""
+    """Of a float64 forward on the dequantised weights (tests/naive.py, computed once for these windows). Activations
+    rounded to 8 bits make it 0.8 % more here."""
     from llamina.engine.score.perplexity import perplexity
 
     found = perplexity(smollm2, (real / "text" / "wiki.test.raw").read_bytes()[:80000].decode(errors="ignore"), context=512, most=4)
-    assert found.perplexity == pytest.approx(22.7437, rel=5e-3)
+    assert found.perplexity == pytest.approx(22.7437, rel=1e-2)
 
 
 def model_file(models: Path, name: str) -> Path:
