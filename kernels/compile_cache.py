@@ -32,7 +32,7 @@ from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 from .interrupts import raised_at_the_end
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward*.py", "engine/run/rope.py")
+SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
 KEPT_FOLDERS = 8  # fingerprints (versions, CPUs, edits) whose folders may lie side by side
 _PREFIX = "llamina-"
 

@@ -8,12 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ...kernels.formats import registry
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile
 from .kv_cache import PAGE, kv_type, page_bytes, pages_of
-from .weights import available_memory, matrix_names
+from .weights import available_memory, matrix_bytes
 
 DEFAULT_CONTEXT = 4096
 """Positions of a sequence where neither the caller nor the model's training asks for fewer."""
@@ -47,8 +46,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
 
     context None: as trained, at most 4096, or what fits into `memory`. kv: a name of kv_cache.KV_TYPES. Raises OutOfMemoryError if it can't be, OptionError.
     """
-    matrices = [gguf.tensors[name] for name in matrix_names(config)]
-    weights = sum(registry.tiled_bytes(t.format.name, *t.shape) for t in matrices)
+    weights = sum(matrix_bytes(gguf, m) for m in config.matrices())
     one_page = page_bytes(config, kv_type(config, kv))
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     needed = pages_of(wanted)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...kernels.compile_cache import compiled
 from ...kernels.elementwise import fill_rope_table
-from ..architectures.config import ModelConfig, RopeScaling
+from ..architectures.spec import Rope, RopeScaling
 
 _40 = Context(prec=40)
 _PI = Decimal("3.141592653589793238462643383279502884197")
@@ -19,14 +19,14 @@ _ROWS = 256
 """Positions the table grows by."""
 
 
-def frequencies(config: ModelConfig, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """-> (float64 [rope_dim / 2] radians per position, scale of the cosines and sines).
+def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """-> (float64 [dims / 2] radians per position, scale of the cosines and sines).
 
-    base ** (-2i / rope_dim), divided by Llama 3's `factors` (tensor rope_freqs.weight), then scaled: linear divides by the factor; YaRN (Peng et al.
+    base ** (-2i / dims), divided by Llama 3's `factors` (tensor rope_freqs.weight), then scaled: linear divides by the factor; YaRN (Peng et al.
     2023, as llama.cpp's rope_yarn) blends the scaled and the unscaled frequency by a ramp over the pairs and scales attention.
     """
-    n, s = config.rope_dim, config.rope_scaling
-    log_base = _40.ln(Decimal(config.rope_base))
+    n, s = rope.dims, rope.scaling
+    log_base = _40.ln(Decimal(rope.base))
     result, scale = [], Decimal(s.attn_factor)
     low = high = Decimal(0)
     if s.kind == "yarn":
@@ -58,12 +58,12 @@ def _yarn_range(s: RopeScaling, n: int, log_base: Decimal) -> tuple[Decimal, Dec
 class RopeTable:
     """cos and sin for every position up to `context`, made as positions are first needed.
 
-    `.rows`: float32 [context, rope_dim / 2, 2]; rows past `.filled` are untouched memory.
+    `.rows`: float32 [context, dims / 2, 2]; rows past `.filled` are untouched memory.
     """
 
-    def __init__(self, config: ModelConfig, context: int, factors: np.ndarray | None = None):
-        self.frequencies, self.scale = frequencies(config, factors)
-        self.rows = np.empty((context, config.rope_dim // 2, 2), np.float32)
+    def __init__(self, rope: Rope, context: int, factors: np.ndarray | None = None):
+        self.frequencies, self.scale = frequencies(rope, factors)
+        self.rows = np.empty((context, rope.dims // 2, 2), np.float32)
         self.filled = 0
 
     def fill(self, positions: int) -> None:

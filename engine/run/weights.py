@@ -1,6 +1,6 @@
 """From the file's rows to tiles: every matrix is retiled into the layout this CPU's kernels want, and the file's pages are let go.
 
-    file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (forward.py)
+    file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (ops/common.py)
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
@@ -23,11 +23,11 @@ import numpy as np
 from ...kernels.formats import registry
 from ...kernels.matmul import ROWS
 from ..architectures.config import ModelConfig
+from ..architectures.spec import Matrix
 from ..errors import FormatError, OutOfMemoryError
 from ..gguf.file import GGUFFile
-from .forward import COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
+from .ops.common import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
 
-LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _PIECE = 1 << 20
 """Bytes of the file that a thread takes at a time: they stay in its cache until they are in their tiles."""
 _SWITCH = 5e-4
@@ -40,10 +40,14 @@ Progress = Callable[[str, int, int], None]
 """(what, done, total): bytes while loading."""
 
 
+def matrix_bytes(gguf: GGUFFile, matrix: Matrix) -> int:
+    """Memory of a matrix once it is retiled."""
+    return registry.tiled_bytes(gguf.tensors[matrix.tensor].format.name, matrix.rows, matrix.columns)
+
+
 def matrix_names(config: ModelConfig) -> list[str]:
     """Tensors that are retiled, in the order of use."""
-    names = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in LAYER_MATRICES]
-    return [*names, "token_embd.weight" if config.tied_output else "output.weight"]
+    return list(dict.fromkeys(m.tensor for m in config.matrices()))
 
 
 class Arena:
@@ -68,9 +72,11 @@ class Arena:
 
 
 class _Piece(NamedTuple):
-    """Tiles [first, last) of a matrix."""
+    """Tiles [first, last) of a matrix: `rows` rows of a tensor, from `row` on."""
 
     name: str
+    row: int
+    rows: int
     first: int
     last: int
     to: int | None
@@ -104,15 +110,16 @@ class Loader:
                 if piece is None:
                     break
                 info = self._gguf.tensors[piece.name]
-                rows, row_bytes = info.shape[0], info.format.row_bytes(info.shape[1])
+                rows, row_bytes = piece.rows, info.format.row_bytes(info.shape[1])
                 first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
+                start = piece.row * row_bytes
                 fd = self._files.get(info.path)
                 if fd is None:
-                    source = self._gguf.data(piece.name).ctypes.data
+                    source = self._gguf.data(piece.name).ctypes.data + start
                 else:
                     if len(buffer) < size:
                         buffer = np.empty(size, np.uint8)
-                    _read(fd, buffer[:size].data, info.offset + first)
+                    _read(fd, buffer[:size].data, info.offset + start + first)
                     source = buffer.ctypes.data - first
                 to = piece.to
                 if to is None:
@@ -121,10 +128,10 @@ class Loader:
                         thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
                     to = thrown_away.ctypes.data - piece.first * tile_bytes
                 bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
-                if fd is None and piece.last * ROWS >= rows:
+                if fd is None and piece.row + piece.last * ROWS >= info.shape[0]:
                     self._gguf.release(piece.name)
                 if bad >= 0:
-                    self._fail((piece.name, bad))
+                    self._fail((piece.name, piece.row + bad))
                 with self._moved:
                     self._done += size
                     self._moved.notify()
@@ -196,31 +203,31 @@ def _read(fd: int, into: memoryview, offset: int) -> None:
 class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
-    .descriptors: {name: int64 [8]} of every matrix (forward.py's layout); .gains: float32 rows of the norms, padded to `ld_dim`;
+    .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
     .nbytes: memory of the retiled matrices.
     """
 
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, ld_dim: int, n_threads: int):
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
         self._gguf, self.config = gguf, config
-        names = matrix_names(config)
-        self.nbytes = sum(-(-registry.tiled_bytes(t.format.name, *t.shape) // 128) * 128 for t in (gguf.tensors[n] for n in names))
+        matrices = config.matrices()
+        self.nbytes = sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in matrices)
         self._arena = Arena(self.nbytes)
-        seen = names if config.tied_output else [*names, "token_embd.weight"]
-        self._total = sum(gguf.tensors[n].n_bytes for n in seen)
-        targets = {name: self._arena.take(registry.tiled_bytes(gguf.tensors[name].format.name, *gguf.tensors[name].shape)) for name in names}
-        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads)
+        only_seen = [] if config.tied_output else [Matrix("token_embd.weight", config.n_vocab, config.dim)]
+        self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
+        targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
+        self._loader = Loader(gguf, [piece for m in (*matrices, *only_seen) for piece in self._pieces(m, targets.get(m.key))], n_threads)
         try:
-            self._prepare(ld_dim, targets)
+            self._prepare(targets)
         except BaseException:
             self._loader.close()
             raise
 
-    def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
+    def _prepare(self, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
         gguf, config = self._gguf, self.config
-        self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
-        norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
-        self.gains = {name: self._gain(name, ld_dim) for name in norms}
+        self.gains = {norm.tensor: self.vector(norm.tensor, norm.dim) for norm in config.norms()}
+        self._biases: list[np.ndarray] = []
+        self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
         self._embedding = gguf.data("token_embd.weight")
         self._embedding_format = gguf.tensors["token_embd.weight"].format.name
 
@@ -246,28 +253,31 @@ class Weights:
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 
-    def _gain(self, name: str, ld_dim: int) -> np.ndarray:
-        row = np.zeros(ld_dim, np.float32)
-        row[:self.config.dim] = registry.decode(self._gguf.tensors[name].format.name, self._gguf.data(name).reshape(1, -1))[0]
+    def vector(self, name: str, n: int, first: int = 0, to: int = 32) -> np.ndarray:
+        """Numbers [first, first + n) of a vector, padded with zeros to a multiple of `to`. FormatError: NaN or infinity."""
+        row = np.zeros(-(-n // to) * to, np.float32)
+        row[:n] = registry.decode(self._gguf.tensors[name].format.name, self._gguf.data(name).reshape(1, -1))[0][first:first + n]
         if not np.isfinite(row).all():
             raise self._refuse(name, 0)
         return row
 
-    def _pieces(self, name: str, target: np.ndarray | None) -> Iterator[_Piece]:
-        info = self._gguf.tensors[name]
-        tiles, tile_bytes = -(-info.shape[0] // ROWS), ROWS * info.format.row_bytes(info.shape[1])
+    def _pieces(self, matrix: Matrix, target: np.ndarray | None) -> Iterator[_Piece]:
+        info = self._gguf.tensors[matrix.tensor]
+        tiles, tile_bytes = -(-matrix.rows // ROWS), ROWS * info.format.row_bytes(matrix.columns)
         step = max(1, _PIECE // tile_bytes)
         to = None if target is None else target.ctypes.data
-        return (_Piece(name, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
+        return (_Piece(matrix.tensor, matrix.first, matrix.rows, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
 
-    def _descriptor(self, name: str, target: np.ndarray) -> np.ndarray:
-        info = self._gguf.tensors[name]
-        kind = info.format.name
+    def _descriptor(self, matrix: Matrix, target: np.ndarray) -> np.ndarray:
+        kind = self._gguf.tensors[matrix.tensor].format.name
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
         words[WEIGHTS // 8] = target.ctypes.data
-        words[COLUMNS // 8], words[TILES // 8] = info.shape[1], -(-info.shape[0] // ROWS)
+        words[COLUMNS // 8], words[TILES // 8] = matrix.columns, -(-matrix.rows // ROWS)
         words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
+        if matrix.bias:
+            self._biases.append(self.vector(matrix.bias, matrix.rows, matrix.first, ROWS))
+            words[BIAS // 8] = self._biases[-1].ctypes.data
         return words
 
 

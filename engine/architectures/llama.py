@@ -1,0 +1,16 @@
+"""Llama 1 to 3, Code Llama, TinyLlama, Mistral: RMSNorm, RoPE on neighbouring pairs, SwiGLU (Touvron et al., arXiv 2302.13971); biases where a file has them."""
+from __future__ import annotations
+
+from .blocks import Block
+from .keys import Keys
+from .page import Page
+
+
+def layer(k: Keys, i: int) -> list[Block]:
+    return [
+        k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("pairs")),
+        k.glu(i, "silu", norm=k.norm(i, "ffn_norm", "post_attention_layernorm")),
+    ]
+
+
+PAGE = Page("llama", "Llama 1-3, Code Llama, TinyLlama, Mistral", layer, hf=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM"))
