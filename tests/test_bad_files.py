@@ -144,7 +144,7 @@ CONFIG: dict[str, tuple[Damage, type[LlaminaError], str]] = {
     "odd head size": (lambda b: b.set("llama.attention.key_length", 15), D, "heads have 15 dimensions, expected an even number"),
     "value size differs": (lambda b: b.set("llama.attention.value_length", 8), U, "'llama.attention.value_length' is 8, .* equal the head size, 16"),
     "partial rotation": (lambda b: b.set("llama.rope.dimension_count", 8), U, "'llama.rope.dimension_count' is 8, .* equal the head size, 16"),
-    "heads differ between layers": (lambda b: b.set("llama.attention.head_count", [4, 2]), U, r"head_count' differs between layers \(2 to 4\)"),
+    "heads differ between layers": (lambda b: b.set("llama.attention.head_count", [4, 2]), D, r"'blk.1.attn_q.weight' must have shape \[32, 64\], found \[64, 64\]"),
     "heads for 3 layers": (lambda b: b.set("llama.attention.head_count", [4, 4, 4]), D, "head_count' must be one whole number or 2, one a layer; found 3"),
     "heads for no layer": (lambda b: b.set("llama.attention.head_count", (I32, []), ARRAY), D, "head_count' must be one whole number or 2"),
     "heads as floats": (lambda b: b.set("llama.feed_forward_length", [96.0, 96.0]), D, "feed_forward_length' must be one .* found 2 of float32"),
@@ -187,7 +187,9 @@ CONFIG: dict[str, tuple[Damage, type[LlaminaError], str]] = {
     "matrix of integers": (field("format", 26), U, "'blk.1.attn_q.weight' is I32, expected one of F32, F16, BF16"),
     "quantised norm": (field("format", 8, "output_norm.weight"), U, "'output_norm.weight' is Q8_0, expected one of F32, F16, BF16"),
     "format without a kernel": (field("format", 9), U, "'blk.1.attn_q.weight' is Q8_1, expected one of F32"),
-    "biases": (lambda b: b.add("blk.0.attn_q.bias", (64,)), U, "'blk.0.attn_q.bias': llamina runs Llama models without biases"),
+    "bias of another shape": (lambda b: b.add("blk.0.attn_q.bias", (63,)), D, r"'blk.0.attn_q.bias' must have shape \[64\], found \[63\]"),
+    "bias of a norm": (lambda b: b.add("blk.0.attn_norm.bias", (64,)), U, "'blk.0.attn_norm.bias': llamina knows no such bias"),
+    "unknown key": (lambda b: b.set("llama.attention.new_idea", 2), U, "key 'llama.attention.new_idea', which llamina does not know"),
     "expert tensors": (lambda b: b.add("blk.0.ffn_gate_inp.weight", (8, 64)), U, "'blk.0.ffn_gate_inp.weight': .* mixtures of experts"),
     "unknown tensor": (lambda b: b.add("blk.0.attn_q_norm.weight", (16,)), U, "'blk.0.attn_q_norm.weight' is unknown"),
     "tensor of layer 7": (lambda b: b.add("blk.7.attn_q.weight", (64, 64)), D, "'blk.7.attn_q.weight' is of layer 7"),
@@ -351,10 +353,10 @@ def test_sparse_terabyte(tmp_path: Path) -> None:
 
 MEASURE = """
 import re, sys, time
-from llamina.engine import gguf_header
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.gguf import header
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 def peak():  # ru_maxrss will not do: a child inherits its parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before, start = peak(), time.process_time()

@@ -145,7 +145,7 @@ def test_open_form(format: str, models: dict[str, Path], digests: dict[str, str]
         return np.concatenate(logits), {name: np.concatenate(rows) for name, rows in seen.items()}
     with open_runtime(models[format], 2) as runtime:
         names = list(runtime.config.sites())
-        assert len(names) == 16 * runtime.config.n_layers + 1
+        assert len(names) == 17 * runtime.config.n_layers + 1
         logits, whole = taps(runtime, 330, names)
         assert digest(logits) == digests[f"{format}.gguf"]
         again, parts = taps(runtime, 7, names)

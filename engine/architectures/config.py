@@ -18,7 +18,7 @@ from ...kernels.formats.table import FORMATS, RUNNABLE
 from ..errors import FormatError, UnsupportedError
 from ..gguf.file import GGUFFile
 from ..gguf.header import quote
-from .blocks import Attention, Block, Glu, Output, Pending, matrix_tensors, norm_tensors
+from .blocks import Attention, Block, Mlp, Output, Pending, matrix_tensors, norm_tensors, open_layer
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Keys, Written
 from .page import Page
 from .pages import PAGES
@@ -94,8 +94,15 @@ class ModelConfig:
         found = {m.key: m for block in self.blocks() for m in block.matrices()}
         return [*found.values(), self.output.matrix]
 
-    def norms(self) -> list[Norm]:
-        return [n for block in self.blocks() for n in (block.norm, block.post_norm) if n] + [self.output.norm]
+    def vectors(self) -> Iterator[tuple[str, int]]:
+        """(tensor, numbers) of norms' gains and biases, and of attention's sinks."""
+        for norm in [n for block in self.blocks() for n in block.norms()] + [self.output.norm]:
+            yield norm.tensor, norm.dim
+            if norm.bias:
+                yield norm.bias, norm.dim
+        for a in self.attentions():
+            if a.sinks:
+                yield a.sinks, a.heads
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +119,7 @@ class ModelConfig:
 
     def open(self, layer: int, records: Records) -> list[Stage]:
         """The stages of one layer with every site in a buffer."""
-        return [stage for block in self.layers[layer] for stage in block.open(records)]
+        return open_layer(self.layers[layer], records)
 
     def sites(self) -> dict[str, tuple[int | None, Site]]:
         """Name -> (layer, or None at the end; site), in order of the pass."""
@@ -144,7 +151,7 @@ class ModelConfig:
 
     @property
     def ffn_dim(self) -> int:
-        return next(block.width for block in self.blocks() if isinstance(block, Glu))
+        return next(block.width for block in self.blocks() if isinstance(block, Mlp))
 
     @property
     def q_dim(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..gguf.file import REQUIRED
 from ..gguf.header import quote
-from .blocks import Attention, Block, Glu, Output
+from .blocks import Attention, Block, Mlp, Output
 from .spec import Matrix, Norm, Rope, RopeScaling
 
 MAX_LAYERS, MAX_CONTEXT, MAX_WIDTH, MAX_HEADS = 1 << 12, 1 << 24, 1 << 20, 1 << 14
@@ -57,6 +57,9 @@ class Keys:
         self.architecture, self.file, self.tensors, self.n_vocab, self.float32 = architecture, file, tensors, n_vocab, float32
         self.read: set[str] = set()
         self._arrays: dict[str, list[int]] = {}
+        self._ropes: dict[str, Rope] = {}
+        self._head_dims: dict[int, int] = {}
+        self._eps: dict[str, float] = {}
         self.n_layers = self.integer("block_count", MAX_LAYERS)
         self.dim = self.integer("embedding_length", MAX_WIDTH)
         self.context_length = self.integer("context_length", MAX_CONTEXT)
@@ -139,7 +142,9 @@ class Keys:
     def norm(self, layer: int | None, name: str, hf: str, eps: str = "attention.layer_norm_rms_epsilon") -> Norm:
         """An RMSNorm of the residual stream: blk.{layer}.{name}.weight, in Hugging Face's checkpoint model.layers.{layer}.{hf}.weight."""
         here, theirs = ("", "model.") if layer is None else (f"blk.{layer}.", f"model.layers.{layer}.")
-        return Norm(f"{here}{name}.weight", self.dim, self.positive(eps), hf=f"{theirs}{hf}.weight")
+        if eps not in self._eps:
+            self._eps[eps] = self.positive(eps)
+        return Norm(f"{here}{name}.weight", self.dim, self._eps[eps], hf=f"{theirs}{hf}.weight")
 
     def matrix(self, layer: int, name: str, rows: int, columns: int, site: str, hf: str) -> Matrix:
         """blk.{layer}.{name}.weight, with its bias if the file holds one."""
@@ -148,6 +153,11 @@ class Keys:
 
     def head_dim(self, heads: int) -> int:
         """attention.key_length, else the width divided by the heads; rotary positions need it even, and values as wide."""
+        if heads not in self._head_dims:
+            self._head_dims[heads] = self._head_dim(heads)
+        return self._head_dims[heads]
+
+    def _head_dim(self, heads: int) -> int:
         if not self.given("attention.key_length") and self.dim % heads:
             self.fail(f"key '{self.name('embedding_length')}' is {self.dim}, which is not a multiple of '{self.name('attention.head_count')}', {heads}")
         head_dim = self.integer("attention.key_length", MAX_WIDTH, self.dim // heads)
@@ -159,6 +169,11 @@ class Keys:
 
     def rope(self, kind: str) -> Rope:
         """Rotary positions of whole heads, with the file's base, scaling and frequency factors."""
+        if kind not in self._ropes:
+            self._ropes[kind] = self._rope(kind)
+        return self._ropes[kind]
+
+    def _rope(self, kind: str) -> Rope:
         head_dim = self.head_dim(self.per_layer("attention.head_count", MAX_HEADS)[0])
         dims = self.integer("rope.dimension_count", MAX_WIDTH, head_dim)
         if dims != head_dim:
@@ -207,11 +222,11 @@ class Keys:
             self.matrix(layer, "attn_output", self.dim, n * head_dim, "attn.hook_z", prefix + "o_proj"),
             rope, layer, post_norm)
 
-    def glu(self, layer: int, activation: str, norm: Norm | None, post_norm: Norm | None = None) -> Glu:
+    def glu(self, layer: int, activation: str, norm: Norm | None, post_norm: Norm | None = None) -> Mlp:
         """A gated feed-forward block under the usual names."""
         width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
         normed = "ln2.hook_normalized"
-        return Glu(layer, self.dim, width, activation, norm,
+        return Mlp(layer, self.dim, width, activation, norm,
                    self.matrix(layer, "ffn_gate", width, self.dim, normed, "mlp.gate_proj"), self.matrix(layer, "ffn_up", width, self.dim, normed, "mlp.up_proj"),
                    self.matrix(layer, "ffn_down", self.dim, width, "mlp.hook_post", "mlp.down_proj"), post_norm)
 

@@ -43,7 +43,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of rows of the residual stream. kind: "rms" (more with the kernels that come)."""
+    """A norm of rows of the residual stream, or of heads or projections. kind: "rms" or "layer" (LayerNorm, with a bias if `bias` names one)."""
 
     tensor: str
     dim: int

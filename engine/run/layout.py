@@ -11,11 +11,12 @@ import numpy as np
 from ...kernels import attention as at
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
-from ..architectures.blocks import Attention, Glu
+from ...kernels.elementwise import HALVES, PAIRS
+from ..architectures.blocks import Attention, Mlp
 from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix, Norm, Rope
 from .ops.common import FLOAT_INPUT
-from .rope import RopeTable
+from .rope import RopeTable, query_scales
 from .weights import Weights
 
 
@@ -29,7 +30,7 @@ def kv_offsets(config: ModelConfig, kv: KVType) -> tuple[dict[int, int], int]:
     for a in config.attentions():
         if a.kv_layer == a.layer:
             offsets[a.layer] = at_byte
-            at_byte += kv.layer_bytes(a.kv_heads, a.head_dim)
+            at_byte += kv.layer_bytes(a.kv_heads, a.head_dim, a.value_dim)
     return offsets, at_byte
 
 
@@ -41,21 +42,24 @@ class Layout:
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, kv: KVType, rows: int, n_threads: int, context: int, factors: dict[str, np.ndarray]):
-        self.config, self.weights, self.kv, self.rows = config, weights, kv, rows
+        self.config, self.weights, self.kv, self.rows, self.context = config, weights, kv, rows, context
         self.kv_offsets, _ = kv_offsets(config, kv)
         attentions = list(config.attentions())
         widths = {"x": config.dim, "normed": config.dim, "addend": config.dim}
         for a in attentions:
             for name, columns in (("q", a.heads * a.head_dim), ("att", a.heads * a.value_dim), ("k", a.kv_heads * a.head_dim), ("v", a.kv_heads * a.value_dim)):
                 widths[name] = max(widths.get(name, 0), columns)
-        widths["gate"] = widths["up"] = max((b.width for b in config.blocks() if isinstance(b, Glu)), default=32)
+        widths["gate"] = widths["up"] = max((b.width for b in config.blocks() if isinstance(b, Mlp)), default=32)
         self.buffers = {name: _aligned(4 * rows * round_up(columns, 32)).view(np.float32).reshape(rows, -1) for name, columns in widths.items()}
+        if any(b.parallel for b in config.blocks()):
+            self.buffers["addend_2"] = _aligned(4 * rows * round_up(config.dim, 32)).view(np.float32).reshape(rows, -1)
+            self.buffers["att_records"] = _aligned(record_bytes(rows, round_up(widths["att"], 32)))
         self.buffers["records"] = _aligned(record_bytes(rows, max(round_up(widths[name], 32) for name in ("x", "att"))))
         self.buffers["down_records"] = _aligned(record_bytes(rows, round_up(widths["gate"], 32)))
         self.ld = round_up(config.dim, 32)
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
         self.own = _aligned(self.own_bytes * n_threads)
-        self.scratch_bytes = max(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim), 128) for a in attentions)
+        self.scratch_bytes = max(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in attentions)
         self.scratch = _aligned(self.scratch_bytes * n_threads)
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
@@ -71,6 +75,13 @@ class Layout:
     def gain(self, norm: Norm | None) -> int:
         """Address of a norm's gain, or 0."""
         return self.weights.gains[norm.tensor].ctypes.data if norm else 0
+
+    def bias(self, norm: Norm | None) -> int:
+        return self.weights.gains[norm.bias].ctypes.data if norm and norm.bias else 0
+
+    def vector(self, tensor: str) -> int:
+        """Address of a vector of attention's, or 0 for ""."""
+        return self.weights.gains[tensor].ctypes.data if tensor else 0
 
     def matrix(self, matrix: Matrix) -> np.ndarray:
         """Its descriptor, int64 [8]."""
@@ -94,19 +105,32 @@ class Layout:
             words = self.geometry[len(self._geometries)]
             self._geometries[key] = words.ctypes.data
             for word, value in (
-                (at.N_HEADS, a.heads), (at.N_KV_HEADS, a.kv_heads), (at.HEAD_DIM, a.head_dim), (at.V_DIM, at.v_dim(a.value_dim)),
-                (at.QUERY_BYTES, self.kv.query_bytes(a.head_dim)), (at.LD_ATT, round_up(a.heads * a.head_dim, 32)),
-                (at.LD_KV, round_up(a.kv_heads * a.head_dim, 32)), (at.Q, self.address("q")), (at.K, self.address("k")), (at.V, self.address("v")),
-                (at.ATT, self.address("att")), (at.RECORDS, self.address("records")), (at.POSITIONS, self.tokens[1].ctypes.data),
-                (at.PAGE_TABLES, self.tokens[2].ctypes.data),
+                (at.N_HEADS, a.heads), (at.N_KV_HEADS, a.kv_heads), (at.HEAD_DIM, a.head_dim), (at.VALUE_DIM, a.value_dim), (at.V_DIM, at.v_dim(a.value_dim)),
+                (at.QUERY_BYTES, self.kv.query_bytes(a.head_dim)), (at.LD_Q, round_up(a.heads * a.head_dim, 32)),
+                (at.LD_ATT, round_up(a.heads * a.value_dim, 32)), (at.LD_KV, round_up(a.kv_heads * a.head_dim, 32)),
+                (at.LD_V, round_up(a.kv_heads * a.value_dim, 32)), (at.Q, self.address("q")), (at.K, self.address("k")), (at.V, self.address("v")),
+                (at.ATT, self.address("att")), (at.RECORDS, self.address(a.records)), (at.POSITIONS, self.tokens[1].ctypes.data),
+                (at.PAGE_TABLES, self.tokens[2].ctypes.data), (at.WINDOW, a.window), (at.SINKS, self.vector(a.sinks)),
             ):
                 words[word // 8] = value
-            if a.rope and not turned:
-                words[at.ROPE_DIM // 8], words[at.ROPE_TABLE // 8] = a.rope.dims, self.table(a.rope)
-            words.view(np.float32)[at.SCALE // 4] = a.scale
+            floats = words.view(np.float32)
+            floats[at.SCALE // 4], floats[at.SOFT_CAP // 4] = a.scale, a.soft_cap
+            if not turned:
+                self._turn(words, a)
         if records:
             self.geometry[list(self._geometries).index(key)][at.QUANTIZE // 8] = 1
         return self._geometries[key]
+
+    def _turn(self, words: np.ndarray, a: Attention) -> None:
+        """What happens to a head's query and key between projection and attention."""
+        if a.rope:
+            words[at.ROPE_KIND // 8] = {"pairs": PAIRS, "halves": HALVES}[a.rope.kind]
+            words[at.ROPE_DIM // 8], words[at.ROPE_TABLE // 8] = a.rope.dims, self.table(a.rope)
+        if a.qk_norm == "head":
+            words[at.Q_NORM // 8], words[at.K_NORM // 8], words[at.NORM_LAST // 8] = self.gain(a.q_norm), self.gain(a.k_norm), a.norm_last
+            words.view(np.float32)[at.NORM_EPS // 4] = a.q_norm.eps
+        if a.temperature:
+            words[at.Q_SCALES // 8] = self.keep(query_scales(*a.temperature, self.context))
 
     def table(self, rope: Rope) -> int:
         """Address of a table of cosines and sines."""

@@ -62,7 +62,7 @@ class Program:
             if not words[OP // 8]:
                 assert words[NUMBER // 8] == number
                 op.fill(words, p.stage, self._layout)
-                words[OP // 8] = op.function.address
+                words[OP // 8] = op.address(p.stage)
 
     def open_layer(self, layer: int) -> list[Placed]:
         """A layer's open stages, compiled and filled in when first wanted."""

@@ -225,7 +225,7 @@ class Weights:
     def _prepare(self, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
         gguf, config = self._gguf, self.config
-        self.gains = {norm.tensor: self.vector(norm.tensor, norm.dim) for norm in config.norms()}
+        self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
         self._biases: list[np.ndarray] = []
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
         self._embedding = gguf.data("token_embd.weight")

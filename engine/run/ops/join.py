@@ -1,6 +1,6 @@
 """The residual stream: what sublayers made joins it, and the next sublayer's norm is taken. Norm and records are one op; few tokens cost no barrier (OWN).
 
-    x += post_norm(addend) * factor  [twice, if two sublayers ran side by side];  normed = norm(x);  records = quantise(normed)
+    x += factor * post_norm(addend)  [twice, if two sublayers ran side by side];  normed = norm(x);  records = quantise(normed)
 
 A range of layers begins with a stream that nothing waits to join (the first stage of a run adds nothing) and ends with `close`, which adds what is left.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from ....kernels.activations import GROUP, quantize_row
 from ....kernels.compile_cache import compiled
 from ....kernels.elementwise import add_rows, jit, rms_norm
+from ....kernels.norms import add_scaled, layer_norm
 from ....kernels.simd import load_f32, load_i64
 from ....kernels.team import next_tile
 from .common import (
@@ -36,32 +37,46 @@ from .common import (
     stream,
 )
 
-(ADDEND, POST_GAIN, ADDEND_2, POST_GAIN_2, GAIN, DIM, EPS, MAKE_RECORDS, KEEP) = range(HEADER, HEADER + 8 * 9, 8)
-"""ADDEND, ADDEND_2: addresses of float32 [tokens, LD_X], or 0; the POST_GAINs: of their norms' gains, or 0. GAIN: the norm's, or 0: x itself goes on. MAKE_RECORDS,
-KEEP: whether some matrix reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache."""
-WORDS = 9
+(GAIN, BIAS, LAYER_NORM, EPS, DIM, MAKE_RECORDS, KEEP, ADDEND, POST_GAIN, POST_BIAS, FACTOR, ADDEND_2, POST_GAIN_2, POST_BIAS_2, FACTOR_2) = range(
+    HEADER, HEADER + 8 * 15, 8)
+"""GAIN, BIAS: addresses of the norm's, or 0 (no GAIN: x itself goes on). LAYER_NORM: whether these norms are LayerNorm, not RMSNorm. MAKE_RECORDS, KEEP: whether some matrix
+reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache. ADDEND: address of float32 [tokens, LD_X], or 0; POST_GAIN,
+POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2."""
+WORDS = 15
+_NEXT = ADDEND_2 - ADDEND
 
 
 @jit
-def _add(stage, x, addend, gain, room, ld):
-    """One row of a sublayer's output joins. room: a row that may be written. -> not finite"""
-    bad = False
+def _norm(stage, x, gain, bias, ld, out):
+    """-> not finite"""
+    if load_i64(stage + LAYER_NORM) != 0:
+        return layer_norm(x, gain, bias, load_i64(stage + DIM), ld, load_f32(stage + EPS), out)
+    return rms_norm(x, gain, load_i64(stage + DIM), ld, load_f32(stage + EPS), out)
+
+
+@jit
+def _add(stage, at, x, m, room, ld):
+    """Row m of one sublayer's output joins. at: how far its words are from the first's; room: a row that may be written. -> not finite"""
+    words, bad = stage + at, False
+    addend, gain, factor = load_i64(words + ADDEND), load_i64(words + POST_GAIN), load_f32(words + FACTOR)
+    if addend == 0:
+        return False
+    addend += 4 * m * ld
     if gain != 0:
-        bad = rms_norm(addend, gain, load_i64(stage + DIM), ld, load_f32(stage + EPS), room)
+        bad = _norm(stage, addend, gain, load_i64(words + POST_BIAS), ld, room)
         addend = room
-    add_rows(x, addend, ld)
+    if factor == np.float32(1.0):
+        add_rows(x, addend, ld)
+    else:
+        add_scaled(x, addend, factor, ld)
     return bad
 
 
 @jit
 def add_pending(stage, x, m, room, ld):
     """Row m of whatever a stage's words name joins the residual row at x. -> not finite"""
-    bad = False
-    if load_i64(stage + ADDEND) != 0:
-        bad = _add(stage, x, load_i64(stage + ADDEND) + 4 * m * ld, load_i64(stage + POST_GAIN), room, ld)
-    if load_i64(stage + ADDEND_2) != 0:
-        bad |= _add(stage, x, load_i64(stage + ADDEND_2) + 4 * m * ld, load_i64(stage + POST_GAIN_2), room, ld)
-    return bad
+    bad = _add(stage, 0, x, m, room, ld)
+    return bad | _add(stage, _NEXT, x, m, room, ld)
 
 
 @jit
@@ -69,7 +84,7 @@ def norm_row(stage, x, ld, normed, row, n_rows, records):
     """Norm of the residual row at x into the row at `normed` and, unless `records` is 0, its records as row `row` of n_rows. -> not finite"""
     gain, bad = load_i64(stage + GAIN), False
     if gain != 0:
-        bad = rms_norm(x, gain, load_i64(stage + DIM), ld, load_f32(stage + EPS), normed)
+        bad = _norm(stage, x, gain, load_i64(stage + BIAS), ld, normed)
     else:
         copy(x, normed, ld)
     if records != 0:
@@ -161,10 +176,14 @@ def wanted_norm(tid, n_threads, team, step, stage):
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
     """args: "add" (Addends), "norm" (Norm or None), "dim", "records", "rows"."""
-    args = stage.args
-    for addend, to, gain in zip(args.get("add", ()), (ADDEND, ADDEND_2), (POST_GAIN, POST_GAIN_2)):
-        words[to // 8], words[gain // 8] = layout.address(addend.buffer), layout.gain(addend.norm)
-    norm = args.get("norm")
-    eps = norm.eps if norm else next((a.norm.eps for a in args.get("add", ()) if a.norm), 0.0)
-    words[GAIN // 8], words[DIM // 8], words[MAKE_RECORDS // 8], words[KEEP // 8] = layout.gain(norm), args["dim"], args.get("records", 0), args.get("rows", 1)
-    words.view(np.float32)[EPS // 4] = eps
+    args, floats = stage.args, words.view(np.float32)
+    norm, addends = args.get("norm"), args.get("add", ())
+    for addend, at in zip(addends, (0, _NEXT)):
+        words[(ADDEND + at) // 8], floats[(FACTOR + at) // 4] = layout.address(addend.buffer), addend.factor
+        words[(POST_GAIN + at) // 8], words[(POST_BIAS + at) // 8] = layout.gain(addend.norm), layout.bias(addend.norm)
+    norms = [n for n in (norm, *(a.norm for a in addends)) if n]
+    assert len(addends) <= 2 and len({(n.kind, n.eps) for n in norms}) <= 1, "norms of one stage are of one kind"
+    words[GAIN // 8], words[BIAS // 8], words[DIM // 8] = layout.gain(norm), layout.bias(norm), args["dim"]
+    words[MAKE_RECORDS // 8], words[KEEP // 8] = args.get("records", 0), args.get("rows", 1)
+    if norms:
+        words[LAYER_NORM // 8], floats[EPS // 4] = norms[0].kind == "layer", norms[0].eps

@@ -16,9 +16,15 @@ from . import attend, gated, join, linear, open_form, qkv
 class Op(NamedTuple):
     """One op."""
 
-    function: Compiled
+    function: Compiled | Callable[[str], Compiled]
+    """Compiled, or what gives the one for a stage's activation."""
     words: int
     fill: Callable[[np.ndarray, Any, Any], None]
+
+    def address(self, stage: Any) -> int:
+        """Of the compiled function for a stage."""
+        function = self.function if isinstance(self.function, Compiled) else self.function(stage.args["activation"])
+        return function.address
 
 
 def _nothing(words: np.ndarray, stage: Any, layout: Any) -> None:
@@ -37,6 +43,7 @@ OPS = {
     "gated": Op(gated.gated, gated.WORDS, gated.fill),
     "add": Op(open_form.add, join.WORDS, join.fill),
     "norm": Op(open_form.norm, join.WORDS, join.fill),
+    "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
