@@ -223,8 +223,8 @@ def _n_vocab(gguf: GGUFFile, architecture: str) -> int:
     return rows
 
 
-def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float32: bool) -> ModelConfig:
-    k = Keys(page.architecture, file, tensors, n_vocab)
+def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float32: bool, whole: bool = True) -> ModelConfig:
+    k = Keys(page.architecture, file, tensors, n_vocab, whole)
     config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)), page.output(k),
                          page.embedding_scale(k), float32)
     k.done()
@@ -247,7 +247,7 @@ def llama_config(
     }
     tensors = {*biases, *([] if tied_output else ["output.weight"]), *(["rope_freqs.weight"] if rope_freq_factors else [])}
     file = Written(path, {"general.name": name, **{f"llama.{key}": value for key, value in keys.items()}})
-    return _read(PAGES["llama"], file, tensors, n_vocab, float32_kv)
+    return _read(PAGES["llama"], file, tensors, n_vocab, float32_kv, whole=False)
 
 
 def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:

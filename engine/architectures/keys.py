@@ -51,10 +51,11 @@ class File(Protocol):
 
 
 class Keys:
-    """The keys of one file, for the page of its architecture. tensors: names of all that the file holds; n_vocab: rows of the embedding."""
+    """The keys of one file, for the page of its architecture. tensors: names of those that the file holds, all of them if `whole`; n_vocab: rows
+    of the embedding."""
 
-    def __init__(self, architecture: str, file: File, tensors: Collection[str], n_vocab: int, float32: bool = False):
-        self.architecture, self.file, self.tensors, self.n_vocab, self.float32 = architecture, file, tensors, n_vocab, float32
+    def __init__(self, architecture: str, file: File, tensors: Collection[str], n_vocab: int, whole: bool = True):
+        self.architecture, self.file, self.tensors, self.n_vocab, self.whole = architecture, file, tensors, n_vocab, whole
         self.read: set[str] = set()
         self._arrays: dict[str, list[int]] = {}
         self._ropes: dict[str, Rope] = {}
@@ -231,7 +232,15 @@ class Keys:
                    self.matrix(layer, "ffn_down", self.dim, width, "mlp.hook_post", "mlp.down_proj"), post_norm)
 
     def layers(self, layer: Callable[[int], Sequence[Block]]) -> tuple[tuple[Block, ...], ...]:
-        return tuple(tuple(layer(i)) for i in range(self.n_layers))
+        """All layers' blocks. FormatError at the first layer that the file holds nothing of, before thousands are described."""
+        held = {int(parts[1]) for name in self.tensors if (parts := name.split(".", 2))[0] == "blk" and parts[1].isascii() and parts[1].isdigit()}
+        found = []
+        for i in range(self.n_layers):
+            found.append(tuple(layer(i)))
+            if self.whole and i not in held:
+                tensor = next(found[-1][0].tensors())
+                self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
+        return tuple(found)
 
     def output(self, norm: Norm) -> Output:
         """The output matrix: output.weight, or the embedding if there is none."""
