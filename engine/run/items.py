@@ -11,9 +11,7 @@ import numpy as np
 from ...kernels import attention as at
 from .kv_cache import pages_of
 from .layout import Layout, round_up
-
-_ITEMS_A_THREAD = 8
-"""Blocks are split into spans if there are fewer pieces than this for each thread."""
+from .step_memory import ITEMS_A_THREAD
 
 Part = tuple[int, int, int, int]
 """(first row, tokens, position of the first, address of the page table)"""
@@ -36,10 +34,10 @@ class Items:
         return alive
 
     def _of(self, group: tuple[int, int, int], parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
-        n_heads, n_kv, head_dim = group
+        n_heads, n_kv, value_dim = group
         size, span = at.block_tokens(n_heads, n_kv), at.SPAN
         blocks = [(m + i, m + min(i + size, n), start + i, table) for m, n, start, table in parts for i in range(0, n, size)]
-        few = len(blocks) * n_kv < _ITEMS_A_THREAD * self._threads
+        few = len(blocks) * n_kv < ITEMS_A_THREAD * self._threads
         done = np.zeros((len(blocks), n_kv), np.int64)
         items, room = [], 0
         for i, (m0, m1, position, table) in enumerate(blocks):
@@ -47,7 +45,7 @@ class Items:
             if few and pages > span:
                 spans = -(-pages // span)
                 items += [[m0, m1, position, table, first, min(first + span, pages), 1 + room, done[i].ctypes.data, spans] for first in range(0, pages, span)]
-                room += spans * (m1 - m0) * n_heads * at.part_bytes(head_dim)
+                room += spans * (m1 - m0) * n_heads * at.part_bytes(value_dim)
             else:
                 items.append([m0, m1, position, table, 0, pages, 0, 0, 1])
         if len(items) > 1:

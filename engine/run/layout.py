@@ -12,11 +12,12 @@ from ...kernels import attention as at
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
 from ...kernels.elementwise import HALVES, PAIRS
-from ..architectures.blocks import Attention, Mlp
+from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix, Norm, Rope
 from .ops.common import FLOAT_INPUT
 from .rope import RopeTable, query_scales
+from .step_memory import record_columns, widths
 from .weights import Weights
 
 
@@ -45,17 +46,8 @@ class Layout:
         self.config, self.weights, self.kv, self.rows, self.context = config, weights, kv, rows, context
         self.kv_offsets, _ = kv_offsets(config, kv)
         attentions = list(config.attentions())
-        widths = {"x": config.dim, "normed": config.dim, "addend": config.dim}
-        for a in attentions:
-            for name, columns in (("q", a.heads * a.head_dim), ("att", a.heads * a.value_dim), ("k", a.kv_heads * a.head_dim), ("v", a.kv_heads * a.value_dim)):
-                widths[name] = max(widths.get(name, 0), columns)
-        widths["gate"] = widths["up"] = max((b.width for b in config.blocks() if isinstance(b, Mlp)), default=32)
-        self.buffers = {name: _aligned(4 * rows * round_up(columns, 32)).view(np.float32).reshape(rows, -1) for name, columns in widths.items()}
-        if any(b.parallel for b in config.blocks()):
-            self.buffers["addend_2"] = _aligned(4 * rows * round_up(config.dim, 32)).view(np.float32).reshape(rows, -1)
-            self.buffers["att_records"] = _aligned(record_bytes(rows, round_up(widths["att"], 32)))
-        self.buffers["records"] = _aligned(record_bytes(rows, max(round_up(widths[name], 32) for name in ("x", "att"))))
-        self.buffers["down_records"] = _aligned(record_bytes(rows, round_up(widths["gate"], 32)))
+        self.buffers = {name: _aligned(4 * rows * round_up(n, 32)).view(np.float32).reshape(rows, -1) for name, n in widths(config).items()}
+        self.buffers |= {name: _aligned(record_bytes(rows, round_up(n, 32))) for name, n in record_columns(config).items()}
         self.ld = round_up(config.dim, 32)
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
         self.own = _aligned(self.own_bytes * n_threads)

@@ -4,18 +4,16 @@
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding stays in the file; its rows are decoded as tokens need them. One that is no
-output matrix too takes the same way into a thread's buffer, for that check alone.
+quantisation would turn it into plausible numbers later. The token embedding's rows are kept as the file has them, too, and decoded as tokens need them: once
+loaded, nothing is read from the file any more, whatever becomes of it. One that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +26,7 @@ from ..errors import FormatError, OutOfMemoryError
 from ..gguf.file import GGUFFile
 from .ops.common import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
 
+EMBEDDING = "token_embd.weight"
 _PIECE = 1 << 20
 """Bytes of the file that a thread takes at a time: they stay in its cache until they are in their tiles."""
 _SWITCH = 5e-4
@@ -48,6 +47,12 @@ def matrix_bytes(gguf: GGUFFile, matrix: Matrix) -> int:
 def matrix_names(config: ModelConfig) -> list[str]:
     """Tensors that are retiled, in the order of use."""
     return list(dict.fromkeys(m.tensor for m in config.matrices()))
+
+
+def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
+    """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
+    sizes = [matrix_bytes(gguf, m) for m in config.matrices()]
+    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
 
 
 class Arena:
@@ -86,14 +91,14 @@ class _Piece(NamedTuple):
 class Loader:
     """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
 
-    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int):
-        self._gguf, self._pieces, self._lock = gguf, iter(pieces), threading.Lock()
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray):
+        """embedding: uint8, the bytes of that tensor, which come here on the way."""
+        self._gguf, self._pieces, self._lock, self._embedding = gguf, iter(pieces), threading.Lock(), embedding
         self._moved = threading.Condition()
         self._done = self._running = 0
         self._bad: tuple[str, int] | BaseException | None = None
         self._stop = False
         self._retile = {kind: registry.retiler(kind).ctypes for kind in dict.fromkeys(gguf.tensors[p.name].format.name for p in pieces)}
-        self._files: dict[Path, int] = {path: fd for path in gguf.paths if (fd := _descriptor(gguf, path)) is not None}
         self._threads = [threading.Thread(target=self._work, name=f"llamina-load-{i}") for i in range(n_threads)]
         self._switch = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch, _SWITCH))
@@ -113,23 +118,18 @@ class Loader:
                 rows, row_bytes = piece.rows, info.format.row_bytes(info.shape[1])
                 first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
                 start = piece.row * row_bytes
-                fd = self._files.get(info.path)
-                if fd is None:
-                    source = self._gguf.data(piece.name).ctypes.data + start
-                else:
-                    if len(buffer) < size:
-                        buffer = np.empty(size, np.uint8)
-                    _read(fd, buffer[:size].data, info.offset + start + first)
-                    source = buffer.ctypes.data - first
-                to = piece.to
+                if len(buffer) < size:
+                    buffer = np.empty(size, np.uint8)
+                self._gguf.read_into(piece.name, start + first, buffer[:size])
+                if piece.name == EMBEDDING:
+                    self._embedding[first:first + size] = buffer[:size]
+                source, to = buffer.ctypes.data - first, piece.to
                 if to is None:
                     tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.shape[1])
                     if len(thrown_away) < (piece.last - piece.first) * tile_bytes:
                         thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
                     to = thrown_away.ctypes.data - piece.first * tile_bytes
                 bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
-                if fd is None and piece.row + piece.last * ROWS >= info.shape[0]:
-                    self._gguf.release(piece.name)
                 if bad >= 0:
                     self._fail((piece.name, piece.row + bad))
                 with self._moved:
@@ -172,50 +172,28 @@ class Loader:
         if self._switch:
             sys.setswitchinterval(self._switch)
             self._switch = 0.0
-        for fd in self._files.values():
-            os.close(fd)
-        self._files = {}
-
-
-def _descriptor(gguf: GGUFFile, path: Path) -> int | None:
-    """The file opened for reading by pieces, if the system can and it is still the file that is mapped: pages that are never mapped cost no page faults."""
-    if not hasattr(os, "preadv"):
-        return None
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return None
-    mapped = gguf.mapped(path)
-    if os.fstat(fd).st_size == len(mapped) and os.pread(fd, 4096, 0) == mapped[:4096]:
-        return fd
-    os.close(fd)
-    return None
-
-
-def _read(fd: int, into: memoryview, offset: int) -> None:
-    while into:
-        n = os.preadv(fd, [into], offset)
-        if n <= 0:
-            raise FormatError(f"the file ended at byte {offset} while it was read: it was changed meanwhile")
-        into, offset = into[n:], offset + n
 
 
 class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .nbytes: memory of the retiled matrices.
+    .nbytes: memory of the retiled matrices and the embedding's rows.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
         self._gguf, self.config = gguf, config
         matrices = config.matrices()
-        self.nbytes = sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in matrices)
+        self.nbytes = weight_bytes(gguf, config)
         self._arena = Arena(self.nbytes)
-        only_seen = [] if config.tied_output else [Matrix("token_embd.weight", config.n_vocab, config.dim)]
+        embedding = gguf.tensors[EMBEDDING]
+        rows = self._arena.take(embedding.n_bytes)
+        self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
+        only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
         self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
         targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
-        self._loader = Loader(gguf, [piece for m in (*matrices, *only_seen) for piece in self._pieces(m, targets.get(m.key))], n_threads)
+        pieces = [piece for m in (*matrices, *only_seen) for piece in self._pieces(m, targets.get(m.key))]
+        self._loader = Loader(gguf, pieces, n_threads, rows)
         try:
             self._prepare(targets)
         except BaseException:
@@ -224,18 +202,17 @@ class Weights:
 
     def _prepare(self, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
-        gguf, config = self._gguf, self.config
+        config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
         self._biases: list[np.ndarray] = []
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
-        self._embedding = gguf.data("token_embd.weight")
-        self._embedding_format = gguf.tensors["token_embd.weight"].format.name
 
     def wait(self, progress: Progress | None = None) -> None:
-        """Until everything is in place. FormatError: NaN or infinity among the weights."""
+        """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
         bad = self._loader.wait(progress, self._total)
         if bad is not None:
             raise self._refuse(*bad)
+        self._gguf.check()
 
     def close(self) -> None:
         """End a loading that nobody waits for any more."""
@@ -250,6 +227,7 @@ class Weights:
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
+        self._gguf.check()  # or what is wrong is that somebody writes it
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 
