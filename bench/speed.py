@@ -84,7 +84,7 @@ def matrix_work(format: str, n_bytes: float, macs: float) -> Work:
 
 
 def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted: bool) -> dict[str, Work]:
-    """Work of one step, `tokens` tokens of each of `batch` sequences from `position` on, by names of the program's stages; those not listed move activations."""
+    """Work of one step, `tokens` tokens of each of `batch` sequences from `position` on, by names of stages; those not listed move activations."""
     config, page_bytes = runtime.config, runtime._pool.page_bytes
 
     def matrix(m: Matrix, rows: int) -> Work:

@@ -1,8 +1,8 @@
 """What layers are made of: attention and feed-forward blocks, each of which knows its tensors and its stages.
 
-A block lowers two ways from the same numbers: *fused*, the coarse ops that run unobserved, and *open*, where every site is a buffer of its own that the next stage
-reads; both give the same bits. A fused block takes what still waits to join the residual stream (its norm adds it) and says what it leaves waiting; an open
-one leaves nothing.
+A block lowers two ways from the same numbers: *fused*, the coarse ops that run unobserved, and *open*, where every site is a buffer of its own that the next
+stage reads; both give the same bits. A fused block takes what still waits to join the residual stream (its norm adds it) and says what it leaves waiting; an
+open one leaves nothing.
 """
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def _open_add(name: str, layer: int, add: Pending, dim: int, after: Site) -> Sta
 class Attention:
     """Causal attention over the KV cache: norm, q/k/v, positions, attend, output projection.
 
-    heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own included,
-    0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head, "whole": the whole
-    projection; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position / length)). k, v None: the layer reads
-    the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream;
-    beside: those of its matrices that read this block's normed rows.
+    heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
+    included, 0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
+    "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
+    length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
+    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows.
     """
 
     layer: int
@@ -130,7 +130,8 @@ class Attention:
         return [Stage("append", "append", self.layer, {"attention": self, "turned": turned}, ("keys and values",))] if self.k else []
 
     def _quantize(self) -> Stage:
-        return Stage("quantize", "quantize", self.layer, {"rows": "att", "columns": self.heads * self.value_dim, "records": self.records}, ("attention output",))
+        columns = self.heads * self.value_dim
+        return Stage("quantize", "quantize", self.layer, {"rows": "att", "columns": columns, "records": self.records}, ("attention output",))
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, wants = self.layer, records(self.output)

@@ -225,8 +225,8 @@ def _n_vocab(gguf: GGUFFile, architecture: str) -> int:
 
 def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float32: bool, whole: bool = True) -> ModelConfig:
     k = Keys(page.architecture, file, tensors, n_vocab, whole)
-    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)), page.output(k),
-                         page.embedding_scale(k), float32)
+    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)),
+                         page.output(k), page.embedding_scale(k), float32)
     k.done()
     return config
 
@@ -239,8 +239,8 @@ def llama_config(
     """The configuration of a Llama checkpoint of another kind, by its numbers. biases: names of the bias tensors it holds."""
     s = rope_scaling
     keys = {
-        "block_count": n_layers, "embedding_length": dim, "context_length": context_length, "attention.head_count": n_heads, "attention.head_count_kv": n_kv_heads,
-        "attention.key_length": head_dim, "attention.value_length": head_dim, "feed_forward_length": ffn_dim, "attention.layer_norm_rms_epsilon": rms_eps,
+        "block_count": n_layers, "embedding_length": dim, "context_length": context_length, "attention.head_count": n_heads,
+        "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim, "feed_forward_length": ffn_dim, "attention.layer_norm_rms_epsilon": rms_eps,
         "rope.dimension_count": rope_dim, "rope.freq_base": rope_base, "rope.scaling.type": s.kind, "rope.scaling.factor": s.factor,
         "rope.scaling.original_context_length": s.original_context, "rope.scaling.attn_factor": s.attn_factor, "rope.scaling.yarn_beta_fast": s.beta_fast,
         "rope.scaling.yarn_beta_slow": s.beta_slow,

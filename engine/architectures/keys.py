@@ -30,7 +30,7 @@ NEUTRAL: dict[str, Any] = {
 }
 """Keys of features that a page which does not read them lacks -> the value that turns the feature off. Zero turns any of them off too."""
 WITHOUT_EFFECT = {
-    "vocab_size", "context_length", "tensor_data_layout", "rope.scaling.finetuned", "rope.scale", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+    "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scale", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.layer_norm_epsilon", "rope.freq_base",
     "rope.dimension_count", "attention.key_length", "attention.value_length", "expert_used_count", "expert_shared_count", "expert_feed_forward_length",
@@ -150,7 +150,8 @@ class Keys:
     def matrix(self, layer: int, name: str, rows: int, columns: int, site: str, hf: str) -> Matrix:
         """blk.{layer}.{name}.weight, with its bias if the file holds one."""
         bias = f"blk.{layer}.{name}.bias"
-        return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", bias if self.has(bias) else "", hf=f"model.layers.{layer}.{hf}.weight")
+        return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", bias if self.has(bias) else "",
+                      hf=f"model.layers.{layer}.{hf}.weight")
 
     def head_dim(self, heads: int) -> int:
         """attention.key_length, else the width divided by the heads; rotary positions need it even, and values as wide."""
@@ -228,7 +229,8 @@ class Keys:
         width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
         normed = "ln2.hook_normalized"
         return Mlp(layer, self.dim, width, activation, norm,
-                   self.matrix(layer, "ffn_gate", width, self.dim, normed, "mlp.gate_proj"), self.matrix(layer, "ffn_up", width, self.dim, normed, "mlp.up_proj"),
+                   self.matrix(layer, "ffn_gate", width, self.dim, normed, "mlp.gate_proj"),
+                   self.matrix(layer, "ffn_up", width, self.dim, normed, "mlp.up_proj"),
                    self.matrix(layer, "ffn_down", self.dim, width, "mlp.hook_post", "mlp.down_proj"), post_norm)
 
     def layers(self, layer: Callable[[int], Sequence[Block]]) -> tuple[tuple[Block, ...], ...]:

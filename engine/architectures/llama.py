@@ -1,4 +1,6 @@
-"""Llama 1 to 3, Code Llama, TinyLlama, Mistral: RMSNorm, RoPE on neighbouring pairs, SwiGLU (Touvron et al., arXiv 2302.13971); biases where a file has them."""
+"""Llama 1 to 3, Code Llama, TinyLlama, Mistral: RMSNorm, RoPE on neighbouring pairs, SwiGLU (Touvron et al., arXiv 2302.13971).
+
+Attention and feed-forward matrices may have biases."""
 from __future__ import annotations
 
 from .blocks import Block

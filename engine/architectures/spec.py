@@ -1,4 +1,4 @@
-"""The words that pages and blocks are written in: tensors, matrices, norms, rotary positions, stages and sites. Plain data; nothing here knows threads or memory.
+"""The words that pages and blocks are written in: tensors, matrices, norms, rotary positions, stages and sites. Plain data, without threads or memory.
 
     a page (llama.py) ──► blocks (blocks.py) ──► tensors: what a file must hold, and what Hugging Face calls it
                                              └─► stages: what engine/run/program.py turns into addresses and words for the ops

@@ -80,21 +80,28 @@ class Program:
         return stage.layer, stage.faults[which] if which < len(stage.faults) else stage.name
 
 
-def listing(stages: list[Stage]) -> list[str]:
-    """The stages as lines for people: name, op, and what it works on."""
-    return [f"{stage.name:18} {stage.op:12} {', '.join(filter(None, map(_shown, stage.args, stage.args.values())))}".rstrip() for stage in stages]
+def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]]:
+    """The stages for people: {"layer", "name", "op", "works_on"}. formats: of each tensor."""
+    return [{"layer": s.layer, "name": s.name, "op": s.op, "works_on": ", ".join(filter(None, (_shown(k, v, formats) for k, v in s.args.items())))} for s in stages]
 
 
-def _shown(name: str, value: Any) -> str:
+def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
     if isinstance(value, Matrix):
-        return f"{value.key} {value.rows}x{value.columns}" + (" + bias" if value.bias else "")
+        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "")
     if isinstance(value, Norm):
-        return value.tensor
+        return f"{value.kind} norm {value.tensor.removesuffix('.weight')}"
     if isinstance(value, Attention):
-        rope = f", {value.rope.dims} rotated in {value.rope.kind}" if value.rope else ""
-        return f"{value.heads} heads of {value.head_dim}, {value.kv_heads} kv heads{rope}"
+        more = [f"{value.heads} heads of {value.head_dim}", f"{value.kv_heads} kv heads"]
+        more += [f"{value.rope.dims} dimensions turned in {value.rope.kind}"] if value.rope else ["no positions"]
+        more += [f"window {value.window}"] if value.window else []
+        more += [f"soft cap {value.soft_cap:g}"] if value.soft_cap else []
+        more += [f"{value.qk_norm} norms of q and k"] if value.qk_norm == "head" else []
+        return ", ".join(more)
     if name == "add":
-        return " ".join(f"+ {addend.buffer}" + (f" by {addend.norm.tensor}" if addend.norm else "") for addend in value)
+        return ", ".join(f"+ {a.buffer}" + (f" by {a.norm.tensor.removesuffix('.weight')}" if a.norm else "") + (f" x {a.factor:g}" if a.factor != 1 else "")
+                         for a in value)
     if isinstance(value, bool):
-        return name if value else ""
-    return f"{name} {value}"
+        return name if value and name == "records" else ""
+    if isinstance(value, str):
+        return value if name == "activation" else f"{name} {value}" if name in ("rows", "out") else ""
+    return f"{name} {value:g}" if value and name in ("factor", "soft_cap") and value != 1 else ""

@@ -1,6 +1,6 @@
 """The runtime: weights, buffers, KV cache and thread team of one open model, and its one operation, the step.
 
-    feeds [(sequence, ids, which logits)] ──► embedding rows ──► forward.py on all threads, some layers at a time ──► float32 [wanted, n_vocab]
+    feeds [(sequence, ids, which logits)] ──► embedding rows ──► forward.py on all threads, some layers a run ──► float32 [wanted, n_vocab]
 
 A prompt chunk, one decoded token and many users' next tokens are the same operation with other numbers of tokens. Long steps are cut into ranges of
 layers, so that Ctrl-C is seen between them; `abort()` stops a step from another thread. Layers that are observed run in open form (program.py), stage by stage.
@@ -229,7 +229,7 @@ class Runtime:
         last_position = int(self._tokens[1, :n].max())
         for table in self._layout.tables.values():
             table.fill(last_position + 1)
-        logits = np.empty((n_wanted, self.config.dim if hidden and not self.config.dim % 16 else self._layout.ld if hidden else self._logit_columns), np.float32)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._step
         self._layout.geometry[:, attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, logits.ctypes.data, logits.shape[1], hidden

@@ -12,8 +12,8 @@ from ....kernels.simd import load_i64
 from .common import ENTRY, HEADER, SCRATCH, SCRATCH_BYTES, end, spoiled, take
 
 (GEOMETRY, ATTEND, KV_OFFSET, WORK) = range(HEADER, HEADER + 8 * 4, 8)
-"""GEOMETRY: address of attention's words. ATTEND: of the kernel (kernels/attention.py). KV_OFFSET: of the layer in a page. WORK: address of this geometry's pieces
-of work in this step: how many items, and the address of int64 [items, ITEM_WORDS]."""
+"""GEOMETRY: address of attention's words. ATTEND: of the kernel (kernels/attention.py). KV_OFFSET: of the layer in a page. WORK: address of what there is to do
+in this step for such heads: how many items, and the address of int64 [items, ITEM_WORDS]."""
 WORDS = 4
 
 

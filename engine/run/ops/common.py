@@ -6,7 +6,7 @@ An op is run by all threads of the team at once (SPMD). It divides its work (til
 by a work counter) and ends its own barrier; no float is ever summed across threads. Only the residual stream and the norms of few tokens are every thread's own
 business: all compute the same (OWN).
 
-Stages, steps and matrices are blocks of int64 words: numbers, float32 bits, and addresses of NumPy arrays that runtime.py keeps alive. Constants are byte offsets.
+Stages, steps and matrices are blocks of int64 words: numbers, float32 bits, addresses of NumPy arrays that layout.py keeps alive. Constants are byte offsets.
 """
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ HEADER = 32
 
 # -- a step
 (
-    N_TOKENS, FIRST, LAST, TAIL, END, JOIN, OWN, N_WANTED, WANTED, LOGITS, LD_LOGITS, HIDDEN, NOT_FINITE, PROFILE, X, LD_X, NORMED, RECORDS, OWN_ROWS, OWN_BYTES,
-    SCRATCH, SCRATCH_BYTES,
+    N_TOKENS, FIRST, LAST, TAIL, END, JOIN, OWN, N_WANTED, WANTED, LOGITS, LD_LOGITS, HIDDEN, NOT_FINITE, PROFILE, X, LD_X, NORMED, RECORDS, OWN_ROWS,
+    OWN_BYTES, SCRATCH, SCRATCH_BYTES,
 ) = range(0, 8 * 22, 8)
-"""Stages [FIRST, LAST) run, then [TAIL, END). JOIN: the stage that would add what the last of them left (join.py). WANTED: int64 [N_WANTED], tokens whose LOGITS are
-wanted, float32 [N_WANTED, LD_LOGITS]; HIDDEN: their normed rows instead. X: the residual stream, float32 [tokens, LD_X]; NORMED: what the last norm
-made of it, RECORDS: the records made of that. OWN: whether every thread has these three for itself, in its OWN_BYTES at OWN_ROWS. SCRATCH_BYTES for each thread."""
+"""Stages [FIRST, LAST) run, then [TAIL, END). JOIN: the stage that would add what the last of them left (join.py). WANTED: int64 [N_WANTED], tokens whose
+LOGITS are wanted, float32 [N_WANTED, LD_LOGITS]; HIDDEN: their normed rows instead. X: the residual stream, float32 [tokens, LD_X]; NORMED: what the last
+norm made of it, RECORDS: the records made of that. OWN: whether every thread has these three for itself, in its OWN_BYTES at OWN_ROWS. SCRATCH_BYTES: for
+each thread."""
 STEP_WORDS = 22
 
 # -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, then each slot's time so far. What follows a run's last

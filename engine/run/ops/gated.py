@@ -34,7 +34,8 @@ COMPACT = 4
 
 (W_GATE, W_UP) = range(HEADER, HEADER + 2 * MATRIX_BYTES, MATRIX_BYTES)
 (GATE, UP, LD, OUT_RECORDS, MAKE_RECORDS, KEEP) = range(HEADER + 2 * MATRIX_BYTES, HEADER + 2 * MATRIX_BYTES + 8 * 6, 8)
-"""A plain block has its one matrix in W_GATE and none in W_UP. GATE, UP: addresses of float32 [tokens, LD]. OUT_RECORDS: of the result's. MAKE_RECORDS, KEEP: whether `down` reads records, or rows."""
+"""A plain block has its one matrix in W_GATE and none in W_UP. GATE, UP: addresses of float32 [tokens, LD]. OUT_RECORDS: of the result's. MAKE_RECORDS, KEEP:
+whether `down` reads records, or rows."""
 WORDS = 2 * MATRIX_BYTES // 8 + 6
 
 

@@ -1,4 +1,5 @@
-"""The small ops of the open form (and of fused layers where an architecture needs whole rows), where every site is a buffer that the next stage reads: add | norm | quantise | matmul | rotate | append | attend | activate.
+"""The small ops of the open form, where every site is a buffer that the next stage reads: add | norm | quantise | matmul | rotate | append | attend | activate.
+Fused layers use some where an architecture needs whole rows.
 
 The same functions on the same rows as in the coarse ops, hence the same bits. They always share the residual stream between threads (never OWN).
 """
@@ -36,8 +37,8 @@ from .gated import GATE, LD, UP
 from .join import add_pending, norm_row
 
 (GEOMETRY, TURNED, APPEND, KV_OFFSET, KEYS) = range(HEADER, HEADER + 8 * 5, 8)
-"""GEOMETRY: address of attention's words; TURNED: the same, or, for keys that are rotated already, without positions. APPEND: of the kernel. KV_OFFSET: of the layer in a page.
-KEYS: whether the layer has keys of its own."""
+"""GEOMETRY: address of attention's words; TURNED: the same, or, for keys that are rotated already, without positions. APPEND: of the kernel. KV_OFFSET: of the
+layer in a page. KEYS: whether the layer has keys of its own."""
 WORDS = 5
 (P_EPS, P_ROWS, P_LD, P_GAIN, P_COLUMNS) = range(HEADER, HEADER + 8 * 5, 8)
 """Of `projection_norm`; P_ROWS (0: none) to P_COLUMNS once more, for keys."""
@@ -91,14 +92,15 @@ def rotate(tid, n_threads, team, step, stage):
     """Norms of heads, rotary positions and position factors of all heads' queries and keys, in place."""
     n_tokens, geometry, bad = load_i64(step + N_TOKENS), load_i64(stage + GEOMETRY), False
     q, k, positions, factors = load_i64(geometry + Q), load_i64(geometry + K), load_i64(geometry + POSITIONS), load_i64(geometry + Q_SCALES)
+    q_norm, k_norm, heads, n_kv = load_i64(geometry + Q_NORM), load_i64(geometry + K_NORM), load_i64(geometry + N_HEADS), load_i64(geometry + N_KV_HEADS)
     row, one = load_i64(step + SCRATCH) + tid * load_i64(step + SCRATCH_BYTES), np.float32(1.0)
     m = next_tile(team, 0, 1)
     while m < n_tokens:
         position = load_i64(positions + 8 * m)
         factor = load_f32(factors + 4 * position) if factors != 0 else one
-        bad |= _turn_heads(geometry, q + 4 * m * load_i64(geometry + LD_Q), load_i64(geometry + N_HEADS), load_i64(geometry + Q_NORM), position, factor, row)
+        bad |= _turn_heads(geometry, q + 4 * m * load_i64(geometry + LD_Q), heads, q_norm, position, factor, row)
         if load_i64(stage + KEYS) != 0:
-            bad |= _turn_heads(geometry, k + 4 * m * load_i64(geometry + LD_KV), load_i64(geometry + N_KV_HEADS), load_i64(geometry + K_NORM), position, one, row)
+            bad |= _turn_heads(geometry, k + 4 * m * load_i64(geometry + LD_KV), n_kv, k_norm, position, one, row)
         m = next_tile(team, 0, 1)
     if bad:
         spoiled(step, stage, 0)
@@ -112,8 +114,9 @@ def projection_norm(tid, n_threads, team, step, stage):
     m = next_tile(team, 0, 1)
     while m < n_tokens:
         for i in range(0, 2 * 32, 32):
-            if load_i64(stage + i + P_ROWS) != 0:
-                bad |= head_norm(load_i64(stage + i + P_ROWS) + 4 * m * load_i64(stage + i + P_LD), load_i64(stage + i + P_GAIN), load_i64(stage + i + P_COLUMNS), eps)
+            rows = load_i64(stage + i + P_ROWS)
+            if rows != 0:
+                bad |= head_norm(rows + 4 * m * load_i64(stage + i + P_LD), load_i64(stage + i + P_GAIN), load_i64(stage + i + P_COLUMNS), eps)
         m = next_tile(team, 0, 1)
     if bad:
         spoiled(step, stage, 0)

@@ -1,4 +1,4 @@
-"""Queries, keys and values of a layer, and keys and values into the KV cache at once: a KV head's rows are one piece of work, which then goes into the pages."""
+"""Queries, keys and values of a layer; a KV head's rows are one piece of work, which goes into the KV cache at once."""
 from __future__ import annotations
 
 from typing import Any
@@ -29,8 +29,8 @@ from .common import (
 
 (WQ, WK, WV) = range(HEADER, HEADER + 3 * MATRIX_BYTES, MATRIX_BYTES)
 (GEOMETRY, APPEND, KV_OFFSET, KEY_TILES, VALUE_TILES, N_KV) = range(HEADER + 3 * MATRIX_BYTES, HEADER + 3 * MATRIX_BYTES + 8 * 6, 8)
-"""GEOMETRY: address of attention's words. APPEND: of the kernel (kernels/attention.py), or 0: the rows stay in K and V. KV_OFFSET: of the layer in a page. KEY_TILES,
-VALUE_TILES: tiles of a KV head's rows, if both are whole numbers, else 0. N_KV: KV heads; 0 for a layer that reads another's keys and values."""
+"""GEOMETRY: address of attention's words. APPEND: of the kernel (kernels/attention.py), or 0: the rows stay in K and V. KV_OFFSET: of the layer in a page.
+KEY_TILES, VALUE_TILES: tiles of a KV head's rows, if both are whole numbers, else 0. N_KV: KV heads; 0 for a layer that reads another's keys and values."""
 WORDS = 3 * MATRIX_BYTES // 8 + 6
 
 
