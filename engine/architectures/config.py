@@ -7,7 +7,7 @@ What llamina does not compute (other architectures, keys or tensors that a page 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from ..errors import FormatError, UnsupportedError
 from ..gguf.file import GGUFFile
 from ..gguf.header import quote
 from .blocks import Attention, Block, Mlp, Output, Pending, matrix_tensors, norm_tensors, open_layer
-from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Keys, Written
+from .builder import Builder
+from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
 from .spec import Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
 
-__all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector"]
+__all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector", "written_config"]
 
 _VECTOR_FORMATS = ("F32", "F16", "BF16")
 _BLOCK_TENSOR = re.compile(r"blk\.(\d{1,5})\.(.+)")
@@ -45,6 +46,7 @@ class ModelConfig:
     output: Output
     embedding_scale: float = 1.0
     float32_kv: bool = False  # every matrix is F32: keys and values are kept in float32 as well, so that the file's precision is not lost there
+    skipped_layers: int = 0  # blocks at the file's end that predict further tokens, and are left out
 
     @staticmethod
     def from_gguf(gguf: GGUFFile) -> ModelConfig:
@@ -83,8 +85,9 @@ class ModelConfig:
         if not self.tied_output:
             yield from matrix_tensors(self.output.matrix)
         for rope in dict.fromkeys(a.rope for a in self.attentions()):
-            if rope and rope.factors:
-                yield Tensor(rope.factors, (rope.dims // 2,))
+            for name in (rope.factors, rope.short) if rope else ():
+                if name:
+                    yield Tensor(name, (rope.dims // 2,))
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((t.name, t.shape) for t in self.tensors())
@@ -224,9 +227,9 @@ def _n_vocab(gguf: GGUFFile, architecture: str) -> int:
 
 
 def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float32: bool, whole: bool = True) -> ModelConfig:
-    k = Keys(page.architecture, file, tensors, n_vocab, whole)
+    k = Builder(page.architecture, file, tensors, n_vocab, whole)
     config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)),
-                         page.output(k), page.embedding_scale(k), float32)
+                         page.output(k), page.embedding_scale(k), float32, k.skipped_layers)
     k.done()
     return config
 
@@ -246,8 +249,14 @@ def llama_config(
         "rope.scaling.yarn_beta_slow": s.beta_slow,
     }
     tensors = {*biases, *([] if tied_output else ["output.weight"]), *(["rope_freqs.weight"] if rope_freq_factors else [])}
-    file = Written(path, {"general.name": name, **{f"llama.{key}": value for key, value in keys.items()}})
-    return _read(PAGES["llama"], file, tensors, n_vocab, float32_kv, whole=False)
+    return written_config("llama", {"general.name": name, **{f"llama.{key}": value for key, value in keys.items()}}, tensors, n_vocab, path, float32_kv)
+
+
+def written_config(architecture: str, metadata: Mapping[str, Any], tensors: Collection[str], n_vocab: int, path: Path = Path(),
+                   float32_kv: bool = False) -> ModelConfig:
+    """The configuration of a model that is yet to be written, by the metadata that its file will have and the names of its tensors, of which only those that a
+    page asks for (biases, output.weight, rope_freqs.weight …) need be there. Errors as of from_gguf, under the name `path`."""
+    return _read(PAGES[architecture], Written(path, metadata), tensors, n_vocab, float32_kv, whole=False)
 
 
 def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
@@ -270,7 +279,7 @@ def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
         if info.format.name not in runs:
             usable = ", ".join(f for f in FORMATS if f in runs)
             raise UnsupportedError(f"{info.path}: tensor '{name}' is {info.format.name}, expected one of {usable}: convert the model")
-    for name in {a.rope.factors for a in config.attentions() if a.rope and a.rope.factors}:
+    for name in {name for a in config.attentions() if a.rope for name in (a.rope.factors, a.rope.short) if name}:
         factors = read_vector(gguf, name)
         if not (np.isfinite(factors) & (factors > 0)).all():
             raise FormatError(f"{gguf.tensors[name].path}: tensor '{name}' must be positive and finite throughout, found {quote(factors.tolist())}")
@@ -285,6 +294,8 @@ def _check_extra(gguf: GGUFFile, config: ModelConfig, name: str) -> None:
         return
     if part == "rope_freqs.weight" and config.rope_freq_factors and _same(gguf, name, "rope_freqs.weight"):
         return  # a copy for each layer
+    if config.n_layers <= layer < config.n_layers + config.skipped_layers:
+        return  # a head that predicts further tokens
     if layer >= config.n_layers:
         raise FormatError(f"{path}: tensor {quote(name)} is of layer {layer}, but key '{config.architecture}.block_count' is only {config.n_layers}")
     if part.endswith(".bias"):

@@ -1,13 +1,13 @@
-"""A page's view of a file: typed, bounded look-ups of the keys below its architecture's name, and the blocks that most pages are made of.
+"""A page's view of a file: typed, bounded look-ups of the keys below its architecture's name.
 
     Keys.integer / number / positive / per_layer(key, ..., default)     what a page reads is what it accepts; `done` refuses the rest by name
-    Keys.norm / rope / attention / glu / model                           blocks with GGUF's and Hugging Face's usual names filled in
+    builder.py adds .norm, .rope, .attention, .glu, .mlp, .output, .windows: blocks with GGUF's and Hugging Face's usual names filled in
 
 Defaults are llama.cpp's; the keys are described in github.com/ggml-org/ggml, docs/gguf.md.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -16,8 +16,6 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..gguf.file import REQUIRED
 from ..gguf.header import quote
-from .blocks import Attention, Block, Mlp, Output
-from .spec import Matrix, Norm, Rope, RopeScaling
 
 MAX_LAYERS, MAX_CONTEXT, MAX_WIDTH, MAX_HEADS = 1 << 12, 1 << 24, 1 << 20, 1 << 14
 """Far above any known model (Llama 3.1 405B: 126 layers, width 53,248, 128 heads; the longest contexts known are 10 million)."""
@@ -58,10 +56,9 @@ class Keys:
         self.architecture, self.file, self.tensors, self.n_vocab, self.whole = architecture, file, tensors, n_vocab, whole
         self.read: set[str] = set()
         self._arrays: dict[str, list[int]] = {}
-        self._ropes: dict[str, Rope] = {}
-        self._head_dims: dict[int, int] = {}
-        self._eps: dict[str, float] = {}
         self.n_layers = self.integer("block_count", MAX_LAYERS)
+        self.skipped_layers = 0
+        """Blocks at the end that predict further tokens (MTP) and are not run."""
         self.dim = self.integer("embedding_length", MAX_WIDTH)
         self.context_length = self.integer("context_length", MAX_CONTEXT)
 
@@ -101,9 +98,18 @@ class Keys:
         if self.file.metadata.array_length(name) is None:
             return [self.integer(key, most, default, least=least)] * self.n_layers
         array = self.file.get(name, np.ndarray)
-        if array.dtype.kind not in "iu" or len(array) != self.n_layers:
+        if array.dtype.kind not in "iub" or len(array) not in (self.n_layers, self.n_layers + self.skipped_layers):
             self.fail(f"key '{name}' must be one whole number or {self.n_layers}, one a layer; found {len(array)} of {array.dtype}")
-        return [self._bounded(key, int(value), least, most) for value in array]
+        return [self._bounded(key, int(value), least, most) for value in array[:self.n_layers]]
+
+    def skip_predictors(self) -> None:
+        """Leave out the last blocks if they are heads that predict further tokens (nextn_predict_layers); before anything is read layer by layer."""
+        self.skipped_layers = self.integer("nextn_predict_layers", max(0, self.n_layers - 1), 0, least=0)
+        self.n_layers -= self.skipped_layers
+
+    def text(self, key: str, default: Any = REQUIRED) -> str:
+        value: str = self.file.get(self.name(key), str, default)
+        return value
 
     def _bounded(self, key: str, value: int, least: int, most: int) -> int:
         if not least <= value <= most:
@@ -137,118 +143,6 @@ class Keys:
                     self.refuse(f"needs sliding windows, which llamina lacks: {full} = {window} of {self.context_length}")
             elif key not in WITHOUT_EFFECT:
                 self.refuse(f"has key {quote(full)}, which llamina does not know of models of this architecture: leaving it out could make another model of it")
-
-    # -- blocks ---------------------------------------------------------------------------------------------------------------------------
-
-    def norm(self, layer: int | None, name: str, hf: str, eps: str = "attention.layer_norm_rms_epsilon") -> Norm:
-        """An RMSNorm of the residual stream: blk.{layer}.{name}.weight, in Hugging Face's checkpoint model.layers.{layer}.{hf}.weight."""
-        here, theirs = ("", "model.") if layer is None else (f"blk.{layer}.", f"model.layers.{layer}.")
-        if eps not in self._eps:
-            self._eps[eps] = self.positive(eps)
-        return Norm(f"{here}{name}.weight", self.dim, self._eps[eps], hf=f"{theirs}{hf}.weight")
-
-    def matrix(self, layer: int, name: str, rows: int, columns: int, site: str, hf: str) -> Matrix:
-        """blk.{layer}.{name}.weight, with its bias if the file holds one."""
-        bias = f"blk.{layer}.{name}.bias"
-        return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", bias if self.has(bias) else "",
-                      hf=f"model.layers.{layer}.{hf}.weight")
-
-    def head_dim(self, heads: int) -> int:
-        """attention.key_length, else the width divided by the heads; rotary positions need it even, and values as wide."""
-        if heads not in self._head_dims:
-            self._head_dims[heads] = self._head_dim(heads)
-        return self._head_dims[heads]
-
-    def _head_dim(self, heads: int) -> int:
-        if not self.given("attention.key_length") and self.dim % heads:
-            self.fail(f"key '{self.name('embedding_length')}' is {self.dim}, which is not a multiple of '{self.name('attention.head_count')}', {heads}")
-        head_dim = self.integer("attention.key_length", MAX_WIDTH, self.dim // heads)
-        if head_dim % 2:
-            self.fail(f"heads have {head_dim} dimensions, expected an even number: rotary positions turn pairs")
-        if (found := self.integer("attention.value_length", MAX_WIDTH, head_dim)) != head_dim:
-            self.refuse(f"key '{self.name('attention.value_length')}' is {found}, but llamina needs it to equal the head size, {head_dim}")
-        return head_dim
-
-    def rope(self, kind: str) -> Rope:
-        """Rotary positions of whole heads, with the file's base, scaling and frequency factors."""
-        if kind not in self._ropes:
-            self._ropes[kind] = self._rope(kind)
-        return self._ropes[kind]
-
-    def _rope(self, kind: str) -> Rope:
-        head_dim = self.head_dim(self.per_layer("attention.head_count", MAX_HEADS)[0])
-        dims = self.integer("rope.dimension_count", MAX_WIDTH, head_dim)
-        if dims != head_dim:
-            self.refuse(f"key '{self.name('rope.dimension_count')}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
-        base = self.positive("rope.freq_base", 10000.0)
-        if base <= 1:
-            self.fail(f"key '{self.name('rope.freq_base')}' must be greater than 1, found {base}")
-        return Rope(kind, dims, base, self._scaling(), "rope_freqs.weight" if self.has("rope_freqs.weight") else "")
-
-    def _scaling(self) -> RopeScaling:
-        kind = self.file.get(self.name("rope.scaling.type"), str, "linear")
-        if kind not in ("none", "linear", "yarn"):
-            self.refuse(f"scales rotary positions by {quote(kind)} ({self.name('rope.scaling.type')}); llamina knows none, linear and yarn")
-        # 0 stands for "not set", as in llama.cpp; scale_linear is the key's name of 2023
-        factor = self.number("rope.scaling.factor", 0.0) or self.number("rope.scale_linear", 0.0) or 1.0
-        if not 1e-6 <= factor <= 1e6:
-            self.fail(f"key '{self.name('rope.scaling.factor')}' must be positive, and at most a million, found {factor}")
-        attn_factor = self.positive("rope.scaling.attn_factor", 1.0) * self.positive("rope.scaling.yarn_attn_factor", 1.0)
-        if kind == "none" or factor == 1.0:
-            return RopeScaling(attn_factor=attn_factor)
-        if kind == "linear":
-            return RopeScaling(kind, factor, attn_factor=attn_factor)
-        if factor < 1:
-            self.fail(f"key '{self.name('rope.scaling.factor')}' must be at least 1 for yarn, found {factor}")
-        if (extrapolation := self.number("rope.scaling.yarn_ext_factor", 1.0)) not in (1.0, -1.0):  # -1: not set
-            self.refuse(f"key '{self.name('rope.scaling.yarn_ext_factor')}' is {extrapolation}, but llamina needs it to be 1")
-        original = self.integer("rope.scaling.original_context_length", MAX_CONTEXT, 0, least=0) or self.context_length
-        fast, slow = self.positive("rope.scaling.yarn_beta_fast", 32.0), self.positive("rope.scaling.yarn_beta_slow", 1.0)
-        return RopeScaling(kind, factor, original, attn_factor, fast, slow)
-
-    def attention(self, layer: int, norm: Norm | None, rope: Rope | None, post_norm: Norm | None = None, scale: float = 0.0) -> Attention:
-        """An attention block under the usual names. scale 0: 1 / sqrt(head_dim)."""
-        heads = self.per_layer("attention.head_count", MAX_HEADS)
-        kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
-        n, n_kv = heads[layer], kv[layer]
-        if n % n_kv:
-            self.fail(f"key '{self.name('attention.head_count')}' is {n}, no multiple of '{self.name('attention.head_count_kv')}', {n_kv}")
-        head_dim = self.head_dim(heads[0])
-        normed, prefix = "ln1.hook_normalized", "self_attn."
-        scale = scale or float(np.float32(1.0) / np.sqrt(np.float32(head_dim)))
-        return Attention(
-            layer, self.dim, n, n_kv, head_dim, head_dim, scale, norm,
-            self.matrix(layer, "attn_q", n * head_dim, self.dim, normed, prefix + "q_proj"),
-            self.matrix(layer, "attn_k", n_kv * head_dim, self.dim, normed, prefix + "k_proj"),
-            self.matrix(layer, "attn_v", n_kv * head_dim, self.dim, normed, prefix + "v_proj"),
-            self.matrix(layer, "attn_output", self.dim, n * head_dim, "attn.hook_z", prefix + "o_proj"),
-            rope, layer, post_norm)
-
-    def glu(self, layer: int, activation: str, norm: Norm | None, post_norm: Norm | None = None) -> Mlp:
-        """A gated feed-forward block under the usual names."""
-        width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
-        normed = "ln2.hook_normalized"
-        return Mlp(layer, self.dim, width, activation, norm,
-                   self.matrix(layer, "ffn_gate", width, self.dim, normed, "mlp.gate_proj"),
-                   self.matrix(layer, "ffn_up", width, self.dim, normed, "mlp.up_proj"),
-                   self.matrix(layer, "ffn_down", self.dim, width, "mlp.hook_post", "mlp.down_proj"), post_norm)
-
-    def layers(self, layer: Callable[[int], Sequence[Block]]) -> tuple[tuple[Block, ...], ...]:
-        """All layers' blocks. FormatError at the first layer that the file holds nothing of, before thousands are described."""
-        held = {int(parts[1]) for name in self.tensors if (parts := name.split(".", 2))[0] == "blk" and parts[1].isascii() and parts[1].isdigit()}
-        found = []
-        for i in range(self.n_layers):
-            found.append(tuple(layer(i)))
-            if self.whole and i not in held:
-                tensor = next(found[-1][0].tensors())
-                self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
-        return tuple(found)
-
-    def output(self, norm: Norm) -> Output:
-        """The output matrix: output.weight, or the embedding if there is none."""
-        tied = not self.has("output.weight")
-        return Output(norm, Matrix("token_embd.weight" if tied else "output.weight", self.n_vocab, self.dim, "ln_final.hook_normalized",
-                                   hf="model.embed_tokens.weight" if tied else "lm_head.weight"))
 
 
 class Written(Mapping[str, Any]):

@@ -4,15 +4,16 @@ Attention and feed-forward matrices may have biases."""
 from __future__ import annotations
 
 from .blocks import Block
-from .keys import Keys
+from .builder import Builder
 from .page import Page
 
 
-def layer(k: Keys, i: int) -> list[Block]:
+def layer(k: Builder, i: int) -> list[Block]:
     return [
         k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("pairs")),
         k.glu(i, "silu", norm=k.norm(i, "ffn_norm", "post_attention_layernorm")),
     ]
 
 
-PAGE = Page("llama", "Llama 1-3, Code Llama, TinyLlama, Mistral", layer, hf=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM"))
+PAGE = Page("llama", "Llama 1-3, Code Llama, TinyLlama, Mistral", layer, hf=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM"),
+            hf_halves=True)

@@ -67,7 +67,7 @@ class RopeScaling:
     Source: Peng et al., "YaRN" (arXiv 2309.00071), as in llama.cpp's ggml_rope_ext.
     """
 
-    kind: str = "none"  # "none", "linear" or "yarn"
+    kind: str = "none"  # "none", "linear", "yarn" or "longrope" (Rope.factors and .short alone)
     factor: float = 1.0  # > 0; 1 if kind is "none"; > 1 if "yarn"
     original_context: int = 0  # positions; used by yarn only
     attn_factor: float = 1.0  # > 0, for any kind
@@ -80,7 +80,7 @@ class Rope:
     """Rotary positions of a head's first `dims` dimensions; equal ones share a table.
 
     kind: which two dimensions make a pair, "pairs": neighbours (2i, 2i + 1), GGUF's llama convention, or "halves": (i, i + dims / 2), NeoX.
-    factors: a tensor [dims / 2] that the frequencies are divided by, or "".
+    factors: a tensor [dims / 2] that the frequencies are divided by, or "". short: another, for contexts of at most scaling.original_context positions.
     """
 
     kind: str
@@ -88,6 +88,11 @@ class Rope:
     base: float
     scaling: RopeScaling = RopeScaling()
     factors: str = ""
+    short: str = ""
+
+    def factors_for(self, context: int) -> str:
+        """The tensor that a model which was loaded for this context divides its frequencies by, or ""."""
+        return self.short if self.short and context <= self.scaling.original_context else self.factors
 
 
 @dataclass(frozen=True)

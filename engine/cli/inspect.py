@@ -116,7 +116,8 @@ def _program_lines(stages: list[dict[str, Any]]) -> list[str]:
     layers: dict[int | None, list[dict[str, Any]]] = {}
     for stage in stages:
         layers.setdefault(stage["layer"], []).append(stage)
-    texts = {layer: [f"  {s['name']:17} {s['op']:12} {s["works_on"]}".rstrip().replace(f"blk.{layer}.", "blk.N.") for s in part] for layer, part in layers.items()}
+    texts = {layer: [f"  {s['name']:17} {s['op']:12} {s['works_on']}".rstrip().replace(f"blk.{layer}.", "blk.N.") for s in part]
+             for layer, part in layers.items()}
     order = list(texts)
     i = 0
     while i < len(order):

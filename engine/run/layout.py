@@ -56,7 +56,7 @@ class Layout:
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
         self.groups = {a.group: np.zeros(2, np.int64) for a in attentions}
-        self.tables = {rope: RopeTable(rope, context, factors.get(rope.factors)) for rope in dict.fromkeys(a.rope for a in attentions) if rope}
+        self.tables = {rope: RopeTable(rope, context, factors.get(rope.factors_for(context))) for rope in dict.fromkeys(a.rope for a in attentions) if rope}
         self.geometry = np.zeros((2 * len(attentions), at.GEOMETRY_WORDS), np.int64)
         self._geometries: dict[tuple[int, bool], int] = {}
         self._constants: list[np.ndarray] = []

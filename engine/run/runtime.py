@@ -140,7 +140,8 @@ class Runtime:
     def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
         """Everything beside the weights, while they are loaded."""
         self._entry = forward.address
-        factors = {a.rope.factors: read_vector(gguf, a.rope.factors) for a in config.attentions() if a.rope and a.rope.factors}
+        names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
+        factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors)
         self.program = Program(self._layout)
         self._items = Items(self._layout, self.n_threads)
@@ -225,7 +226,8 @@ class Runtime:
         self._check_open()
         ids, n_wanted, _done = self._plan(feeds)
         n = len(ids)
-        self._x[:n, :self.config.dim] = self._weights.embed(ids)
+        rows = self._weights.embed(ids)
+        self._x[:n, :self.config.dim] = rows if self.config.embedding_scale == 1 else rows * np.float32(self.config.embedding_scale)
         last_position = int(self._tokens[1, :n].max())
         for table in self._layout.tables.values():
             table.fill(last_position + 1)
