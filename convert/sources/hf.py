@@ -89,7 +89,8 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     notes = [*notes, *remarks]
     try:
         found = _mapped(fields, config, tensors, notes)
-        config = _settle_output(path, config, found, notes)
+        if _settle_output(path, config, found, notes) != config.tied_output:
+            config = read_config(Fields(fields.path, {**fields.values, "tie_word_embeddings": False}), folder.resolve().name, context)[0]
         rows = found["token_embd.weight"].shape[0]
         if rows != config.n_vocab:
             raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
@@ -197,9 +198,10 @@ def _block_side(size: int, count: int) -> int:
     return side
 
 
-def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> ModelConfig:
-    """One matrix or two for embedding and output -> the configuration, untied if they differ. A tied matrix may be stored under either name, or both."""
-    embedding, output = "token_embd.weight", "output.weight"
+def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> bool:
+    """One matrix or two for embedding and output -> whether they are tied, which they are not if they differ. A tied matrix may be stored under either
+    name, or both."""
+    embedding, output, tied = "token_embd.weight", "output.weight", config.tied_output
     if not config.tied_output and embedding in found and output not in found:
         raise FormatError(f"{path}: tensor 'lm_head.weight' is missing, and config.json does not say tie_word_embeddings")
     if config.tied_output and output in found:
@@ -209,11 +211,11 @@ def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], note
         elif found[output].shape == found[embedding].shape and _equal(found[output], found[embedding]):
             del found[output]
         else:  # transformers 5: what is there and differs is not tied
-            config = replace(config, tied_output=False)
+            tied = False
             notes.append("lm_head.weight differs from the embedding and is kept, though config.json says tie_word_embeddings")
     if embedding not in found:
         raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole Llama model")
-    return config
+    return tied
 
 
 def _equal(a: Rows, b: Rows) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling, llama_config
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from .base import Fields
@@ -56,7 +56,7 @@ class _Config:
         if f.get("auto_map", Mapping, {}):  # type: ignore[type-abstract]
             self.notes.append(f"config.json names code of its own (auto_map), which llamina does not run: read as {self.cls.architectures[0]}")
         scaling, base, factors = self.rope(trained, head_dim, layers)
-        return ModelConfig(
+        return llama_config(
             name=self.name, n_layers=n_layers, dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
             ffn_dim=f.integer("intermediate_size", MAX_WIDTH), n_vocab=f.integer("vocab_size", 1 << 30), context_length=trained,
             rms_eps=f.number("rms_norm_eps"), rope_dim=head_dim, rope_base=base, rope_scaling=scaling, rope_freq_factors=factors is not None,
