@@ -48,8 +48,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
     memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes; and with "compiling NAME" before each function
+    that must be compiled for this CPU (the first time only: that takes seconds), when done and total are the number of functions so far. note: called with
+    the memory plan, one line, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -65,8 +66,10 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        from ..kernels.compile_cache import telling
         from .run.runtime import Runtime
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
+        with telling(progress):
+            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
@@ -206,6 +209,12 @@ class Model:
             from .text.chat_template import ChatTemplate
             self._template = ChatTemplate.from_metadata(self._gguf.metadata, self.tokenizer)
         return self._template
+
+    def set_chat_template(self, source: str, path: str | os.PathLike[str] = "chat template") -> None:
+        """Write conversations by this template (Jinja) instead of the file's own. path: what errors call it. FormatError, UnsupportedError."""
+        from .text.chat_template import ChatTemplate
+        self._check_open()
+        self._template = ChatTemplate(source, self.tokenizer, path=os.fspath(path))
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from .batch import Result
     from .batch_journal import Journal
+    from .batch_stream import RecordStream
 
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
@@ -151,8 +152,9 @@ class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
 
-    def __init__(self, model: Model, source: Path, journal: Journal, lines: int, digest: str, options: Mapping[str, Any], *, seed: int | None = None,
-                 kv: str | None = None, chat: bool = False, system: str | None = None, parallel: int | None = None) -> None:
+    def __init__(self, model: Model, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *, seed: int | None = None,
+                 kv: str | None = None, chat: bool = False, system: str | None = None, parallel: int | None = None, template: str | None = None) -> None:
+        """template: that was given instead of the model's own, for the journal."""
         assert set(options) <= set(OPTIONS), set(options) - set(OPTIONS)  # or every line would be an error
         self._model, self._source, self._journal, self._options = model, source, journal, dict(options)
         self._chat, self._system, self._parallel = chat, system, parallel
@@ -163,7 +165,7 @@ class BatchJob:
         self._ready: deque[tuple[int, dict[str, Any]]] = deque()  # records of lines that ask for nothing that can be done
         self._asked: dict[int, Line] = {}
         journal.begin({"input": digest, "model": fingerprint(model.path), "context": model.context, "kv": kv, "chat": chat, "system": system,
-                       "options": self._options, "seed": self.seed})
+                       "options": self._options, "seed": self.seed, **({"template": template} if template is not None else {})})
 
     def run(self) -> Iterator[Progress]:
         """Journal every record, then write the output. FileError; ClosedError; whatever stops it, the journal stays."""

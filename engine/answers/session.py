@@ -123,10 +123,13 @@ def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
 
 def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Session:
     def damaged(why: str) -> FormatError:
-        return FormatError(f"{path}: is not a session of llamina, or a damaged one ({why}): delete it to begin anew")
+        return FormatError(f"{path}: is a damaged session ({why}): move it away to begin anew")
     head = file.read(len(MAGIC) + 8)
+    if head[:1] in (b"{", b"["):
+        raise FormatError(f"{path}: is no session but JSON, perhaps a conversation that /save wrote: for that, start a chat without --session and type "
+                          f"/load {path}")
     if head[:len(MAGIC)] != MAGIC or len(head) != len(MAGIC) + 8:
-        raise damaged("it begins with other bytes")
+        raise FormatError(f"{path}: is not a session of llamina (it begins with other bytes): choose another file")
     length = int.from_bytes(head[len(MAGIC):], "little")
     if length > min(MAX_HEADER, size):
         raise damaged(f"its header would have {length} bytes")

@@ -27,7 +27,7 @@ from ..errors import LlaminaError
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
@@ -43,6 +43,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(COMMANDS[cmd_name], __name__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from .help import format_commands
+        format_commands(self, ctx, formatter)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Here the command is known and not yet parsed: what the environment and the settings file say becomes its defaults."""
@@ -74,8 +78,9 @@ def llamina() -> None:
     \b
     Examples:
       llamina generate -p "Once upon a time"          the demo model that comes with the package
-      llamina generate model.gguf -p "Once" -n 200 --temperature 0.8 --seed 7
-      llamina chat model.gguf
+      llamina pull bartowski/SmolLM2-360M-Instruct-GGUF:Q4_K_M
+      llamina chat smollm2                            a conversation
+      llamina chat smollm2 "What is an owl?"          one question
     """
 
 
@@ -83,11 +88,11 @@ OVERVIEW = """\
 llamina runs Llama-family language models on this CPU, offline and exact.
   llamina generate -p "Once upon a time"      continue a text (the demo model)
   llamina chat MODEL                          talk with a model
+  llamina chat MODEL "Why is the sky blue?"   ask it one question
+  llamina pull org/repo:Q4_K_M                fetch a model; list shows them
+  llamina inspect MODEL                       whether it runs, memory, what it holds
   llamina batch in.jsonl -o out.jsonl         many prompts at once, resumable
-  llamina pull hf:org/repo:Q4_K_M             fetch a model; list shows them
   llamina convert FOLDER m.gguf --type q4_0   make a GGUF file of a checkpoint
-  llamina inspect MODEL                       what a file holds, how it runs
-  llamina perplexity MODEL text.txt           how well it predicts a text
   llamina bench MODEL                         how fast it is on this machine
 MODEL: a .gguf file, a name, or demo.         More: llamina COMMAND --help
 """
@@ -178,7 +183,11 @@ def _wrapped(text: str) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print("llamina: error:", one_line(message), file=sys.stderr)
+    line = f"llamina: error: {one_line(message)}"
+    if sys.stderr.isatty():
+        from .progress import wrapped
+        line = wrapped(line)
+    print(line, file=sys.stderr)
     return code
 
 

@@ -1,14 +1,17 @@
 """The models folder: short names for model files, and what is there.
 
-    "tiny" -> find() -> FOLDER/tiny.gguf, FOLDER/tiny, or the only file of that name (or first shard) in a subfolder
+    "tiny" -> find() -> FOLDER/tiny.gguf, FOLDER/tiny, the only file of that name (or first shard) in a subfolder, or the only one whose name has "tiny" in it
 
 The folder is $LLAMINA_HOME, else llamina/models in the user's data folder. What exists as a path is that path, whatever the folder holds.
 """
 from __future__ import annotations
 
+import difflib
+import glob
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +68,37 @@ def find(name: str) -> Path:
     if wanted in files:
         return files[wanted]
     matches = [file for short, file in files.items() if short.rpartition("/")[2] == wanted]
+    if not matches and not name.endswith(".gguf") and not path.exists():
+        matches = [files[short] for short in like(name, files)]
     if len(matches) > 1:
         raise OptionError(f"{name}: could be {' or '.join(short_name(file, folder) for file in matches)} in {folder}: say which")
     if not matches and not path.exists() and Path(name).name == name:
+        close = difflib.get_close_matches(wanted, [*files, "demo"], 1)
         known = ", ".join(list(files)[:8]) + (", …" if len(files) > 8 else "")
-        raise FileError(f"{name}: no such file, and no model of that name in {folder}" + (f", which has {known}" if known else ""))
+        hint = f": did you mean {close[0]}?" if close else f", which has {known}" if known else ": llamina pull fetches models, demo is always there"
+        raise FileError(f"{name}: no such file, and no model of that name in {folder}{hint}")
     return matches[0] if matches else path
+
+
+def like(name: str, known: Iterable[str]) -> list[str]:
+    """The short names that hold every part of `name` ("smollm2", "smollm2:q4_k_m"), in any case; of several the one that is it but for the case."""
+    parts = [part for part in name.lower().split(":") if part]
+    found = [short for short in known if parts and all(part in short.lower() for part in parts)]
+    same = [short for short in found if short.lower() == name.lower()]
+    return same if len(same) == 1 else found
+
+
+def files_of(name: str) -> list[Path]:
+    """The file of a short name in the models folder, or its shards. FileError if there is none: here the whole name must be given."""
+    folder = models_folder()
+    files = {short_name(file, folder): file for file in model_files(folder)}
+    first = files.get(name.removesuffix(".gguf"))
+    if first is None:
+        close = like(name, files) or difflib.get_close_matches(name, files, 3)
+        hint = f": did you mean {' or '.join(close[:3])}?" if close else ""
+        raise FileError(f"{name}: no model of that name in {folder}{hint}")
+    match = _SHARD.fullmatch(first.stem)
+    return sorted(first.parent.glob(f"{glob.escape(match[1])}-?????-of-{match[3]}.gguf")) if match else [first]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class Runtime:
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
                  kv: str | None = None):
         start = time.perf_counter()
+        self.on_layers: Callable[[float], None] | None = None
+        """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
         if context is not None and not 1 <= context <= 1 << 24:
@@ -276,6 +278,8 @@ class Runtime:
             self._run(first, last, n_wanted if last == n_layers and not observe else 0)
             if observe:
                 observe(first, self._taps(before, n))
+            if self.on_layers:
+                self.on_layers(last / n_layers)
         if observe and n_wanted:
             self._run(n_layers, n_layers, n_wanted)  # apart from the last layer, whose buffers it overwrites
         if n_wanted and not (math.isfinite(logits.min()) and math.isfinite(logits.max())):  # NaN is both; a third of isfinite's time
