@@ -9,7 +9,7 @@ tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +68,16 @@ class Collector:
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
             progress: Callable[[str, int, int], None] | None = None, special: bool = False) -> dict[str, Columns]:
     """Run the model over a text's windows (perplexity.py's; `special`, too) -> sums of squares of each matrix's input. OptionError if it is too short."""
+    found: dict[str, Columns] = {}
+    for i, n, columns in collecting(model, text, context, most, special):
+        found = columns
+        if progress:
+            progress("windows", i, n)
+    return found
+
+
+def collecting(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[tuple[int, int, dict[str, Columns]]]:
+    """The same window by window: (windows so far, in all, sums so far). Whoever stops early has those of whole windows."""
     collector, cut = Collector(model), windows(model, text, context, most, special)
     runtime = model.runtime
     for i, ids in enumerate(cut):
@@ -79,9 +89,7 @@ def collect(model: Model, text: str, context: int = 512, most: int | None = None
                 collector.count += len(part)
         finally:
             sequence.close()
-        if progress:
-            progress("windows", i + 1, len(cut))
-    return {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+        yield i + 1, len(cut), {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
 
 
 def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> None:

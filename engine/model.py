@@ -19,7 +19,7 @@ from .answers.generation import Generation, check_logprobs, check_max_tokens, ch
 from .answers.speculation import Costs, check_draft
 from .errors import ClosedError, ContextFullError, OptionError
 from .gguf.file import GGUFFile, open_gguf
-from .home.library import find
+from .home.library import find, is_hub_name
 from .run.scheduler import Job, Scheduler
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
@@ -113,7 +113,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
         raise OptionError(f"the model must be a path or 'demo', found {path!r}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
-    if name.startswith("hf:"):
+    if is_hub_name(name):
         from .home.hub import model_file
         return model_file(name, progress)
     return find(name) if isinstance(path, str) else Path(name)

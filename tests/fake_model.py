@@ -95,7 +95,7 @@ class FakeRuntime:
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake")
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20)
         self.fed: list[list[int]] = []
         self.open_sequences = 0
         self.closed = False
@@ -135,6 +135,7 @@ class FakeTemplate:
     """user and assistant turns -> "u:text TURN a:" as ids."""
 
     stop_ids = frozenset({TURN})
+    built_in = False
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         ids = [BOS]

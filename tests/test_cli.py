@@ -187,7 +187,9 @@ def test_generate_prints_the_continuation_and_nothing_else(run, scripted):
     scripted(" there", after="Once")
     result = run("generate", "-p", "Once", "--seed", "5", "--temperature", "0")
     assert (result.code, result.out) == (0, " there")
-    assert result.err.count("\n") == 1 and "seed 5; end: eos]" in result.err and "prompt 5 tokens" in result.err
+    assert result.err.count("\n") == 1 and "seed 5; end: eos]" in result.err and result.err.startswith("[6 tokens")
+    told = run("generate", "-p", "Once", "--seed", "5", "--temperature", "0", "--verbose").err
+    assert "prompt 5 tokens" in told and "generated 6" in told and told.endswith("seed 5; end: eos]\n")
 
 
 @pytest.mark.parametrize("argv, stdin", [
@@ -373,9 +375,10 @@ def test_tokenize_round_trip(run):
 
 def test_inspect(run):
     text = run("inspect").out
-    for part in ("runs here: yes", "general.architecture = llama", "n_layers = ", "matmul_Q8_0", "row look-up", "memory: weights",
+    for part in ("runs here: yes", "general.architecture = llama", "n_layers = ", "matmul_Q8_0", "row look-up", "memory: about ",
                  "vocabulary: 2048 tokens, spm", "bits per weight", " % of the bytes", "chat template"):
         assert part in text, part
+    assert [line.split(":")[0] for line in text.splitlines()[:5]] == ["llamina demo", "runs here", "memory", "chat", "threads by default"]  # first of all
     report = json.loads(run("inspect", "--json", "--context", "100").out)
     assert report["runs"] is True and report["config"]["dim"] == 256 and report["memory"]["context"] == 100
     assert report["tokenizer"]["ids"]["eos"] == [2, "</s>"]
@@ -393,7 +396,7 @@ def test_inspect_tells_why_a_file_does_not_run(run, tmp_path):
     result = run("inspect", str(b.write(tmp_path / "x.gguf")))
     assert result.code == 0 and "runs here: no: " in result.out and "architecture" in result.out and "\x1b" not in result.out
     report = json.loads(run("inspect", "--json", str(tmp_path / "x.gguf")).out)
-    assert "architecture" in report["runs"] and report["config"] is None and len(report["tensors"]) > 3
+    assert "architecture" in report["runs"] and str(tmp_path) not in report["runs"] and report["config"] is None and len(report["tensors"]) > 3
     assert report["metadata"]["extra.number"] == "nan"
 
 

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, Mo
 
     def cached(path: Any = "demo", *, context: int | None = None, progress: Any = None, note: Any = None, **options: Any) -> Model:
         key = str(context)
-        assert engine.resolve(path).resolve() == DEMO and not {k for k, v in options.items() if v is not None} - {"threads"}
+        assert engine.resolve(path).resolve() == DEMO.resolve() and not {k for k, v in options.items() if v is not None} - {"threads"}
         if key not in loaded:
             loaded[key] = load("demo", context=context)
         loaded[key].speculate = True

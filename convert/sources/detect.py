@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
 from ...engine.gguf.header import quote
+from ...engine.home.library import is_hub_name
 from ...engine.model import resolve
 from .base import Source
 
@@ -25,7 +26,7 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer
     name = os.fspath(path)
     if kind is not None and kind not in KINDS:
         raise OptionError(f"source kind {quote(kind)} is unknown, expected one of {', '.join(KINDS)}")
-    if isinstance(name, str) and name.startswith("hf:"):
+    if isinstance(name, str) and is_hub_name(name):
         from ...engine.home.hub import checkpoint
         local, listing = checkpoint(name, progress)
         source = open_source(local, kind, tokenizer)

@@ -77,10 +77,10 @@ def llamina() -> None:
 
     \b
     Examples:
-      llamina generate -p "Once upon a time"          the demo model that comes with the package
-      llamina pull bartowski/SmolLM2-360M-Instruct-GGUF:Q4_K_M
-      llamina chat smollm2                            a conversation
-      llamina chat smollm2 "What is an owl?"          one question
+      llamina generate -p "Once upon a time"                         # the demo model that comes with the package
+      llamina pull TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M     # fetch another
+      llamina chat tinyllama                                         # talk with it
+      llamina chat tinyllama "Why is the sky blue?"                  # ask it one question
     """
 
 
@@ -90,7 +90,7 @@ llamina runs Llama-family language models on this CPU, offline and exact.
   llamina chat MODEL                          talk with a model
   llamina chat MODEL "Why is the sky blue?"   ask it one question
   llamina pull org/repo:Q4_K_M                fetch a model; list shows them
-  llamina inspect MODEL                       whether it runs, memory, what it holds
+  llamina inspect MODEL                       whether it runs, with what memory
   llamina batch in.jsonl -o out.jsonl         many prompts at once, resumable
   llamina convert FOLDER m.gguf --type q4_0   make a GGUF file of a checkpoint
   llamina bench MODEL                         how fast it is on this machine

@@ -134,7 +134,7 @@ class Commands:
             with open(path, "rb") as file:
                 if file.read(len(SESSION)) == SESSION:
                     raise FileError(f"{path}: was kept by --session: go on with it by llamina chat MODEL --session {path}")
-        except OSError:
+        except (OSError, ValueError):
             pass  # told by what follows
         try:
             data = json.loads(read_text(str(path)))

@@ -62,22 +62,25 @@ def open_model(name: str, threads: int | None, context: int | None, progress: Pr
     """`load`, with progress on stderr while it loads and while prompts are read, and lines about what a user should know: compiled code that can't be kept, a
     context beyond the trained one. The memory plan is told if memory was asked for, or with --verbose."""
     from ...kernels import compile_cache
+    from ..home.library import is_hub_name
     from ..model import load
+    if is_hub_name(name):
+        from ..home.hub_peek import check_before_download
+        progress.stage("asking the hub")
+        check_before_download(name)
     note = progress.note if progress.verbose or memory else None
     model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note)
     model.speculate = not no_speculation
     model.scheduler.reading = progress.reading if progress.shows else None
     progress.note(compile_cache.cache_note())
-    trained = model.config.context_length
-    if context is not None and context > trained:
-        progress.note(f"--context {context} is more than the {trained} tokens that this model was trained with: beyond them its answers get worse")
+    if context is not None and context > model.config.context_length:
+        progress.note(f"--context {context} is more than the {model.config.context_length} tokens that this model was trained with: beyond them its answers get worse")
     return model
 
 
 def check_model_name(name: str, instead: str) -> None:
     """OptionError if a text stands where the model belongs. instead: how the text is given."""
-    if any(c.isspace() for c in name.strip()) and not name.startswith("hf:") and "\0" not in name and not os.path.exists(os.path.expanduser(name)) and "/" not in name \
-            and not name.endswith(".gguf"):
+    if any(c.isspace() for c in name.strip()) and not {"/", "\\", "\0"} & set(name) and not name.endswith(".gguf") and not os.path.exists(name):
         shown = name if len(name) <= 40 else name[:40] + "…"
         raise OptionError(f"{shown!r} is no model: {instead}")
 

@@ -34,6 +34,11 @@ def models_folder() -> Path:
     return base / "llamina" / "models"
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether it can only be a name of the hub (hub.py), or an address of it as copied from a browser."""
+    return name.startswith(("hf:", "https://", "http://"))
+
+
 def short_name(path: Path, folder: Path) -> str:
     """What `find` takes for a file of the folder: its path there, without the suffix and the shard's number."""
     stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -103,7 +108,7 @@ def files_of(name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the folder. bytes: of all shards; problem: why it does not run, or None."""
+    """A model of the folder. bytes: of all shards; problem: why it does not run, or None; memory: bytes that running it takes, about."""
 
     name: str
     path: Path
@@ -112,38 +117,27 @@ class Entry:
     parameters: int | None
     formats: str | None
     problem: str | None
+    memory: int | None = None
+    chat: str | None = None
 
 
 def describe(path: Path, name: str) -> Entry:
-    """Read a file's header, nothing more."""
-    from collections import Counter
-
-    from ..architectures.config import ModelConfig, check_tensors
+    """Read a file's header, and what its vocabulary needs; nothing more."""
     from ..gguf.file import open_gguf
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return Entry(name, path, 0, None, None, None, f"cannot be read ({error.strerror})")
-    architecture = parameters = formats = problem = None
+    from .verdict import judge, without_path
     try:
         with open_gguf(path) as gguf:
-            size = sum(part.stat().st_size for part in gguf.paths)
-            architecture = str(gguf.metadata.get("general.architecture"))
-            sizes: Counter[str] = Counter()
-            parameters = 0
-            for tensor in gguf.tensors.values():
-                sizes[tensor.format.name] += tensor.n_bytes
-                count = 1
-                for n in tensor.shape:
-                    count *= n
-                parameters += count
-            formats = sizes.most_common(1)[0][0] if sizes else "vocabulary only"
-            check_tensors(gguf, ModelConfig.from_gguf(gguf))
+            found = judge(gguf)
+        return Entry(name, path, found.bytes, found.architecture, found.parameters, found.format, found.problem, found.memory, found.chat)
     except LlaminaError as error:
-        problem = str(error)
+        problem = without_path(error, path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    return Entry(name, path, size, architecture, parameters, formats, problem)
+    try:
+        n_bytes = path.stat().st_size
+    except OSError:
+        n_bytes = 0
+    return Entry(name, path, n_bytes, None, None, None, problem)
 
 
 def entries() -> list[Entry]:

@@ -7,9 +7,9 @@ Sums are float64. These are reports, outside the exactness promise: NumPy's loga
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 LEAST = 8
 """Tokens of the smallest window."""
 _PIECE = 128
@@ -99,24 +100,43 @@ def _summary(nll: np.ndarray, n_windows: int, context: int) -> Perplexity:
     return Perplexity(float(np.exp(mean)), float(np.exp(mean) * spread), mean, len(nll), n_windows, context)
 
 
-def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
-    """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
-    cut, nll = windows(model, text, context, most, special), []
+@dataclass(frozen=True)
+class Running(Generic[T]):
+    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far."""
+
+    done: int
+    total: int
+    perplexity: float
+    result: Callable[[], T]
+
+
+def running_perplexity(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[Running[Perplexity]]:
+    """Perplexity of a text, window by window: the last is `perplexity`'s. Errors as of `perplexity`."""
+    cut, nll, total = windows(model, text, context, most, special), [], 0.0
     for i, ids in enumerate(cut):
         for targets, logp in _Window(model, ids).pieces():
             nll.append(-logp[np.arange(len(targets)), targets])
-        if progress:
-            progress("windows", i + 1, len(cut))
-    return _summary(np.concatenate(nll), len(cut), context)
+            total += float(nll[-1].sum())
+        done, seen = i + 1, list(nll)
+        yield Running(done, len(cut), _exp_mean(total, seen), lambda n=done, seen=seen: _summary(np.concatenate(seen), n, context))  # type: ignore[misc]
 
 
-def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
-               special: bool = False) -> Divergence:
-    """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""
+def _exp_mean(total: float, parts: list[np.ndarray]) -> float:
+    return float(np.exp(total / max(1, sum(map(len, parts)))))
+
+
+def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
+    """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
+    return _last(running_perplexity(model, text, context, most, special), progress)
+
+
+def running_divergence(model: Model, reference: Model, text: str, context: int = 512, most: int | None = None,
+                       special: bool = False) -> Iterator[Running[Divergence]]:
+    """Divergence of `model` from `reference`, window by window: the last is `divergence`'s. OptionError if their vocabularies differ."""
     if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
         raise OptionError(f"{model.path} and {reference.path} have different vocabularies: their tokens can't be compared")
     cut = windows(model, text, context, most, special)
-    ours, theirs, kl, same = [], [], [], []
+    ours, theirs, kl, same, total = [], [], [], [], 0.0
     for i, ids in enumerate(cut):
         for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
             rows = np.arange(len(targets))
@@ -124,9 +144,27 @@ def divergence(model: Model, reference: Model, text: str, context: int = 512, pr
             theirs.append(-q[rows, targets])
             kl.append((np.exp(q) * (q - p)).sum(axis=1))
             same.append(p.argmax(axis=1) == q.argmax(axis=1))
-        if progress:
-            progress("windows", i + 1, len(cut))
+            total += float(ours[-1].sum())
+        done = i + 1
+        parts = list(ours), list(theirs), list(kl), list(same)
+        yield Running(done, len(cut), _exp_mean(total, ours), lambda n=done, parts=parts: _divergence(*parts, n, context))  # type: ignore[misc]
+
+
+def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
+               special: bool = False) -> Divergence:
+    """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""
+    return _last(running_divergence(model, reference, text, context, most, special), progress)
+
+
+def _divergence(ours: list[np.ndarray], theirs: list[np.ndarray], kl: list[np.ndarray], same: list[np.ndarray], n_windows: int, context: int) -> Divergence:
     each = np.concatenate(kl)
     marks = {k: float(np.percentile(each, k)) for k in (50, 90, 95, 99, 100)}
-    return Divergence(_summary(np.concatenate(ours), len(cut), context), _summary(np.concatenate(theirs), len(cut), context), float(each.mean()),
+    return Divergence(_summary(np.concatenate(ours), n_windows, context), _summary(np.concatenate(theirs), n_windows, context), float(each.mean()),
                       float(each.std() / np.sqrt(max(1, len(each) - 1))), marks, float(np.concatenate(same).mean()))
+
+
+def _last(steps: Iterator[Running[T]], progress: Progress | None) -> T:
+    for step in steps:
+        if progress:
+            progress("windows", step.done, step.total)
+    return step.result()
