@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..engine.cli.options import debug_option, open_model, read_text
 from ..engine.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from .importance import Columns
 
 
 @click.command("importance")
@@ -35,15 +39,16 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
     body = read_text(text)
     check_target(Path(output), [] if is_hub_name(model) else [resolve(model), Path(text)])
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
-        columns, interrupted = None, False
+        last: tuple[int, int, dict[str, Columns]] | None = None
+        interrupted = False
         try:
-            for done, total, columns in collecting(opened, body, context, windows, special):
-                progress.counting("windows", done, total)
+            for last in collecting(opened, body, context, windows, special):
+                progress.counting("windows", *last[:2])
         except KeyboardInterrupt:
-            if columns is None:
-                raise
             interrupted = True
-        assert columns is not None  # a text has at least one window
+        if last is None:  # a text has at least one window
+            raise KeyboardInterrupt
+        done, total, columns = last
         write(Path(output), columns, Path(text).name, context)
         count = next(iter(columns.values())).count
         progress.note(f"{output}: importance of {len(columns)} matrices, measured on {count} tokens"

@@ -1,4 +1,4 @@
-"""Amounts as people read them, in one form everywhere: decimal units for bytes (1 MB = 1,000,000 bytes, as the hub and `ls --si` count), seconds and minutes."""
+"""Amounts as people read them, in one form everywhere: decimal units for bytes (1 MB = 1,000,000 bytes, as on the hub), seconds and minutes."""
 from __future__ import annotations
 
 

@@ -83,15 +83,17 @@ def test_set(talk):
         talk.run(line)
         assert talk.options[name] == value, talk.said
     before = dict(talk.options)
-    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", "/set context_shift 3", "/set ignore_eos 3", "/set max_tokens []", "/set top_k " + "[" * 9999:
+    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", \
+            "/set context_shift 3", "/set ignore_eos 3", "/set max_tokens []", "/set top_k " + "[" * 9999:
         talk.run(line)
         assert talk.options == before and talk.said[-1].startswith("llamina: "), line
     talk.said.clear()
     talk.run("/set")
     lines = dict(line.split(None, 1) for line in talk.said)
     assert list(lines) == list(talk.options) and lines["temperature"] == "0.5  (at first 0.0)" and lines["top_k"] == "40"  # a line each
-    for line, said in [("/set top_k", "top_k is 40"), ("/set top-k 7", "top_k is now 7"), ("/set top_k=9", "top_k is now 9"), ("/SET temprature 1", "did you mean "
-                       "temperature?"), ("/set ignore_eos off", "ignore_eos is now false"), ("/set zzz 1", "/set alone shows all")]:
+    for line, said in [("/set top_k", "top_k is 40"), ("/set top-k 7", "top_k is now 7"), ("/set top_k=9", "top_k is now 9"),
+                       ("/SET temprature 1", "did you mean temperature?"),
+                       ("/set seed", "seed is none"), ("/set ignore_eos off", "ignore_eos is now false"), ("/set zzz 1", "/set alone shows all")]:
         talk.run(line)
         assert said in talk.said[-1], line
 

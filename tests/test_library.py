@@ -281,7 +281,8 @@ def test_pull_takes_what_people_paste(asked, tmp_path, capsys):
 
 
 def test_names_that_match(folder):
-    for name, file in [("DEEP", "sub/deep.gguf"), ("dee", "sub/deep.gguf"), ("sub:deep", "sub/deep.gguf"), ("SPLIT", "split-00001-of-00002.gguf"), ("spl", "split-00001-of-00002.gguf")]:
+    for name, file in [("DEEP", "sub/deep.gguf"), ("dee", "sub/deep.gguf"), ("sub:deep", "sub/deep.gguf"), ("SPLIT", "split-00001-of-00002.gguf"),
+                       ("spl", "split-00001-of-00002.gguf")]:
         assert find(name) == folder / file, name
     with pytest.raises(OptionError, match="win: could be a/twin or b/twin"):
         find("win")

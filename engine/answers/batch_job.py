@@ -152,8 +152,9 @@ class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
 
-    def __init__(self, model: Model, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *, seed: int | None = None,
-                 kv: str | None = None, chat: bool = False, system: str | None = None, parallel: int | None = None, template: str | None = None) -> None:
+    def __init__(self, model: Model, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *,
+                 seed: int | None = None, kv: str | None = None, chat: bool = False, system: str | None = None,
+                 parallel: int | None = None, template: str | None = None) -> None:
         """template: that was given instead of the model's own, for the journal."""
         assert set(options) <= set(OPTIONS), set(options) - set(OPTIONS)  # or every line would be an error
         self._model, self._source, self._journal, self._options = model, source, journal, dict(options)

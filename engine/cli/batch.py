@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 @speculation_options
 @memory_options
 @run_options
-def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, system: str | None, system_file: str | None, template: str | None, parallel: int | None, draft: str | None,
-            no_speculation: bool, memory: str | None, context_shift: bool | None, threads: int | None, context: int | None, kv: str | None, quiet: bool,
+def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, system: str | None, system_file: str | None,
+            template: str | None, parallel: int | None, draft: str | None, no_speculation: bool,
+            memory: str | None, context_shift: bool | None, threads: int | None, context: int | None, kv: str | None, quiet: bool,
             verbose: bool, **sampling: Any) -> None:
     """Answer many prompts: a line of JSON in, a line of JSON out, in the same order.
 

@@ -211,7 +211,8 @@ def _report(answer: Generation, progress: Progress, chat: Chat, left_out: int = 
     progress.note(context_note(answer.stats))
     if chat.left_out > left_out:
         n = chat.left_out
-        progress.note(f"the context is full: the model no longer sees the oldest {n} message{'' if n == 1 else 's'} (a larger one: --context N; afresh: /reset)")
+        progress.note(f"the context is full: the model no longer sees the oldest {n} message{'' if n == 1 else 's'} "
+                      f"(--context N for a larger one, /reset to begin afresh)")
     progress.answered(answer.stats)
 
 

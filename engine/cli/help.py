@@ -29,11 +29,12 @@ COMMANDS = {
 }
 """Title -> command -> what it does, in a line. One that stands nowhere comes last."""
 SECTIONS = {
-    "Basics": ("prompt", "file", "chat", "system", "system_file", "template", "model", "output", "max_tokens", "temperature", "seed", "stop", "session", "plain",
-               "as_json"),
+    "Basics": ("prompt", "file", "chat", "system", "system_file", "template", "model", "output", "max_tokens", "temperature", "seed", "stop", "session",
+               "plain", "as_json"),
     "The answer's form": ("json_schema", "regex", "grammar", "choices"),
-    "Which tokens are chosen": ("top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty", "typical_p", "top_n_sigma",
-                                "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "dry_allowed_length",
+    "Which tokens are chosen": ("top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty", "typical_p",
+                                "top_n_sigma", "xtc_probability", "xtc_threshold",
+                                "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "dry_allowed_length",
                                 "dry_last_n", "dry_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "banned", "order", "ignore_eos"),
     "Context, memory, speed": ("context", "context_shift", "keep", "memory", "kv", "threads", "parallel", "draft", "no_speculation"),
 }
@@ -69,7 +70,8 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if error.option_name in ("--model", "-m") and any(p.name == "model" for p in self.params):
-                raise click.UsageError(f"No such option: {error.option_name}: the model stands by itself, as in llamina {ctx.info_name} model.gguf", ctx) from None
+                example = f"llamina {ctx.info_name} model.gguf"
+                raise click.UsageError(f"No such option: {error.option_name}: the model stands by itself, as in {example}", ctx) from None
             raise
         except click.UsageError as error:
             if "unexpected extra argument" in error.message and ctx.info_name == "generate":

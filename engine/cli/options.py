@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from ..model import Model
     from .progress import Progress
 
-__all__ = ["chat_options", "check_model_name", "check_sampling", "ending_newline", "grammar_options", "memory_options", "model_argument", "open_model", "read_stdin",
-           "read_text", "run_options", "sampling_options", "speculation_options", "system_message", "use_template", "with_models_own"]
-
+__all__ = ["chat_options", "check_model_name", "check_sampling", "ending_newline", "grammar_options", "memory_options", "model_argument", "open_model",
+           "read_stdin", "read_text", "run_options", "sampling_options", "speculation_options", "system_message", "use_template", "with_models_own"]
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """For the shell: names from the models folder, and files."""
@@ -74,7 +73,8 @@ def open_model(name: str, threads: int | None, context: int | None, progress: Pr
     model.scheduler.reading = progress.reading if progress.shows else None
     progress.note(compile_cache.cache_note())
     if context is not None and context > model.config.context_length:
-        progress.note(f"--context {context} is more than the {model.config.context_length} tokens that this model was trained with: beyond them its answers get worse")
+        progress.note(f"--context {context} is more than the {model.config.context_length} tokens that this model was trained with: beyond them its "
+                      "answers get worse")
     return model
 
 

@@ -53,8 +53,8 @@ def command(name: str, anyway: bool, quiet: bool) -> None:
             verdict = judge_remote(listing, files)
             if verdict is not None:
                 if verdict.problem and not anyway:
-                    raise UnsupportedError(f"{listing.name}: {files[0].path} would not run here: {verdict.problem}; nothing was downloaded (--anyway does it all "
-                                           "the same)")
+                    raise UnsupportedError(f"{listing.name}: {files[0].path} would not run here: {verdict.problem}; nothing was downloaded "
+                                           "(--anyway does it all the same)")
                 progress.note(one_line(f"{files[0].path}: {size(verdict.bytes)}; {verdict.what}; {verdict.runs}"))
         paths = download(name, folder, progress.loading, found)
         short = short_name(paths[0], folder)
