@@ -1,7 +1,6 @@
 """The command line: what goes to stdout and stderr, exit codes, and one line for every error. Most tests run `main` here, over a scripted model."""
 from __future__ import annotations
 
-import io
 import json
 import os
 import select
@@ -18,44 +17,10 @@ import pytest
 from fake_model import BOS, fake_model
 from llamina.engine import model as models
 from llamina.engine import selftest
-from llamina.engine.cli import COMMANDS, main, one_line
+from llamina.engine.cli import COMMANDS, one_line
 from llamina.engine.cli.progress import Progress, closing_line, size
 
 LLAMINA = [sys.executable, "-m", "llamina"]
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """run(*argv, stdin=None) -> Result. stdin None: as good as a terminal, so that nothing waits for it."""
-    monkeypatch.delenv("LLAMINA_DEBUG", raising=False)
-
-    def runner(*argv: str, stdin: str | bytes | None = None) -> Result:
-        raw = stdin.encode() if isinstance(stdin, str) else stdin or b""
-        file = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
-        file.isatty = lambda: stdin is None  # type: ignore[method-assign]
-        monkeypatch.setattr(sys, "stdin", file)
-        code = main(list(argv))
-        return Result(code, *capsys.readouterr())
-    return runner
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """scripted(answer, ...): makes every model that is loaded a fake one that answers so; returns it."""
-    def use(*args: Any, **options: Any) -> Any:
-        model = fake_model(*args, **options)
-
-        def load(*args: Any, **options: Any) -> Any:
-            model._closed = model.runtime.closed = model.scheduler._closed = False
-            return model
-        monkeypatch.setattr(models, "load", load)
-        return model
-    return use
 
 
 # ---------------------------------------------------------------------------------------------------------------- help

@@ -93,6 +93,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
         journal = stack.enter_context(RecordStream(sys.stdout) if to_stream else Journal(target))
         progress = stack.enter_context(Progress(quiet, verbose))
         loaded = stack.enter_context(open_model(model, threads, context, progress, draft, no_speculation, memory, kv))
+        loaded.scheduler.reading = None  # the line below tells of all prompts together
         use_template(loaded, template)
         options = {"max_tokens": max_tokens, "context_shift": bool(context_shift), **with_models_own(loaded, sampling), **obey}
         seed = options.pop("seed")
@@ -145,4 +146,4 @@ def _line(state: State, seconds: float) -> str:
 
 def _summary(state: State, seconds: float) -> str:
     errors = f", {state.errors} of them errors" if state.errors else ""
-    return f"[{state.lines} records{errors}; generated {state.tokens} tokens in {duration(seconds)} ({state.tokens / max(seconds, 1e-9):.1f} tokens/s)]"
+    return f"[{state.lines} record{'' if state.lines == 1 else 's'}{errors}; generated {state.tokens} tokens in {duration(seconds)} ({state.tokens / max(seconds, 1e-9):.1f} tokens/s)]"

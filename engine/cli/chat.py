@@ -94,7 +94,7 @@ def command(model: str, question: str | None, prompt: str | None, file: str | No
                 _once(chat, asked, options, progress, plain, keeper)
             elif terminal:
                 if not quiet:
-                    tell(f"{one_line(loaded.config.name or model)}, context {loaded.context}: /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+                    tell(f"{one_line(loaded.config.name or model)}, context {loaded.context}: /help for commands, Ctrl-D leaves")
                 _talk(chat, options, progress, plain, keeper)
             else:
                 _pipe(chat, options, progress, keeper)
@@ -213,6 +213,8 @@ def _report(answer: Generation, progress: Progress, chat: Chat, left_out: int = 
         n = chat.left_out
         progress.note(f"the context is full: the model no longer sees the oldest {n} message{'' if n == 1 else 's'} "
                       f"(--context N for a larger one, /reset to begin afresh)")
+    if answer.finish_reason == "length":
+        progress.note(f"stopped after {len(answer.ids)} tokens (-n N or /set max_tokens N for more)")
     progress.answered(answer.stats)
 
 

@@ -37,7 +37,7 @@ class Commands:
         self.chat, self.options, self.verbose = chat, options, verbose
         self._given = dict(options)
         self.last: Generation | None = None
-        self._say = say or (lambda text: tell(text, 11))
+        self._say = say or (lambda text: tell(text, 11 if text.startswith("  ") else 2))
         self._file: Path | None = None  # saved to or loaded from: may be written over
         self._retries = 0
 
