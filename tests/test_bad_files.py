@@ -351,10 +351,10 @@ def test_sparse_terabyte(tmp_path: Path) -> None:
 
 MEASURE = """
 import re, sys, time
-from llamina.engine import gguf_header
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.gguf import header
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 def peak():  # ru_maxrss will not do: a child inherits its parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before, start = peak(), time.process_time()

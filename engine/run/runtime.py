@@ -17,6 +17,7 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP, record_bytes
+from ...kernels.elementwise import PAIRS
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
@@ -197,9 +198,10 @@ class Runtime:
         ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
         for word, value in ((attention.N_HEADS, c.n_heads), (attention.N_KV_HEADS, c.n_kv_heads), (attention.HEAD_DIM, c.head_dim),
                             (attention.V_DIM, attention.v_dim(c.head_dim)), (attention.QUERY_BYTES, self.kv.query_bytes(c.head_dim)),
-                            (attention.LD_ATT, ld_att), (attention.LD_KV, ld_kv), (attention.ROPE_DIM, c.rope_dim),
+                            (attention.VALUE_DIM, c.head_dim), (attention.LD_ATT, ld_att), (attention.LD_Q, ld_att), (attention.LD_KV, ld_kv),
+                            (attention.LD_V, ld_kv), (attention.ROPE_DIM, c.rope_dim), (attention.ROPE_KIND, PAIRS),
                             (f.KV_TILES, 0 if c.head_dim % 16 else c.head_dim // 16), (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_FFN, ld_ffn),
-                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim)),
+                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim, c.head_dim)),
                             (f.ATTEND, attention.attention_kernel(self.kv).address), (f.APPEND, attention.append_kernel(self.kv).address)):
             m[word // 8] = value
         floats = m.view(np.float32)
