@@ -145,6 +145,13 @@ def test_examples_run(page, folder, monkeypatch):
     assert ran >= 2
 
 
+def test_the_readmes_python_runs(folder, monkeypatch):
+    found = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert found
+    for text in found:
+        assert len(python(text, "", monkeypatch)) > 100
+
+
 def test_an_example_that_fails_is_seen(folder, monkeypatch):
     with pytest.raises(AssertionError, match="temperature must be"):
         shell("llamina generate -p x --temperature -1", monkeypatch)

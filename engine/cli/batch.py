@@ -146,4 +146,5 @@ def _line(state: State, seconds: float) -> str:
 
 def _summary(state: State, seconds: float) -> str:
     errors = f", {state.errors} of them errors" if state.errors else ""
-    return f"[{state.lines} record{'' if state.lines == 1 else 's'}{errors}; generated {state.tokens} tokens in {duration(seconds)} ({state.tokens / max(seconds, 1e-9):.1f} tokens/s)]"
+    records, speed = f"{state.lines} record{'' if state.lines == 1 else 's'}{errors}", state.tokens / max(seconds, 1e-9)
+    return f"[{records}; generated {state.tokens} tokens in {duration(seconds)} ({speed:.1f} tokens/s)]"
