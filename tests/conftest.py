@@ -33,6 +33,14 @@ def real() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def watched_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every operation on KV pages, in every test that uses a model: claimed = owned + shared + free + cached, and all promises are covered."""
+    if "llamina.engine.run.kv_cache" in sys.modules:
+        from pool_check import watch_pools
+        watch_pools(monkeypatch)
+
+
 class Result:
     """What a command left: its exit code, standard output and standard error."""
 

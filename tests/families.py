@@ -30,13 +30,12 @@ VARIANTS = {
     "mistral window": Variant("Mistral", {"sliding_window": 50}),
     "qwen2": Variant("Qwen2", {"head_dim": None}),
     "qwen2 tied": Variant("Qwen2", {"head_dim": None, "tie_word_embeddings": True, "num_attention_heads": 3, "num_key_value_heads": 1}),
-    "qwen2 window": Variant("Qwen2", {"head_dim": None, "use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
     "qwen3": Variant("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}),
     "qwen3 tied yarn": Variant("Qwen3", {"tie_word_embeddings": True, "rope_parameters": YARN, "head_dim": 40}),
     "qwen3 bias": Variant("Qwen3", {"attention_bias": True}),
     "smollm3": Variant("SmolLM3", {"num_hidden_layers": 5, "head_dim": None, "no_rope_layer_interval": 4, "no_rope_layers": None,
                                    "layer_types": ["full_attention"] * 5}),
-    "smollm3 untied": Variant("SmolLM3", {"head_dim": None, "tie_word_embeddings": False, "no_rope_layers": [1, 0, 1], "layer_types": ["full_attention"] * 3}),
+    "smollm3 untied": Variant("SmolLM3", {"head_dim": None, "tie_word_embeddings": False, "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}),
     "seed_oss": Variant("SeedOss", {"attention_bias": True, "head_dim": 48}),
     "arcee": Variant("Arcee", {"rope_parameters": YARN}),
     "arcee biases": Variant("Arcee", {"attention_bias": True, "mlp_bias": True}),
@@ -85,7 +84,7 @@ def tokenizer_json(n_vocab: int) -> dict[str, Any]:
     every = letters + [chr(256 + i) for i in range(256 - len(letters))]
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2} | {c: 3 + i for i, c in enumerate(every)}
     merges = []
-    for a in "etaoinshr":
+    for a in "etaoinshrdlu":
         for b in "etaoinshrdlu":
             if len(vocab) < n_vocab:
                 merges.append([a, b])

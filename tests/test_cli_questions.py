@@ -18,7 +18,6 @@ from llamina.engine.cli import llamina as group
 from llamina.engine.cli import main
 from llamina.engine.cli.help import LAST, SECTIONS, Command, sections
 from llamina.engine.cli.progress import Progress
-from llamina.engine.errors import FormatError, OptionError
 from llamina.engine.score import perplexity as score
 from test_chat_commands import ok_after_two
 from test_perplexity import TEXT
@@ -214,14 +213,14 @@ def test_compiling_is_told_to_the_progress_of_load(monkeypatch):
     from llamina.engine.run import runtime
     from llamina.kernels import compile_cache
     seen: list[tuple[str, int, int]] = []
-    real = runtime.Runtime.__init__
+    real = runtime.Runtime._prepare
 
     def compiles(self: Any, *args: Any, **options: Any) -> None:
         for name in "one", "two":
             for listener in list(compile_cache._listeners):
                 listener(name)
         real(self, *args, **options)
-    monkeypatch.setattr(runtime.Runtime, "__init__", compiles)
+    monkeypatch.setattr(runtime.Runtime, "_prepare", compiles)
     before = len(compile_cache._listeners)
     models.load("demo", progress=lambda *row: seen.append(row)).close()
     assert [row for row in seen if row[0].startswith("compiling")][:2] == [("compiling one", 1, 1), ("compiling two", 2, 2)]
@@ -324,14 +323,10 @@ def test_an_answer_that_never_ends_ends_on_a_terminal(monkeypatch, capsys, scrip
     assert out.count("x") == 60 and "stopped after 60 tokens" in err and err.count("[60 tokens") == 1
 
 
-def test_set_chat_template_is_refused_where_it_is_wrong():
-    with models.load("demo") as model:
-        with pytest.raises(FormatError, match="mine.jinja: the chat template has a syntax error"):
-            model.set_chat_template("{% if %}", "mine.jinja")
-        assert model.chat_template.built_in is False and "INST" in model.chat_template.source  # the file's own stays
-        model.set_chat_template("{{ raise_exception('no') }}", "mine.jinja")
-        with pytest.raises(OptionError, match="mine.jinja: the chat template refuses these messages: no"):
-            model.chat("x")
+def test_a_template_that_refuses_is_named(run, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ raise_exception('no') }}")
+    result = run("generate", "--chat", "-p", "x", "--template", str(tmp_path / "mine.jinja"))
+    assert result.code == 2 and "mine.jinja: the chat template refuses these messages: no" in result.err and result.out == ""
 
 
 def test_guides_name_no_flags_that_are_gone() -> None:

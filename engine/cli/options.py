@@ -95,7 +95,8 @@ def system_message(system: str | None, system_file: str | None) -> str | None:
 def use_template(model: Model, path: str | None) -> None:
     """Have conversations written by the chat template in a file. FileError, FormatError, UnsupportedError."""
     if path is not None:
-        model.set_chat_template(read_text(path), path)
+        from ..text.chat_template import ChatTemplate
+        model._template = ChatTemplate(read_text(path), model.tokenizer, path=path)
 
 
 def check_sampling(options: dict[str, Any]) -> None:
