@@ -18,7 +18,7 @@ from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError
+from .errors import ClosedError, ContextFullError, OptionError, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find, is_hub_name
 from .run.scheduler import Job, Scheduler
@@ -51,9 +51,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
     cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes; and with "compiling NAME" before each function
-    that must be compiled for this CPU (the first time only: that takes seconds), when done and total are the number of functions so far. note: called with
-    the memory plan, one line, before anything is loaded.
+    progress: progress(what, done, total) is called while a file is downloaded and weights are read (bytes), and functions are compiled ("compiling NAME": the
+    how-manieth). note: called with what was left out of the vocabulary, if anything was, and the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -66,6 +65,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         if draft is not None and allowed is not None:
             for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
@@ -116,7 +117,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
-        raise OptionError(f"the model must be a path or 'demo', found {path!r}")
+        raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if is_hub_name(name):
@@ -128,7 +129,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
 def check_sample_index(index: Any) -> int:
     """OptionError unless it is a whole number from 0 on, below 2**64."""
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
-        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {index!r}")
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
     return int(index)
 
 
@@ -141,7 +142,7 @@ def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: in
     if keep is None:
         return default
     if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
-        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {keep!r}")
+        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {quoted(keep)}")
     return int(keep)
 
 
@@ -160,7 +161,7 @@ def count(name: str, value: Any) -> int | None:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name} must be a whole number above 0, found {value!r}")
+    raise OptionError(f"{name} must be a whole number above 0, found {quoted(value)}")
 
 
 class Model:
@@ -418,7 +419,7 @@ class Model:
         out = []
         for i, id in enumerate(ids):
             if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {id!r} at index {i}")
+                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
             if not 0 <= id < n_vocab:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))

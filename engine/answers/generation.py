@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ContextFullError, OptionError, OutOfMemoryError
+from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
 from ..run.scheduler import Job
 from ..sampling.banned import BannedTexts
 from ..sampling.sampler import Sampler, SamplingOptions, TokenLogprob, token_logprob
@@ -382,12 +382,12 @@ def check_max_tokens(max_tokens: Any) -> int | None:
     if max_tokens is None:
         return None
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < -1:
-        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {max_tokens!r}")
+        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {quoted(max_tokens)}")
     return None if max_tokens == -1 else int(max_tokens)
 
 
 def check_logprobs(n: Any) -> int | None:
     """None (no log-probabilities) or of how many of the most likely tokens. OptionError."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
-        raise OptionError(f"logprobs must be a whole number from 0 on, found {n!r}")
+        raise OptionError(f"logprobs must be a whole number from 0 on, found {quoted(n)}")
     return None if n is None else int(n)

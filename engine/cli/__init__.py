@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import click
 
 from ... import __version__
-from ..errors import LlaminaError
+from ..errors import LlaminaError, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
@@ -202,9 +202,4 @@ def _fail(message: str, code: int, debug: bool) -> int:
         line = wrapped(line)
     print(line, file=sys.stderr)
     return code
-
-
-def one_line(text: str) -> str:
-    """On one line and printable: a path or a file's key may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 

@@ -72,6 +72,7 @@ def command(model: str, question: str | None, prompt: str | None, file: str | No
     """
     from ..answers.chat import Chat
     from ..answers.generation import check_max_tokens
+    from ..text.template_service import warm
     check_model_name(model, "give the model first, as in: llamina chat demo \"Tell me a story\"")
     obey = pop_grammar(sampling)
     check_sampling(sampling)
@@ -79,6 +80,7 @@ def command(model: str, question: str | None, prompt: str | None, file: str | No
     asked = _question(question, prompt, file)
     system = system_message(system, system_file)
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and asked is None
+    warm()
     with Progress(quiet, verbose) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded:
         use_template(loaded, template)
         with Chat(loaded, system) as chat:
@@ -229,6 +231,7 @@ def _piped_turns() -> Iterator[str]:
     """The lines of standard input that are not blank."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # the tokenizer refuses what is not UTF-8
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    for number, line in enumerate(sys.stdin):
+        text = (line.removeprefix("\ufeff") if number == 0 else line).strip()
+        if text:
+            yield text

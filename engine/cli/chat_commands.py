@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError
+from ..errors import FileError, LlaminaError, OptionError, quoted
 from ..files import write_file
 from . import one_line
 from .options import check_sampling, read_text
@@ -197,7 +197,7 @@ def check_options(options: dict[str, Any]) -> None:
     check_max_tokens(options["max_tokens"])
     for name in "ignore_eos", "context_shift":
         if not isinstance(options.get(name, False), bool):
-            raise OptionError(f"{name} must be true or false, found {options[name]!r}")
+            raise OptionError(f"{name} must be true or false, found {quoted(options[name])}")
     try:
         check_sampling(options)
     except TypeError as error:

@@ -1,7 +1,6 @@
 """`llamina generate`: continue a prompt, or with --chat answer a question."""
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -11,7 +10,9 @@ import click
 
 from ..errors import LlaminaError, OptionError
 from .help import Command
+from .markdown import shown
 from .options import (
+    as_json_line,
     chat_options,
     check_model_name,
     check_sampling,
@@ -104,12 +105,12 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         generation = loaded.generate(ids, **options)
         if as_json:
             generation.text()
-            print(json.dumps({**asked, **_as_dict(generation)}, ensure_ascii=False))
+            print(as_json_line({**asked, **_as_dict(generation)}))
             return
         try:
             for piece in chain([text] if echo else [], _trimmed(generation) if chat else generation):
                 progress.clear()
-                sys.stdout.write(piece)
+                sys.stdout.write(shown(piece))
                 sys.stdout.flush()
         except KeyboardInterrupt:  # in a step, or while printing
             generation.close()
@@ -171,11 +172,11 @@ def _several(results: Batch, asked: dict[str, Any] | None, progress: Progress) -
         found.append({"sample": result.sample, **_as_dict(result)})
         if asked is None:
             progress.clear()
-            print(f"=== {result.sample + 1} ===\n{result.text}", flush=True)
+            print(f"=== {result.sample + 1} ===\n{shown(result.text)}", flush=True)
             progress.note(context_note(result.stats))
             progress.answered(result.stats)
     if asked is not None:
-        print(json.dumps({**asked, "samples": found}, ensure_ascii=False))
+        print(as_json_line({**asked, "samples": found}))
 
 
 def _from_file(path: str | None) -> str:

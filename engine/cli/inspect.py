@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from ..errors import LlaminaError
 from . import one_line
-from .options import debug_option, model_argument
+from .options import as_json_line, debug_option, model_argument
 from .progress import Progress, size
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
         from ..home.hub import from_address
         report["path"] = from_address(model)
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(as_json_line(report))
     else:
         print("\n".join(_lines(report)))
 
@@ -104,6 +103,7 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         report["tokenizer"] = {
             "kind": t.kind, "n_vocab": t.n_vocab, "ids": {name: None if i is None else [i, t.token_text(i)] for name, i in ids.items()},
             "end_of_generation": [[i, t.token_text(i)] for i in sorted(t.eog_ids)], "add_bos": t.add_bos, "add_eos": t.add_eos, "digest": t.vocab_digest(),
+            "notes": t.vocabulary.notes,
         }
     except LlaminaError as error:
         report["tokenizer"] = str(error)
@@ -143,17 +143,16 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
-    from ...kernels.formats import registry
     from ..run.kv_cache import PAGE, kv_type, page_bytes
     from ..run.memory import DEFAULT_CONTEXT
-    from ..run.weights import matrix_names
+    from ..run.weights import matrix_names, weight_bytes
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
     embedding = kernels.get("token_embd.weight")
     kernels["token_embd.weight"] = "row look-up" + (f", {embedding}" if embedding else "")
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
-    weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrices)
+    weights = weight_bytes(gguf, config)
     page = page_bytes(config, kv_type(config))
     return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 
@@ -214,6 +213,7 @@ def _lines(r: dict[str, Any]) -> list[str]:
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]
         lines += ["", f"vocabulary: {t['n_vocab']} tokens, {t['kind']}; {', '.join(named)}; BOS {'added' if t['add_bos'] else 'not added'}"]
+        lines += [f"  note: {note}" for note in t["notes"]]
         lines += ["  ends an answer: " + (", ".join(f"{i} {text!r}" for i, text in t["end_of_generation"]) or "nothing")]
     else:
         lines += ["", f"vocabulary: none that can be used: {t}"]

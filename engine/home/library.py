@@ -122,12 +122,12 @@ class Entry:
 
 
 def describe(path: Path, name: str) -> Entry:
-    """Read a file's header, and what its vocabulary needs; nothing more."""
+    """Read a file's header, nothing more."""
     from ..gguf.file import open_gguf
     from .verdict import judge, without_path
     try:
         with open_gguf(path) as gguf:
-            found = judge(gguf)
+            found = judge(gguf, deep=False)
         return Entry(name, path, found.bytes, found.architecture, found.parameters, found.format, found.problem, found.memory, found.chat)
     except LlaminaError as error:
         problem = without_path(error, path)

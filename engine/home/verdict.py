@@ -10,24 +10,20 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import LlaminaError
 from ..gguf.file import GGUFFile
 from ..units import count, size
 
-if TYPE_CHECKING:
-    from ..architectures.config import ModelConfig
-
-
-PROCESS_BYTES = 150_000_000
-"""What the process takes beside weights and KV cache: Python, NumPy, the kernels, buffers of a small model."""
+PROCESS_BYTES = 120_000_000
+"""What the process takes beside the model: Python, NumPy, the kernels."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """problem: why it does not run, None if it does. Bytes: `bytes` of all shards, `weights` and `kv` in memory, kv for `context` positions. chat: "own" (a
-    template in the file), "none", or why it can't be used. free: bytes of memory that are free, None if the system doesn't tell."""
+    """problem: why it does not run, None if it does. Bytes: `bytes` of all shards, `weights`, `buffers` and `kv` in memory, kv for `context` positions.
+    chat: "own" (a template in the file), "none", or why it can't be used. free: bytes of memory that are free, None if the system doesn't tell."""
 
     problem: str | None
     bytes: int
@@ -37,6 +33,7 @@ class Verdict:
     format: str | None = None
     weights: int | None = None
     kv: int | None = None
+    buffers: int = 0
     context: int | None = None
     trained: int | None = None
     chat: str = "none"
@@ -44,8 +41,8 @@ class Verdict:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that running it takes, about: weights, one full context, and the process itself."""
-        return None if self.weights is None or self.kv is None else self.weights + self.kv + PROCESS_BYTES
+        """Bytes that running it takes, about: weights, the buffers of a step, one full context, and the process itself."""
+        return None if self.weights is None or self.kv is None else self.weights + self.buffers + self.kv + PROCESS_BYTES
 
     @property
     def fits(self) -> bool:
@@ -67,11 +64,12 @@ class Verdict:
         return f"runs here in about {size(self.memory or 0)} of memory"
 
 
-def judge(gguf: GGUFFile, context: int | None = None, n_bytes: int | None = None) -> Verdict:
-    """context: positions to plan memory for; default: as trained, at most 4096. n_bytes: of all shards, if they aren't all on this disk."""
-    from ..architectures.config import ModelConfig, check_tensors
+def judge(gguf: GGUFFile, context: int | None = None, n_bytes: int | None = None, deep: bool = True) -> Verdict:
+    """context: positions to plan memory for; default: as trained, at most 4096. n_bytes: of all shards, if they aren't all on this disk. deep: build the
+    tokenizer and the chat template, too, which takes a moment and finds what is damaged inside the vocabulary."""
     from ..text.chat_template import ChatTemplate
     from ..text.tokenizer import load_tokenizer
+    from ..will_run import problems
     sizes: Counter[str] = Counter()
     for tensor in gguf.tensors.values():
         sizes[tensor.format.name] += tensor.n_bytes
@@ -82,29 +80,36 @@ def judge(gguf: GGUFFile, context: int | None = None, n_bytes: int | None = None
         "parameters": sum(math.prod(t.shape) for t in gguf.tensors.values()), "format": sizes.most_common(1)[0][0] if sizes else "vocabulary only",
         "chat": "own" if gguf.metadata.get("tokenizer.chat_template") else "none",
     }
+    found = problems(gguf)
     try:
-        config = ModelConfig.from_gguf(gguf)
-        known["trained"] = config.context_length
-        check_tensors(gguf, config)
-        known |= _memory(gguf, config, context)
-        tokenizer = load_tokenizer(gguf.metadata, gguf.path)
+        known |= _memory(gguf, context)
+        if deep and not found:
+            tokenizer = load_tokenizer(gguf.metadata, gguf.path)
     except LlaminaError as error:
-        return Verdict(problem=without_path(error, gguf.path), **known)
-    try:
-        ChatTemplate.from_metadata(gguf.metadata, tokenizer)
-    except LlaminaError as error:  # it runs all the same
-        known["chat"] = without_path(error, gguf.path)
+        found.append(str(error))
+    if found:
+        return Verdict(problem=found[0].removeprefix(f"{gguf.path}: "), **known)
+    if deep:
+        try:
+            ChatTemplate.from_metadata(gguf.metadata, tokenizer)
+        except LlaminaError as error:  # it runs all the same
+            known["chat"] = without_path(error, gguf.path)
     return Verdict(problem=None, **known)
 
 
-def _memory(gguf: GGUFFile, config: ModelConfig, context: int | None) -> dict[str, int | None]:
-    from ...kernels.formats import registry
+def _memory(gguf: GGUFFile, context: int | None) -> dict[str, int | None]:
+    from ...kernels.threads import default_threads
+    from ..architectures.config import ModelConfig, check_tensors
     from ..run.kv_cache import kv_type, page_bytes, pages_of
-    from ..run.memory import DEFAULT_CONTEXT
-    from ..run.weights import available_memory, matrix_names
-    context = context or min(config.context_length, DEFAULT_CONTEXT)
-    weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrix_names(config))
-    return {"weights": weights, "context": context, "kv": pages_of(context) * page_bytes(config, kv_type(config)), "free": available_memory()}
+    from ..run.memory import DEFAULT_CONTEXT, MOST_TOKENS
+    from ..run.step_memory import step_memory
+    from ..run.weights import available_memory, weight_bytes
+    config = ModelConfig.from_gguf(gguf)
+    check_tensors(gguf, config)
+    kind, wanted = kv_type(config), context or min(config.context_length, DEFAULT_CONTEXT)
+    buffers = step_memory(config, kind, default_threads(), wanted).bytes(min(MOST_TOKENS, -(-wanted // 8) * 8))
+    return {"trained": config.context_length, "weights": weight_bytes(gguf, config), "buffers": buffers, "context": wanted,
+            "kv": pages_of(wanted) * page_bytes(config, kind), "free": available_memory()}
 
 
 def without_path(error: LlaminaError, path: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..architectures.config import ModelConfig
-from ..errors import OptionError, OutOfMemoryError
+from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from .kv_cache import PAGE, kv_type, page_bytes, pages_of
 from .step_memory import step_memory
@@ -122,5 +122,5 @@ def parse_memory(value: Any) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", value.strip().lower(), re.ASCII) if isinstance(value, str) else None
     n = int(float(match[1]) * _UNITS[match[2] or ""]) if match and len(match[1]) < 20 else 0
     if n <= 0:
-        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {value!r}")
+        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {quoted(value)}")
     return n

@@ -323,7 +323,13 @@ class Runtime:
         if s[f.NOT_FINITE // 8]:
             layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
             raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
-                               "the weights are damaged or overflow")
+                               + self._overflow(f.STAGES[stage]))
+
+    def _overflow(self, stage: str) -> str:
+        """Why a stage may hold what is no number, and what helps."""
+        if stage == "keys and values" and self.kv.name != "f32":
+            return f"larger than {self.kv.name} keeps them: load with kv='f32' (--kv f32); if that fails, too, the weights are damaged"
+        return "the weights are damaged or overflow"
 
     def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """What a range of one layer leaves in the buffers."""
