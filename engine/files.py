@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from ..kernels.new_file import NewFile
 from .errors import ClosedError, FileError, FormatError, LlaminaError
+from .units import size
 
 __all__ = ["NewFile", "StableFile", "Stamp", "new_file", "open_regular", "read_file", "reason", "shown", "write_file", "writing"]
 
@@ -101,7 +102,7 @@ def read_file(path: str | os.PathLike[str], limit: int, what: str = "a file") ->
         except OSError as error:
             raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
     if len(data) > limit:
-        raise FileError(f"{shown(path)}: has more than {limit >> 20} MiB: expected {what}")
+        raise FileError(f"{shown(path)}: has more than {size(limit)}: expected {what}")
     return data
 
 

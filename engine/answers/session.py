@@ -21,6 +21,7 @@ from ...kernels import ARITHMETIC_VERSION
 from ...kernels.elementwise import PAGE
 from ..errors import FileError, FormatError, OutOfMemoryError
 from ..files import new_file, open_regular, reason, shown, writing
+from ..units import size
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -54,7 +55,7 @@ def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str,
               "pages": len(pages), "ids": ids, "state": state}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
-        raise FileError(f"{target}: the session's text has {len(raw) >> 20} MiB, at most {MAX_HEADER >> 20} are written")
+        raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
     head = MAGIC + len(raw).to_bytes(8, "little") + raw
     with writing(target, "the session"), new_file(target, private=True) as new:
         new.file.write(head + blake2b(head, digest_size=_DIGEST).digest())
