@@ -215,8 +215,8 @@ def _report(answer: Generation, progress: Progress, chat: Chat, left_out: int = 
         n = chat.left_out
         progress.note(f"the context is full: the model no longer sees the oldest {n} message{'' if n == 1 else 's'} "
                       f"(--context N for a larger one, /reset to begin afresh)")
-    if answer.finish_reason == "length":
-        progress.note(f"stopped after {len(answer.ids)} tokens (-n N or /set max_tokens N for more)")
+    if answer.finish_reason == "length" and len(answer.ids) >= chat.model.context:  # nobody asked for that limit
+        progress.note(f"stopped after {len(answer.ids)} tokens, which is the whole context (-n N or /set max_tokens N for more)")
     progress.answered(answer.stats)
 
 
