@@ -90,7 +90,8 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_spooled()) if prompts == "-" else Path(prompts)
         lines, digest = count_lines(source)
-        journal = stack.enter_context(RecordStream(sys.stdout) if to_stream else Journal(target))
+        journal: Journal | RecordStream = RecordStream(sys.stdout) if to_stream else Journal(target)
+        stack.enter_context(journal)
         progress = stack.enter_context(Progress(quiet, verbose))
         loaded = stack.enter_context(open_model(model, threads, context, progress, draft, no_speculation, memory, kv))
         loaded.scheduler.reading = None  # the line below tells of all prompts together

@@ -60,8 +60,8 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, group in sections(self):
             records = [record for option in group if (record := option.get_help_record(ctx)) is not None]
-            if title == LAST and (record := self.get_help_option(ctx)):
-                records += [shown for shown in [record.get_help_record(ctx)] if shown]
+            if title == LAST and (own := self.get_help_option(ctx)):
+                records += [shown for shown in [own.get_help_record(ctx)] if shown]
             with formatter.section(title):
                 formatter.write_dl(records)
 

@@ -23,7 +23,7 @@ COMMANDS = ("generate", "chat", "batch", "inspect")
 """Those that go by settings. Measurements (perplexity, bench) don't: they should say all that went into them."""
 LISTS = ("stop", "banned", "logit_bias", "dry_breakers")
 """Options that may be given several times on the command line: lists in the file, a JSON list or one text in the environment."""
-FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "plain")
+FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "verbose", "plain")
 TEXTS = ("model", "draft", "system", "memory", "kv")
 COUNTS = ("threads", "context", "parallel")
 MODEL_KEYS = {
