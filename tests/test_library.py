@@ -288,6 +288,8 @@ def test_names_that_match(folder):
         find("win")
     with pytest.raises(FileError, match="did you mean sub/deep"):
         find("sub_deep")
+    with pytest.raises(FileError, match="llamina pull org/repo:Q4_K_M"):
+        find("org/repo:Q4_K_M")
     with pytest.raises(FileError, match="no such file"):
         find("dee.gguf")  # a file's name is meant as it stands
 

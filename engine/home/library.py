@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import FileError, LlaminaError, OptionError
 
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
@@ -77,6 +78,8 @@ def find(name: str) -> Path:
         matches = [files[short] for short in like(name, files)]
     if len(matches) > 1:
         raise OptionError(f"{name}: could be {' or '.join(short_name(file, folder) for file in matches)} in {folder}: say which")
+    if not matches and _HUB.fullmatch(name) and not name.endswith(".gguf") and not path.parent.exists():
+        raise FileError(f"{name}: no such file; if it is a model of the Hugging Face hub, say hf:{name}, or fetch it with llamina pull {name}")
     if not matches and not path.exists() and Path(name).name == name:
         close = difflib.get_close_matches(wanted, [*files, "demo"], 1)
         known = ", ".join(list(files)[:8]) + (", …" if len(files) > 8 else "")
