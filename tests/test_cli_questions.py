@@ -285,6 +285,12 @@ def test_options_stand_in_groups_the_basics_first(run, name):
     assert places == sorted(places) and all(option.opts[-1] in text for option in options) and "--help" in text
 
 
+def test_the_first_help_fits_a_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--help").out.splitlines()
+    assert max(map(len, lines)) <= 80 and [line for line in lines if line.endswith(":")][:5] == ["  Examples:", "Options:", "Ask:", "Models:", "Make and measure:"]
+
+
 def test_every_option_of_the_groups_exists():
     known = {p.name for name in ("generate", "chat", "batch") for p in group.get_command(click.Context(group), name).params}  # type: ignore[union-attr]
     assert {name for names in SECTIONS.values() for name in names} <= known

@@ -78,10 +78,10 @@ def llamina() -> None:
 
     \b
     Examples:
-      llamina generate -p "Once upon a time"                         # the demo model that comes with the package
-      llamina pull TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M     # fetch another
-      llamina chat tinyllama                                         # talk with it
-      llamina chat tinyllama "Why is the sky blue?"                  # ask it one question
+      llamina generate -p "Once upon a time"
+      llamina pull TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M
+      llamina chat tinyllama
+      llamina chat tinyllama "Why is the sky blue?"
     """
 
 
