@@ -45,14 +45,13 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
-    threads: default what half a second's measurement found best at first use, else one for each physical core. context:
-    most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
-    draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
+    threads: default what half a second's measurement found best at first use, else one for each physical core.
+    context: most tokens of prompt and answer; default as trained, at most 4096. draft: a smaller model of the same vocabulary, which guesses ahead.
     memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
     cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: progress(what, done, total) is called while a file is downloaded and weights are read (bytes), and functions are compiled ("compiling NAME": the
-    how-manieth). note: called with what was left out of the vocabulary, if anything was, and the memory plan, a line each, before anything is loaded.
+    progress: progress(what, done, total) is called while a file is downloaded and weights are read (bytes), and functions are compiled ("compiling NAME", n,
+    n: the n-th). note: called with what was left out of the vocabulary, if anything was, and the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -65,8 +64,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        for line in tokenizer.vocabulary.notes if note else ():
-            note(f"vocabulary: {line}")
+        if note is not None:
+            for line in tokenizer.vocabulary.notes:
+                note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         if draft is not None and allowed is not None:
             for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
