@@ -17,7 +17,7 @@ import numpy as np
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError
+from .errors import ClosedError, ContextFullError, OptionError, memory_errors
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find
 from .run.scheduler import Job, Scheduler
@@ -65,8 +65,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        from .run.runtime import Runtime
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
+        with memory_errors(str(gguf.path)):
+            from .run.runtime import Runtime
+            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llamina
 import pytest
-from checkpoints import TINY, random_weights, with_, write_hf, write_llama2c, write_torch, hf_weights
+from checkpoints import TINY, hf_weights, random_weights, with_, write_hf, write_llama2c, write_torch
 from gguf_builder import llama
 from llamina.convert.convert import convert
 from llamina.convert.sources import open_source

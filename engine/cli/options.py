@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import FileError
+from ..files import bounded, read_stream, reason, shown
 from . import debug_option
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
@@ -88,7 +88,7 @@ def pop_grammar(options: dict[str, Any]) -> dict[str, Any]:
 
 def read_stdin() -> str:
     """All of standard input."""
-    return _decode(sys.stdin.buffer.read(), "standard input")
+    return _decode(bounded(sys.stdin.buffer, "standard input"), "standard input")
 
 
 def read_text(path: str) -> str:
@@ -96,9 +96,9 @@ def read_text(path: str) -> str:
     if path == "-":
         return read_stdin()
     try:
-        return _decode(Path(path).read_bytes(), path)
+        return _decode(read_stream(path), path)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
 def _decode(raw: bytes, name: str) -> str:

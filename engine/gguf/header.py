@@ -78,7 +78,10 @@ class Array:
 
 def quote(value: object) -> str:
     """A name or value of the file for a message: quoted, on one line, of bounded length."""
-    text = repr(value[:80] if isinstance(value, str) else value)
+    if isinstance(value, (np.ndarray, list, tuple)):
+        value = [*value[:20], ...] if len(value) > 20 else list(value)
+        value = [item.item() if isinstance(item, np.generic) else item[:80] if isinstance(item, str) else item for item in value]
+    text = " ".join(repr(value[:80] if isinstance(value, (str, bytes)) else value).split())
     return text if len(text) <= 120 else text[:120] + "..."
 
 

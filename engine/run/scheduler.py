@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..answers.speculation import Costs
-from ..errors import ClosedError, LlaminaError, OptionError
+from ..errors import ClosedError, LlaminaError, OptionError, memory_errors
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -198,7 +198,8 @@ class Scheduler:
     def _compute(self, parts: list[tuple[Job, int]]) -> None:
         from .runtime import Feed
         feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
-        rows: Any = self._runtime.step(feeds)
+        with memory_errors("a step"):
+            rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
             count = {"none": 0, "last": 1, "all": n}[feed.logits]
