@@ -22,6 +22,7 @@ import numpy as np
 from .. import __version__
 from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.gguf.header import quote
+from ..kernels.float_env import in_default_floats
 from ..kernels.threads import usable_threads
 from .recipes import ENCODABLE, KEEP, RECIPES, Choice, Sizes, choose, format_name, parse_overrides, recipe_name
 from .sources import Source, SourceTensor, open_source
@@ -89,6 +90,7 @@ class _Piece:
     report: TensorReport
 
 
+@in_default_floats
 def convert(
     source: str | os.PathLike[str] | Source, out: str | os.PathLike[str], type: str = KEEP, *, kind: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), output_type: str | None = None, embedding_type: str | None = None,

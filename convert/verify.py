@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine.architectures.config import ModelConfig, check_tensors
-from ..engine.errors import FileError, LlaminaError
+from ..engine.errors import FileError, FormatError, LlaminaError
 from ..engine.gguf.file import GGUFFile, open_gguf
+from ..engine.panics import panics_are
 from ..engine.text.tokenizer import load_tokenizer
+from ..kernels.float_env import in_default_floats
 from .sources import Source, SourceTensor
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class Verification:
         return not self.problems
 
 
+@in_default_floats
 def verify(source: Source, report: Report, text: str | None = None, threads: int | None = None,
            progress: Callable[[str, int, int], None] | None = None) -> Verification:
     """Check report.paths against the open source; with a `text`, run both. Writes the report. Problems are in the result, not raised; FileError if the
@@ -103,6 +106,7 @@ def verify(source: Source, report: Report, text: str | None = None, threads: int
     return result
 
 
+@panics_are(FormatError, "the vocabulary cannot be compared")
 def _compare_vocabulary(result: Verification, source: Source, file: GGUFFile) -> None:
     ours = load_tokenizer(file.metadata, file.path)
     theirs = load_tokenizer(source.metadata, source.path)

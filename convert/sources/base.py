@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...engine.architectures.config import ModelConfig
-from ...engine.errors import FormatError, UnsupportedError
+from ...engine.errors import FormatError, UnsupportedError, why
 from ...engine.files import StableFile, Stamp, read_file
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
 MAX_JSON = 1 << 28  # the largest tokenizer.json known have 20 MB
@@ -346,9 +346,11 @@ def size_label(n_weights: int) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. FileError: unreadable; FormatError: too large, or no JSON object."""
     try:
-        value = json.loads(read_file(path, MAX_JSON, "JSON").decode("utf-8-sig"))
+        raw = read_file(path, MAX_JSON, "JSON")
+        refuse_pointer(path, raw[:200])
+        value = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+        raise FormatError(f"{path}: is not valid JSON: {why(error, 120)}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: must hold a JSON object, found {quote(value)}")
     return value

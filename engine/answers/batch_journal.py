@@ -22,7 +22,8 @@ from ..errors import FileError, FormatError, OptionError
 from ..files import NewFile, reason, shown
 
 SYNC_SECONDS = 5.0
-VERSION = 1
+VERSION = 2
+"""Of what a journal holds, and of the rules by which its answers were drawn: 2 numbers random numbers on across context shifts."""
 MAX_HEADER = 4 << 20
 MAX_RECORD = 1 << 28
 _BEGINNING = b'{"llamina_batch": '

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import click
 
 from ... import __version__
-from ..errors import NO_MEMORY, LlaminaError, is_memory
+from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
@@ -193,9 +193,4 @@ def _fail(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print("llamina: error:", one_line(message), file=sys.stderr)
     return code
-
-
-def one_line(text: str) -> str:
-    """On one line and printable: a path or a file's key may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError
+from ..errors import FileError, LlaminaError, OptionError, quoted
 from ..files import write_file
 from . import one_line
 from .options import check_sampling, read_text
@@ -159,7 +159,7 @@ def check_options(options: dict[str, Any]) -> None:
     from ..answers.generation import check_max_tokens
     check_max_tokens(options["max_tokens"])
     if not isinstance(options["ignore_eos"], bool):
-        raise OptionError(f"ignore_eos must be true or false, found {options['ignore_eos']!r}")
+        raise OptionError(f"ignore_eos must be true or false, found {quoted(options['ignore_eos'])}")
     try:
         check_sampling(options)
     except TypeError as error:

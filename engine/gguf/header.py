@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...kernels.formats.table import BY_ID, REMOVED, BlockFormat
-from ..errors import FormatError, UnsupportedError
+from ..errors import FormatError, UnsupportedError, quoted
 from ..files import StableFile, shown
 
 MAX_PAIRS = 1 << 16
@@ -42,6 +42,7 @@ ELEMENTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 1
 _STRUCTS = {kind: struct.Struct("<" + letter) for kind, letter in ELEMENTS.items()}
 _U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 _FIRST = 1 << 20  # bytes that are read before anything is known: most headers
+LFS = b"version https://git-lfs.github.com/spec/"
 _CUT = "the file is cut short or damaged, get it again"
 _DAMAGED = "the header is damaged"
 
@@ -81,13 +82,27 @@ def quote(value: object) -> str:
     if isinstance(value, (np.ndarray, list, tuple)):
         value = [*value[:20], ...] if len(value) > 20 else list(value)
         value = [item.item() if isinstance(item, np.generic) else item[:80] if isinstance(item, str) else item for item in value]
-    text = " ".join(repr(value[:80] if isinstance(value, (str, bytes)) else value).split())
-    return text if len(text) <= 120 else text[:120] + "..."
+    return quoted(value)
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """FormatError if a file's first bytes are those of a Git LFS pointer: what `git clone` leaves where git-lfs is not installed."""
+    if not head.startswith(LFS):
+        return
+    size = next((line[5:].decode() for line in head.splitlines() if line.startswith(b"size ") and line[5:].isdigit()), "?")
+    raise FormatError(f"{path}: is a Git LFS pointer, a few lines of text in place of the file itself ({size} bytes): install git-lfs and run "
+                      "'git lfs pull' in its folder, or get the file again (llamina pull hf:ORG/REPO fetches whole files)")
 
 
 def open_source(path: Path) -> StableFile:
     """FileError if it can't be read or is no regular file, FormatError if it is empty."""
-    return StableFile(path, "a GGUF file")
+    source = StableFile(path, "a GGUF file")
+    try:
+        refuse_pointer(path, source.read(0, min(200, source.size)))
+    except BaseException:
+        source.close()
+        raise
+    return source
 
 
 class Header:

@@ -20,7 +20,7 @@ from ...kernels import compile_cache, threads
 from ...kernels.new_file import write_bytes
 from ...kernels.target import TARGET
 from ...kernels.trusted import read_own
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 
 VARIABLE = "LLAMINA_THREADS"
 SECONDS = 0.5
@@ -41,7 +41,7 @@ def asked() -> int | None:
             return int(text)
     except ValueError:
         pass
-    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {text!r}")
+    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
 
 
 def candidates(cores: int, usable: int) -> list[int]:
