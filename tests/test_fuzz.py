@@ -44,8 +44,8 @@ def test_what_counts_as_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def untyped(n: int) -> str:
         raise IndexError("list index out of range")
 
-    def two_lines(n: int) -> str:
-        raise FileError("one\ntwo")
+    def silent(n: int) -> str:
+        raise FileError("")
 
     def fine(n: int) -> str:
         raise FileError("x: no such file")
@@ -53,7 +53,7 @@ def test_what_counts_as_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def large(n: int) -> str:
         return str(len(bytearray(b"x" * (64 << 20))))
     assert "IndexError" in (run.attempt(planted(untyped), 0)[1] or "")
-    assert "line ends" in (run.attempt(planted(two_lines), 0)[1] or "")
+    assert "a message of 0 characters" in (run.attempt(planted(silent), 0)[1] or "")
     assert run.attempt(planted(fine), 0) == ("FileError", None)
     monkeypatch.setattr(run, "MEGABYTES", 32)
     assert "MB" in (run.attempt(planted(large), 0)[1] or "")
