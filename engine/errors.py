@@ -125,4 +125,4 @@ def memory_errors(what: str) -> Iterator[None]:
         raise OutOfMemoryError(f"{what}: {NO_MEMORY}") from error
 
 
-NO_MEMORY = "the system gives no more memory (see ulimit -v, or a container's limit): use a smaller context or a smaller quantisation"
+NO_MEMORY = "the system gives no more memory (see ulimit -v, or a container's limit): use a smaller context (--context) or a smaller quantisation"

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 from ..kernels.new_file import NewFile
 from .errors import ClosedError, FileError, FormatError, LlaminaError
 
-__all__ = ["NewFile", "StableFile", "Stamp", "bounded", "new_file", "open_regular", "read_file", "read_stream", "reason", "shown", "write_file", "writing"]
+__all__ = ["NewFile", "StableFile", "Stamp", "bounded", "is_path_error", "new_file", "open_regular", "paths", "read_file", "read_stream", "reason", "shown",
+           "write_file", "writing"]
 
 MAX_TEXT = 1 << 28
 """Bytes of a text from outside: more than any model reads, less than memory."""
@@ -41,6 +42,23 @@ def shown(path: object) -> str:
     if len(text) > 1000:
         text = f"{text[:60]}…{text[-60:]}"
     return text if text.isprintable() else repr(text)
+
+
+def is_path_error(error: BaseException) -> bool:
+    """Whether an error says that a path can't be: too long, through a file, not encodable, with a zero byte, …"""
+    return isinstance(error, OSError) and error.filename is not None or isinstance(error, UnicodeEncodeError) or \
+        isinstance(error, ValueError) and not isinstance(error, LlaminaError) and "null byte" in str(error)
+
+
+@contextlib.contextmanager
+def paths(path: object) -> Iterator[None]:
+    """What is wrong with a path that is looked at within the block becomes a FileError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LlaminaError) or not is_path_error(error):
+            raise
+        raise FileError(f"{shown(getattr(error, 'filename', None) or path)}: cannot be used ({reason(error)})") from None
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------------------------

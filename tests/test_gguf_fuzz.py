@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fuzz.gguf_files import all_kinds
 from fuzz.mutate import Mutator
-from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, MemoryFile, llama
+from gguf_builder import ARRAY, BOOL, F64, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import header as gguf_header

@@ -117,17 +117,16 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
-    from ...kernels.formats import registry
     from ..run.kv_cache import PAGE, kv_type, page_bytes
     from ..run.memory import DEFAULT_CONTEXT
-    from ..run.weights import matrix_names
+    from ..run.weights import matrix_names, weight_bytes
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
     embedding = kernels.get("token_embd.weight")
     kernels["token_embd.weight"] = "row look-up" + (f", {embedding}" if embedding else "")
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
-    weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrices)
+    weights = weight_bytes(gguf, config)
     page = page_bytes(config, kv_type(config))
     return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoints import TINY, hf_weights, random_weights, sentencepiece_model, with_, write_hf, write_llama2c, write_meta, write_tokenizer_bin, write_torch
-from fuzz.mutate import changed_json, damaged
-from fuzz.run import generator
 from llamina.convert.convert import convert
 from llamina.convert.sources import open_source
 from llamina.engine.gguf.file import open_gguf
 from test_sources_tokenizers import byte_level, spm_like
+
+from fuzz.mutate import changed_json, damaged
+from fuzz.run import generator
 
 T = with_(TINY, n_layers=1)
 SETTINGS = {

@@ -7,14 +7,15 @@ import random
 from pathlib import Path
 
 import numpy as np
-from fuzz.mutate import Mutator, damaged
-from fuzz.run import generator
 from gguf_builder import ARRAY, BOOL, STRING, Builder, llama
 from llamina.engine.cli import main
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.gguf.header import Header
 from llamina.engine.model import load
+
+from fuzz.mutate import Mutator, damaged
+from fuzz.run import generator
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
 

@@ -9,10 +9,11 @@ import mmap
 from pathlib import Path
 
 import numpy as np
-from fuzz.run import generator
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import FORMATS
 from llamina.kernels.matmul import ROWS
+
+from fuzz.run import generator
 
 PAGE = mmap.PAGESIZE
 

@@ -5,11 +5,12 @@ import json
 import zlib
 from pathlib import Path
 
-from fuzz.mutate import changed_json, damaged
-from fuzz.run import generator
 from llamina.engine.answers.batch_job import BatchJob, count_lines
 from llamina.engine.answers.batch_journal import Journal
 from llamina.engine.model import load
+
+from fuzz.mutate import changed_json, damaged
+from fuzz.run import generator
 
 
 class Fuzzer:

@@ -21,11 +21,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fuzz import KINDS
 from llamina.engine.errors import LlaminaError
 from runs import resident_megabytes
 
-SECONDS = 20.0  # of a case, before it hangs
+from fuzz import KINDS
+
+SECONDS = 120.0  # of a case, before it hangs: a new format's kernels may be compiled in it
 SLOW = 5.0  # seconds of CPU time of a case that ends
 MEGABYTES = 400  # that a case may add to resident memory
 ADDRESS_SPACE = 8 << 30

@@ -5,12 +5,13 @@ import json
 from hashlib import blake2b
 from pathlib import Path
 
-from fuzz.mutate import changed_json, damaged
-from fuzz.run import generator
 from llamina.engine.answers.chat import Chat
 from llamina.engine.answers.session import MAGIC
 from llamina.engine.errors import LlaminaError
 from llamina.engine.model import load
+
+from fuzz.mutate import changed_json, damaged
+from fuzz.run import generator
 
 
 class Fuzzer:
