@@ -37,7 +37,8 @@ def main() -> int:
         limited(args.kind, args.worker, args.cases, args.seed, args.save)
         return 0
     kinds = list(KINDS) if args.kind == "all" else [args.kind]
-    return int(any([watch(kind, args.cases, args.seed, args.save) for kind in kinds]))
+    found = [finding for kind in kinds for finding in watch(kind, args.cases, args.seed, args.save)]
+    return int(bool(found))
 
 
 if __name__ == "__main__":
