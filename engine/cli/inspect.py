@@ -1,6 +1,7 @@
 """`llamina inspect`: what a model file holds, and how it would run here."""
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
