@@ -1,6 +1,6 @@
-"""Kernels don't check bounds: rows, tiles and activations lie against pages that nobody may touch, at either end, for random shapes of every format.
+"""Kernels don't check bounds: rows and tiles lie against pages that nobody may touch, at either end, for random shapes of every format.
 
-A read or write beyond is a SIGSEGV of the worker, which run.py sees. Retilers read exactly the rows; matmuls read exactly the tiles.
+A read or write beyond is a SIGSEGV of the worker, which run.py sees. Retilers only, so far: matmuls and attention are not guarded here.
 """
 from __future__ import annotations
 
