@@ -5,7 +5,10 @@ stderr and exits with `exit_code`; the Python API raises the same types. Interna
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
+from collections.abc import Iterator
 
 MOST = 2000
 """Characters of a message; of longer ones the middle is left out, so that file and remedy stay."""
@@ -93,3 +96,33 @@ class ClosedError(LlaminaError):
 
 class InternalError(LlaminaError):
     """A fault of llamina's own, kept to the one answer of many that met it."""
+
+
+def is_memory(error: BaseException | None) -> bool:
+    """Whether an error means that the system gave no memory, whatever its type: an allocation, a thread's stack, a library that couldn't be mapped."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM \
+                or isinstance(error, RuntimeError) and "can't start new thread" in text \
+                or isinstance(error, (OSError, ImportError)) and ("failed to map segment" in text or "annot allocate memory" in text):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Whatever says within the block that there is no memory becomes OutOfMemoryError: "WHAT needs more memory than ..."."""
+    try:
+        yield
+    except LlaminaError:
+        raise
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise OutOfMemoryError(f"{what}: {NO_MEMORY}") from error
+
+
+NO_MEMORY = "the system gives no more memory (see ulimit -v, or a container's limit): use a smaller context (--context) or a smaller quantisation"

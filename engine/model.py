@@ -18,7 +18,7 @@ from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError, quoted
+from .errors import ClosedError, ContextFullError, OptionError, memory_errors, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find, is_hub_name
 from .run.scheduler import Job, Scheduler
@@ -64,14 +64,14 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        if note is not None:
-            for line in tokenizer.vocabulary.notes:
-                note(f"vocabulary: {line}")
-        from .run.runtime import Runtime
-        if draft is not None and allowed is not None:
-            for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
-            allowed -= for_draft[0]
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
+        with memory_errors(str(gguf.path)):
+            from .run.runtime import Runtime
+            if draft is not None and allowed is not None:
+                for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+                allowed -= for_draft[0]
+            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
@@ -424,8 +424,6 @@ class Model:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))
         return out
-
-    # -- the end --------------------------------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:

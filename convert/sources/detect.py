@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
+from ...engine.files import paths
 from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.home.library import is_hub_name
 from ...engine.model import resolve
@@ -15,6 +16,7 @@ from .base import Source
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
 
 
+@paths("the source")
 def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None,
                 progress: Callable[[str, int, int], None] | None = None) -> Source:
     """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, "demo", or "hf:org/repo" (engine/home/hub.py), which

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, LlaminaError, OptionError, why
+from ..files import open_regular, reason, shown
 from ..sampling.options import MAX_SEED, SamplingOptions
 from .batch import LIVE
 
@@ -77,8 +78,8 @@ def count_lines(path: Path) -> tuple[int, str]:
 
 def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> Iterator[tuple[int, bytes]]:
     """(number, line) with no more than MAX_LINE bytes (+ 1, which tells) of each."""
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path, "a file of prompts, which is read twice") as file:
+        try:
             number = 0
             while raw := file.readline(MAX_LINE + 1):
                 seen(raw)
@@ -90,16 +91,16 @@ def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> It
                     seen(rest)
                 yield number, raw
                 number += 1
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        except OSError as error:
+            raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
 def fingerprint(path: Path) -> str:
     """Tells models apart: SHA-256 over a file's size, its first MiB, and 64 pieces of 64 KiB spread over it. A whole digest would take seconds a start."""
     try:
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with open(path, "rb") as file:
+        with open_regular(path, "a model") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(1 << 20))
             for i in range(64):
                 file.seek(size * i // 64)

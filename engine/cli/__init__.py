@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import click
 
 from ... import __version__
-from ..errors import LlaminaError, one_line
+from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
@@ -135,9 +135,13 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error.format_message() + hint, error.exit_code, state["debug"])
     except LlaminaError as error:
         return _fail(str(error), error.exit_code, state["debug"])
-    except MemoryError:
-        return _fail("out of memory: use a smaller context (--context) or a smaller quantisation", 1, state["debug"])
     except Exception as error:
+        if is_memory(error):
+            return _fail(f"out of memory: {NO_MEMORY}", 1, state["debug"])
+        from ..files import is_path_error, reason, shown
+        if is_path_error(error):
+            name = getattr(error, "filename", None)
+            return _fail(f"{shown(name) if name is not None else 'a path'}: cannot be used ({reason(error)})", 1, state["debug"])
         if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_output()
             return _fail(f"standard output: cannot be written ({error.strerror})", 1, state["debug"])

@@ -6,12 +6,12 @@ import os
 import re
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import FileError, OptionError
+from ..files import bounded, read_stream, reason, shown
 from . import debug_option
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
@@ -136,7 +136,7 @@ def as_json_line(value: Any) -> str:
 
 def read_stdin(exact: bool = False) -> str:
     """All of standard input; exact: with its byte order mark and carriage returns."""
-    return _decode(sys.stdin.buffer.read(), "standard input", exact)
+    return _decode(bounded(sys.stdin.buffer, "standard input"), "standard input", exact)
 
 
 def read_text(path: str) -> str:
@@ -144,9 +144,9 @@ def read_text(path: str) -> str:
     if path == "-":
         return read_stdin()
     try:
-        return _decode(Path(path).read_bytes(), path)
+        return _decode(read_stream(path), path)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
 def _decode(raw: bytes, name: str, exact: bool = False) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from ..errors import FileError, FormatError, OptionError
-from ..files import write_file
+from ..files import read_file, write_file
 from .hub_client import HubName, Listing, Progress, RemoteFile, Total, cannot_write, digest_of, fetch, list_files, offline_reason, repo_folder
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -172,7 +172,7 @@ def choose_checkpoint(listing: Listing, get: Callable[[RemoteFile], Path]) -> li
 
 def _indexed(listing: Listing, index: Path) -> list[str]:
     try:
-        return sorted({str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()})
+        return sorted({str(shard) for shard in json.loads(read_file(index, 1 << 28, "an index of shards"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{listing.name}: {index.name} is not an index of shards (no JSON object with 'weight_map')") from None
 
@@ -211,7 +211,7 @@ def _cache(listing: Listing, files: Sequence[RemoteFile], progress: Progress | N
             _link(blob, pointer)
         if not listing.cached and listing.commit != listing.name.revision:  # last: what it points to is whole
             ref = folder / "refs" / listing.name.revision
-            if not ref.is_file() or ref.read_text() != listing.commit:
+            if not ref.is_file() or read_file(ref, 1 << 10) != listing.commit.encode():
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 write_file(ref, listing.commit)
     return paths

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...kernels import forks
 from ..answers.speculation import Costs
-from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError
+from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -234,7 +234,8 @@ class Scheduler:
         feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
         prompt = max(((job, n) for job, n in parts if not job.stream), key=lambda part: part[0].left, default=None)
         self._runtime.on_layers = self._read(*prompt) if self.reading and prompt else None
-        rows: Any = self._runtime.step(feeds)
+        with memory_errors("a step"):
+            rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
             count = {"none": 0, "last": 1, "all": n}[feed.logits]
