@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def tell(text: str, indent: int = 2) -> None:
-    """Lines on stderr; on a terminal broken between words, later lines of each indented."""
+    """Lines on stderr, control characters escaped; on a terminal broken between words, later lines of each indented."""
+    text = "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
     if sys.stderr.isatty():
         width = max(20, shutil.get_terminal_size().columns - 1)
         text = "\n".join(textwrap.fill(line, width, subsequent_indent=" " * min(indent, width // 2), break_on_hyphens=False) for line in text.split("\n"))
