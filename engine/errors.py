@@ -89,3 +89,7 @@ class AbortedError(LlaminaError):
 
 class ClosedError(LlaminaError):
     """The model (or its thread team) was closed, or belongs to the parent of a fork."""
+
+
+class InternalError(LlaminaError):
+    """A fault of llamina's own, kept to the one answer of many that met it."""

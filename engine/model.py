@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
@@ -37,6 +38,7 @@ DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
 
 
+@in_default_floats
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          memory: int | str | None = None, kv: str | None = None, progress: Callable[[str, int, int], None] | None = None,
          note: Callable[[str], None] | None = None) -> Model:
@@ -46,34 +48,39 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     threads: default what half a second's measurement found best at first use, else one for each physical core. context:
     most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
-    memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
+    memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
+    cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
+    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
     from .text.tokenizer import load_tokenizer
     start = time.perf_counter()
     threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
-    for_draft = None
-    if draft is not None and allowed is not None:
-        for_draft = least_memory(resolve(draft, progress), context, kv)
-        allowed = max(1, allowed - for_draft)
+    for_draft: tuple[int, int] | None = None
     gguf = open_gguf(resolve(path, progress))
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
+        if draft is not None and allowed is not None:
+            for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+            allowed -= for_draft[0]
         runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
-            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)
+            memory, context = for_draft or (None, model.context)
+            model.draft = load(draft, threads=threads, context=context, progress=progress, memory=memory, note=note, kv=kv)
             check_draft(model, model.draft)
         except BaseException:
             model.close()
@@ -81,13 +88,16 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     return model
 
 
-def least_memory(path: Path, context: int | None, kv: str | None = None) -> int:
-    """Bytes of a model's weights and one full context."""
-    from .architectures.config import ModelConfig
-    from .run.memory import plan
-    with open_gguf(path) as gguf:
-        found = plan(gguf, ModelConfig.from_gguf(gguf), context, kv=kv)
-    return found.weights + found.context_bytes
+def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: int | None, memory: int, kv: str | None,
+                     threads: int | None) -> tuple[int, int]:
+    """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
+    from .architectures.config import ModelConfig, check_tensors
+    from .run.memory import draft_share
+    from .run.runtime import most_threads
+    with open_gguf(path) as draft:
+        draft_config = ModelConfig.from_gguf(draft)
+        check_tensors(draft, draft_config)
+        return draft_share(gguf, config, draft, draft_config, context, memory, kv, most_threads(gguf, threads))
 
 
 def parse_memory(value: int | str | None) -> int | None:
@@ -173,7 +183,6 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
-        self._digest: str | None = None
         self._closed = False
 
     @property
@@ -217,6 +226,7 @@ class Model:
 
     # -- text -----------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
         text ("</s>") become those tokens; else they are text. TokenizerError."""
@@ -232,12 +242,9 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """What tells this model file from others (session.py says how); computed once."""
-        if self._digest is None:
-            from .answers.session import model_digest
-            self._check_open()
-            self._digest = model_digest(self._gguf)
-        return self._digest
+        """What tells this model file from others (session.py says how), computed when it was loaded."""
+        self._check_open()
+        return self.runtime.digest
 
     def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
@@ -267,6 +274,7 @@ class Model:
 
     # -- numbers --------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
         step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -291,6 +299,7 @@ class Model:
         self.scheduler.run([job])
         return job.rows if len(job.rows) else np.empty((0, self.config.n_vocab), np.float32)
 
+    @in_default_floats
     def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
         OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -308,6 +317,7 @@ class Model:
             sequence.close()
         return found
 
+    @in_default_floats
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
@@ -333,6 +343,7 @@ class Model:
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
+    @in_default_floats
     def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,

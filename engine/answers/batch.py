@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LlaminaError, OptionError, OutOfMemoryError, quoted
+from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError, quoted
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LIVE = 16
 """Most answers under way at once, unless told otherwise."""
+_POLL = 0.005  # seconds between two looks whether other threads' answers have left memory
 _MOST_KEPT = 1024  # results that wait for an earlier one, when they are wanted in order
 
 
@@ -120,19 +122,24 @@ class Batch(Iterator[Result]):
                     return
                 self._take_prompt()
                 continue
+            if self._live and self._model.runtime.awaited:  # others wait for memory: it is their turn
+                return
             sample = prompt.begun
             try:
                 generation = self._begin(prompt, sample)
             except OutOfMemoryError as error:
-                if self._live:  # wait until one ends
+                if self._live:  # wait until one ends; not `wait`, which would keep the others waiting
                     return
                 if any(p.sequence for p in self._open):  # computed prompts are a luxury then
                     for p in self._open:
                         p.drop()
                     continue
+                if self._model.scheduler.at_work:  # other threads' answers have the memory, and go on
+                    time.sleep(_POLL)
+                    continue
                 self._finish(Result(prompt.index, sample, error=error))
-            except LlaminaError as error:
-                self._finish(Result(prompt.index, sample, error=error))
+            except Exception as error:
+                self._finish(Result(prompt.index, sample, error=own_error(error)))
             else:
                 self._live.append(_Answer(generation, prompt, sample))
                 if sample == 0 and prompt.samples > 1:
@@ -163,8 +170,8 @@ class Batch(Iterator[Result]):
                 own = {}
             options.update(own)
             samples, sample_index = check_samples(options.pop("samples", samples)), options.pop("sample_index", 0)
-        except LlaminaError as error:
-            self._finish(Result(index, 0, error=error))
+        except Exception as error:
+            self._finish(Result(index, 0, error=own_error(error)))
             return
         if samples > 1 and options.get("seed") is None:
             options["seed"] = secrets.randbits(32)
@@ -184,7 +191,7 @@ class Batch(Iterator[Result]):
             last = sample + 1 == prompt.samples
             sequence = prompt.sequence if last else prompt.sequence.fork()
             try:
-                generation.begin_with(sequence, prompt.row)
+                generation.begin_with(sequence, prompt.row, wait=not self._live)
             except OutOfMemoryError:
                 if not last:
                     sequence.close()
@@ -192,7 +199,7 @@ class Batch(Iterator[Result]):
             if last:
                 prompt.sequence = None  # it is the answer's now
         else:
-            generation.open()
+            generation.open(wait=not self._live)
         return generation
 
     # -- going on -------------------------------------------------------------------------------------------------------------------------
@@ -222,12 +229,13 @@ class Batch(Iterator[Result]):
             if generation.finish_reason is None:
                 answer.job = job
                 return
-        except LlaminaError as error:
-            answer.prompt.leader = None
+        except Exception as error:
             generation.close()
-            self._finish(self._result(answer, error))
+            self._finish(self._result(answer, own_error(error)))
         else:
             self._finish(self._result(answer, None))
+        if answer.prompt.leader is generation:  # it ended before its prompt was computed: each of the others begins by itself
+            answer.prompt.leader = None
         self._live.remove(answer)
 
     def _share(self, prompt: _Prompt) -> None:
@@ -278,6 +286,19 @@ class Batch(Iterator[Result]):
     def __del__(self) -> None:
         if hasattr(self, "_exhausted"):
             self.close()
+
+
+def own_error(error: BaseException) -> LlaminaError:
+    """What one request or its answer ran into, as that answer's error; nobody else's business, even if it is a fault of ours."""
+    if isinstance(error, LlaminaError):
+        return error
+    if isinstance(error, MemoryError):
+        found: LlaminaError = OutOfMemoryError("the system has no more memory for this answer")
+    else:
+        text = " ".join(str(error).split())[:200]
+        found = InternalError(f"this answer ran into a fault of llamina ({type(error).__name__}: {text}); others go on. Please report it")
+    found.__cause__ = error
+    return found
 
 
 def is_conversation(prompt: Any) -> bool:

@@ -81,6 +81,7 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         report["tokenizer"] = {
             "kind": t.kind, "n_vocab": t.n_vocab, "ids": {name: None if i is None else [i, t.token_text(i)] for name, i in ids.items()},
             "end_of_generation": [[i, t.token_text(i)] for i in sorted(t.eog_ids)], "add_bos": t.add_bos, "add_eos": t.add_eos, "digest": t.vocab_digest(),
+            "notes": t.vocabulary.notes,
         }
     except LlaminaError as error:
         report["tokenizer"] = str(error)
@@ -175,6 +176,7 @@ def _lines(r: dict[str, Any]) -> list[str]:
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]
         lines += ["", f"vocabulary: {t['n_vocab']} tokens, {t['kind']}; {', '.join(named)}; BOS {'added' if t['add_bos'] else 'not added'}"]
+        lines += [f"  note: {note}" for note in t["notes"]]
         lines += ["  ends an answer: " + (", ".join(f"{i} {text!r}" for i, text in t["end_of_generation"]) or "nothing")]
     else:
         lines += ["", f"vocabulary: none that can be used: {t}"]
