@@ -167,7 +167,7 @@ def accepts(model: Any, schema: Any, text: str) -> bool:
     """Whether an answer may be exactly this text."""
     grammar = compile_grammar(model.tokenizer, model.tokenizer.eog_ids, json_schema=schema)
     assert grammar is not None
-    one, ids = grammar.start(0), []
+    one, ids = grammar.start(0), list[int]()
     byte = {model.tokenizer.token_bytes(id): id for id in range(model.tokenizer.n_vocab) if len(model.tokenizer.token_bytes(id)) == 1}
     for b in text.encode():
         if not one.allowed(ids)[id := byte[bytes([b])]]:

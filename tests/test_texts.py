@@ -155,6 +155,13 @@ def test_every_error_is_one_printable_line_of_bounded_length() -> None:
             assert found.isprintable() and len(found) <= MOST + 10 and (len(text) < MOST or found.endswith(": the remedy"))
 
 
+def test_usage_errors_are_bounded_too(capsys: Any) -> None:
+    for arguments in ["--top-k", "x\n" * 100_000], ["--no-such-" + "x" * 100_000]:
+        assert main(["generate", "-p", "x", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert len(err) < MOST + 50 and err.count("\n") == 1
+
+
 def test_any_value_can_be_shown() -> None:
     deep: Any = []
     for _ in range(100_000):

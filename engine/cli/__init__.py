@@ -191,6 +191,6 @@ def _wrapped(text: str) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print("llamina: error:", one_line(message), file=sys.stderr)
+    print("llamina: error:", LlaminaError(one_line(message)), file=sys.stderr)
     return code
 
