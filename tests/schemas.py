@@ -77,5 +77,6 @@ SCHEMAS: list[Any] = [
         "$ref": "#/$defs/even"},
     # integers beyond 2^53
     {"enum": [1234567890123456789, 1234567890123456790]}, obj(id={"type": "integer", "minimum": 2**53 + 1, "maximum": 2**63 - 1}, ok=BOOL),
-    {"$defs": {"id": {"type": "integer", "minimum": -2**63, "maximum": 2**63 - 1}}, **arr(obj(("id",), id={"$ref": "#/$defs/id"}, tag={"enum": ["x", 2**60]}), 2, 1)},
+    {"$defs": {"id": {"type": "integer", "minimum": -2**63, "maximum": 2**63 - 1}},
+     **arr(obj(("id",), id={"$ref": "#/$defs/id"}, tag={"enum": ["x", 2**60]}), 2, 1)},
 ]
