@@ -48,7 +48,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool,
     with open_gguf(path) as gguf:
         if show_program:
             stages = program(gguf)
-            print(json.dumps(stages, ensure_ascii=False) if as_json else "\n".join(_program_lines(stages)))
+            print(as_json_line(stages) if as_json else "\n".join(_program_lines(stages)))
             return
         report = describe(gguf, count("context", context))
     if as_json:
