@@ -16,7 +16,11 @@ MOST = 2000
 
 def one_line(text: str) -> str:
     """On one line and printable: a path, a file's key or a library's message may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in re.sub(r"\s*\n\s*", " ", text.strip()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quoted(value: object, most: int = 120) -> str:
@@ -48,7 +52,7 @@ class LlaminaError(Exception):
 
 
 def _message(text: str) -> str:
-    text = one_line(text)
+    text = _escaped(re.sub(r"\s*\n\s*", " ", text.strip()))  # but a path's spaces stay
     return text if len(text) <= MOST else text[:MOST * 2 // 3] + " ... " + text[-MOST // 3:]
 
 

@@ -228,8 +228,7 @@ class Model:
 
     @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
-        text ("</s>") become those tokens; else they are text. TokenizerError."""
+        """Ids of a text. bos: begin with BOS (None: as the file says). special: names of special tokens ("</s>") are those tokens, not text. TokenizerError."""
         self._check_open()
         return self.tokenizer.encode(text, bos=bos, parse_special=special)
 

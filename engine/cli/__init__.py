@@ -200,7 +200,7 @@ def _wrapped(text: str) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    line = f"llamina: error: {one_line(message)}"
+    line = f"llamina: error: {LlaminaError(one_line(message))}"
     if sys.stderr.isatty():
         from .progress import wrapped
         line = wrapped(line)
