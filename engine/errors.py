@@ -12,6 +12,10 @@ class LlaminaError(Exception):
     exit_code = 1
 
 
+class LlaminaWarning(UserWarning):
+    """Something the user should know, though it goes on: one line."""
+
+
 class FileError(LlaminaError):
     """A path is missing, unreadable, a directory, or not writable."""
 
@@ -46,9 +50,23 @@ class NumericError(LlaminaError, ArithmeticError):
     """NaN or infinity appeared in the activations or logits; the message names the stage."""
 
 
+class RequestError(LlaminaError):
+    """A request, or what its answer holds, met something nobody foresaw; others go on. The message names it."""
+
+
 class AbortedError(LlaminaError):
     """A step was aborted from another thread."""
 
 
 class ClosedError(LlaminaError):
     """The model (or its thread team) was closed, or belongs to the parent of a fork."""
+
+
+def of_request(error: Exception) -> LlaminaError:
+    """Whatever a request's own data led to, as an error of this family; one line, not endless."""
+    if isinstance(error, LlaminaError):
+        return error
+    text = " ".join(str(error).split())[:300]
+    found: LlaminaError = RequestError(f"the request can't be answered: {type(error).__name__}{f': {text}' if text else ''}")
+    found.__cause__ = error
+    return found

@@ -378,7 +378,8 @@ class Model:
 
     def system_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """How many ids of a conversation belong to its system message alone (and to what the template puts before it)."""
-        system = [m for m in messages[:1] if m.get("role") == "system"]
+        from .text.messages import normalise
+        system = [m for m in normalise(messages, self.chat_template.sources)[:1] if m["role"] == "system"]
         a, b = (self.chat_template.encode([*system, {"role": "user", "content": text}]) for text in ("a", "b"))
         return common_prefix(a, b)
 

@@ -36,7 +36,7 @@ def _exchange_function() -> Any:
     return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_exchange.address)
 
 
-class default_floats:  # noqa: N801 - reads like a function, as np.errstate does
+class default_floats:
     """A context manager; may be nested. Not around a `yield`: the generator's user would go on under it."""
 
     __slots__ = ("_before",)

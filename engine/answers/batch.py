@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LlaminaError, OptionError, OutOfMemoryError
+from ..errors import LlaminaError, OptionError, OutOfMemoryError, of_request
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -131,8 +131,8 @@ class Batch(Iterator[Result]):
                         p.drop()
                     continue
                 self._finish(Result(prompt.index, sample, error=error))
-            except LlaminaError as error:
-                self._finish(Result(prompt.index, sample, error=error))
+            except Exception as error:
+                self._finish(Result(prompt.index, sample, error=of_request(error)))
             else:
                 self._live.append(_Answer(generation, prompt, sample))
                 if sample == 0 and prompt.samples > 1:
@@ -163,8 +163,8 @@ class Batch(Iterator[Result]):
                 own = {}
             options.update(own)
             samples, sample_index = check_samples(options.pop("samples", samples)), options.pop("sample_index", 0)
-        except LlaminaError as error:
-            self._finish(Result(index, 0, error=error))
+        except Exception as error:
+            self._finish(Result(index, 0, error=of_request(error)))
             return
         if samples > 1 and options.get("seed") is None:
             options["seed"] = secrets.randbits(32)
@@ -177,7 +177,7 @@ class Batch(Iterator[Result]):
             try:
                 make = self._model.chat if is_conversation(prompt.prompt) else self._model.generate
                 prompt.next = make(prompt.prompt, sample_index=prompt.sample_index + sample, **prompt.options)
-            except TypeError as error:  # an option that doesn't exist
+            except TypeError as error:  # most likely an option that doesn't exist
                 raise OptionError(f"prompt {prompt.index}: {error}") from None
         generation = prompt.next
         if prompt.sequence is not None and prompt.row is not None:
@@ -222,12 +222,12 @@ class Batch(Iterator[Result]):
             if generation.finish_reason is None:
                 answer.job = job
                 return
-        except LlaminaError as error:
+            result = self._result(answer, None)
+        except Exception as error:  # what a request says, or its answer holds, ends that answer only
             answer.prompt.leader = None
             generation.close()
-            self._finish(self._result(answer, error))
-        else:
-            self._finish(self._result(answer, None))
+            result = self._result(answer, of_request(error))
+        self._finish(result)
         self._live.remove(answer)
 
     def _share(self, prompt: _Prompt) -> None:
@@ -241,7 +241,8 @@ class Batch(Iterator[Result]):
     @staticmethod
     def _result(answer: _Answer, error: LlaminaError | None) -> Result:
         g = answer.generation
-        return Result(answer.prompt.index, answer.sample, g.so_far, g.ids, None if error else g.finish_reason, g.logprobs, g.message, g.stats, error)
+        message = None if error else g.message
+        return Result(answer.prompt.index, answer.sample, g.so_far, g.ids, None if error else g.finish_reason, g.logprobs, message, g.stats, error)
 
     def _finish(self, result: Result) -> None:
         if not self._ordered:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError
+from ..errors import FileError, LlaminaError, OptionError, of_request
 from ..sampling.options import MAX_SEED, SamplingOptions
 from .batch import LIVE
 
@@ -33,6 +33,7 @@ OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ig
 """What a line may say about its own answer."""
 _WHAT = ("id", "prompt", "messages", "tools")
 _CHUNK = 1 << 16
+_LONGEST_ERROR = 2000
 
 
 @dataclass
@@ -111,7 +112,7 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     if len(raw) > MAX_LINE:
         raise OptionError(f"is longer than {MAX_LINE} bytes")
     try:
-        found = json.loads(raw.decode())
+        found = json.loads(raw.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise OptionError(f"is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X})") from None
     except (ValueError, RecursionError) as error:
@@ -121,6 +122,10 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     if not isinstance(found, dict):
         raise OptionError(f'must be a text or an object with "prompt" or "messages", found {type(found).__name__}')
     id = found.pop("id", None)
+    try:
+        json.dumps(id, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise OptionError('"id" is nothing that can be written again') from None
     try:
         options = {name: value for name, value in found.items() if name not in _WHAT}
         unknown = next((name for name in options if name not in OPTIONS), None)
@@ -147,6 +152,10 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     return Line(number, at, at + 1 if id is None else id, prompt, messages, found.get("tools"), options)
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
@@ -170,7 +179,7 @@ class BatchJob:
         with self._model.generate_many(self._requests(), live=self._parallel or LIVE) as results:
             for result in results:
                 line = self._asked.pop(result.index)
-                self._journal.add(line.number, self._record(line, result))
+                self._keep(line, result)
                 self._tokens += len(result.ids)
                 self._keep_ready()
                 yield self.progress
@@ -188,6 +197,15 @@ class BatchJob:
         while self._ready:
             self._journal.add(*self._ready.popleft())
 
+    def _keep(self, line: Line, result: Result) -> None:
+        """Its record; one of an error if what the answer holds can't be a record."""
+        try:
+            self._journal.add(line.number, self._record(line, result))
+        except FileError:
+            raise
+        except Exception as error:
+            self._journal.add(line.number, self._error(line.at, None if isinstance(error, RecursionError) else line.id, of_request(error)))
+
     def _requests(self) -> Iterator[dict[str, Any]]:
         """What is left to do, in the input's order; numbers count lines that are not blank."""
         number, index = -1, 0
@@ -200,8 +218,10 @@ class BatchJob:
             try:
                 line = parse_line(raw, number, at, self._chat, self._system)
                 request = self._request(line)
-            except LlaminaError as error:
-                self._ready.append((number, self._error(at, getattr(error, "id", None), error)))
+            except FileError:
+                raise
+            except Exception as error:
+                self._ready.append((number, self._error(at, getattr(error, "id", None), of_request(error))))
                 if len(self._ready) > 1000:
                     self._keep_ready()
                 continue
@@ -221,9 +241,10 @@ class BatchJob:
                 from .chat_answer import chat_prompt
                 prompt, line.format, line.names = chat_prompt(self._model, line.messages, line.tools)
             SamplingOptions(**{name: value for name, value in options.items() if name in _SAMPLING})
-        except LlaminaError as error:
-            error.id = line.id  # type: ignore[attr-defined]
-            raise
+        except Exception as error:
+            found = of_request(error)
+            found.id = line.id  # type: ignore[attr-defined]
+            raise found from None
         return {"prompt": prompt, **options}
 
     def _record(self, line: Line, result: Result) -> dict[str, Any]:
@@ -245,7 +266,7 @@ class BatchJob:
 
     def _error(self, at: int, id: Any, error: LlaminaError) -> dict[str, Any]:
         self._errors += 1
-        return {"id": at + 1 if id is None else id, "line": at + 1, "error": str(error)}
+        return {"id": at + 1 if id is None else id, "line": at + 1, "error": str(error)[:_LONGEST_ERROR]}
 
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingOptions))

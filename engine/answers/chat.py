@@ -15,6 +15,7 @@ from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..model import Model, common_prefix
 from ..sampling.sampler import SamplingOptions
+from ..text.messages import normalise
 from . import session
 from .generation import Generation, check_max_tokens, check_stop
 
@@ -124,12 +125,13 @@ class Chat:
 
     def restore(self, messages: Any) -> None:
         """Go on with another conversation, e.g. a saved one. OptionError unless they are a list of {"role", "content"} texts."""
-        if not isinstance(messages, list) or not all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
-            raise OptionError('a conversation must be a list of {"role": ..., "content": ...} with texts')
+        try:
+            found = normalise(messages)
+        except OptionError as error:
+            raise OptionError(f'a conversation must be a list of {{"role": ..., "content": ...}} with texts: {error}') from None
         self._settle()
         self.left_out = 0
-        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        self.messages = [{"role": m["role"], "content": m["content"]} for m in found]
         self._system = [m for m in self.messages[:1] if m["role"] == "system"]
 
     def settled(self) -> list[dict[str, str]]:

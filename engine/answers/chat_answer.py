@@ -24,9 +24,6 @@ def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, templa
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
         raise OptionError("there are no messages to answer")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & set(message):
-            raise OptionError(f'messages[{i}] must be an object with "role" and "content"')
     if not tools:
         return template.encode(messages, **extra), None, []
     extra["tools"] = checked = check_tools(tools)

@@ -91,6 +91,8 @@ class SamplingOptions:
         _require("xtc_probability", self.xtc_probability, 0 <= self.xtc_probability <= 1, "from 0 (off) to 1")
         _require("xtc_threshold", self.xtc_threshold, 0 <= self.xtc_threshold <= 1, "from 0 to 1 (above 0.5 it is off)")
         _require("dynatemp_range", self.dynatemp_range, self.dynatemp_range >= 0, "0 (off) or more")
+        _require("dynatemp_range", self.dynatemp_range, math.isfinite(self.temperature + self.dynatemp_range), "finite with the temperature added")
+        _require("mirostat_tau", self.mirostat_tau, math.isfinite(2 * self.mirostat_tau), "small enough for its double to be finite")
         _require("dynatemp_exponent", self.dynatemp_exponent, self.dynatemp_exponent >= 0, "0 or more")
         _require("dry_multiplier", self.dry_multiplier, self.dry_multiplier >= 0, "0 (off) or more")
         _require("dry_base", self.dry_base, self.dry_base >= 1, "1 or more")
@@ -110,7 +112,7 @@ class SamplingOptions:
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """One text or several, none of them empty."""
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) and not isinstance(value, Mapping) else (value,)
     for text in found:
         if not isinstance(text, str) or not text:
             raise OptionError(f"{name} must be non-empty texts, found {text!r}")
@@ -120,6 +122,8 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 def biases(value: Any) -> tuple[tuple[int | str, float], ...]:
     """{id or text: bias} or such pairs -> pairs."""
     pairs: list[tuple[int | str, float]] = []
+    if value is not None and (isinstance(value, (str, bytes)) or not isinstance(value, Iterable)):
+        raise OptionError(f"logit_bias must map token ids or texts to numbers, found {value!r:.60}")
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], (str, int, np.integer)) or isinstance(pair[0], bool) or pair[0] == "":
@@ -133,6 +137,8 @@ def stage_order(value: Any) -> tuple[str, ...] | None:
     """Names of stages -> a tuple of them; None: the usual order."""
     if value is None:
         return None
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise OptionError(f"order must be stages out of {';'.join(STAGES)}, found {value!r:.60}")
     names = [n.strip() for n in value.replace(",", ";").split(";") if n.strip()] if isinstance(value, str) else list(value)
     for i, name in enumerate(names):
         if name not in STAGES:
