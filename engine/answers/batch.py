@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LlaminaError, OptionError, OutOfMemoryError, of_request
+from ..sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -38,17 +39,24 @@ class Request:
     (`samples` among them)."""
 
     prompt: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | SamplingOptions = field(default_factory=dict)
 
 
-@dataclass
+class Text(str):
+    """A str that may also be called, so that `answer.text()` works for a Result as for a Generation."""
+
+    def __call__(self) -> str:
+        return str(self)
+
+
+@dataclass(repr=False)
 class Result:
-    """One finished answer. index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
+    """One finished answer. `result.text()`, as of a Generation, is the same as `result.text`; print(result) shows it. index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
     `ids` are what there was before, and `stats` is None if it never began."""
 
     index: int
     sample: int
-    text: str = ""
+    text: Text = Text("")  # noqa: RUF009 - a str never changes
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -56,6 +64,21 @@ class Result:
     """Of an answer to messages: {"role": "assistant", "content": …, "tool_calls": …}."""
     stats: Stats | None = None
     error: LlaminaError | None = None
+
+    def __post_init__(self) -> None:
+        self.text = Text(self.text)
+
+    def __str__(self) -> str:
+        return str(self.text)
+
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= 60 else self.text[:60] + "…"
+        return f"<llamina.Result {self.index}.{self.sample} {str(shown)!r}, {f'error: {self.error}' if self.error else self.finish_reason}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from .display import results_html
+        return results_html([self])
 
 
 class _Prompt:
@@ -95,6 +118,8 @@ class Batch(Iterator[Result]):
         self._n_kept, self._turn = 0, 0
         self._counts: dict[int, int] = {}  # prompt -> answers, when ordered
         self._exhausted = False
+        self.shown = Results()
+        """Those that a notebook has shown instead of handing them out."""
 
     def __next__(self) -> Result:
         try:
@@ -153,7 +178,9 @@ class Batch(Iterator[Result]):
         try:
             prompt, samples, options = given, self._samples, dict(self._options)
             if isinstance(given, Request):
-                prompt, own = given.prompt, dict(given.options)
+                prompt, own = given.prompt, {} if isinstance(given.options, SamplingOptions) else dict(given.options)
+                if isinstance(given.options, SamplingOptions):
+                    own = {"options": given.options}
             elif isinstance(given, Mapping):
                 own = dict(given)
                 if ("prompt" in own) == ("messages" in own):
@@ -166,7 +193,7 @@ class Batch(Iterator[Result]):
         except Exception as error:
             self._finish(Result(index, 0, error=of_request(error)))
             return
-        if samples > 1 and options.get("seed") is None:
+        if samples > 1 and _seed(options) is None:
             options["seed"] = secrets.randbits(32)
         self._counts[index] = samples
         self._open.append(_Prompt(index, prompt, options, samples, sample_index))
@@ -242,7 +269,7 @@ class Batch(Iterator[Result]):
     def _result(answer: _Answer, error: LlaminaError | None) -> Result:
         g = answer.generation
         message = None if error else g.message
-        return Result(answer.prompt.index, answer.sample, g.so_far, g.ids, None if error else g.finish_reason, g.logprobs, message, g.stats, error)
+        return Result(answer.prompt.index, answer.sample, Text(g.so_far), g.ids, None if error else g.finish_reason, g.logprobs, message, g.stats, error)
 
     def _finish(self, result: Result) -> None:
         if not self._ordered:
@@ -257,6 +284,15 @@ class Batch(Iterator[Result]):
             self._results += [samples[i] for i in sorted(samples)]
             del self._counts[self._turn]
             self._turn += 1
+
+    def all(self) -> Results:
+        """Run to the end: the results that are left, in a list that notebooks show as a table."""
+        return Results(self)
+
+    def _ipython_display_(self) -> None:
+        """A notebook's cell that ends in a batch shows its table, which grows; the results are in `.shown` afterwards."""
+        from .display import stream_results
+        self.shown = stream_results(self)
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 
@@ -279,6 +315,21 @@ class Batch(Iterator[Result]):
     def __del__(self) -> None:
         if hasattr(self, "_exhausted"):
             self.close()
+
+
+def _seed(options: Mapping[str, Any]) -> Any:
+    """What a prompt's options say about it, one by one or together."""
+    together = options.get("options")
+    found = together.seed if isinstance(together, SamplingOptions) else together.get("seed") if isinstance(together, Mapping) else None
+    return options["seed"] if options.get("seed") is not None else found
+
+
+class Results(list[Result]):
+    """A list of results that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .display import results_html
+        return results_html(self)
 
 
 def is_conversation(prompt: Any) -> bool:

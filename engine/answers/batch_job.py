@@ -261,7 +261,7 @@ class BatchJob:
         record |= {"finish_reason": result.finish_reason, "prompt_tokens": result.stats.prompt_tokens, "generated_tokens": len(result.ids),
                    "seed": result.stats.seed}
         if result.logprobs:
-            record["logprobs"] = [entry._asdict() for entry in result.logprobs]
+            record["logprobs"] = [entry.as_dict() for entry in result.logprobs]
         return record
 
     def _error(self, at: int, id: Any, error: LlaminaError) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -102,12 +102,54 @@ class SamplingOptions:
         _require("mirostat_tau", self.mirostat_tau, self.mirostat_tau >= 0, "0 or more")
         _require("mirostat_eta", self.mirostat_eta, 0 <= self.mirostat_eta <= 1, "from 0 to 1")
 
+    @classmethod
+    def of(cls, options: SamplingOptions | Mapping[str, Any] | None, changes: Mapping[str, Any], where: str = "generate") -> SamplingOptions:
+        """`options`, or the defaults, with `changes`. TypeError names a change that is no option, as Python does for an argument."""
+        if options is not None and not isinstance(options, (SamplingOptions, Mapping)):
+            raise OptionError(f"options must be SamplingOptions or a mapping, found {type(options).__name__}")
+        given = {field.name: getattr(options, field.name) for field in fields(cls)} if isinstance(options, SamplingOptions) else dict(options or {})
+        given.update(changes)
+        if unknown := given.keys() - cls.__dataclass_fields__.keys():
+            raise TypeError(f"{where}() got an unexpected keyword argument {min(map(str, unknown))!r}")
+        return cls(**given)
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages in the order in which they act."""
         if self.order is not None:
             return self.order
         return MIROSTAT_ORDER if self.mirostat else STAGES
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of SamplingOptions as keyword arguments, for editors and type checkers; a test compares the two."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    seed: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_last_n: int
+    dry_breakers: Iterable[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: Mapping[int, float] | Mapping[str, float] | Iterable[tuple[int | str, float]]
+    banned: str | Iterable[str]
+    order: str | Iterable[str] | None
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
