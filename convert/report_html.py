@@ -27,5 +27,6 @@ def report_html(report: Report) -> str:
         x += width
     rows = [(t.name, " × ".join(map(str, t.shape)), t.source, t.format + (f" (instead of {t.wanted})" if t.wanted else ""), t.bytes) for t in report.tensors]
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
-    return (f'<div><div>{escape(repr(report).strip("<>"))}</div><svg width="{_WIDTH}" height="18" role="img">{"".join(parts)}</svg><div>{" &nbsp; ".join(legend)}</div>'
-            f'{f"<ul>{notes}</ul>" if notes else ""}<details><summary>{len(rows)} tensors</summary>{table(("tensor", "shape", "from", "to", "bytes"), rows)}</details></div>')
+    bar = f'<svg width="{_WIDTH}" height="18" role="img">{"".join(parts)}</svg><div>{" &nbsp; ".join(legend)}</div>'
+    tensors = f"<details><summary>{len(rows)} tensors</summary>{table(('tensor', 'shape', 'from', 'to', 'bytes'), rows)}</details>"
+    return f'<div><div>{escape(repr(report).strip("<>"))}</div>{bar}{f"<ul>{notes}</ul>" if notes else ""}{tensors}</div>'

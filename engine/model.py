@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..kernels.float_env import in_default_floats
-from .answers.batch import LIVE, Batch, check_samples
+from .answers.batch import LIVE, Batch, check_sample_index, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError
+from .errors import ClosedError, ContextFullError, OptionError, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find
 from .run.scheduler import Job, Scheduler
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
-    from .answers.chat_answer import ChatAnswer
     from typing_extensions import Unpack
 
+    from .answers.chat_answer import ChatAnswer
     from .architectures.config import ModelConfig
     from .run import kv_cache
     from .run.memory import MemoryPlan
@@ -51,34 +51,39 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     threads: default what half a second's measurement found best at first use, else one for each physical core. context:
     most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
     draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
-    memory: bytes ("4GB", …) for weights and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV cache.
+    memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
+    cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
+    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
     from .text.tokenizer import load_tokenizer
     start = time.perf_counter()
     threads, context, allowed = count("threads", threads), count("context", context), parse_memory(memory)
-    for_draft = None
-    if draft is not None and allowed is not None:
-        for_draft = least_memory(resolve(draft, progress), context, kv)
-        allowed = max(1, allowed - for_draft)
+    for_draft: tuple[int, int] | None = None
     gguf = open_gguf(resolve(path, progress))
     try:
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
+        if draft is not None and allowed is not None:
+            for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+            allowed -= for_draft[0]
         runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
-            model.draft = load(draft, threads=threads, context=None if for_draft else model.context, progress=progress, memory=for_draft, note=note, kv=kv)
+            memory, context = for_draft or (None, model.context)
+            model.draft = load(draft, threads=threads, context=context, progress=progress, memory=memory, note=note, kv=kv)
             check_draft(model, model.draft)
         except BaseException:
             model.close()
@@ -86,13 +91,16 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     return model
 
 
-def least_memory(path: Path, context: int | None, kv: str | None = None) -> int:
-    """Bytes of a model's weights and one full context."""
-    from .architectures.config import ModelConfig
-    from .run.memory import plan
-    with open_gguf(path) as gguf:
-        found = plan(gguf, ModelConfig.from_gguf(gguf), context, kv=kv)
-    return found.weights + found.context_bytes
+def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: int | None, memory: int, kv: str | None,
+                     threads: int | None) -> tuple[int, int]:
+    """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
+    from .architectures.config import ModelConfig, check_tensors
+    from .run.memory import draft_share
+    from .run.runtime import most_threads
+    with open_gguf(path) as draft:
+        draft_config = ModelConfig.from_gguf(draft)
+        check_tensors(draft, draft_config)
+        return draft_share(gguf, config, draft, draft_config, context, memory, kv, most_threads(gguf, threads))
 
 
 def parse_memory(value: int | str | None) -> int | None:
@@ -112,20 +120,13 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
-        raise OptionError(f"the model must be a path or 'demo', found {path!r}")
+        raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
         from .home.hub import model_file
         return model_file(name, progress)
     return find(name) if isinstance(path, str) else Path(name)
-
-
-def check_sample_index(index: Any) -> int:
-    """OptionError unless it is a whole number from 0 on, below 2**64."""
-    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
-        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {index!r}")
-    return int(index)
 
 
 def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: int) -> int | None:
@@ -137,7 +138,7 @@ def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: in
     if keep is None:
         return default
     if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
-        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {keep!r}")
+        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {quoted(keep)}")
     return int(keep)
 
 
@@ -156,7 +157,7 @@ def count(name: str, value: Any) -> int | None:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name} must be a whole number above 0, found {value!r}")
+    raise OptionError(f"{name} must be a whole number above 0, found {quoted(value)}")
 
 
 class Model:
@@ -178,7 +179,6 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
-        self._digest: str | None = None
         self._closed = False
 
     @property
@@ -238,12 +238,9 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """What tells this model file from others (session.py says how); computed once."""
-        if self._digest is None:
-            from .answers.session import model_digest
-            self._check_open()
-            self._digest = model_digest(self._gguf)
-        return self._digest
+        """What tells this model file from others (session.py says how), computed when it was loaded."""
+        self._check_open()
+        return self.runtime.digest
 
     def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
@@ -331,8 +328,8 @@ class Model:
         dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. context_shift: when the
         context is full, drop the older half of the text but for its first `keep` tokens (default: BOS) and go on, as after a prompt of what is left. wait:
         seconds for which the first step may wait for KV memory that other answers hold. options: SamplingOptions, or a mapping of its fields; sampling: its
-        fields one by one, such as temperature, top_k, top_p and seed, which go before those of `options`. Raises OptionError, TokenizerError, ContextFullError (the prompt is never
-        cut), ClosedError.
+        fields one by one, such as temperature, top_k, top_p and seed, which go before those of `options`. Raises OptionError,
+        TokenizerError, ContextFullError (the prompt is never cut), ClosedError.
         """
         self._check_open()
         chosen, ids = SamplingOptions.of(options, sampling), self.prompt_ids(prompt, special=special)
@@ -358,8 +355,9 @@ class Model:
         from .answers.chat_answer import ChatAnswer
         self._check_open()
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
-                          stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate, sample_index=check_sample_index(sample_index),
+        return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
+                          max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
+                          speculate=speculate, sample_index=check_sample_index(sample_index),
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
@@ -418,7 +416,7 @@ class Model:
         out = []
         for i, id in enumerate(ids):
             if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {id!r} at index {i}")
+                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
             if not 0 <= id < n_vocab:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))

@@ -29,3 +29,11 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real weights not found at {folder} (set LLAMINA_REAL)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def watched_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every operation on KV pages, in every test that uses a model: claimed = owned + shared + free + cached, and all promises are covered."""
+    if "llamina.engine.run.kv_cache" in sys.modules:
+        from pool_check import watch_pools
+        watch_pools(monkeypatch)

@@ -75,7 +75,7 @@ class FakeSequence:
     def promise(self, length: int) -> None:
         self.promised = length
 
-    def begin(self, ids: Any, length: int) -> None:
+    def begin(self, ids: Any, length: int, back_to: Any = 0, wait: float = 0.0) -> None:
         self.promised = length
 
     def unpromise(self) -> None:
@@ -104,9 +104,11 @@ class FakeRuntime:
     """`say(ids so far) -> next id` decides; its logit is 10, all others are small, falling with the id."""
 
     n_threads, load_seconds, compile_seconds = 1, 0.0, 0.0
+    awaited = False
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
+        self.wanted_context, self.max_logits = context, max_batch
         self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake")
         self.fed: list[list[int]] = []
         self.open_sequences = 0

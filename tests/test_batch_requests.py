@@ -1,5 +1,5 @@
-"""Whatever one line of a batch says, for whichever key, or makes its answer hold: an answer or its own error record, valid JSON; the other lines' records are the
-same as without it."""
+"""Whatever one line of a batch says, for whichever key, or makes its answer hold: an answer or its own error record, valid JSON; the other lines' records
+are the same as without it."""
 from __future__ import annotations
 
 import json
@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 from llamina import load
+from llamina.engine.answers.batch import own_error
 from llamina.engine.answers.batch_job import OPTIONS, BatchJob, count_lines
 from llamina.engine.answers.batch_journal import Journal
-from llamina.engine.errors import RequestError, of_request
+from llamina.engine.errors import InternalError
 
-VALUES = ["null", "true", "false", "0", "1", "-1", "5", "2.5", "1e308", "-1e308", "1e999", "1e-320", "NaN", "-Infinity", "9" * 30, "9" * 5000, '""', '"x"', r'"\ud800"',
-          r'"\u0000"', '"5"', "[]", "[1]", "[[]]", '["a"]', "[null]", "[[1,2],[3]]", '[["a",1e308]]', "{}", '{"a":1}', '{"1":-1e308}', '{"":0}', '{"a":{"b":[]}}',
+VALUES = ["null", "true", "false", "0", "1", "-1", "5", "2.5", "1e308", "-1e308", "1e999", "1e-320", "NaN", "-Infinity", "9" * 30, "9" * 5000, '""', '"x"',
+          r'"\ud800"', r'"\u0000"', '"5"', "[]", "[1]", "[[]]", '["a"]', "[null]", "[[1,2],[3]]", '[["a",1e308]]', "{}", '{"a":1}', '{"1":-1e308}', '{"":0}',
+          '{"a":{"b":[]}}',
           "[" * 60 + "]" * 60, '{"a":' * 40 + "1" + "}" * 40, '[{"role":"user","content":"x"}]', '[{"role":"user","content":[{"type":"text","text":"x"}]}]',
-          '[{"role":"assistant","content":null,"tool_calls":[{"function":{"name":"x","arguments":"{"}}]}]', '[{"type":"function","function":{"name":"x"}}]', '"' + "y" * 3000 + '"']
+          '[{"role":"assistant","content":null,"tool_calls":[{"function":{"name":"x","arguments":"{"}}]}]', '[{"type":"function","function":{"name":"x"}}]',
+          '"' + "y" * 3000 + '"']
 KEYS = [*OPTIONS, "id", "prompt", "messages", "tools", "content", "role", "sample_index", "samples", "wait", "prompts", "self", "options"]
 
 
@@ -53,7 +56,7 @@ def test_any_value_for_any_key(model, tmp_path):
     for line, record in zip(lines, records[1:]):
         if "error" in record:
             assert record["error"] and "\n" not in record["error"] and len(record["error"]) <= 2000, line[:200]
-            assert "the request can't be answered" not in record["error"], (line[:200], record)  # foreseen, all of it
+            assert "fault of llamina" not in record["error"], (line[:200], record)  # foreseen, all of it
         else:
             assert record["finish_reason"] and isinstance(record["text"], str), line[:200]
     assert 150 < sum("error" in record for record in records) < len(records)
@@ -67,10 +70,11 @@ def test_pairs_of_numbers(model, tmp_path):
     lines = []
     for _ in range(400):
         options = {name: rng.choice([0, 1, 0.5, 1e308, 1.7e308, -1e308, 1e-308, 5e-324, 1e38]) for name in rng.sample(numbers, rng.randint(1, 4))}
-        extra = rng.choice([{}, {"mirostat": 2}, {"order": "temperature;penalties;min_p"}, {"top_k": 0}, {"logprobs": 3}, {"logit_bias": {"a": 1e308, "b": -1e308}}])
+        extra = rng.choice([{}, {"mirostat": 2}, {"order": "temperature;penalties;min_p"}, {"top_k": 0}, {"logprobs": 3},
+                            {"logit_bias": {"a": 1e308, "b": -1e308}}])
         lines.append(json.dumps({"prompt": "a a a b a a", **options, **extra}))
     for line, record in zip(lines, run(model, tmp_path, lines)):
-        assert "the request can't be answered" not in record.get("error", ""), (line, record)
+        assert "fault of llamina" not in record.get("error", ""), (line, record)
 
 
 def test_what_nobody_foresaw(model, tmp_path, monkeypatch):
@@ -84,8 +88,8 @@ def test_what_nobody_foresaw(model, tmp_path, monkeypatch):
         records = run(model, tmp_path, ['"a"', '{"prompt":"b","max_tokens":0}'])
         assert "KeyError: 'un\\nforeseen'" in records[0]["error"] and "error" not in records[1]
         results = list(model.generate_many(["a", {"prompt": "b", "max_tokens": 0}], ordered=True))
-        assert isinstance(results[0].error, RequestError) and results[1].error is None
-    assert len(str(of_request(ValueError("x" * 9999)))) < 400
+        assert isinstance(results[0].error, InternalError) and results[1].error is None
+    assert len(str(own_error(ValueError("x" * 9999)))) < 400
     bad: list[Any] = [b"a", {1, 2}, {"prompt": object()}, {"prompt": "a", 3: 4}, {"prompt": "a", "stop": object()}, 5, None, [object()], {"messages": "a"}]
     found = list(model.generate_many([*bad, "a"], ordered=True, max_tokens=1))
     assert [r.error is not None for r in found[-1:]] == [False] and len(found) == len(bad) + 1

@@ -52,7 +52,8 @@ def test_calls():
         found = normalise([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": nothing}}]}])
         assert found[0]["tool_calls"][0]["function"]["arguments"] == {}
     assert "tool_calls" not in normalise([{**USER, "tool_calls": []}])[0]
-    wrong: list[Any] = ["x", {}, [5], [{}], [{"function": 5}], [{"function": {"name": 5}}], *[[{"function": {"name": "f", "arguments": a}}] for a in ("{", "[1]", 5, [1])]]
+    wrong: list[Any] = ["x", {}, [5], [{}], [{"function": 5}], [{"function": {"name": 5}}],
+                        *[[{"function": {"name": "f", "arguments": a}}] for a in ("{", "[1]", 5, [1])]]
     for bad in wrong:
         with pytest.raises(OptionError, match=r"messages\[0\]\.tool_calls|messages\[0\] must"):
             normalise([{"role": "assistant", "content": "", "tool_calls": bad} if bad else {"role": "assistant", "tool_calls": bad}])
@@ -84,7 +85,8 @@ def test_a_system_message_that_is_left_out_is_told():
     messages = [{"role": "system", "content": "Be brief."}, USER]
     with pytest.warns(LlaminaWarning, match=r"leaves out the system message \(messages\[0\]\)"):
         deaf.encode(messages)
-    late = ChatTemplate("{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", spm())
+    late = ChatTemplate("{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+                        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", spm())
     with pytest.warns(LlaminaWarning, match=r"messages\[2\]"):
         late.encode([*messages, {"role": "system", "content": "Now sing."}])
     with warnings.catch_warnings():
@@ -98,13 +100,15 @@ def test_closing_tags_and_markers_in_strings():
     for text in "</tool_call>", "<tool_call>", "</function>", "[TOOL_CALLS]", "[ARGS]", '"}', "\\":
         inner = json.dumps({"q": text})
         call = f'{{"name": "f", "arguments": {inner}}}'
-        for format, written in (("hermes", f"<tool_call>\n{call}\n</tool_call>"), ("function", f"<function=f>{inner}</function>"), ("mistral", f"[TOOL_CALLS] [{call}]"),
+        for format, written in (("hermes", f"<tool_call>\n{call}\n</tool_call>"), ("function", f"<function=f>{inner}</function>"),
+                                ("mistral", f"[TOOL_CALLS] [{call}]"),
                                 ("mistral", f"[TOOL_CALLS]f[ARGS]{inner}"), ("llama3", f"<|python_tag|>{call}")):
             content, calls = parse(written, format, ["f"])
             assert (content, [(c.name, c.arguments) for c in calls]) == ("", [("f", {"q": text})]), (format, text)
 
 
-BAD = {"hermes": ["<tool_call>{</tool_call>", "<tool_call>[1]</tool_call>", '<tool_call>{"name": 5}</tool_call>', '<tool_call>{"name": "f", "arguments": 5} x</tool_call>'],
+BAD = {"hermes": ["<tool_call>{</tool_call>", "<tool_call>[1]</tool_call>", '<tool_call>{"name": 5}</tool_call>',
+                  '<tool_call>{"name": "f", "arguments": 5} x</tool_call>'],
        "function": ["<function=f>x</function>", "<function=f>[]</function>"], "mistral": ["[TOOL_CALLS]f[ARGS]x", "[TOOL_CALLS]f[ARGS]5"],
        "llama3": ['{"answer": 42}', '{"name": "f", "parameters": 5}', "17"]}
 GOOD = {"hermes": '<tool_call>{{"name": "f", "arguments": {}}}</tool_call>', "function": "<function=f>{}</function>", "mistral": "[TOOL_CALLS]f[ARGS]{}",

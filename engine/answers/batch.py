@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LlaminaError, OptionError, OutOfMemoryError, of_request
+from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError, quoted
 from ..sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LIVE = 16
 """Most answers under way at once, unless told otherwise."""
+_POLL = 0.005  # seconds between two looks whether other threads' answers have left memory
 _MOST_KEPT = 1024  # results that wait for an earlier one, when they are wanted in order
 
 
@@ -51,12 +53,14 @@ class Text(str):
 
 @dataclass(repr=False)
 class Result:
-    """One finished answer. `result.text()`, as of a Generation, is the same as `result.text`; print(result) shows it. index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
+    """One finished answer. `result.text()`, as of a Generation, is the same as `result.text`; print(result) shows it.
+
+    index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
     `ids` are what there was before, and `stats` is None if it never began."""
 
     index: int
     sample: int
-    text: Text = Text("")  # noqa: RUF009 - a str never changes
+    text: Text = Text("")
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -145,19 +149,24 @@ class Batch(Iterator[Result]):
                     return
                 self._take_prompt()
                 continue
+            if self._live and self._model.runtime.awaited:  # others wait for memory: it is their turn
+                return
             sample = prompt.begun
             try:
                 generation = self._begin(prompt, sample)
             except OutOfMemoryError as error:
-                if self._live:  # wait until one ends
+                if self._live:  # wait until one ends; not `wait`, which would keep the others waiting
                     return
                 if any(p.sequence for p in self._open):  # computed prompts are a luxury then
                     for p in self._open:
                         p.drop()
                     continue
+                if self._model.scheduler.at_work:  # other threads' answers have the memory, and go on
+                    time.sleep(_POLL)
+                    continue
                 self._finish(Result(prompt.index, sample, error=error))
             except Exception as error:
-                self._finish(Result(prompt.index, sample, error=of_request(error)))
+                self._finish(Result(prompt.index, sample, error=own_error(error)))
             else:
                 self._live.append(_Answer(generation, prompt, sample))
                 if sample == 0 and prompt.samples > 1:
@@ -191,7 +200,7 @@ class Batch(Iterator[Result]):
             options.update(own)
             samples, sample_index = check_samples(options.pop("samples", samples)), options.pop("sample_index", 0)
         except Exception as error:
-            self._finish(Result(index, 0, error=of_request(error)))
+            self._finish(Result(index, 0, error=own_error(error)))
             return
         if samples > 1 and _seed(options) is None:
             options["seed"] = secrets.randbits(32)
@@ -211,7 +220,7 @@ class Batch(Iterator[Result]):
             last = sample + 1 == prompt.samples
             sequence = prompt.sequence if last else prompt.sequence.fork()
             try:
-                generation.begin_with(sequence, prompt.row)
+                generation.begin_with(sequence, prompt.row, wait=not self._live)
             except OutOfMemoryError:
                 if not last:
                     sequence.close()
@@ -219,7 +228,7 @@ class Batch(Iterator[Result]):
             if last:
                 prompt.sequence = None  # it is the answer's now
         else:
-            generation.open()
+            generation.open(wait=not self._live)
         return generation
 
     # -- going on -------------------------------------------------------------------------------------------------------------------------
@@ -250,11 +259,12 @@ class Batch(Iterator[Result]):
                 answer.job = job
                 return
             result = self._result(answer, None)
-        except Exception as error:  # what a request says, or its answer holds, ends that answer only
-            answer.prompt.leader = None
+        except Exception as error:
             generation.close()
-            result = self._result(answer, of_request(error))
+            result = self._result(answer, own_error(error))
         self._finish(result)
+        if answer.prompt.leader is generation:  # it ended before its prompt was computed: each of the others begins by itself
+            answer.prompt.leader = None
         self._live.remove(answer)
 
     def _share(self, prompt: _Prompt) -> None:
@@ -332,6 +342,19 @@ class Results(list[Result]):
         return results_html(self)
 
 
+def own_error(error: BaseException) -> LlaminaError:
+    """What one request or its answer ran into, as that answer's error; nobody else's business, even if it is a fault of ours."""
+    if isinstance(error, LlaminaError):
+        return error
+    if isinstance(error, MemoryError):
+        found: LlaminaError = OutOfMemoryError("the system has no more memory for this answer")
+    else:
+        text = " ".join(str(error).split())[:200]
+        found = InternalError(f"this answer ran into a fault of llamina ({type(error).__name__}: {text}); others go on. Please report it")
+    found.__cause__ = error
+    return found
+
+
 def is_conversation(prompt: Any) -> bool:
     """Whether a prompt is a list of messages."""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
@@ -340,5 +363,12 @@ def is_conversation(prompt: Any) -> bool:
 def check_samples(n: Any) -> int:
     """How many answers to a prompt. OptionError."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise OptionError(f"samples must be a whole number above 0, found {n!r}")
+        raise OptionError(f"samples must be a whole number above 0, found {quoted(n)}")
     return int(n)
+
+
+def check_sample_index(index: Any) -> int:
+    """OptionError unless it is a whole number from 0 on, below 2**64."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
+    return int(index)

@@ -7,6 +7,7 @@ that wasn't write the same bytes.
 """
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError, of_request
+from ..errors import FileError, LlaminaError, OptionError, why
 from ..sampling.options import MAX_SEED, SamplingOptions
-from .batch import LIVE
+from .batch import LIVE, own_error
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -82,6 +83,8 @@ def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> It
             while raw := file.readline(MAX_LINE + 1):
                 seen(raw)
                 rest = raw
+                if number == 0:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 while len(rest) > MAX_LINE and not rest.endswith(b"\n"):  # skip the rest of an endless line
                     rest = file.readline(MAX_LINE + 1)
                     seen(rest)
@@ -116,7 +119,7 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     except UnicodeDecodeError as error:
         raise OptionError(f"is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X})") from None
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"is not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError(f"is not JSON: {why(error)}") from None
     if isinstance(found, str):
         found = {"prompt": found}
     if not isinstance(found, dict):
@@ -204,7 +207,7 @@ class BatchJob:
         except FileError:
             raise
         except Exception as error:
-            self._journal.add(line.number, self._error(line.at, None if isinstance(error, RecursionError) else line.id, of_request(error)))
+            self._journal.add(line.number, self._error(line.at, None if isinstance(error, RecursionError) else line.id, own_error(error)))
 
     def _requests(self) -> Iterator[dict[str, Any]]:
         """What is left to do, in the input's order; numbers count lines that are not blank."""
@@ -221,7 +224,7 @@ class BatchJob:
             except FileError:
                 raise
             except Exception as error:
-                self._ready.append((number, self._error(at, getattr(error, "id", None), of_request(error))))
+                self._ready.append((number, self._error(at, getattr(error, "id", None), own_error(error))))
                 if len(self._ready) > 1000:
                     self._keep_ready()
                 continue
@@ -242,7 +245,7 @@ class BatchJob:
                 prompt, line.format, line.names = chat_prompt(self._model, line.messages, line.tools)
             SamplingOptions(**{name: value for name, value in options.items() if name in _SAMPLING})
         except Exception as error:
-            found = of_request(error)
+            found = own_error(error)
             found.id = line.id  # type: ignore[attr-defined]
             raise found from None
         return {"prompt": prompt, **options}

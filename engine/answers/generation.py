@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ContextFullError, OptionError, OutOfMemoryError
+from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
 from ..run.scheduler import Job
 from ..sampling.banned import BannedTexts
 from ..sampling.sampler import Sampler, SamplingOptions, TokenLogprob, token_logprob
@@ -39,7 +39,8 @@ class Generation:
     """An iterator over pieces of text (never empty, whole UTF-8 characters), made by `Model.generate`.
 
     .ids: tokens generated so far, without the end-of-sequence token that ended them; .text(): runs to the end, all pieces as one string.
-    It can be iterated again when it has ended; str() and print() run to the end, too. .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
+    It can be iterated again when it has ended; str() and print() run to the end, too.
+    .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
     prompt that fills it exactly still gives one token), "interrupted" (closed early, or an exception, which was passed on). .stats: see `Stats`.
     .logprobs: if asked for, a TokenLogprob for each of .ids.
     Steps may raise NumericError, ClosedError; the first one OutOfMemoryError, if there is no KV memory for so many tokens.
@@ -167,25 +168,27 @@ class Generation:
             return "length"
         return "context" if self._keep is None and len(self.window) > self._model.context else None
 
-    def open(self) -> kv_cache.Sequence:
-        """The sequence, with KV memory promised for all it may become; done by the first piece. OutOfMemoryError: nothing is held, try again later."""
+    def open(self, wait: bool = True) -> kv_cache.Sequence:
+        """The sequence, with KV memory promised for all it may become; done by the first piece. wait: as long as was asked for, if others hold the memory.
+        OutOfMemoryError: nothing is held, try again later."""
         if not self._opened:
             if self._sequence is None:
                 self._sequence = self._model.runtime.new_sequence(cached=True)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
-            end = time.monotonic() + self._wait
-            while True:
+            back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
+            if self._keep is not None or self._banned.texts:
+                back_to = max(0, (len(self._prompt) if self._keep is None else self._keep) - 1)
+            seconds = self._wait if wait else 0.0
+            try:
                 try:
-                    self._sequence.begin(self.window[self._sequence.length:-1], total)
-                    break
+                    self._sequence.begin(self.window[self._sequence.length:-1], total, back_to, seconds if self._model.runtime.awaited else 0.0)
                 except OutOfMemoryError:
                     if self._owned:
-                        self._sequence.truncate(0)
-                    if time.monotonic() >= end:
-                        if self._owned:
-                            self._sequence = None
-                        raise
-                time.sleep(0.01)
+                        self._sequence.truncate(0)  # what a resumed answer had computed: it may be just what is wanting
+                    self._sequence.begin(self.window[self._sequence.length:-1], total, back_to, seconds)
+            except BaseException:
+                self._sequence = None if self._owned else self._sequence
+                raise
             self._opened = True
         assert self._sequence is not None
         return self._sequence
@@ -260,6 +263,7 @@ class Generation:
             return ""
         self.finish_reason = reason
         if self._sequence is not None:
+            self._sequence.unpromise()  # first: then nothing here takes a lock, which a destructor must not
             if self._speculator:
                 self._speculator.stop(self._sequence, self.window)
                 self._speculator.close()
@@ -268,8 +272,6 @@ class Generation:
             if self._owned:
                 self._sequence.close()
                 self._sequence = None
-            else:
-                self._sequence.unpromise()
         self._job = self._row = None
         self._model.scheduler.left()
         if reason in ("stop", "interrupted"):
@@ -288,11 +290,11 @@ class Generation:
         after = rows[0] if self._job.logits == "all" else rows[-1]  # all: a draft follows the prompt
         return self._sequence.fork(len(self.window)), after.copy()
 
-    def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray) -> None:
+    def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray, wait: bool = True) -> None:
         """Start from a prompt that was computed already; the sequence belongs to the generation from now on. OutOfMemoryError: then it doesn't."""
         self._sequence, self._owned = sequence, False
         try:
-            self.open()
+            self.open(wait)
         except OutOfMemoryError:
             self._sequence, self._owned = None, True
             raise
@@ -337,7 +339,7 @@ class Generation:
             kv_bytes=self._sequence.kv_bytes if self._sequence is not None else self._kv_bytes, peak_memory_bytes=peak_memory(),
             threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
-            context_shifts=self._shifts, dropped_tokens=self._dropped,
+            context_shifts=self._shifts, dropped_tokens=self._dropped, context=self._model.context, wanted_context=self._model.runtime.wanted_context,
         )
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------
@@ -391,12 +393,12 @@ def check_max_tokens(max_tokens: Any) -> int | None:
     if max_tokens is None:
         return None
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < -1:
-        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {max_tokens!r}")
+        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {quoted(max_tokens)}")
     return None if max_tokens == -1 else int(max_tokens)
 
 
 def check_logprobs(n: Any) -> int | None:
     """None (no log-probabilities) or of how many of the most likely tokens. OptionError."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
-        raise OptionError(f"logprobs must be a whole number from 0 on, found {n!r}")
+        raise OptionError(f"logprobs must be a whole number from 0 on, found {quoted(n)}")
     return None if n is None else int(n)

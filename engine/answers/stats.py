@@ -38,6 +38,10 @@ class Stats:
     """How often the context was full and old tokens were dropped."""
     dropped_tokens: int = 0
     """By context shifts."""
+    context: int = 0
+    """Positions of prompt and answer together."""
+    wanted_context: int = 0
+    """Positions that there would be if `memory` had room for them: if that is more, a long answer is not what it would be."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,34 +1,42 @@
 """What a model will take of the machine's memory, computed from the header alone, before anything is loaded.
 
-    context, memory, free memory ──► plan() ──► MemoryPlan: positions of a sequence, pages of the KV cache
+    context, memory, free memory, threads ──► plan() ──► MemoryPlan: positions of a sequence, tokens of a step, pages of the KV cache
 """
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...kernels.formats import registry
 from ..architectures.config import ModelConfig
-from ..errors import OptionError, OutOfMemoryError
+from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from .kv_cache import PAGE, kv_type, page_bytes, pages_of
-from .weights import available_memory, matrix_names
+from .step_memory import step_memory
+from .weights import available_memory, weight_bytes
 
 DEFAULT_CONTEXT = 4096
 """Positions of a sequence where neither the caller nor the model's training asks for fewer."""
+MOST_TOKENS = 512
+"""Of one step."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """weights, kv: bytes; kv is the budget, claimed page by page as sequences grow. context: positions of a sequence; pages: of 64 positions, in kv."""
+    """Bytes: weights, of all that is there before any text: the matrices, and with them `buffers` (of a step, logits, tables); kv: the KV cache's budget,
+    claimed page by page as it is promised. context: positions of a sequence; pages: of 64 positions, in kv; tokens, logits: most of a step; wanted: the
+    context that would be there if there were memory for it."""
 
     weights: int
     kv: int
     context: int
     pages: int
     page_bytes: int
+    buffers: int
+    tokens: int
+    logits: int
+    wanted: int
 
     @property
     def context_bytes(self) -> int:
@@ -36,37 +44,73 @@ class MemoryPlan:
         return pages_of(self.context) * self.page_bytes
 
     def __str__(self) -> str:
-        def size(n: int) -> str:
-            return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.1f} MB"
-        return (f"memory: weights {size(self.weights)}, KV cache up to {size(self.kv)} ({self.pages * PAGE} positions); "
-                f"a full context of {self.context} takes {size(self.context_bytes)}")
+        return (f"memory: weights {_size(self.weights - self.buffers)}, buffers {_size(self.buffers)}, KV cache up to {_size(self.kv)} ({self.pages * PAGE} "
+                f"positions); a full context of {self.context} takes {_size(self.context_bytes)}")
+
+    @property
+    def shortage(self) -> str | None:
+        """A line if the context is smaller than it would be with more memory: answers may end earlier, or lose their beginning earlier."""
+        if self.context >= self.wanted:
+            return None
+        more = (pages_of(self.wanted) - self.pages) * self.page_bytes
+        return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those with a "
+                f"full context. Allow {_size(more)} more, or ask for this context (context={self.context})")
 
 
-def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None) -> MemoryPlan:
-    """The KV cache gets what `memory` bytes leave beside the weights, else half of what is free beside them; at least one full context.
+def _size(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.1f} MB"
 
-    context None: as trained, at most 4096, or what fits into `memory`. kv: a name of kv_cache.KV_TYPES. Raises OutOfMemoryError if it can't be, OptionError.
+
+def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None, threads: int = 1) -> MemoryPlan:
+    """All that the model will take is inside `memory` bytes: weights, the buffers of a step on so many threads, the KV cache (at least one full context). The
+    KV cache gets what is left, without `memory` half of what is free. Steps get fewer tokens if need be, which costs time and changes nothing else.
+
+    context None: as trained, at most 4096, or what fits into `memory` (then .shortage says so). kv: a name of kv_cache.KV_TYPES. Raises OutOfMemoryError if
+    it can't be, OptionError.
     """
-    matrices = [gguf.tensors[name] for name in matrix_names(config)]
-    weights = sum(registry.tiled_bytes(t.format.name, *t.shape) for t in matrices)
-    one_page = page_bytes(config, kv_type(config, kv))
+    kind = kv_type(config, kv)
+    matrices = weight_bytes(gguf, config)
+    one_page = page_bytes(config, kind)
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
-    needed = pages_of(wanted)
-    free = available_memory()
-    if free is not None and weights + (needed * one_page if memory is None else 0) > free:
-        raise OutOfMemoryError(f"{gguf.path}: weights and a context of {wanted} positions need {weights + needed * one_page >> 20} MiB, {free >> 20} MiB are "
-                               "free; use a smaller context or a smaller quantisation")
-    if memory is None:
-        spare = (free - weights) // 2 if free is not None else 16 * needed * one_page
-        pages = max(needed, spare // one_page)
+    needed, free = pages_of(wanted), available_memory()
+    step = step_memory(config, kind, threads, wanted)
+    most = min(MOST_TOKENS, -(-wanted // 8) * 8)
+    room = min(n for n in (memory, free, 1 << 62) if n is not None) - matrices
+    tokens = step.most_tokens(room - needed * one_page, most)
+    least = matrices + step.bytes(8)
+    if memory is not None and not tokens and context is None and (memory - least) // one_page > 0 and (free is None or least + one_page <= free):
+        found = plan(gguf, config, (memory - least) // one_page * PAGE, memory, kv, threads)
+        return replace(found, wanted=wanted)
+    if not tokens:
+        have, what = (free, "are free") if memory is None or free is not None and free < memory else (memory, "are allowed")
+        raise OutOfMemoryError(f"{gguf.path}: weights ({matrices >> 20} MiB), buffers ({step.bytes(8) >> 20} MiB) and a context of {wanted} positions "
+                               f"({needed * one_page >> 20} MiB) don't fit into the {(have or 0) >> 20} MiB that {what}; allow more, use a smaller context or a "
+                               "smaller quantisation")
+    weights = matrices + step.bytes(tokens)
+    if memory is not None:
+        pages = (memory - weights) // one_page
     else:
-        pages = max(0, memory - weights) // one_page
-        if context is None and 0 < pages < needed:
-            wanted = pages * PAGE
-        elif pages < needed:
-            raise OutOfMemoryError(f"{gguf.path}: weights ({weights >> 20} MiB) and a context of {wanted} positions ({needed * one_page >> 20} MiB) "
-                                   f"don't fit into the {memory >> 20} MiB allowed; allow more, use a smaller context or a smaller quantisation")
-    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page)
+        pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted)
+
+
+def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_config: ModelConfig, context: int | None, memory: int, kv: str | None,
+                threads: int) -> tuple[int, int]:
+    """(how many of `memory` bytes, which are for both models, the draft model gets, its context): up to the main model's, and never of what the main model
+    needs to have the context that it has without a draft. OutOfMemoryError: that is too little."""
+    main = plan(gguf, config, context, memory, kv, threads)
+    kind = kv_type(draft_config, kv)
+    step = step_memory(draft_config, kind, threads, main.context)
+    matrices = weight_bytes(draft, draft_config)
+    one_page = page_bytes(draft_config, kind)
+    left = memory - main.weights + main.buffers - main.context_bytes - step_memory(config, kv_type(config, kv), threads, main.context).bytes(8)
+    least = matrices + step.bytes(8) + one_page
+    if main.context < main.wanted or left < least:
+        raise OutOfMemoryError(f"{draft.path}: the draft model needs {least >> 20} MiB, {max(0, left) >> 20} of the {memory >> 20} MiB allowed are left beside the "
+                               f"main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
+    tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
+    fits = min(main.context, (left - matrices - step.bytes(8)) // one_page * PAGE)
+    return min(left, matrices + step.bytes(tokens) + pages_of(main.context) * one_page), fits
 
 
 def parse_memory(value: Any) -> int | None:
@@ -78,5 +122,5 @@ def parse_memory(value: Any) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", value.strip().lower(), re.ASCII) if isinstance(value, str) else None
     n = int(float(match[1]) * _UNITS[match[2] or ""]) if match and len(match[1]) < 20 else 0
     if n <= 0:
-        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {value!r}")
+        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {quoted(value)}")
     return n

@@ -17,13 +17,14 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP, record_bytes
+from ...kernels.elementwise import PAIRS
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
-from ..architectures.config import ModelConfig
+from ..architectures.config import ModelConfig, read_vector
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
-from ..gguf.file import GGUFFile
+from ..gguf.file import GGUFFile, model_digest
 from . import forward as f
 from . import kv_cache, thread_choice
 from .kv_cache import PagePool, Sequence, pages_of
@@ -31,8 +32,6 @@ from .memory import MemoryPlan, plan
 from .rope import RopeTable
 from .weights import LAYER_MATRICES, Progress, Weights
 
-MAX_BATCH = 512
-"""Most tokens of one step."""
 _RANGE_MACS = 30e9
 """Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
 
@@ -59,6 +58,16 @@ def _round(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
+def known_threads(gguf: GGUFFile, threads: int | None) -> int:
+    """Threads that were asked for, or chosen before; 0: to be measured."""
+    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
+
+
+def most_threads(gguf: GGUFFile, threads: int | None) -> int:
+    """Most threads that a model's runtime may have: what its memory is planned for."""
+    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
+
+
 class Runtime:
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
@@ -79,23 +88,25 @@ class Runtime:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-        if not self.n_threads:
+        self.n_threads = most_threads(gguf, threads)
+        if not known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
-            self.n_threads = max(choices)
         self.kv = kv_cache.kv_type(config, kv)
-        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv)
+        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
         if note:
             note(str(self.plan))
-        self.context = self.plan.context
-        self.max_batch = min(MAX_BATCH, _round(self.context, 8))
-        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
-        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((files, ARITHMETIC_VERSION, self.kv.name)).encode())
+            if self.plan.shortage:
+                note(self.plan.shortage)
+        self.context, self.wanted_context = self.plan.context, self.plan.wanted
+        self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
+        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
             self._prepare(gguf, config)
             self._weights.wait(progress)
+            self.digest = model_digest(gguf)
+            """What tells this model file from others."""
         except BaseException:
             self._weights.close()
             raise
@@ -131,7 +142,7 @@ class Runtime:
         self._entry = f.forward.address
         factors = None
         if config.rope_freq_factors:
-            factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
+            factors = read_vector(gguf, "rope_freqs.weight")
         self._rope = RopeTable(config, self.context, factors)
         self._buffers: dict[int, np.ndarray] = {}
         self._parts = np.empty(0, np.uint8)
@@ -178,6 +189,11 @@ class Runtime:
         """Multiply-adds of the layers' matrices for a token."""
         return self.config.n_layers * self._layer_macs
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for KV memory."""
+        return self._pool.awaited
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
@@ -197,9 +213,10 @@ class Runtime:
         ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
         for word, value in ((attention.N_HEADS, c.n_heads), (attention.N_KV_HEADS, c.n_kv_heads), (attention.HEAD_DIM, c.head_dim),
                             (attention.V_DIM, attention.v_dim(c.head_dim)), (attention.QUERY_BYTES, self.kv.query_bytes(c.head_dim)),
-                            (attention.LD_ATT, ld_att), (attention.LD_KV, ld_kv), (attention.ROPE_DIM, c.rope_dim),
+                            (attention.VALUE_DIM, c.head_dim), (attention.LD_ATT, ld_att), (attention.LD_Q, ld_att), (attention.LD_KV, ld_kv),
+                            (attention.LD_V, ld_kv), (attention.ROPE_DIM, c.rope_dim), (attention.ROPE_KIND, PAIRS),
                             (f.KV_TILES, 0 if c.head_dim % 16 else c.head_dim // 16), (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_FFN, ld_ffn),
-                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim)),
+                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim, c.head_dim)),
                             (f.ATTEND, attention.attention_kernel(self.kv).address), (f.APPEND, attention.append_kernel(self.kv).address)):
             m[word // 8] = value
         floats = m.view(np.float32)
@@ -301,7 +318,13 @@ class Runtime:
         if s[f.NOT_FINITE // 8]:
             layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
             raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
-                               "the weights are damaged or overflow")
+                               + self._overflow(f.STAGES[stage]))
+
+    def _overflow(self, stage: str) -> str:
+        """Why a stage may hold what is no number, and what helps."""
+        if stage == "keys and values" and self.kv.name != "f32":
+            return f"larger than {self.kv.name} keeps them: load with kv='f32' (--kv f32); if that fails, too, the weights are damaged"
+        return "the weights are damaged or overflow"
 
     def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """What a range of one layer leaves in the buffers."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...kernels import forks
 from ..answers.speculation import Costs
-from ..errors import ClosedError, LlaminaError, OptionError
+from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -30,6 +31,7 @@ QUANTUM = 32
 """A prompt that gets anything of a step gets so many tokens, if there is room."""
 _MACS_PER_SECOND = 300e9  # a first guess, for the first chunk
 _GATHER_SECONDS = 0.003  # after a step its threads sample; so long the next step waits for them to come back
+_IDLE_SECONDS = 1.0  # without a step: then nobody is at work
 _MOST_OBSERVED = 64  # tokens of a step whose price speculation may want to know
 _order = itertools.count()
 
@@ -69,6 +71,14 @@ class Job:
         """Which logits of its next n tokens."""
         return self.logits if n == self.left or self.logits != "last" else "none"
 
+    def rows_of(self, n: int) -> int:
+        """How many rows of logits its next n tokens give."""
+        return {"none": 0, "last": 1, "all": n}[self.wanted(n)]
+
+    def most(self, n: int, rows: int) -> int:
+        """n, or fewer tokens if only so many rows of logits are left in a step; 0: not this time."""
+        return n if self.rows_of(n) <= rows else min(n, rows) if self.logits == "all" else 0
+
     def fed(self, rows: np.ndarray) -> None:
         if len(rows):
             self._parts.append(rows)
@@ -97,6 +107,8 @@ class Scheduler:
         self._streamed: dict[int, float] = {}  # thread -> when it last got a stream's logits
         self.tokens_per_second = _MACS_PER_SECOND / runtime.macs_per_token
         """Of steps with many tokens, measured; it bounds the chunk."""
+        self._leader = 0  # the thread that takes the step
+        forks.watch(self, 0)
 
     def run(self, jobs: Sequence[Job], *, first: bool = False) -> None:
         """Compute until all jobs (first: at least one) are finished; the unfinished ones stop between two chunks and can be run again. A job's own
@@ -116,7 +128,7 @@ class Scheduler:
                         self._changed.wait()
                     if enough(job.finished for job in jobs):
                         return
-                    self._busy = True
+                    self._busy, self._leader = True, me
                 try:
                     self._step()
                 finally:
@@ -142,6 +154,11 @@ class Scheduler:
         if interrupt:
             raise interrupt
 
+    @property
+    def at_work(self) -> bool:
+        """Whether steps are taken: whoever holds memory will come to an end. Not if nothing was computed for a second."""
+        return self._busy or self.clock() - self._step_ended < _IDLE_SECONDS
+
     def left(self) -> None:
         """This thread's stream has ended: nobody need wait for it."""
         self._expected.discard(threading.get_ident())
@@ -155,6 +172,20 @@ class Scheduler:
             while self._busy:
                 self._changed.wait()
             closing()
+
+    def fork_locks(self) -> list[Any]:
+        """For forks.py."""
+        return [self._changed]
+
+    def after_fork_in_child(self) -> None:
+        """Only the thread that forked is there: steps and jobs of others are not."""
+        me = threading.get_ident()
+        self._queue = [job for job in self._queue if job.thread == me]
+        if self._leader != me:
+            self._busy, self._running = False, []
+        self._expected.clear()
+        self._streamed.clear()
+        self._changed.notify_all()
 
     # -- one step -------------------------------------------------------------------------------------------------------------------------
 
@@ -187,10 +218,11 @@ class Scheduler:
         """A step; if it fails, each part for itself: whose fault was it?"""
         try:
             self._compute(parts)
-        except LlaminaError as error:
+        except (LlaminaError, MemoryError) as error:
             if len(parts) == 1 or self._closed:
+                own = error if isinstance(error, LlaminaError) else OutOfMemoryError("the system has no more memory for a step")
                 for job, _ in parts:
-                    job.error = ClosedError("the model was closed: load it again") if self._closed else error
+                    job.error = ClosedError("the model was closed: load it again") if self._closed else own
                 return
             for job, n in parts:  # no sequence has changed
                 self._attempt([(job, n)])
@@ -217,23 +249,23 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Job, int]]:
         """Which jobs get how many tokens of the next step: streams all they want, then prompts, the oldest first, then those that are soonest done."""
-        room = self._runtime.max_batch
+        room, rows = self._runtime.max_batch, self._runtime.max_logits
         streams = [job for job in self._queue if job.stream]
         prompts = sorted((job for job in self._queue if not job.stream), key=lambda job: job.order)
         prompts[1:] = sorted(prompts[1:], key=lambda job: job.left)
         streams_room = room - min(room // 4, QUANTUM) if prompts else room
         parts: list[tuple[Job, int]] = []
         for job in streams:
-            if n := min(job.left, streams_room):
+            if n := job.most(min(job.left, streams_room), rows):
                 parts.append((job, n))
-                streams_room, room = streams_room - n, room - n
+                streams_room, room, rows = streams_room - n, room - n, rows - job.rows_of(n)
         if parts or self._others_stream({job.thread for job in prompts}):
             room = min(room, self.chunk)
         prompts = self._without_twins(prompts)
         for i, job in enumerate(prompts):
-            if n := min(job.left, room, max(QUANTUM, room // (len(prompts) - i))):
+            if n := job.most(min(job.left, room, max(QUANTUM, room // (len(prompts) - i))), rows):
                 parts.append((job, n))
-                room -= n
+                room, rows = room - n, rows - job.rows_of(n)
         return parts
 
     @staticmethod

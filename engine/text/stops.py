@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 from .marks import MARK
 
 
@@ -72,5 +72,5 @@ def check_stop(stop: Any) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop or (), Iterable) else (stop,)
     for s in stops:
         if not isinstance(s, str) or not s:
-            raise OptionError(f"stop must be non-empty strings, found {s!r}")
+            raise OptionError(f"stop must be non-empty strings, found {quoted(s)}")
     return stops

@@ -1,0 +1,75 @@
+"""What must be true of a page pool after every operation, and a way to look after every operation of every pool (conftest.py switches it on for all tests).
+
+    watch_pools(monkeypatch)   after each operation: claimed = owned + shared + free + cached, promises are covered, nothing is counted twice
+    check_sequences(pool, …)   between operations: pages, marks and promises are exactly what these sequences hold
+"""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from llamina.engine.run.kv_cache import Sequence, pages_of
+from llamina.engine.run.page_pool import PagePool
+
+
+def check_pool(pool: PagePool) -> None:
+    """The pool's own numbers agree with its pages."""
+    with pool.lock:
+        count = pool.census()
+        assert count.owned + count.shared + count.free + count.cached == pool.claimed <= pool.max_pages, (count, pool.claimed, pool.max_pages)
+        free = [id(page) for page in pool._free]
+        assert len(set(free)) == len(free) == count.free and set(free) <= {id(p) for p in pool.pages}, "free pages"
+        assert all(p.users == 0 and p.entry is None for p in pool._free), "a free page is held or known"
+        idle = [entry.page for entry in pool.prefix._idle.values()]
+        assert len(idle) == count.cached and all(p is not None and p.users == 0 and p.entry is not None for p in idle), "idle pages"
+        assert all(p.entry is None or p.entry.page is p for p in pool.pages), "a page and its entry"
+        assert all(0 <= p.rewinders <= p.users for p in pool.pages), "more sequences may go back over a page than hold it"
+        assert pool._reserved == sum(max(0, min(p.rewinders, p.users - 1)) for p in pool.pages), "reserved pages"
+        assert pool._promised >= 0 and pool._left() >= 0, (pool._promised, pool._left())
+
+
+def check_sequences(pool: PagePool, sequences: Iterable[Sequence]) -> None:
+    """`sequences` are all there are, and no thread is at work: nothing is held by nobody."""
+    check_pool(pool)
+    with pool.lock:
+        users: Counter[int] = Counter()
+        rewinders: Counter[int] = Counter()
+        promised = 0
+        for s in sequences:
+            promised += s._spare
+            assert len(s._pages) >= pages_of(s.length)
+            for at, page in enumerate(s._pages):
+                assert s.table[at] == page.data.ctypes.data
+                users[id(page)] += 1
+                rewinders[id(page)] += at >= s._floor
+            if s._promised_length and s._floor == 0:
+                assert s._spare >= s._wanting(s._promised_length), "a promise is not covered"
+        for page in pool.pages:
+            assert page.users == users[id(page)] and page.rewinders == rewinders[id(page)], "a page is held by nobody"
+        assert pool._promised == promised, "promised to nobody"
+
+
+def check_whole(pool: PagePool) -> None:
+    """Everything was closed: no page is held, none promised; all that the budget allows can be had."""
+    check_pool(pool)
+    count = pool.census()
+    assert count.owned == count.shared == 0 and pool._promised == pool._reserved == 0 and pool.free_pages == pool.max_pages, (count, pool._promised)
+    assert not pool.awaited
+
+
+def watch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on each operation of a pool or sequence ends with `check_pool`."""
+    def watched(method: Any, pool_of: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with pool_of(self).lock:  # no other thread's operation between this one and the look
+                try:
+                    return method(self, *args, **kwargs)
+                finally:
+                    check_pool(pool_of(self))
+        return call
+
+    for name in ("_admit", "match", "fork", "reserve", "append"):  # truncate, close, unpromise: the garbage collector calls them, they take no lock
+        monkeypatch.setattr(Sequence, name, watched(getattr(Sequence, name), lambda s: s._pool))
+    monkeypatch.setattr(PagePool, "clear_prefix_cache", watched(PagePool.clear_prefix_cache, lambda pool: pool))
