@@ -56,6 +56,10 @@ def _message(text: str) -> str:
     return text if len(text) <= MOST else text[:MOST * 2 // 3] + " ... " + text[-MOST // 3:]
 
 
+class LlaminaWarning(UserWarning):
+    """Something the user should know, though it goes on: one line."""
+
+
 class FileError(LlaminaError):
     """A path is missing, unreadable, a directory, or not writable."""
 

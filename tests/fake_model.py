@@ -26,6 +26,12 @@ class FakeTokenizer:
     def encode(self, text: str, *, bos: bool | None = None, eos: bool | None = None, parse_special: bool = False) -> list[int]:
         return [BOS] * (self.add_bos if bos is None else bos) + list(text.encode())
 
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < 256 else b""
+
+    def token_text(self, id: int) -> str:
+        return {BOS: "<s>", EOS: "</s>", TURN: "<turn>"}.get(id, "?")
+
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
@@ -144,6 +150,7 @@ class FakeTemplate:
 
     stop_ids = frozenset({TURN})
     built_in = False
+    sources = ""
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         ids = [BOS]

@@ -97,7 +97,7 @@ class Journal:
 
     def add(self, number: int, record: Mapping[str, Any]) -> None:
         """Keep a record."""
-        text = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
         head = b"%d\t%08x\t" % (number, zlib.crc32(text))
         self._offsets[number] = (self._end + len(head), len(text))
         self._append(head + text + b"\n")

@@ -18,6 +18,7 @@ import signal
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -100,6 +101,11 @@ MODEL: a .gguf file, a name, or demo.         More: llamina COMMAND --help
 """What `llamina` alone says."""
 
 
+def _tell(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning as a line of ours, without where in the source it was raised."""
+    sys.stderr.write(_wrapped(f"llamina: {message}\n"))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line on `argv` (default: the process's) -> exit code. Prints errors as one line; raises nothing but SystemExit."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -119,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(_wrapped(OVERVIEW))
             sys.stdout.flush()
             return 0
-        with _leaving_when_told(), llamina.make_context("llamina", argv, obj=state) as ctx:
+        with _leaving_when_told(), warnings.catch_warnings(), llamina.make_context("llamina", argv, obj=state) as ctx:
+            warnings.showwarning = _tell
             code = llamina.invoke(ctx)
             sys.stdout.flush()
             return code or 0

@@ -98,7 +98,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         options = {"max_tokens": max_tokens, "logprobs": logprobs, "context_shift": bool(context_shift), "keep": keep, **obey, **sampling}
         asked: dict[str, Any] = {"model": model, "prompt": text, "prompt_ids": ids}
         if logprobs is not None:
-            asked["prompt_logprobs"] = [entry._asdict() for entry in loaded.logprobs(ids, logprobs)]
+            asked["prompt_logprobs"] = [entry.as_dict() for entry in loaded.logprobs(ids, logprobs)]
         if samples > 1:
             _several(loaded.generate_many([ids], samples=samples, ordered=True, **options), asked if as_json else None, progress)
             return
@@ -158,8 +158,8 @@ def _nothing_said(model: Model, answer: Generation, chat: bool) -> str | None:
 
 def _as_dict(answer: Generation | Result) -> dict[str, Any]:
     assert answer.stats is not None
-    logprobs = {"logprobs": [entry._asdict() for entry in answer.logprobs]} if answer.logprobs else {}
-    return {"text": answer.text if isinstance(answer.text, str) else answer.so_far, "ids": answer.ids, **logprobs, **answer.stats.as_dict()}
+    logprobs = {"logprobs": [entry.as_dict() for entry in answer.logprobs]} if answer.logprobs else {}
+    return {"text": str(answer), "ids": answer.ids, **logprobs, **answer.stats.as_dict()}
 
 
 def _several(results: Batch, asked: dict[str, Any] | None, progress: Progress) -> None:
