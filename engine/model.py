@@ -274,7 +274,7 @@ class Model:
 
     def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
-        step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        step gives rows of); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
         self._check_open()
         ids, chunk = self._check_ids(ids), count("chunk", chunk)
         if len(ids) > self.context:
@@ -282,7 +282,7 @@ class Model:
         out = np.empty((len(ids), self.config.n_vocab), np.float32)
         sequence = self.runtime.new_sequence()
         try:
-            step = min(chunk or self.runtime.max_batch, self.runtime.max_batch)
+            step = min(chunk or self.runtime.max_logits, self.runtime.max_logits)
             for start in range(0, len(ids), step):
                 out[start:start + step] = self.feed(sequence, ids[start:start + step], "all")
         finally:

@@ -42,7 +42,7 @@ from pool_check import check_whole, watch_pools  # noqa: E402
 from small_models import SMALL, write_small_model  # noqa: E402
 
 WAIT = 60.0  # seconds; nobody holds memory that long
-SECONDS = 40  # of one case, before it counts as hanging
+SECONDS = 300  # of one case, before it counts as hanging
 Found = tuple[Any, ...]
 
 
