@@ -22,6 +22,7 @@ import numpy as np
 from .. import __version__
 from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.gguf.header import quote
+from ..kernels.float_env import in_default_floats
 from ..kernels.threads import usable_threads
 from .recipes import ENCODABLE, KEEP, RECIPES, Choice, Sizes, choose, format_name, parse_overrides, recipe_name
 from .sources import Source, SourceTensor, open_source
@@ -89,6 +90,7 @@ class _Piece:
     report: TensorReport
 
 
+@in_default_floats
 def convert(
     source: str | os.PathLike[str] | Source, out: str | os.PathLike[str], type: str = KEEP, *, kind: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None, overrides: Sequence[str] = (), output_type: str | None = None, embedding_type: str | None = None,
@@ -161,7 +163,7 @@ def _write(
 ) -> Report:
     reports, pieces = [], []
     for tensor, choice in zip(source.tensors, choices):
-        copied = tensor.dtype == choice.format and choice.format not in ("F32", "F16", "BF16") and tensor.raw() is not None
+        copied = tensor.dtype == choice.format and choice.format not in ("F32", "F16", "BF16") and tensor.copy is not None
         if choice.format not in ENCODABLE and not copied:
             raise OptionError(f"tensor {quote(tensor.name)} would be {choice.format}, which llamina can't encode: choose another type")
         out_tensor = OutTensor(choice.name, tensor.shape, choice.format)
@@ -194,9 +196,12 @@ def _write(
                 hashes = [d.result() for d in digests]
                 for old, new in zip(placeholders, hashes):
                     output.patch(old.encode(), new.encode())
+                source.check()
                 paths = output.finish()
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(error, FormatError):
+                    source.check()  # that somebody writes it says more than what it holds for the moment
                 raise
     if zeroed := [r for r in reports if r.zeroed]:
         notes += [f"{r.name}: {r.zeroed} weights that were NaN or infinite are 0 now" for r in zeroed]
@@ -222,9 +227,9 @@ def _encode(piece: _Piece, allow_nan: bool) -> tuple[np.ndarray, int]:
     from ..kernels.formats.encoders import encode
     tensor, format = piece.tensor, piece.choice.format
     if piece.copied:
-        raw = tensor.raw()
+        raw = tensor.raw(piece.first, piece.last)
         assert raw is not None
-        return raw[piece.first:piece.last], 0
+        return raw, 0
     x = tensor.rows(piece.first, piece.last)
     zeroed = 0
     if not np.isfinite(x).all():

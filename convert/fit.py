@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.errors import OptionError
+from ..kernels.float_env import in_default_floats
 from ..kernels.formats import registry
 from ..kernels.formats.encoders import encode
 from ..kernels.formats.table import FORMATS
@@ -162,6 +163,7 @@ def allocate(table: list[tuple[Option, ...]], budget: int) -> list[Option]:
         chosen[best[1]] = best[2]
 
 
+@in_default_floats
 def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = None, importance: Mapping[str, np.ndarray] | None = None,
          threads: int | None = None, progress: Callable[[str, int, int], None] | None = None) -> Plan:
     """Formats for a source's matrices within a file size, or a mean number of bits per weight. OptionError: an impossible budget."""

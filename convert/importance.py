@@ -19,6 +19,7 @@ from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.gguf.file import open_gguf
 from ..engine.run.runtime import Feed
 from ..engine.score.perplexity import windows
+from ..kernels.float_env import in_default_floats
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -65,6 +66,7 @@ class Collector:
         self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
+@in_default_floats
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
             progress: Callable[[str, int, int], None] | None = None, special: bool = False) -> dict[str, Columns]:
     """Run the model over a text's windows (perplexity.py's; `special`, too) -> sums of squares of each matrix's input. OptionError if it is too short."""

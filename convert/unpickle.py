@@ -1,6 +1,6 @@
 """PyTorch's zip files (.pth, .pt, .bin) read without torch, and without running anything that they ask for.
 
-    zip directory -> archive/data.pkl -> a small stack machine over its opcodes -> dict with `Stored` tensors, mapped at archive/data/0, 1, ...
+    zip directory -> archive/data.pkl -> a small stack machine over its opcodes -> dict with `Stored` tensors, at archive/data/0, 1, ...
 
 A pickle is a program. This interpreter knows the opcodes that torch.save writes, and its values are plain data: a GLOBAL is but a name, looked up in a
 fixed table of what tensors are made of; there is nothing to import, call or subclass. Any other opcode or name is refused by its name. Keys of
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from ..engine.errors import FormatError, UnsupportedError
 from ..engine.gguf.header import quote
-from .sources.base import MappedFile, Stored
+from .sources.base import SourceFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million
 MAX_OPCODES = 4_000_000
@@ -64,7 +64,7 @@ class Ordered(dict):
 _MARK = object()
 
 
-def load_checkpoint(file: MappedFile) -> Any:
+def load_checkpoint(file: SourceFile) -> Any:
     """The object that torch.save wrote: dicts, lists, numbers, strings, and tensors as `Stored` without a name.
 
     FormatError: damaged or hostile. UnsupportedError: old or TorchScript files, and whatever is no tensor, dict, list or number, by its name."""
@@ -73,12 +73,12 @@ def load_checkpoint(file: MappedFile) -> Any:
     if pickle[1] > MAX_PICKLE:
         raise FormatError(f"{file.path}: data.pkl has {pickle[1]} bytes, expected at most {MAX_PICKLE}")
     order = entries.get(prefix + "byteorder")
-    if order and file.map[order[0] : order[0] + min(order[1], 16)] != b"little":
+    if order and file.read(order[0], min(order[1], 16)) != b"little":
         raise UnsupportedError(f"{file.path}: its numbers are big-endian; save it again on a little-endian machine")
-    return _Machine(file, entries, prefix).run(file.map[pickle[0] : pickle[0] + pickle[1]])
+    return _Machine(file, entries, prefix).run(file.read(*pickle))
 
 
-def load_state_dict(file: MappedFile) -> tuple[dict[str, Stored], dict[str, Any]]:
+def load_state_dict(file: SourceFile) -> tuple[dict[str, Stored], dict[str, Any]]:
     """The tensors of a state dict, or of a training checkpoint that has one as "model", "state_dict" or "module"; and the checkpoint's other values.
     Prefixes that torch.compile and DataParallel put before names are taken off. Raises what load_checkpoint does, FormatError if there is none."""
     found = load_checkpoint(file)
@@ -101,13 +101,14 @@ def load_state_dict(file: MappedFile) -> tuple[dict[str, Stored], dict[str, Any]
     return tensors, rest
 
 
-def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
+def _directory(file: SourceFile) -> tuple[dict[str, tuple[int, int]], str]:
     """Every entry of the zip: name -> (offset of its bytes in the file, how many); and the folder that holds data.pkl."""
     path = file.path
-    if file.map[:4] != b"PK\x03\x04":
-        if LEGACY_MAGIC in file.map[:32]:
+    head = file.read(0, min(32, file.size))
+    if head[:4] != b"PK\x03\x04":
+        if LEGACY_MAGIC in head:
             raise UnsupportedError(f"{path}: is a PyTorch file of before version 1.6 (a bare pickle): load and save it again with a newer PyTorch")
-        if file.map[:1] == b"\x80":
+        if head[:1] == b"\x80":
             raise UnsupportedError(f"{path}: is a bare pickle, not a zip file as PyTorch writes since 1.6: it is not opened, save it again with PyTorch")
         raise FormatError(f"{path}: is no PyTorch file (it does not begin as a zip file)")
     entries: dict[str, tuple[int, int]] = {}
@@ -127,9 +128,10 @@ def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
         if info.flag_bits & 1:
             raise UnsupportedError(f"{what} is encrypted")
         at = info.header_offset
-        if at < 0 or at + 30 > file.size or file.map[at : at + 4] != b"PK\x03\x04":
+        header = file.read(at, 30) if 0 <= at <= file.size - 30 else b""
+        if header[:4] != b"PK\x03\x04":
             raise FormatError(f"{what} has no header at byte {at}: the file is damaged or truncated")
-        name_bytes, extra_bytes = struct.unpack_from("<HH", file.map, at + 26)
+        name_bytes, extra_bytes = struct.unpack_from("<HH", header, 26)
         start = at + 30 + name_bytes + extra_bytes
         if start + info.file_size > file.size:
             raise FormatError(f"{what} ends at byte {start + info.file_size} of {file.size}: the file is truncated")
@@ -146,7 +148,7 @@ def _directory(file: MappedFile) -> tuple[dict[str, tuple[int, int]], str]:
 class _Machine:
     """Interprets one pickle; `run` gives its value."""
 
-    def __init__(self, file: MappedFile, entries: dict[str, tuple[int, int]], prefix: str) -> None:
+    def __init__(self, file: SourceFile, entries: dict[str, tuple[int, int]], prefix: str) -> None:
         self.file, self.entries, self.prefix = file, entries, prefix
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine.architectures.config import ModelConfig, check_tensors
-from ..engine.errors import FileError, LlaminaError
+from ..engine.errors import FileError, FormatError, LlaminaError
 from ..engine.gguf.file import GGUFFile, open_gguf
+from ..engine.panics import panics_are
 from ..engine.text.tokenizer import load_tokenizer
+from ..kernels.float_env import in_default_floats
 from .sources import Source, SourceTensor
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class Verification:
         return not self.problems
 
 
+@in_default_floats
 def verify(source: Source, report: Report, text: str | None = None, threads: int | None = None,
            progress: Callable[[str, int, int], None] | None = None) -> Verification:
     """Check report.paths against the open source; with a `text`, run both. Writes the report. Problems are in the result, not raised; FileError if the
@@ -103,6 +106,7 @@ def verify(source: Source, report: Report, text: str | None = None, threads: int
     return result
 
 
+@panics_are(FormatError, "the vocabulary cannot be compared")
 def _compare_vocabulary(result: Verification, source: Source, file: GGUFFile) -> None:
     ours = load_tokenizer(file.metadata, file.path)
     theirs = load_tokenizer(source.metadata, source.path)
@@ -136,17 +140,16 @@ def _reference(result: Verification, source: Source) -> Callable[[str], list[int
 
 def _compare_tensor(result: Verification, tensor: SourceTensor, file: GGUFFile) -> None:
     from ..kernels.formats.registry import decode
-    info, data = file.tensors[tensor.name], file.data(tensor.name)
+    info = file.tensors[tensor.name]
     squares = differences = worst = 0.0
     step = max(1, (1 << 20) // info.cols)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     for first in range(0, info.rows, step):
         x = tensor.rows(first, min(first + step, info.rows))
         x[~np.isfinite(x)] = 0  # allowed by --allow-nan, or the conversion would have stopped
-        y = decode(info.format.name, data[first:first + len(x)])
+        y = decode(info.format.name, file.data(tensor.name, first, first + len(x)))
         square, difference = np.square(x, dtype=np.float64).sum(axis=1), np.square(y.astype(np.float64) - x).sum(axis=1)
         rows.append((square, difference))
-    file.release(tensor.name)
     square, difference = (np.concatenate(parts) for parts in zip(*rows))
     squares, differences = float(square.sum()), float(difference.sum())
     relative = float(np.sqrt(differences / squares)) if squares else float(differences > 0)

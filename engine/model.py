@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError
+from .errors import ClosedError, ContextFullError, OptionError, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find
 from .run.scheduler import Job, Scheduler
@@ -37,6 +38,7 @@ DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
 
 
+@in_default_floats
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          memory: int | str | None = None, kv: str | None = None, progress: Callable[[str, int, int], None] | None = None,
          note: Callable[[str], None] | None = None) -> Model:
@@ -49,8 +51,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
     cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with the memory plan, one
-    line, before anything is loaded.
+    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
+    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -63,6 +65,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         if draft is not None and allowed is not None:
             for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
@@ -72,6 +76,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
+    gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             memory, context = for_draft or (None, model.context)
@@ -112,7 +117,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
     hub's cache lacks it; errors then as of hub.model_file."""
     name = os.fspath(path)
     if not isinstance(name, str) or not name:
-        raise OptionError(f"the model must be a path or 'demo', found {path!r}")
+        raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
     if name.startswith("hf:"):
@@ -124,7 +129,7 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
 def check_sample_index(index: Any) -> int:
     """OptionError unless it is a whole number from 0 on, below 2**64."""
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
-        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {index!r}")
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
     return int(index)
 
 
@@ -137,7 +142,7 @@ def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: in
     if keep is None:
         return default
     if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
-        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {keep!r}")
+        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {quoted(keep)}")
     return int(keep)
 
 
@@ -156,7 +161,7 @@ def count(name: str, value: Any) -> int | None:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name} must be a whole number above 0, found {value!r}")
+    raise OptionError(f"{name} must be a whole number above 0, found {quoted(value)}")
 
 
 class Model:
@@ -178,7 +183,6 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
-        self._digest: str | None = None
         self._closed = False
 
     @property
@@ -222,6 +226,7 @@ class Model:
 
     # -- text -----------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
         """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
         text ("</s>") become those tokens; else they are text. TokenizerError."""
@@ -237,12 +242,9 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """What tells this model file from others (session.py says how); computed once."""
-        if self._digest is None:
-            from .answers.session import model_digest
-            self._check_open()
-            self._digest = model_digest(self._gguf)
-        return self._digest
+        """What tells this model file from others (session.py says how), computed when it was loaded."""
+        self._check_open()
+        return self.runtime.digest
 
     def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
@@ -272,6 +274,7 @@ class Model:
 
     # -- numbers --------------------------------------------------------------------------------------------------------------------------
 
+    @in_default_floats
     def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
         step gives rows of); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -296,6 +299,7 @@ class Model:
         self.scheduler.run([job])
         return job.rows if len(job.rows) else np.empty((0, self.config.n_vocab), np.float32)
 
+    @in_default_floats
     def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
         OptionError, ContextFullError, OutOfMemoryError, NumericError."""
@@ -313,6 +317,7 @@ class Model:
             sequence.close()
         return found
 
+    @in_default_floats
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
@@ -338,6 +343,7 @@ class Model:
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
+    @in_default_floats
     def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
@@ -413,7 +419,7 @@ class Model:
         out = []
         for i, id in enumerate(ids):
             if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {id!r} at index {i}")
+                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
             if not 0 <= id < n_vocab:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))

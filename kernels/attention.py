@@ -12,6 +12,14 @@ and parts are merged by one formula, from M = -1e30, L = 0, O = 0: the pages of 
     M' = max(M, m);  a = exp(M - M');  b = exp(m - M');  L = fma(L, a, l * b);  O = fma(O, a, o * b)
     result = O * (1 / tree sum of L)
 
+Where the stage says so (all words 0: none of it):
+
+    norm       q and k of a head by head_norm, before RoPE (NORM_LAST: after it)
+    query      q = q * Q_SCALES[position]                                            after RoPE
+    soft cap   score = cap * tanh(score / cap), by vecmath.soft_cap, before the maximum
+    window     a query at P sees positions P - window + 1 ... P: earlier ones are selected away; pages and spans stay where they are
+    sink       result = O * (a / fma(tree sum of L, a, b)) with M' = max(M, sink), a = exp(M - M'), b = exp(sink - M')
+
 Positions past the query's own are selected away (scores) or skipped (values), never multiplied. How many queries share a loaded page, and which thread
 computed a span, never enters these chains: one piece of work is a block with all its spans, or, where blocks are few and contexts long, one span of
 a block, whose parts are left for whoever finishes the block's last span to merge.
@@ -27,8 +35,10 @@ import numpy as np
 from .activations import INFINITY_BITS, quantize_part
 from .atomics import atomic_add, atomic_store
 from .compile_cache import Compiled, compiled
-from .elementwise import PAGE, jit, rope
+from .elementwise import PAGE, jit, turn
+from .norms import head_norm, scale_row
 from .simd import (
+    drop_first,
     fma,
     get_f32,
     keep_first,
@@ -44,7 +54,7 @@ from .simd import (
     vmax_across,
     vsum,
 )
-from .vecmath import vexp
+from .vecmath import soft_cap, vexp
 
 SPAN = 8
 """Pages whose parts are merged before they meet other spans'."""
@@ -58,10 +68,14 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
 # -- geometry of a model, int64 words (byte offsets); forward.py's model block begins with them
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
-    QUANTIZE, TOKENS,
-) = range(0, 8 * 19, 8)
-"""QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step]."""
-GEOMETRY_WORDS = 19
+    QUANTIZE, TOKENS, VALUE_DIM, ROPE_KIND, WINDOW, SOFT_CAP, SINKS, Q_NORM, K_NORM, NORM_EPS, NORM_LAST, Q_SCALES, LD_Q,
+    LD_V,
+) = range(0, 8 * 31, 8)
+"""QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step].
+VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own
+included, or 0: all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0.
+LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V."""
+GEOMETRY_WORDS = 31
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
 # PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
 (M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS) = range(0, 8 * 9, 8)
@@ -74,31 +88,31 @@ class KVType(NamedTuple):
     """How keys and values of one layer lie in a page. Functions are compiled ones, on addresses."""
 
     name: str
-    layer_bytes: Callable[[int, int], int]
-    """(KV heads, head_dim) -> bytes of one layer's keys and values in a page, a multiple of 64."""
+    layer_bytes: Callable[[int, int, int], int]
+    """(KV heads, head_dim, value_dim) -> bytes of one layer's keys and values in a page, a multiple of 64."""
     query_bytes: Callable[[int], int]
     """head_dim -> bytes of a laid-out query, a multiple of 64."""
     lay_out: Any
     """(q, head_dim, query) -> bool: float32 [head_dim] at q to what the page kernels read; True if a number is not finite."""
     one: Any
-    """(queries, query_bytes, page, next page, n_kv, kv head, head_dim, v_dim, left, scale, parts, part_bytes, 1): one query against the layer's page; left:
-    address of int64, how many of the page's positions each query sees."""
+    """(queries, query_bytes, page, next page, n_kv, kv head, head_dim, v_dim, left, scale, cap, parts, part_bytes, 1): one query against the layer's page;
+    left: address of int64 [queries, 2]: of the page's positions each query sees those before the first number, without those before the second."""
     several: Any
-    """The same for TOGETHER queries, later ones seeing at least as much."""
+    """The same for TOGETHER queries, later ones seeing at least as far."""
     append_key: Any
-    """(x, n_kv, kv head, head_dim, v_dim, slot, page) -> bool: store a token's key, float32 [head_dim] at x, as position `slot` of a layer's page; True if a
-    number is NaN or too large for the type."""
+    """(x, n_kv, kv head, head_dim, value_dim, v_dim, slot, page) -> bool: store a token's key, float32 [head_dim] at x, as position `slot` of a layer's page;
+    True if a number is NaN or too large for the type."""
     append_value: Any
-    """The same for a value."""
+    """The same for a value, float32 [value_dim]."""
 
 
-def v_dim(head_dim: int) -> int:
-    """Columns of a value row: head_dim rounded up to the 16 lanes of a vector."""
-    return -(-head_dim // 16) * 16
+def v_dim(value_dim: int) -> int:
+    """Columns of a value row in a page: value_dim rounded up to the 16 lanes of a vector."""
+    return -(-value_dim // 16) * 16
 
 
-def part_bytes(head_dim: int) -> int:
-    return PART_HEADER + 4 * v_dim(head_dim)
+def part_bytes(value_dim: int) -> int:
+    return PART_HEADER + 4 * v_dim(value_dim)
 
 
 def block_tokens(n_heads: int, n_kv_heads: int) -> int:
@@ -106,10 +120,10 @@ def block_tokens(n_heads: int, n_kv_heads: int) -> int:
     return max(1, min(32, MAX_QUERIES // (n_heads // n_kv_heads)))
 
 
-def scratch_bytes(kv: KVType, n_heads: int, n_kv_heads: int, head_dim: int) -> int:
-    """Scratch memory of one thread: of a block's queries the layouts, the running parts of a span and of all spans, and how much each sees."""
-    queries = block_tokens(n_heads, n_kv_heads) * (n_heads // n_kv_heads)
-    return queries * (kv.query_bytes(head_dim) + 2 * part_bytes(head_dim) + 8) + TOGETHER * part_bytes(head_dim) + 128
+def scratch_bytes(kv: KVType, n_heads: int, n_kv_heads: int, head_dim: int, value_dim: int | None = None) -> int:
+    """Scratch memory of one thread: of a block's queries the layouts, the running parts of a span and of all spans, what each sees, and a head's row."""
+    queries, part = block_tokens(n_heads, n_kv_heads) * (n_heads // n_kv_heads), part_bytes(value_dim or head_dim)
+    return queries * (kv.query_bytes(head_dim) + 2 * part + 16) + TOGETHER * part + 4 * v_dim(head_dim) + 192
 
 
 @jit
@@ -132,33 +146,60 @@ def merge_part(state, part, size):
 
 
 @jit
-def softmax(s, left, scale, part):
-    """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left`); the part's m and l are stored."""
+def softmax(s, left, skip, scale, cap, part):
+    """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left` and before `skip`); the part's m and l are stored."""
     c, highest = splat_f32(scale), splat_f32(NOTHING)
     for i in range(4):
-        v = keep_first(get_f32(s, i) * c, left - 16 * i, NOTHING)
+        v = get_f32(s, i) * c
+        if cap != np.float32(0.0):
+            v = soft_cap(v, cap)
+        v = keep_first(v, left - 16 * i, NOTHING)
+        if skip > 16 * i:
+            v = drop_first(v, skip - 16 * i, NOTHING)
         put_f32(s, i, v)
         highest = vmax(v, highest)
     m = vmax_across(highest)
     for i in range(4):
-        put_f32(s, i, keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
+        e = keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0))
+        if skip > 16 * i:
+            e = drop_first(e, skip - 16 * i, np.float32(0.0))
+        put_f32(s, i, e)
     store_f32(part, m)
     store_f32x16(part + 64, (get_f32(s, 0) + get_f32(s, 1)) + (get_f32(s, 2) + get_f32(s, 3)))
 
 
 @jit
-def _write(state, head_dim, out):
-    """The result of one query and head."""
-    inverse = splat_f32(np.float32(1.0) / vsum(load_f32x16(state + 64)))
+def _write(state, value_dim, sink, out):
+    """The result of one query and head; sink: address of the head's, or 0."""
+    total, share = vsum(load_f32x16(state + 64)), np.float32(1.0)
+    if sink != 0:
+        before, s = load_f32(state), load_f32(sink)
+        now = max(before, s)
+        share = vmax_across(vexp(splat_f32(before - now)))
+        total = vmax_across(fma(splat_f32(total), splat_f32(share), vexp(splat_f32(s - now))))
+    inverse = splat_f32(share / total)
     d = 0
-    while d + 16 <= head_dim:
+    while d + 16 <= value_dim:
         store_f32x16(out + 4 * d, load_f32x16(state + PART_HEADER + 4 * d) * inverse)
         d += 16
-    if d < head_dim:
+    if d < value_dim:
         store_f32x16(state + PART_HEADER + 4 * d, load_f32x16(state + PART_HEADER + 4 * d) * inverse)
-        while d < head_dim:
+        while d < value_dim:
             store_f32(out + 4 * d, load_f32(state + PART_HEADER + 4 * d))
             d += 1
+
+
+@jit
+def norm_and_turn(geometry, gain, x, head_dim, position):
+    """A head's query or key, float32 [head_dim] at x, in place: norm (if there is a gain) and RoPE. -> not finite"""
+    bad, kind, rope_dim = False, load_i64(geometry + ROPE_KIND), load_i64(geometry + ROPE_DIM)
+    row = load_i64(geometry + ROPE_TABLE) + 4 * position * rope_dim
+    if gain != 0 and load_i64(geometry + NORM_LAST) == 0:
+        bad = head_norm(x, gain, head_dim, load_f32(geometry + NORM_EPS))
+    turn(kind, x, head_dim, rope_dim, row)
+    if gain != 0 and load_i64(geometry + NORM_LAST) != 0:
+        bad = head_norm(x, gain, head_dim, load_f32(geometry + NORM_EPS))
+    return bad
 
 
 @cache
@@ -178,17 +219,25 @@ def attention_kernel(kv: KVType) -> Compiled:
         states = span_states + queries * size
         parts = states + queries * size
         left = parts + together * size
-        head0 = kv_head * group * head_dim * 4
-        bad, rope_dim, row = 0, load_i64(geometry + ROPE_DIM), states
+        row = left + 16 * queries
+        row += -row & 63
+        value_dim, window, cap, sinks = load_i64(geometry + VALUE_DIM), load_i64(geometry + WINDOW), load_f32(geometry + SOFT_CAP), load_i64(geometry + SINKS)
+        head0 = kv_head * group * value_dim * 4
+        bad = 0
         for i in range(queries):
-            q = load_i64(geometry + Q) + (m0 + i // group) * stride + head0 + 4 * (i % group) * head_dim
+            position = position0 + i // group
+            q = load_i64(geometry + Q) + (m0 + i // group) * load_i64(geometry + LD_Q) * 4 + (kv_head * group + i % group) * head_dim * 4
             for d in range(0, head_dim, 16):
                 store_f32x16(row + 4 * d, load_f32x16(q + 4 * d))
-            rope(row, head_dim, rope_dim, load_i64(geometry + ROPE_TABLE) + 4 * (position0 + i // group) * rope_dim)
+            bad |= norm_and_turn(geometry, load_i64(geometry + Q_NORM), row, head_dim, position)
+            if load_i64(geometry + Q_SCALES) != 0:
+                scale_row(row, load_f32(load_i64(geometry + Q_SCALES) + 4 * position), (head_dim + 15) // 16 * 16)
             bad |= lay_out(row, head_dim, laid_out + i * query_size)
         for i in range(queries):
             clear_part(states + i * size, size)
-        page = load_i64(item + FIRST_PAGE)
+        first_page = load_i64(item + FIRST_PAGE)
+        visible = max(0, position0 - window + 1) // PAGE if window > 0 else 0  # pages before: no query of the block sees them, and they may be gone
+        page = max(first_page, min(visible, page1))
         while page < page1:
             span_end = min(page1, (page // SPAN + 1) * SPAN)
             for i in range(queries):
@@ -199,16 +248,21 @@ def attention_kernel(kv: KVType) -> Compiled:
                 if p + 1 < page1:
                     ahead = load_i64(table + 8 * (p + 1)) + layer_offset
                 first = max(0, p * PAGE - position0) * group  # earlier tokens of the block do not see this page
-                for i in range(first, queries):
-                    store_i64(left + 8 * i, min(PAGE, position0 + i // group + 1 - p * PAGE))
+                last = queries
+                if window > 0:  # nor do later ones, whose window begins after it
+                    last = max(first, min(queries, ((p + 1) * PAGE + window - 1 - position0) * group))
+                for i in range(first, last):
+                    position = position0 + i // group
+                    store_i64(left + 16 * i, min(PAGE, position + 1 - p * PAGE))
+                    store_i64(left + 16 * i + 8, max(0, position - window + 1 - p * PAGE) if window > 0 else 0)
                 i = first
-                while i < queries:
+                while i < last:
                     query, n = laid_out + i * query_size, 1
-                    if queries - i >= together:
+                    if last - i >= together:
                         n = together
-                        several(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 8 * i, scale, parts, size, n)
+                        several(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 16 * i, scale, cap, parts, size, n)
                     else:
-                        one(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 8 * i, scale, parts, size, n)
+                        one(query, query_size, base, ahead, n_kv, kv_head, head_dim, v_dim, left + 16 * i, scale, cap, parts, size, n)
                     for r in range(n):
                         merge_part(span_states + (i + r) * size, parts + r * size, size)
                     i += n
@@ -221,6 +275,10 @@ def attention_kernel(kv: KVType) -> Compiled:
                 for i in range(first, queries):
                     merge_part(states + i * size, span_states + i * size, size)
             page = span_end
+        if load_i64(item + PARTS) != 0 and first_page < page1 and visible >= page1:  # a span that nobody sees any more
+            target = load_i64(item + PARTS) + (first_page // SPAN * n_kv + kv_head) * queries * size
+            for i in range(queries):
+                clear_part(target + i * size, size)
         if load_i64(item + PARTS) != 0:
             done, spans = load_i64(item + DONE) + 8 * kv_head, load_i64(item + SPANS)
             if atomic_add(done, 1) != spans - 1:
@@ -231,11 +289,12 @@ def attention_kernel(kv: KVType) -> Compiled:
                 for i in range(max(0, span * SPAN * PAGE - position0) * group, queries):
                     merge_part(states + i * size, source + i * size, size)
         for i in range(queries):
-            _write(states + i * size, head_dim, load_i64(geometry + ATT) + (m0 + i // group) * stride + head0 + 4 * (i % group) * head_dim)
+            sink = sinks + 4 * (kv_head * group + i % group) if sinks != 0 else 0
+            _write(states + i * size, value_dim, sink, load_i64(geometry + ATT) + (m0 + i // group) * stride + head0 + 4 * (i % group) * value_dim)
         if load_i64(geometry + QUANTIZE) != 0:
             worst = np.int32(0)
             for m in range(m0, m1):
-                worst = max(worst, quantize_part(load_i64(geometry + ATT) + m * stride, head0 // 4, head0 // 4 + group * head_dim, stride // 4, m,
+                worst = max(worst, quantize_part(load_i64(geometry + ATT) + m * stride, head0 // 4, head0 // 4 + group * value_dim, stride // 4, m,
                                                  load_i64(geometry + TOKENS), load_i64(geometry + RECORDS)))
             if worst >= INFINITY_BITS:
                 bad |= 2
@@ -253,17 +312,18 @@ def append_kernel(kv: KVType) -> Compiled:
     def append(geometry, is_value, kv_head, layer_offset, tokens):
         n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
         stride, bad = 4 * load_i64(geometry + LD_KV), False
-        rope_dim, angles = load_i64(geometry + ROPE_DIM), load_i64(geometry + ROPE_TABLE)
-        positions, tables = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES)
-        x = load_i64(geometry + V if is_value else geometry + K) + 4 * kv_head * head_dim
+        positions, tables, value_dim = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES), load_i64(geometry + VALUE_DIM)
+        x, gain = load_i64(geometry + K) + 4 * kv_head * head_dim, load_i64(geometry + K_NORM)
+        if is_value:
+            x, stride = load_i64(geometry + V) + 4 * kv_head * value_dim, 4 * load_i64(geometry + LD_V)
         for m in range(tokens):
             position = load_i64(positions + 8 * m)
             page = load_i64(load_i64(tables + 8 * m) + 8 * (position // PAGE)) + layer_offset
             if is_value:
-                bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, v_dim, position % PAGE, page)
+                bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, value_dim, v_dim, position % PAGE, page)
             else:
-                rope(x + m * stride, head_dim, rope_dim, angles + 4 * position * rope_dim)
-                bad |= append_key(x + m * stride, n_kv, kv_head, head_dim, v_dim, position % PAGE, page)
+                bad |= norm_and_turn(geometry, gain, x + m * stride, head_dim, position)
+                bad |= append_key(x + m * stride, n_kv, kv_head, head_dim, value_dim, v_dim, position % PAGE, page)
         return bad
     append.__name__ = append.__qualname__ = f"append_{kv.name}"
     return compiled(_CALL)(append)

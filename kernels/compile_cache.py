@@ -7,7 +7,8 @@ fingerprint of all kernel sources and library versions, because Numba itself doe
 
 Numba's own disk cache is not used, for three reasons seen in its source (0.61-0.68): its index lets two processes that compile two
 variants of one function at once swap their machine code; a closure over another compiled function gets a new key in every process; a
-truncated file raises. Here a file is written beside its place and renamed, and believed only if its checksum is right.
+truncated file raises. Here a file is written beside its place and renamed, and believed only if its checksum is right and nobody but this user can have
+written it (trusted.py): what is loaded is run.
 """
 from __future__ import annotations
 
@@ -18,23 +19,26 @@ import hashlib
 import itertools
 import os
 import pickle
-import shutil
+import re
 import sys
-import tempfile
 import time
 import types as python_types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import native_code
+from . import native_code, trusted
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 from .interrupts import raised_at_the_end
+from .new_file import LEFTOVER, write_bytes
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward*.py", "engine/run/rope.py")
 KEPT_FOLDERS = 8  # fingerprints (versions, CPUs, edits) whose folders may lie side by side
+MARKER, MARKED = "this-is-a-compile-cache-of-llamina", b"Machine code that llamina made. It may be removed at any time.\n"
+"""A file in each folder, and what it says: only what has it is ever removed."""
 _PREFIX = "llamina-"
+_NAME = re.compile(r"llamina-[0-9a-f]{20}")
 
 _listeners: list[Callable[[str], None]] = []
 
@@ -93,22 +97,30 @@ def _user_folder() -> Path | None:
     return home / "Library" / "Caches" / "llamina" if sys.platform == "darwin" else home / ".cache" / "llamina"
 
 
-def _writable(folder: Path) -> bool:
+def _ready(folder: Path) -> str | None:
+    """Make the folder, with our marker in it -> None, or why it can't be used, in a few words."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        if (why := trusted.why_not(folder)) is not None:
+            return why
+        if (folder / MARKER).is_file() and os.access(folder, os.W_OK):
+            os.utime(folder)  # used now
+        else:
+            write_bytes(folder / MARKER, MARKED, 0o600, sync=False)
+    except OSError as error:
+        return f"cannot write to {folder.parent} ({error.strerror or error})"
+    return None
 
 
 def _places() -> list[Path]:
-    """Folders that may hold ours, best first."""
+    """Folders that may hold ours, best first, at their real paths."""
     asked, user, own = os.environ.get("LLAMINA_COMPILE_CACHE"), _user_folder(), PACKAGE / "kernels" / "__pycache__"
     users = [user] if user else []
     # An installed package's folder must be empty but for what pip knows: pip leaves what else is there, and Python takes the rest for the package
     in_order = [own, *users] if (PACKAGE / "setup.cfg").exists() else [*users, own]
-    return ([Path(asked)] if asked else []) + in_order
+    return [Path(os.path.realpath(place)) for place in ([Path(asked)] if asked else []) + in_order]
 
 
 @functools.cache
@@ -116,14 +128,14 @@ def _choose() -> tuple[Path | None, str | None]:
     """(folder, note): the first place that can be written, and what the user should know about the choice."""
     name = _PREFIX + fingerprint()
     asked = os.environ.get("LLAMINA_COMPILE_CACHE")
-    places = _places()
-    for place in places:
-        if _writable(place / name):
+    reasons = []
+    for i, place in enumerate(_places()):
+        why = _ready(place / name)
+        if why is None:
             _forget_old(place, keep=name)
-            elsewhere = asked and place != Path(asked)
-            return place / name, f"cannot write to LLAMINA_COMPILE_CACHE={asked}; compiled code goes to {place}" if elsewhere else None
-    tried = ", ".join(str(p) for p in places)
-    return None, f"no folder for compiled code is writable, so every start compiles anew (tried {tried}; set LLAMINA_COMPILE_CACHE)"
+            return place / name, f"LLAMINA_COMPILE_CACHE={asked} is not used: {reasons[0]}; compiled code goes to {place}" if asked and i else None
+        reasons.append(why)
+    return None, f"no folder for compiled code can be used, so every start compiles anew ({'; '.join(reasons)}; set LLAMINA_COMPILE_CACHE)"
 
 
 def cache_folder() -> Path | None:
@@ -140,13 +152,24 @@ def cache_note() -> str | None:
 
 
 def _forget_old(place: Path, keep: str) -> None:
-    """Mark our folder as used now; remove the longest unused ones beyond KEPT_FOLDERS. Another process there just compiles again."""
+    """Remove the longest unused folders beyond KEPT_FOLDERS: of those with our marker, the files that we write. Another process there just compiles again."""
     with contextlib.suppress(OSError):
-        os.utime(place / keep)
-        others = [p for p in place.glob(_PREFIX + "*") if p.name != keep and p.is_dir() and not p.is_symlink()]
+        others = [p for p in place.glob(_PREFIX + "*") if p.name != keep and _NAME.fullmatch(p.name) and not p.is_symlink() and _marked(p)]
         others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
         for folder in others[KEPT_FOLDERS - 1:]:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for path in sorted(folder.iterdir(), key=lambda p: p.name == MARKER):  # the marker last: what is left half way is still ours
+                    if path.name == MARKER or path.suffix in (".nbc", ".native") or LEFTOVER.fullmatch(path.name):
+                        path.unlink()
+                folder.rmdir()
+
+
+def _marked(folder: Path) -> bool:
+    """Whether this package made a folder."""
+    try:
+        return trusted.read_own(folder / MARKER) == MARKED
+    except OSError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------- one function's key
@@ -248,7 +271,7 @@ class _Store:
         if path is None:
             return None
         try:
-            address = native_code.link(path.read_bytes())
+            address = native_code.link(trusted.read_own(path))
         except OSError:
             return None
         except Exception:  # damaged: compile again, which replaces the file
@@ -264,7 +287,7 @@ class _Store:
         path = self.path(signature, target_context.codegen().magic_tuple())
         if path is not None:
             try:
-                blob = path.read_bytes()
+                blob = trusted.read_own(path)
                 if hashlib.sha256(blob[32:]).digest() == blob[:32]:
                     result = self.rebuild(target_context, pickle.loads(blob[32:]))
                     stats.loaded += 1
@@ -303,14 +326,9 @@ class _Store:
 
     @staticmethod
     def write(path: Path, blob: bytes) -> None:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(blob)
-            os.replace(temporary, path)
-        except OSError:  # disk full, folder removed: the compiled function works all the same
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):  # disk full, folder removed: the compiled function works all the same
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            write_bytes(path, blob, 0o600, sync=False)
 
     def enable(self) -> None: ...
 

@@ -88,6 +88,47 @@ def rope(x, head_dim, rope_dim, table):
 
 
 @jit
+def rope_halves(x, rope_dim, table):
+    """Rotate the pairs (i, rope_dim / 2 + i) of a head's first rope_dim columns, "NeoX" style: a c - b s, b c + a s; table: float32 [2, rope_dim / 2]: the
+    cosines of this position, then its sines. (Black et al. 2022, GPT-NeoX; what Hugging Face calls rotate_half.)"""
+    half, i = 2 * rope_dim, 0  # bytes
+    while i + 64 <= half:
+        a, b, c, s = load_f32x16(x + i), load_f32x16(x + half + i), load_f32x16(table + i), load_f32x16(table + half + i)
+        store_f32x16(x + i, a * c - b * s)
+        store_f32x16(x + half + i, b * c + a * s)
+        i += 64
+    while i < half:
+        a1, b1, c1, s1 = load_f32(x + i), load_f32(x + half + i), load_f32(table + i), load_f32(table + half + i)
+        store_f32(x + i, a1 * c1 - b1 * s1)
+        store_f32(x + half + i, b1 * c1 + a1 * s1)
+        i += 4
+
+
+NO_ROPE, PAIRS, HALVES = range(3)
+"""How a layer's RoPE makes pairs: not at all, (2i, 2i + 1), or (i, rope_dim / 2 + i)."""
+
+
+@jit
+def turn(kind, x, head_dim, rope_dim, table):
+    """RoPE of one head by its kind; table: this position's row."""
+    if kind == PAIRS:
+        rope(x, head_dim, rope_dim, table)
+    elif kind == HALVES:
+        rope_halves(x, rope_dim, table)
+
+
+@jit
+def fill_rope_halves(frequencies, pairs, table, first, last, scale):
+    """As `fill_rope_table`, in the layout of `rope_halves`: float32 [positions, 2, pairs]."""
+    for position in range(first, last):
+        for i in range(pairs):
+            s, c = sin_cos(position * f64_from_bits(load_i64(frequencies + 8 * i)))
+            at = table + 8 * position * pairs + 4 * i
+            store_f32(at, np.float32(c * scale))
+            store_f32(at + 4 * pairs, np.float32(s * scale))
+
+
+@jit
 def fill_rope_table(frequencies, pairs, table, first, last, scale):
     """Rows [first, last) of table: float32 [positions, pairs, 2] = scale * (cos, sin)(position * frequency), computed in float64.
 

@@ -70,7 +70,7 @@ def _page_kernel(R: int, load16, item: int):
                     for r in range(R):
                         put_f32(acc, r * C + c, fma(v, splat_load_f32(weights + 256 * r + 4 * p), get_f32(acc, r * C + c)))
             for r in range(R):
-                for p in range(common, load_i64(left + 8 * r)):
+                for p in range(common, load_i64(left + 16 * r)):
                     e = splat_load_f32(weights + 256 * r + 4 * p)
                     for c in range(C):
                         put_f32(acc, r * C + c, fma(e, load16(values + p * row_bytes + 16 * item * c), get_f32(acc, r * C + c)))
@@ -98,12 +98,12 @@ def _page_kernel(R: int, load16, item: int):
             put_f32(s, i, get_f32(acc, i))
 
     @jit
-    def page_kernel(queries, query_bytes, page, ahead, n_kv, kv_head, head_dim, v_dim, left, scale, parts, part_bytes, n):
+    def page_kernel(queries, query_bytes, page, ahead, n_kv, kv_head, head_dim, v_dim, left, scale, cap, parts, part_bytes, n):
         s = stack_vectors(R4)
         keys, values = page + item * PAGE * kv_head * head_dim, page + item * PAGE * (n_kv * head_dim + kv_head * v_dim)
         scores(queries, query_bytes, keys, ahead - page, head_dim, s)
         for r in range(n):  # not R: unrolled, this would take long to compile
-            softmax(s + 256 * r, load_i64(left + 8 * r), scale, parts + r * part_bytes)
+            softmax(s + 256 * r, load_i64(left + 16 * r), load_i64(left + 16 * r + 8), scale, cap, parts + r * part_bytes)
         d = 0
         while d < v_dim:
             if v_dim - d >= 64:
@@ -119,7 +119,7 @@ def _appenders(item: int):
     limit = INFINITY_BITS if item == 4 else _HALF_LIMIT_BITS
 
     @jit
-    def append_key(x, n_kv, kv_head, head_dim, v_dim, slot, page):
+    def append_key(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
         small, magnitudes = stack_vectors(1), splat_i32(0)
         keys = page + item * (kv_head * head_dim * PAGE + slot)
         for d in range(0, head_dim, 16):
@@ -136,11 +136,11 @@ def _appenders(item: int):
         return vmax_across_i32(magnitudes) >= limit
 
     @jit
-    def append_value(x, n_kv, kv_head, head_dim, v_dim, slot, page):
+    def append_value(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
         magnitudes = splat_i32(0)
         values = page + item * (PAGE * (n_kv * head_dim + kv_head * v_dim) + slot * v_dim)
-        for d in range(0, head_dim, 16):
-            v = keep_first(load_f32x16(x + 4 * d), head_dim - d, np.float32(0.0))
+        for d in range(0, value_dim, 16):
+            v = keep_first(load_f32x16(x + 4 * d), value_dim - d, np.float32(0.0))
             magnitudes = vmax_i32(magnitudes, and_i32(bits_of(v), 0x7FFFFFFF))
             if item == 4:
                 store_f32x16(values + 4 * d, v)
@@ -151,7 +151,7 @@ def _appenders(item: int):
 
 
 def _kv_type(name: str, load16, item: int) -> KVType:
-    return KVType(name, lambda n_kv, head_dim: item * PAGE * n_kv * (head_dim + v_dim(head_dim)), lambda head_dim: 4 * v_dim(head_dim), _lay_out,
+    return KVType(name, lambda n_kv, head_dim, value_dim: item * PAGE * n_kv * (head_dim + v_dim(value_dim)), lambda head_dim: 4 * v_dim(head_dim), _lay_out,
                   _page_kernel(1, load16, item), _page_kernel(TOGETHER, load16, item), *_appenders(item))
 
 

@@ -70,9 +70,9 @@ _QUERY, _DQ, _ZERO = 64, 32, 36  # bytes of a query's block of 32 dims: the code
 _WEIGHTS, _STEP, _SHIFT = 192, 128, 132  # bytes of a query's weights: hi[64], lo[64], W / 32639 (float32), -128 * sum of c (int32)
 
 
-def head_bytes(head_dim: int) -> int:
+def head_bytes(head_dim: int, value_dim: int) -> int:
     """Bytes of one KV head in a layer's page."""
-    return PAGE * (4 * -(-head_dim // 4) + 2 * -(-head_dim // BLOCK) + v_dim(head_dim) + 2)
+    return PAGE * (4 * -(-head_dim // 4) + 2 * -(-head_dim // BLOCK) + v_dim(value_dim) + 2)
 
 
 @jit
@@ -160,14 +160,14 @@ def _page_kernel(R: int):
     two, one = value_chunk(2), value_chunk(1)
 
     @jit
-    def page_kernel(queries, query_bytes, page, ahead, n_kv, kv_head, head_dim, v_dim, left, scale, parts, part_bytes, n):
+    def page_kernel(queries, query_bytes, page, ahead, n_kv, kv_head, head_dim, v_dim, left, scale, cap, parts, part_bytes, n):
         s, weights = stack_vectors(R4), stack_vectors(R3)
         keys, scales, values, value_scales = _places(page, kv_head, head_dim, v_dim)
         scores(queries, query_bytes, keys, scales, ahead - page, head_dim, s)
         for r in range(n):  # not R: unrolled, this would take long to compile
-            softmax(s + 256 * r, load_i64(left + 8 * r), scale, parts + r * part_bytes)
-            _weigh(s + 256 * r, value_scales, load_i64(left + 8 * r), weights + r * _WEIGHTS)
-        groups, d = (load_i64(left + 8 * (n - 1)) + 3) // 4, 0
+            softmax(s + 256 * r, load_i64(left + 16 * r), load_i64(left + 16 * r + 8), scale, cap, parts + r * part_bytes)
+            _weigh(s + 256 * r, value_scales, load_i64(left + 16 * r), weights + r * _WEIGHTS)
+        groups, d = (load_i64(left + 16 * (n - 1)) + 3) // 4, 0
         while d < v_dim:
             if v_dim - d >= 32:
                 two(values + 4 * d, ahead - page, 4 * v_dim, groups, weights, parts + PART_HEADER + 4 * d, part_bytes)
@@ -222,7 +222,7 @@ def _magnitude(v):
 
 
 @jit
-def _append_key(x, n_kv, kv_head, head_dim, v_dim, slot, page):
+def _append_key(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
     small, zero, worst = stack_vectors(1), np.float32(0.0), np.int32(0)
     keys, scales, _, _ = _places(page, kv_head, head_dim, v_dim)
     for d in range(0, head_dim, BLOCK):
@@ -238,20 +238,21 @@ def _append_key(x, n_kv, kv_head, head_dim, v_dim, slot, page):
 
 
 @jit
-def _append_value(x, n_kv, kv_head, head_dim, v_dim, slot, page):
+def _append_value(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
     small, zero, magnitudes = stack_vectors(1), np.float32(0.0), splat_i32(0)
     _, _, values, scales = _places(page, kv_head, head_dim, v_dim)
-    for d in range(0, head_dim, 16):
-        magnitudes = vmax_i32(magnitudes, _magnitude(keep_first(load_f32x16(x + 4 * d), head_dim - d, zero)))
+    for d in range(0, value_dim, 16):
+        magnitudes = vmax_i32(magnitudes, _magnitude(keep_first(load_f32x16(x + 4 * d), value_dim - d, zero)))
     bits = vmax_across_i32(magnitudes)
     inverse = _scale(bits, small, scales + 2 * slot)
     place = values + slot // 4 * 4 * v_dim + slot % 4
-    for d in range(0, head_dim, 16):
+    for d in range(0, value_dim, 16):
         store_i8x16(small, _codes(load_f32x16(x + 4 * d), inverse))
-        for i in range(16):  # lanes past head_dim: nothing reads their results
+        for i in range(16):  # lanes past value_dim: nothing reads their results
             store_u8(place + 4 * (d + i), load_u8(small + i))
     return bits >= _LIMIT_BITS
 
 
-Q8_0 = KVType("q8_0", lambda n_kv, head_dim: -(-n_kv * head_bytes(head_dim) // 64) * 64, lambda head_dim: -(-head_dim // BLOCK) * _QUERY, _lay_out,
+Q8_0 = KVType("q8_0", lambda n_kv, head_dim, value_dim: -(-n_kv * head_bytes(head_dim, value_dim) // 64) * 64,
+              lambda head_dim: -(-head_dim // BLOCK) * _QUERY, _lay_out,
               _page_kernel(1), _page_kernel(TOGETHER), _append_key, _append_value)

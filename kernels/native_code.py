@@ -21,6 +21,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .new_file import write_bytes
+from .trusted import read_own, why_not
+
 SUPPORTED = sys.platform == "linux" and struct.calcsize("P") == 8 and sys.byteorder == "little"
 REPORTERS = ("NRT_Free", "numba_do_raise", "numba_gil_ensure", "numba_gil_release", "numba_runtime_build_excinfo_struct", "numba_unpickle")
 """What a C wrapper of Numba calls if the function within raised."""
@@ -112,19 +115,16 @@ def numba_facts(places: list[Path]) -> dict[str, Any]:
         return ask_numba()
     for place in places:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            facts = json.loads((place / key).read_bytes())
+            facts = json.loads(read_own(place / key))
             return {"cpu": [str(x) for x in facts["cpu"]], "settings": [str(x) for x in facts["settings"]], "features": str(facts["features"])}
     facts = ask_numba()
     for place in places:
-        temporary = place / f"{key}.{os.getpid()}.tmp"
-        try:
+        with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(facts))
-            os.replace(temporary, place / key)
+            if why_not(place) is not None:
+                continue
+            write_bytes(place / key, json.dumps(facts).encode(), 0o600, sync=False)
             break
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
     return facts
 
 

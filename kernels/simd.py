@@ -353,6 +353,17 @@ def keep_first(typingctx, v, n, fill):
     return F32x16(v, n, fill), codegen
 
 
+@intrinsic
+def drop_first(typingctx, v, n, fill):
+    """Lanes < n replaced by fill (selected away, never multiplied)."""
+    def codegen(context, builder, sig, args):
+        index = constant(I32x16.llvm, range(16))
+        count = splat(builder, context.cast(builder, args[1], sig.args[1], types.int32), I32x16.llvm)
+        other = splat(builder, context.cast(builder, args[2], sig.args[2], types.float32), F32x16.llvm)
+        return builder.select(builder.icmp_signed("<", index, count), other, args[0])
+    return F32x16(v, n, fill), codegen
+
+
 def _permute(name, order, doc):
     @intrinsic
     def permute(typingctx, v):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llamina.engine.errors import ClosedError, ContextFullError
 from llamina.engine.model import Model
+from llamina.engine.text.tokenizer.base import SpecialTexts
 
 BOS, EOS, TURN = 256, 257, 258
 N_VOCAB = 260
@@ -20,6 +21,7 @@ class FakeTokenizer:
 
     bos_id: int | None = BOS
     eos_id, eog_ids, add_bos, n_vocab = EOS, frozenset({EOS}), True, N_VOCAB
+    control = SpecialTexts({"<s>": BOS, "</s>": EOS, "<turn>": TURN})
 
     def encode(self, text: str, *, bos: bool | None = None, eos: bool | None = None, parse_special: bool = False) -> list[int]:
         return [BOS] * (self.add_bos if bos is None else bos) + list(text.encode())
@@ -39,6 +41,10 @@ class FakeStream:
 
     def push(self, id: int) -> str:
         return self.decoder.decode(bytes([id]) if id < 256 else b"")
+
+    @property
+    def pending(self) -> bool:
+        return bool(self.decoder.getstate()[0])
 
     def flush(self) -> str:
         return self.decoder.decode(b"", final=True)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llamina.engine.errors import FormatError
+from llamina.engine.files import StableFile
 from llamina.kernels.formats.table import BY_ID, FORMATS
 
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -146,12 +147,25 @@ class Builder:
         return path
 
 
-def memory_file(header: bytes, size: int) -> mmap.mmap:
-    """Anonymous memory that holds `header` and zeros up to `size`: what mapping such a file gives, without a file. To be returned by a patched
-    `gguf_header.map_file`, when files by the thousand would be too slow."""
-    file = mmap.mmap(-1, size)
-    file[: min(len(header), size)] = header[:size]
-    return file
+class MemoryFile(StableFile):
+    """`header` and zeros up to `size` bytes: such a file, without a file. To be returned by a patched `gguf_header.open_source`, when files by the thousand
+    would be too slow."""
+
+    def __init__(self, header: bytes, size: int) -> None:
+        self.path, self.header, self.size = Path("memory"), header[:size], size
+        self._file = None
+        if not size:
+            raise FormatError("memory: is empty")
+
+    def read_into(self, at: int, into: Any) -> None:
+        into = memoryview(into)
+        assert at >= 0 and at + len(into) <= self.size
+        part = self.header[at:at + len(into)]
+        into[:len(part)] = part
+        into[len(part):] = bytes(len(into) - len(part))
+
+    def check(self) -> None:
+        pass
 
 
 def vocabulary(n: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llamina.kernels import activations, attention, elementwise, kv_float, kv_q8_0, simd64, vecmath
+from llamina.kernels import activations, elementwise, gates, norms, simd64, vecmath
 from llamina.kernels.bfloat16 import load_bf16x16, round_bf16
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.dot import dot, dot_any
@@ -325,6 +325,68 @@ def _fill_rope_table(frequencies, pairs, table, first, last, scale):
     elementwise.fill_rope_table(frequencies, pairs, table, first, last, scale)
 
 
+@jit()
+def _fill_rope_halves(frequencies, pairs, table, first, last, scale):
+    elementwise.fill_rope_halves(frequencies, pairs, table, first, last, scale)
+
+
+@jit()
+def _rope_halves(x, n_heads, head_dim, rope_dim, table):
+    for h in range(n_heads):
+        elementwise.rope_halves(x + 4 * h * head_dim, rope_dim, table)
+
+
+@jit()
+def _head_norm(x, gain, n, eps):
+    return norms.head_norm(x, gain, n, eps)
+
+
+@jit()
+def _layer_norm(x, gain, bias, n, columns, eps, out):
+    return norms.layer_norm(x, gain, bias, n, columns, eps, out)
+
+
+@jit()
+def _activate(kind, gate, up, columns):
+    gates.activate(kind, gate, up, columns)
+
+
+@jit()
+def _soft_cap(x, out, n, cap):
+    for i in range(0, 4 * n, 64):
+        store_f32x16(out + i, vecmath.soft_cap(load_f32x16(x + i), cap))
+
+
+def head_norm(x: Array, gain: Array | None, eps: float) -> tuple[Array, bool]:
+    """x, gain: float32 [n], any number; what lies behind them is NaN and stays it"""
+    n = len(x)
+    out, gains = (np.append(a, np.full(16, np.nan, np.float32)) for a in (x, np.ones(n, np.float32) if gain is None else gain))
+    bad = _head_norm(at(out), 0 if gain is None else at(gains), n, np.float32(eps))
+    assert np.isnan(out[n:]).all()
+    return out[:n], bool(bad)
+
+
+def layer_norm(x: Array, gain: Array, bias: Array | None, n: int, eps: float) -> tuple[Array, bool]:
+    """x, gain, bias: float32 [columns], a multiple of 32"""
+    out = np.full(len(x) + 16, np.nan, np.float32)
+    bad = _layer_norm(at(x), at(gain), 0 if bias is None else at(bias), n, len(x), np.float32(eps), at(out))
+    assert np.isnan(out[len(x):]).all()
+    return out[:len(x)], bool(bad)
+
+
+def activate(kind: int, gate: Array, up: Array | None) -> Array:
+    out = np.append(gate, np.full(16, np.nan, np.float32))
+    _activate(kind, at(out), 0 if up is None else at(up), len(gate))
+    assert np.isnan(out[len(gate):]).all()
+    return out[:len(gate)]
+
+
+def soft_cap(x: Array, cap: float) -> Array:
+    out = np.zeros_like(x)
+    _soft_cap(at(x), at(out), len(x), np.float32(cap))
+    return out
+
+
 def rms_norm(x: Array, gain: Array, n: int, eps: float) -> tuple[Array, bool]:
     """x, gain: float32 [columns], a multiple of 32"""
     out = np.full(len(x) + 16, np.nan, np.float32)
@@ -346,10 +408,10 @@ def add_rows(x: Array, y: Array) -> Array:
     return out
 
 
-def rope_table(frequencies: Array, positions: int, scale: float = 1.0) -> Array:
-    """float32 [positions, pairs, 2]"""
-    table = np.zeros((positions, len(frequencies), 2), np.float32)
-    _fill_rope_table(at(frequencies), len(frequencies), at(table), 0, positions, scale)
+def rope_table(frequencies: Array, positions: int, scale: float = 1.0, halves: bool = False) -> Array:
+    """float32 [positions, pairs, 2], or with halves [positions, 2, pairs]"""
+    table = np.zeros((positions, 2, len(frequencies)) if halves else (positions, len(frequencies), 2), np.float32)
+    (_fill_rope_halves if halves else _fill_rope_table)(at(frequencies), len(frequencies), at(table), 0, positions, scale)
     return table
 
 
@@ -360,89 +422,8 @@ def rope(x: Array, rope_dim: int, row: Array) -> Array:
     return out
 
 
-# -- attention --------------------------------------------------------------------------------------------------------------------------------
-
-KV = {kv.name: kv for kv in (kv_float.F16, kv_float.F32, kv_q8_0.Q8_0)}
-
-
-def append(kv: str, k: Array, v: Array, position: int, table: Array, offset: int) -> int:
-    """k, v: float32 [kv heads, head_dim], stored at a position of a sequence, not turned -> whether a number was too large for the type."""
-    n_kv, head_dim = k.shape
-    rows = [np.append(padded_rows(a.reshape(1, -1)), np.full(32, np.nan, f32)) for a in (k, v)]  # read past the last head
-    geometry = geometry_of(KV[kv], n_kv, n_kv, head_dim)
-    positions, tables = np.array([position]), np.array([at(table)])
-    for word, value in ((attention.LD_KV, len(rows[0]) - 32), (attention.K, at(rows[0])), (attention.V, at(rows[1])), (attention.POSITIONS, at(positions)),
-                        (attention.PAGE_TABLES, at(tables))):
-        geometry[word // 8] = value
-    kernel = attention.append_kernel(KV[kv]).cfunc.ctypes
-    return max(kernel(at(geometry), is_value, head, offset, 1) for is_value in (0, 1) for head in range(n_kv))
-
-
-def geometry_of(kv: attention.KVType, heads: int, n_kv: int, head_dim: int) -> Array:
-    geometry = np.zeros(attention.GEOMETRY_WORDS, np.int64)
-    for word, value in ((attention.N_HEADS, heads), (attention.N_KV_HEADS, n_kv), (attention.HEAD_DIM, head_dim), (attention.V_DIM, attention.v_dim(head_dim)),
-                        (attention.QUERY_BYTES, kv.query_bytes(head_dim))):
-        geometry[word // 8] = value
-    return geometry
-
-
-class Cache:
-    """One layer of one sequence's KV cache, filled by append. Unused places hold f16 NaN, or the bits of `garbage`.
-
-    k, v: float32 [positions, kv heads, head_dim]. `layer` of three: the others stay untouched.
-    """
-
-    def __init__(self, k: Array, v: Array, garbage: float = float("nan"), layer: int = 1, kv: str = "f16"):
-        positions, self.n_kv, self.head_dim = k.shape
-        self.kv, self.v_dim = KV[kv], attention.v_dim(self.head_dim)
-        self.layer_bytes = self.kv.layer_bytes(self.n_kv, self.head_dim)
-        assert self.layer_bytes % 64 == 0
-        self.offset = self.layer_bytes * layer
-        self.pages = np.full((-(-positions // PAGE), 3, self.layer_bytes // 2), garbage, np.float16)
-        self.table = np.array([at(page) for page in self.pages])
-        for p in range(positions):
-            assert append(kv, k[p], v[p], p, self.table, self.offset) == 0
-
-    def layer(self, page: int) -> Array:
-        """uint8 [layer_bytes]"""
-        return self.pages[page, self.offset // self.layer_bytes].view(np.uint8)
-
-    def keys(self, page: int) -> Array:
-        """Of f16: [kv heads, head_dim, 64]"""
-        return self.layer(page).view(np.float16)[:self.n_kv * self.head_dim * PAGE].reshape(self.n_kv, self.head_dim, PAGE)
-
-    def values(self, page: int) -> Array:
-        """Of f16: [kv heads, 64, v_dim]"""
-        return self.layer(page).view(np.float16)[self.n_kv * self.head_dim * PAGE:].reshape(self.n_kv, PAGE, self.v_dim)
-
-
-def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[int] | None = None, split: bool = False) -> Array:
-    """q: float32 [M, heads, head_dim], token m at position0 + m -> float32 [M, heads, head_dim]. `borders`: blocks of tokens [0, ..., M]; split: each
-    span is a piece of work of its own, last one first."""
-    tokens, heads, head_dim = q.shape
-    stride = padded(heads * head_dim)
-    rows = np.append(padded_rows(q.reshape(tokens, -1)), np.full((1, stride), np.nan, f32), axis=0)  # read past the last head
-    out = np.full((tokens, stride), 7.0, f32)
-    most = attention.block_tokens(heads, cache.n_kv)
-    borders = borders or [*range(0, tokens, most), tokens]
-    scratch = np.full(attention.scratch_bytes(cache.kv, heads, cache.n_kv, head_dim) + 128, 0xFF, np.uint8)  # NaN, wherever it is read before it is written
-    aligned = at(scratch) + -at(scratch) % 64
-    geometry = geometry_of(cache.kv, heads, cache.n_kv, head_dim)
-    for word, value in ((attention.LD_ATT, stride), (attention.Q, at(rows)), (attention.ATT, at(out))):
-        geometry[word // 8] = value
-    geometry.view(f32)[attention.SCALE // 4] = scale
-    kernel, done = attention.attention_kernel(cache.kv).cfunc.ctypes, np.zeros(cache.n_kv, np.int64)
-    for m0, m1 in zip(borders, borders[1:]):
-        assert 0 < m1 - m0 <= most
-        pages = -(-(position0 + m1) // PAGE)
-        spans = -(-pages // attention.SPAN) if split else 1
-        size = spans * (m1 - m0) * heads * attention.part_bytes(head_dim)
-        parts = np.full(size + 128, 0xFF, np.uint8)
-        for span in reversed(range(spans)):
-            item = np.array([m0, m1, position0 + m0, at(cache.table), span * attention.SPAN if split else 0,
-                             min(pages, (span + 1) * attention.SPAN) if split else pages, (at(parts) + -at(parts) % 64) if split else 0, at(done), spans])
-            for kv_head in reversed(range(cache.n_kv)):  # so that a head that writes too far spoils one that is done
-                assert kernel(at(geometry), at(item), cache.offset, kv_head, aligned) == 0
-        assert not done.any() and (parts[-64:] == 0xFF).all()
-    assert (out[:, heads * head_dim:] == 7).all() and (scratch[-64:] == 0xFF).all()
-    return out[:, :heads * head_dim].reshape(q.shape)
+def rope_halves(x: Array, rope_dim: int, row: Array) -> Array:
+    """x: float32 [heads, head_dim]; row: float32 [2, pairs] of the table"""
+    out = x.copy()
+    _rope_halves(at(out), len(x), x.shape[1], rope_dim, at(row))
+    return out

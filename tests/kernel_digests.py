@@ -10,11 +10,13 @@ import json
 import re
 from typing import Any
 
+import attention_calls
 import kernel_calls as kernels
 import numba
 import numpy as np
 from llamina.engine.sampling.candidates import Scores
-from llamina.kernels import matmul
+from llamina.kernels import gates, matmul
+from llamina.kernels.elementwise import HALVES
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llamina.kernels.target import TARGET
@@ -44,10 +46,10 @@ def matmul_digest(name: str) -> str:
     return digest(np.concatenate(parts))
 
 
-def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16") -> str:
+def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16", **words: Any) -> str:
     rng = np.random.default_rng(head_dim)
     q, k, v = ((3 * rng.standard_normal((150, n, head_dim))).astype(f32) for n in (heads, n_kv, n_kv))
-    return digest(kernels.attend(q, kernels.Cache(k, v, kv=kv), 0, head_dim**-0.5))
+    return digest(attention_calls.attend(q, attention_calls.Cache(k, v, kv=kv), 0, head_dim**-0.5, **words))
 
 
 def sampler_digest() -> str:
@@ -80,12 +82,21 @@ def digests() -> dict[str, str]:
         "rope table": digest(table),
         "rope": digest(kernels.rope(row.reshape(16, 128), 128, table[2999])),
         "rms norm": digest(kernels.rms_norm(row, gain, 2040, 1e-5)[0]),
+        "head norm": digest(kernels.head_norm(row[:200], gain[:200], 1e-6)[0]),
+        "layer norm": digest(kernels.layer_norm(row, gain, gain[::-1].copy(), 2040, 1e-5)[0]),
+        "rope of halves": digest(kernels.rope_halves(row.reshape(16, 128), 128, kernels.rope_table(frequencies, 3000, halves=True)[2999])),
+        "soft cap": digest(kernels.soft_cap(x, 30.0)),
         "silu mul": digest(kernels.silu_mul(row, gain)),
         "quantize": hashlib.sha256(kernels.quantize(x.reshape(8, -1))[0][0].tobytes()).hexdigest(),
     }
     for heads, n_kv, head_dim in ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128)):
         result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
         result[f"attention {heads} {n_kv} {head_dim} q8_0"] = attention_digest(heads, n_kv, head_dim, "q8_0")
+    for kv in ("f16", "q8_0"):
+        sinks, table = np.linspace(-3, 3, 8).astype(f32), kernels.rope_table(500000.0 ** (-np.arange(0, 32, 2) / 32), 150, halves=True)
+        result[f"attention of all kinds {kv}"] = attention_digest(
+            8, 2, 40, kv, WINDOW=70, SOFT_CAP=20.0, SINKS=sinks, Q_NORM=gain[:40], NORM_EPS=1e-6, ROPE_KIND=HALVES, ROPE_DIM=32, ROPE_TABLE=table)
+    result |= {f"gate {name}": digest(kernels.activate(kind, row, np.sqrt(np.abs(gain)))) for name, kind in gates.KINDS.items()}
     result["sampler"] = sampler_digest()
     return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
 

@@ -1,11 +1,13 @@
 """Attention over pages against a plain softmax in float64, and bit for bit against its canonical chains."""
 from __future__ import annotations
 
-import kernel_calls as kernels
+import attention_calls as kernels
+import kernel_calls
 import numpy as np
 import pytest
 from llamina.kernels.attention import block_tokens
-from naive_kernels import canonical_attention, canonical_attention_q8_0, naive_attention
+from llamina.kernels.elementwise import HALVES, NO_ROPE, PAIRS
+from naive_attention import Kind, canonical_attention, canonical_attention_q8_0, naive_attention
 
 f32 = np.float32
 SHAPES = [  # query heads, KV heads, head_dim: groups of 1, 2, 3, 8
@@ -127,3 +129,77 @@ def test_extreme_scores():
     for position in (0, 70, 129):
         assert np.abs(out[position] - naive_attention(big[position], down16, vh, position, scale)).max() < 2e-3
         assert equal(out[position], canonical_attention(big[position], down16, vh, position, scale))
+
+
+KINDS = {
+    "window of less than a page": Kind(window=5), "window of a page": Kind(window=64), "window over pages": Kind(window=150), "one position": Kind(window=1),
+    "cap": Kind(cap=2.5), "sinks": Kind(sinks=np.array([3.0, -2.0, 0.5, 20.0], f32)),
+    "all": Kind(window=70, cap=5.0, sinks=np.array([-30.0, 1.0, 2.0, 6.0], f32)),
+}
+
+
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds(name, kv):
+    """Windows, soft caps and sinks: near to plain loops, equal to the chains, and the same bits one token at a time, in blocks, and span by span."""
+    kind, (q, k, v, scale) = KINDS[name], problem(4, 2, 24, 1100)
+    words = {"WINDOW": kind.window, "SOFT_CAP": kind.cap} | ({} if kind.sinks is None else {"SINKS": kind.sinks})
+    cache = kernels.Cache(k, v, kv=kv)
+    out = kernels.attend(q, cache, 0, scale, **words)
+    kh, vh = (a.astype(np.float16) if kv == "f16" else a for a in (k, v))
+    canonical = canonical_attention_q8_0 if kv == "q8_0" else canonical_attention
+    for position in (0, 4, 5, 63, 64, 65, 127, 133, 134, 213, 511, 512, 575, 600, 1099):
+        expected = naive_attention(q[position], kh, vh, position, scale, kind)
+        assert np.abs(out[position] - expected).max() <= (0.06 if kv == "q8_0" else 1e-5) * np.abs(vh[:position + 1]).max(), position
+        assert equal(out[position], canonical(q[position], kh, vh, position, scale, kind)), position
+    assert equal(kernels.attend(q[:300], cache, 0, scale, list(range(301)), **words), out[:300])
+    for start, n in ((1099, 1), (1020, 8), (511, 1), (505, 16), (570, 30)):
+        assert equal(kernels.attend(q[start:start + n], cache, start, scale, [0, n], split=True, **words), out[start:start + n]), start
+
+
+def test_pages_out_of_sight_may_be_gone():
+    """Pages that no query of a block sees any more are not even touched."""
+    q, k, v, scale = problem(4, 2, 16, 1100)
+    cache = kernels.Cache(k, v)
+    whole = kernels.attend(q, cache, 0, scale, WINDOW=100)
+    cache.table[:(1090 - 100 + 1) // 64] = 8  # no address that can be read
+    for split in (False, True):
+        assert equal(kernels.attend(q[1090:], cache, 1090, scale, [0, 10], split=split, WINDOW=100), whole[1090:])
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_values_of_another_width(kv):
+    q, k, _, scale = problem(4, 2, 40)
+    v = np.random.default_rng(9).standard_normal((POSITIONS, 2, 24)).astype(f32)
+    out, canonical = kernels.attend(q, kernels.Cache(k, v, kv=kv), 0, scale), canonical_attention if kv == "f16" else canonical_attention_q8_0
+    kh, vh = (a.astype(np.float16) if kv == "f16" else a for a in (k, v))
+    assert out.shape == (POSITIONS, 4, 24)
+    for position in (0, 63, 64, 200):
+        assert equal(out[position], canonical(q[position], kh, vh, position, scale)), position
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("head_dim, rope_dim, kind", [(64, 64, PAIRS), (24, 16, HALVES), (40, 40, HALVES), (16, 16, NO_ROPE), (8, 4, HALVES)])
+def test_norm_and_turn(head_dim, rope_dim, kind, last):
+    """Queries and keys are normed and turned as asked: as if they had been before."""
+    q, k, v, scale = problem(4, 2, head_dim, 90)
+    rng = np.random.default_rng(3)
+    q_gain, k_gain, by = (1 + rng.standard_normal(n).astype(f32) / 4 for n in (head_dim, head_dim, 90))
+    frequencies = 10000.0 ** (-2 * np.arange(rope_dim // 2) / rope_dim)
+    table = kernel_calls.rope_table(frequencies, 90, halves=kind == HALVES)
+    words = {"ROPE_DIM": rope_dim, "ROPE_KIND": kind, "ROPE_TABLE": table, "NORM_EPS": 1e-6, "NORM_LAST": last}
+
+    def ready(x, gain):
+        x = x.copy()
+        for i, row in enumerate(x):
+            for step in (("turn", "norm") if last else ("norm", "turn")):
+                if step == "norm":
+                    row[:] = np.array([kernel_calls.head_norm(head, gain, 1e-6)[0] for head in row])
+                elif kind == HALVES:
+                    row[:] = kernel_calls.rope_halves(row, rope_dim, table[i])
+                elif kind == PAIRS:
+                    row[:] = kernel_calls.rope(row, rope_dim, table[i])
+        return x
+    plain = kernels.attend(ready(q, q_gain) * by[:, None, None], kernels.Cache(ready(k, k_gain), v), 0, scale)
+    out = kernels.attend(q, kernels.Cache(k, v, K_NORM=k_gain, **words), 0, scale, Q_NORM=q_gain, Q_SCALES=by, **words)
+    assert equal(out, plain)

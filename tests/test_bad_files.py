@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, Builder, llama, memory_file
+from gguf_builder import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import FileError, FormatError, LlaminaError, UnsupportedError
 from llamina.engine.gguf import header as gguf_header
@@ -237,7 +237,7 @@ def test_short_files(tmp_path: Path, size: int) -> None:
 def check_truncations(header: bytes, size: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file cut at every byte of its header is refused: cut short or damaged; so it is when it ends one byte early; whole, it opens."""
     cut = 0
-    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(header, cut))
+    monkeypatch.setattr(gguf_header, "open_source", lambda _path: MemoryFile(header, cut))
     start = time.thread_time()
     for end in range(1, len(header)):
         cut = end
@@ -280,7 +280,7 @@ def test_missing_path(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    check_refused(tmp_path, FileError, "is a directory: expected a .gguf file")
+    check_refused(tmp_path, FileError, "is a directory: expected a GGUF file")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -295,9 +295,9 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path = llama().write(tmp_path / "secret.gguf")
     path.chmod(0)
     if os.access(path, os.R_OK):  # as root, nothing is unreadable
-        def refuse(*_args: object) -> None:
+        def refuse(*_args: object) -> int:
             raise PermissionError(13, "Permission denied", str(path))
-        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("os.open", refuse)
     with pytest.raises(FileError, match=r"secret\.gguf.*: cannot be read \(Permission denied\)"):
         open_gguf(path)
 
@@ -351,10 +351,9 @@ def test_sparse_terabyte(tmp_path: Path) -> None:
 
 MEASURE = """
 import re, sys, time
-from llamina.engine import gguf_header
-from llamina.engine.config import ModelConfig, check_tensors
+from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
-from llamina.engine.gguf import open_gguf
+from llamina.engine.gguf.file import open_gguf
 def peak():  # ru_maxrss will not do: a child inherits its parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
 before, start = peak(), time.process_time()

@@ -85,7 +85,7 @@ class Program:
         return self.finish(self.start(*arguments, **environment))
 
     def files(self) -> list[Path]:
-        return sorted(self.cache.glob("llamina-*/*"))
+        return sorted(path for path in self.cache.glob("llamina-*/*") if path.name != compile_cache.MARKER)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,7 @@ class TestFolder:
             old = tmp_path / f"llamina-{age:020x}"
             old.mkdir()
             (old / "f.nbc").write_text("")
+            (old / compile_cache.MARKER).write_bytes(compile_cache.MARKED)
             os.utime(old, (time.time() - 1000 * (age + 1),) * 2)
         (tmp_path / "other").mkdir()
         monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path])
@@ -239,6 +240,31 @@ class TestFolder:
         assert folder is not None
         left = sorted(p.name for p in tmp_path.iterdir())
         assert left == sorted([folder.name, "other", *(f"llamina-{age:020x}" for age in range(compile_cache.KEPT_FOLDERS - 1))])
+
+    def test_only_what_is_marked_as_ours_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Folders of such a name that somebody else made, and in our own the files that are not ours, stay; links are not followed."""
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        for age in range(30):
+            old = tmp_path / ("llamina-models" if age == 20 else f"llamina-{age:020x}")
+            if age == 21:
+                old.symlink_to(elsewhere)
+            else:
+                old.mkdir()
+            (old / "f.nbc").write_text("")
+            if age % 3:
+                (old / compile_cache.MARKER).write_bytes(compile_cache.MARKED if age % 3 == 1 or age > 19 else b"something else")
+            if age == 28:
+                (old / "thesis.txt").write_text("")
+            os.utime(old, (time.time() - 1000 * (age + 1),) * 2)
+        before = {path for path in tmp_path.rglob("*")}
+        monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path])
+        folder = compile_cache.cache_folder()
+        gone = before - set(tmp_path.rglob("*"))
+        assert folder is not None and elsewhere.joinpath("f.nbc").exists() and (tmp_path / f"llamina-{28:020x}" / "thesis.txt").exists()
+        ours = {age for age in range(30) if (age % 3 == 1 or age > 19 and age % 3) and age not in (20, 21)}
+        removed = sorted(ours)[compile_cache.KEPT_FOLDERS - 1:]
+        assert {path.name for path in gone if path.name.startswith("llamina-")} == {f"llamina-{age:020x}" for age in removed if age != 28}
 
     def test_a_folder_removed_meanwhile_comes_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import shutil

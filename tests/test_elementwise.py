@@ -1,6 +1,7 @@
 """RMSNorm, SwiGLU, RoPE, residual additions and appending to the KV cache."""
 from __future__ import annotations
 
+import attention_calls
 import kernel_calls as kernels
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_append_kv(n_kv, head_dim):
     """Every position lands rounded to f16 in its place of the page, and nothing else changes."""
     k, v = rng_rows(5, 2, 130, n_kv, head_dim)
     k[3, 0, 0], v[3, 0, 0] = 1 + 2.0**-11, -1 - 3 * 2.0**-11  # ties
-    cache = kernels.Cache(k, v)
+    cache = attention_calls.Cache(k, v)
     for page in range(3):
         n = min(64, 130 - 64 * page)
         keys, values = cache.keys(page), cache.values(page)[:, :, :head_dim]

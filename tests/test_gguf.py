@@ -1,7 +1,7 @@
 """The GGUF reader on good files: equal to the gguf package's reader on real files, and to what our own writer wrote; split files; speed."""
 from __future__ import annotations
 
-import gc
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -185,7 +185,7 @@ def test_split_file_errors(tmp_path: Path) -> None:
 
 
 def test_close_and_views(tmp_path: Path) -> None:
-    """Views and metadata outlive close; data does not; nothing keeps the file once all is gone."""
+    """What was read and the metadata outlive close; nothing else does, and nothing keeps the file open."""
     b = Builder().set("n", [1, 2]).add("t", (2, 3), "F32", np.arange(6, dtype=np.float32))
     path = b.write(tmp_path / "x.gguf")
     with open_gguf(path) as g:
@@ -193,54 +193,54 @@ def test_close_and_views(tmp_path: Path) -> None:
     assert view.view(np.float32).tolist() == [[0, 1, 2], [3, 4, 5]] and g.metadata["n"].tolist() == [1, 2]  # type: ignore[union-attr]
     with pytest.raises(ClosedError, match=r"x\.gguf: the file was closed: open it again to read tensor 't'"):
         g.data("t")
+    assert str(path) not in open_files()
+
+
+def test_rows(tmp_path: Path) -> None:
+    """Some rows of a tensor, in its file's bytes."""
+    values = np.arange(60, dtype=np.float32).reshape(2, 3, 10)
+    with open_gguf(Builder().add("s", (1,)).add("t", values.shape, "F32", values).write(tmp_path / "x.gguf")) as g:
+        assert g.data("t", 2, 5).view(np.float32).tolist() == values.reshape(6, 10)[2:5].tolist() and g.data("t", 6).shape == (0, 40)
+
+
+def open_files() -> list[str]:
+    """Of this process, open or mapped (Linux)."""
     if not os.path.exists("/proc/self/maps"):
-        return
-    assert str(path) in Path("/proc/self/maps").read_text()
-    del g, view
-    gc.collect()
-    assert str(path) not in Path("/proc/self/maps").read_text()
+        return []
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [*links, *(line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines())]
 
 
-def test_failed_open_leaves_nothing_mapped(tmp_path: Path) -> None:
+def test_failed_open_leaves_nothing_open(tmp_path: Path) -> None:
     paths = write_shards(tmp_path)
     paths[2].unlink()
     with pytest.raises(FileError) as caught:
         open_gguf(paths[0])
-    if os.path.exists("/proc/self/maps"):
-        assert caught.value and str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert caught.value and not any(name.startswith(str(tmp_path)) for name in open_files())
 
 
-def resident_bytes(path: Path) -> int:
-    """Of all mappings of this file in this process (Linux)."""
-    maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
-    return sum(int(m.split("Rss:")[1].split()[0]) * 1024 for m in maps)
+def test_a_file_that_is_cut_short_or_changed(tmp_path: Path) -> None:
+    """Told when it is read, and by `check`; what was read before stays."""
+    path = Builder().set("words", ["a", "b"]).add("t", (1024, 1024)).write(tmp_path / "x.gguf")
+    with open_gguf(path) as g:
+        g.check()
+        os.truncate(path, 4096)
+        for use in (lambda: g.data("t"), g.check):
+            with pytest.raises(FileError, match=r"x\.gguf: (ended at byte|was changed)"):
+                use()
+        assert g.get("words", list) == ["a", "b"]
 
 
-def test_released_tensors_leave_memory(tmp_path: Path) -> None:
-    b = Builder().add("a", (1024, 1024)).add("b", (1024, 1024))
-    path = b.write(tmp_path / "x.gguf")
-    g = open_gguf(path)
-    assert g.data("a").sum() + g.data("b").sum() == 0
-    if not os.path.exists("/proc/self/smaps"):
-        pytest.skip("needs /proc")
-    assert resident_bytes(path) > 8e6
-    g.release("a")
-    assert resident_bytes(path) < 5e6
-    g.release("b")
-    assert resident_bytes(path) < 1e6
-
-
-def test_released_tensor_reads_the_same(tmp_path: Path) -> None:
-    rng = np.random.default_rng(2)
-    arrays = {n: rng.standard_normal((64, 100)).astype(np.float32) for n in "abc"}
-    b = Builder()
-    for n, array in arrays.items():
-        b.add(n, array.shape, "F32", array)
-    b.add("small", (1,), "F32", np.array([7], np.float32))
-    g = open_gguf(b.write(tmp_path / "x.gguf"))
-    for n in (*arrays, "small"):
-        g.release(n)
-    assert all(g.data(n).tobytes() == array.tobytes() for n, array in arrays.items())
+def test_a_new_file_of_the_name_changes_nothing(tmp_path: Path) -> None:
+    path = Builder().add("t", (2,), "F32", np.array([1, 2], np.float32)).write(tmp_path / "x.gguf")
+    with open_gguf(path) as g:
+        path.unlink()
+        path.write_bytes(b"other")
+        g.check()
+        assert g.data("t").view(np.float32).tolist() == [[1, 2]]
 
 
 def test_seven_billion_parameters_open_in_under_100_ms(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, llama, memory_file
+from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import header as gguf_header
@@ -119,7 +119,7 @@ def fuzz(path: Path, header: bytes, size: int, monkeypatch: pytest.MonkeyPatch) 
         return take(self, n, what)
 
     damaged = header
-    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(damaged, size if damaged else 1))
+    monkeypatch.setattr(gguf_header, "open_source", lambda _path: MemoryFile(damaged, size if damaged else 1))
     monkeypatch.setattr(Header, "_take", recording_take)
     Header(path).read()
     monkeypatch.setattr(Header, "_take", take)
@@ -163,7 +163,7 @@ def test_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random bytes after a valid beginning."""
     rng = np.random.default_rng(SEED)
     noise = b""
-    monkeypatch.setattr(gguf_header, "map_file", lambda _path: memory_file(noise, len(noise)))
+    monkeypatch.setattr(gguf_header, "open_source", lambda _path: MemoryFile(noise, len(noise)))
     for case in range(CASES):
         start = b"GGUF" + struct.pack("<IQQ", 3, rng.integers(3), rng.integers(1, 4))
         start += struct.pack("<Q", 1) + b"k" + struct.pack("<I", rng.integers(14)) if case % 2 else b""

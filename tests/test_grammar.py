@@ -113,7 +113,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"not": INT}, '"not"'), ({"if": INT, "then": BOOL}, '"if"'), ({"type": "array", "contains": INT}, '"contains"'),
     ({"type": "array", "uniqueItems": True}, '"uniqueItems"'),
     ({"type": "object", "propertyNames": {"pattern": "a"}}, '"propertyNames"'), ({"type": "object", "unevaluatedProperties": False}, '"unevaluatedProperties"'),
-    ({"type": "object", "dependentRequired": {}}, '"dependentRequired"'), ({"$dynamicRef": "#x"}, '"$dynamicRef"'),
+    ({"type": "object", "dependentRequired": {"a": ["b"]}}, '"dependentRequired"'), ({"$dynamicRef": "#x"}, '"$dynamicRef"'),
     ({"type": "string", "format": "regex"}, "format: regex"),
     ({"oneOf": [INT, {"type": "number"}]}, "oneOf"), ({"type": "string", "pattern": "(?=a)b"}, "look-ahead"),
     ({"type": "string", "pattern": r"(a)\1"}, "backreferences"),

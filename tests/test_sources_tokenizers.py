@@ -15,7 +15,7 @@ from llamina.convert.sources.tokenizer_json import HARD_STRINGS, read_tokenizer_
 from llamina.convert.sources.vocabulary import Vocab, read_vocabulary_file
 from llamina.engine.errors import FormatError, LlaminaError, UnsupportedError
 from llamina.engine.text.tokenizer import load_tokenizer
-from llamina.engine.text.tokenizer.bpe import LLAMA3_SPLIT
+from llamina.engine.text.tokenizer.splits import LLAMA3 as LLAMA3_SPLIT
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 STORY = [
@@ -133,13 +133,18 @@ def test_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None], kind:
 
 
 def test_other_splits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="not Llama 3's"):
+    with pytest.raises(UnsupportedError, match=r"cuts text into words in a way .* pre_tokenizer .*\{1,2\}"):
         read_tokenizer_json(byte_level(tmp_path / "tokenizer.json", LLAMA3_SPLIT.replace("{1,3}", "{1,2}")))
     path = edited(byte_level(tmp_path / "tokenizer.json"), lambda v: v["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True))
-    with pytest.raises(UnsupportedError, match="not Llama 3's"):
+    with pytest.raises(UnsupportedError, match="add_prefix_space"):
         read_tokenizer_json(path)
-    path = edited(byte_level(tmp_path / "tokenizer.json"), lambda v: v.update(normalizer={"type": "NFC"}))
-    with pytest.raises(UnsupportedError, match="NFC"):
+    for change in ({"type": "Whitespace"}, {"type": "Punctuation", "behavior": "Isolated"}, {"type": "Split", "pattern": {"String": "x"},
+        "behavior": "Removed"}):
+        path = edited(byte_level(tmp_path / "tokenizer.json"), lambda v, change=change: v["pre_tokenizer"]["pretokenizers"].insert(0, change))  # type: ignore[misc]
+        with pytest.raises(UnsupportedError, match=f"pre_tokenizer.*{change['type']}"):
+            read_tokenizer_json(path)
+    path = edited(byte_level(tmp_path / "tokenizer.json"), lambda v: v.update(normalizer={"type": "NFKC"}))
+    with pytest.raises(UnsupportedError, match="NFKC"):
         read_tokenizer_json(path)
 
 

@@ -291,9 +291,6 @@ def test_any_vocabulary_works_or_is_refused(tokens: list[tuple[str, int, float]]
         ("token_type", np.zeros(3, np.int32), "token_type has 3 entries"),
         ("token_type", np.full(330, 9, np.int32), "token_type is 9 for id 0"),
         ("token_type", np.full(330, 6, np.int32), "type of a byte but the text '<s>'"),
-        ("bos_token_id", 330, "bos_token_id is 330, outside the vocabulary of 330"),
-        ("eos_token_id", 10**12, "eos_token_id is 1000000000000, outside"),
-        ("unknown_token_id", -5, "unknown_token_id is -5, outside"),
         ("eot_token_id", "two", "eot_token_id must be a whole number"),
         ("add_bos_token", 1, "add_bos_token must be true or false"),
         ("add_space_prefix", "no", "add_space_prefix must be true or false"),
@@ -303,12 +300,23 @@ def test_damaged_metadata(small: dict[str, Any], key: str, value: Any, message: 
     n = len(small["tokenizer.ggml.tokens"])
     if isinstance(value, (np.ndarray, list)) and len(value) == 330:
         value = value[:1] * n if isinstance(value, list) else np.resize(value, n)
-    if isinstance(value, int) and value == 330:
-        value, message = n, message.replace("330", str(n))
     metadata = small | {"tokenizer.ggml." + key: value}
     with pytest.raises(TokenizerError, match="damaged.gguf: .*" + message.replace("330", str(n))) as error:
         load_tokenizer(metadata, "damaged.gguf")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "unknown", "padding", "eot", "eom", "fim_pad", "seperator"])
+@pytest.mark.parametrize("value", ["n", 10**12, -5])
+def test_special_ids_outside_the_vocabulary_are_left_out(small: dict[str, Any], name: str, value: int | str) -> None:
+    """Real files have them: what they name is not there, and is noted once."""
+    n = len(small["tokenizer.ggml.tokens"])
+    key = f"tokenizer.ggml.{name}_token_id"
+    odd = load_tokenizer({**small, key: n if value == "n" else value})
+    assert odd.vocabulary.notes == [f"{key} is {n if value == 'n' else value}, outside the vocabulary of {n} tokens: left out"]
+    assert odd.n_vocab == n and odd.decode(odd.encode("the cat")) == "the cat"
+    if name == "eos":
+        assert not load_tokenizer({**small, key: n, "tokenizer.ggml.add_eos_token": True}).add_eos
 
 
 @pytest.mark.parametrize("text", ["<0xZZ>", "<0x0a>", "<0x100>", "x", ""])

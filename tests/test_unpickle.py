@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import Pickle, Tensor, bits, tensor, write_torch, write_zip
-from llamina.convert.sources.base import MappedFile, Stored
+from llamina.convert.sources.base import SourceFile, Stored
 from llamina.convert.unpickle import load_checkpoint, load_state_dict
 from llamina.engine.errors import FormatError, LlaminaError, UnsupportedError
 
@@ -27,7 +27,7 @@ def rows(stored: Stored) -> np.ndarray:
 
 
 def load(path: Path) -> dict[str, Stored]:
-    return load_state_dict(MappedFile(path))[0]
+    return load_state_dict(SourceFile(path))[0]
 
 
 def refused(path: Path, kind: type[LlaminaError], *words: str) -> None:
@@ -65,7 +65,7 @@ def test_tensors(tmp_path: Path) -> None:
 
 def test_training_checkpoint(tmp_path: Path) -> None:
     path = write_torch(tmp_path / "ckpt.pt", {"model": {"_orig_mod.norm.weight": MATRIX[0]}, "iter_num": 5, "best": 1.5, "args": {"dim": 8, "x": [None, True]}})
-    tensors, rest = load_state_dict(MappedFile(path))
+    tensors, rest = load_state_dict(SourceFile(path))
     assert list(tensors) == ["norm.weight"] and rest == {"iter_num": 5, "best": 1.5, "args": {"dim": 8, "x": [None, True]}}
 
 
@@ -78,7 +78,7 @@ def test_ordered_dict_with_attributes_and_parameters(tmp_path: Path) -> None:
 
 def test_memo_and_protocol_4(tmp_path: Path) -> None:
     code = b"\x80\x04}(\x8c\x01a\x94\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93\x94)R\x94h\x00h\x04u."  # a: OrderedDict(), by STACK_GLOBAL and MEMOIZE
-    assert load_checkpoint(MappedFile(zipped(tmp_path, code))) == {"a": {}}
+    assert load_checkpoint(SourceFile(zipped(tmp_path, code))) == {"a": {}}
     with pytest.raises(FormatError, match="no state dict"):
         load(zipped(tmp_path, code))
 
@@ -250,7 +250,7 @@ def test_torch_files(tmp_path: Path) -> None:
     state = {"a": a, "turned": a.t(), "part": a[2:4, 1:], "half": a.half(), "brain": a.bfloat16(), "parameter": linear.weight, "f8": a.to(torch.float8_e4m3fn),
              "f8b": a.to(torch.float8_e5m2), "double": a.double()}
     torch.save({"model": state, "args": {"x": 1}}, tmp_path / "x.pt")
-    found, rest = load_state_dict(MappedFile(tmp_path / "x.pt"))
+    found, rest = load_state_dict(SourceFile(tmp_path / "x.pt"))
     assert rest == {"args": {"x": 1}} and list(found) == list(state)
     for name, ref in state.items():
         np.testing.assert_array_equal(rows(found[name]), ref.detach().float().numpy(), err_msg=name)

@@ -45,12 +45,12 @@ class Engine:
         self.kept: Any = None  # the open context's settings
         self.threads = self.n_vocab = 0
 
-    def load(self, model: str, threads: int) -> dict[str, Any]:
+    def load(self, model: str, threads: int, vocab_only: bool = False) -> dict[str, Any]:
         start = time.perf_counter()
         self.threads = threads
         self.free()
         params = L.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.vocab_only = 0, vocab_only
         self.model = L.llama_model_load_from_file(os.fsencode(model), params)
         if not self.model:
             raise RuntimeError(f"llama.cpp refuses {model}")
@@ -144,10 +144,10 @@ class Engine:
         self.decode([(id, start + i, 0, True) for i, id in enumerate(part)])
         return np.ctypeslib.as_array(L.llama_get_logits(self.context), (len(part), self.n_vocab)).copy()
 
-    def tokenize(self, text: str, special: bool = True) -> list[int]:
+    def tokenize(self, text: str, special: bool = True, parse_special: bool = False) -> list[int]:
         raw, vocab = text.encode(), L.llama_model_get_vocab(self.model)
         ids = (ctypes.c_int32 * (len(raw) + 8))()
-        return list(ids[:L.llama_tokenize(vocab, raw, len(raw), ids, len(ids), special, False)])
+        return list(ids[:L.llama_tokenize(vocab, raw, len(raw), ids, len(ids), special, parse_special)])
 
     def perplexity(self, path: str, context: int = 512, chunks: int = 0, ids: list[int] | None = None) -> dict[str, Any]:
         """As llama.cpp's perplexity tool: windows of `context` tokens, each begun with BOS in its first token's place; the second half of each is scored."""

@@ -1,14 +1,13 @@
-"""What all checkpoint readers share: mapped tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole Llama model.
+"""What all checkpoint readers share: stored tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole Llama model.
 
     reader: ModelConfig + {GGUF name: Rows} -> assemble() -> Source(metadata, tensors, ...)
 
-`Rows` is anything with .shape, .dtype and .read(index) -> float32: a `Stored` tensor of a mapped file, or a view of others (`Joined`, `Permuted`,
-`Scaled`). Pages of the files are given back to the system once read, so that resident memory stays that of the rows being worked on.
+`Rows` is anything with .shape, .dtype and .read(index) -> float32: a `Stored` tensor of a file, or a view of others (`Joined`, `Permuted`, `Scaled`). Rows
+are read when asked for, never mapped: memory is that of the rows being worked on, and a file that shrinks meanwhile is an error of ours.
 """
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...engine.architectures.config import ModelConfig
-from ...engine.errors import ClosedError, FileError, FormatError, UnsupportedError
-from ...engine.gguf.header import map_file, quote
+from ...engine.errors import FormatError, UnsupportedError, why
+from ...engine.files import StableFile, Stamp, read_file
+from ...engine.gguf.header import quote, refuse_pointer
 
-RELEASE_BYTES = 1 << 20
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
 MAX_JSON = 1 << 28  # the largest tokenizer.json known have 20 MB
 
@@ -70,34 +69,16 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
         return raw.astype(np.float32)
 
 
-class MappedFile:
-    """A file mapped for reading."""
+class SourceFile(StableFile):
+    """A checkpoint's file with tensors. `kept`: the last tensor that doesn't lie row after row: (offset, its bytes), as each of its rows is all over it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.is_dir():
-            raise FileError(f"{path}: is a directory, expected a file")
-        if path.is_file() and path.stat().st_size == 0:
-            raise FormatError(f"{path}: is empty: get it again")
-        self._map: mmap.mmap | None = map_file(path)
-        self.size = len(self._map)
-
-    @property
-    def map(self) -> mmap.mmap:
-        if self._map is None:
-            raise ClosedError(f"{self.path}: the source was closed")
-        return self._map
-
-    def release(self, start: int, stop: int) -> None:
-        """These bytes are not needed soon: their pages leave this process's resident memory (the system still has them cached)."""
-        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = stop // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > start and hasattr(mmap, "MADV_DONTNEED"):
-            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        super().__init__(path)
+        self.kept: tuple[int, bytes] | None = None
 
     def close(self) -> None:
-        """The mapping goes away with its last view."""
-        self._map = None
+        self.kept = None
+        super().close()
 
 
 class Rows(Protocol):
@@ -115,7 +96,7 @@ class Rows(Protocol):
 class Stored:
     """A tensor as a file holds it. The maker has checked that it lies within the file."""
 
-    file: MappedFile
+    file: SourceFile
     name: str  # in the file
     dtype: str
     shape: tuple[int, ...]  # one or two dimensions; () counts as one element
@@ -129,15 +110,24 @@ class Stored:
         rows, cols = self.shape if len(self.shape) == 2 else (1, *self.shape, 1)[:2]
         strides = self.strides or ((cols, 1) if len(self.shape) == 2 else (1,))
         steps = tuple(bits.itemsize * s for s in (strides if len(strides) == 2 else (cols, *strides, 1)[:2]))
-        view: np.ndarray = np.ndarray((rows, cols), bits, self.file.map, self.offset, steps)
-        if not len(index):
-            return np.empty((0, cols), np.float32)
-        first, last = int(index[0]), int(index[-1]) + 1
+        if not len(index) or not cols:
+            return np.empty((len(index), cols), np.float32)
+        first, last = int(index.min()), int(index.max()) + 1
+        if steps != (cols * bits.itemsize, bits.itemsize):
+            return to_float32(self._strided(rows, cols, bits, steps)[index], self.dtype)
+        if last - first > 4 * len(index) + 256:  # far apart: one by one
+            return np.concatenate([self.read(index[i:i + 1]) for i in range(len(index))])
+        view = np.frombuffer(self.file.read(self.offset + first * steps[0], (last - first) * steps[0]), bits).reshape(-1, cols)
         ordered = last - first == len(index) and bool((np.diff(index) == 1).all())
-        values = to_float32(view[first:last] if ordered else view[index], self.dtype)
-        if ordered and steps[0] == cols * bits.itemsize and len(index) * steps[0] >= RELEASE_BYTES:
-            self.file.release(self.offset + first * steps[0], self.offset + last * steps[0])
-        return values
+        return to_float32(view if ordered else view[index - first], self.dtype)
+
+    def _strided(self, rows: int, cols: int, bits: np.dtype, steps: tuple[int, ...]) -> np.ndarray:
+        """All of a tensor that is transposed, say."""
+        extent = (rows - 1) * steps[0] + (cols - 1) * steps[1] + bits.itemsize
+        kept = self.file.kept
+        if kept is None or kept[0] != self.offset or len(kept[1]) != extent:
+            kept = self.file.kept = self.offset, self.file.read(self.offset, extent)
+        return np.ndarray((rows, cols), bits, kept[1], 0, steps)
 
 
 @dataclass(frozen=True)
@@ -231,7 +221,7 @@ class SourceTensor:
     dtype: str  # as stored: F32, F16, BF16, F64, F8_E4M3, F8_E5M2, I8 (llama2.c v2), or a GGUF format's name
     path: Path  # the file that holds it (one of them, if several), for messages
     read: Callable[[np.ndarray], np.ndarray] = field(repr=False)
-    copy: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    copy: Callable[[int, int | None], np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -244,9 +234,9 @@ class SourceTensor:
         assert 0 <= first <= last <= self.n_rows
         return self.read(np.arange(first, last))
 
-    def raw(self) -> np.ndarray | None:
-        """The encoded rows, uint8 [rows, row bytes], a read-only view, if the source is a GGUF file; else None."""
-        return self.copy() if self.copy else None
+    def raw(self, first: int = 0, last: int | None = None) -> np.ndarray | None:
+        """The encoded rows first <= i < last (default: all), uint8 [n, row bytes], if the source is a GGUF file; else None."""
+        return self.copy(first, last) if self.copy else None
 
 
 @dataclass
@@ -260,6 +250,12 @@ class Source:
     files: list[Path]  # everything that was read, in a fixed order
     notes: list[str] = field(default_factory=list)  # one-line remarks for the user
     closing: Callable[[], None] = field(default=lambda: None, repr=False)
+    open_files: Sequence[Stamp] = field(default=(), repr=False)
+
+    def check(self) -> None:
+        """FileError if a file with weights was changed since it was opened, or another took its place."""
+        for stamp in self.open_files:
+            stamp.check()
 
     def close(self) -> None:
         self.closing()
@@ -272,7 +268,7 @@ class Source:
 
 
 def assemble(
-    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[MappedFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
+    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[SourceFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
     notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str,
 ) -> Source:
     """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
@@ -305,7 +301,7 @@ def assemble(
     def close() -> None:
         for map in maps:
             map.close()
-    return Source(kind, path, metadata, tensors, list(files), list(notes), close)
+    return Source(kind, path, metadata, tensors, list(files), list(notes), close, [map.stamp for map in maps])
 
 
 def _leaves(rows: Rows) -> Iterator[Stored]:
@@ -350,14 +346,11 @@ def size_label(n_weights: int) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. FileError: unreadable; FormatError: too large, or no JSON object."""
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise FormatError(f"{path}: has {size} bytes, expected at most {MAX_JSON} of JSON")
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raw = read_file(path, MAX_JSON, "JSON")
+        refuse_pointer(path, raw[:200])
+        value = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+        raise FormatError(f"{path}: is not valid JSON: {why(error, 120)}") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: must hold a JSON object, found {quote(value)}")
     return value

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.model import resolve
 from .base import Source
 
@@ -67,9 +67,10 @@ def detect(path: Path) -> str:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(200)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    refuse_pointer(path, head)
     if head[:4] in (b"GGUF", b"FUGG"):
         return "gguf"
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":

@@ -10,7 +10,7 @@ import numpy as np
 from ...engine.architectures.config import ModelConfig, check_tensors
 from ...engine.gguf.file import GGUFFile, TensorInfo, open_gguf
 from ...kernels.formats.table import FORMATS
-from .base import RELEASE_BYTES, Source, SourceTensor, to_float32
+from .base import Source, SourceTensor, to_float32
 
 PART_ROWS = 256
 _OWN_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignment")
@@ -32,24 +32,21 @@ def open_gguf_source(path: Path) -> Source:
     except BaseException:
         file.close()
         raise
-    return Source("gguf", file.path, metadata, tensors, file.paths, notes, file.close)
+    return Source("gguf", file.path, metadata, tensors, file.paths, notes, file.close, file.stamps)
 
 
 def _tensor(file: GGUFFile, info: TensorInfo, shape: tuple[int, ...]) -> SourceTensor:
-    return SourceTensor(info.name, shape, info.format.name, info.path, _reader(file, info.name), lambda: file.data(info.name))
+    return SourceTensor(info.name, shape, info.format.name, info.path, _reader(file, info.name), lambda first, last: file.data(info.name, first, last))
 
 
 def _reader(file: GGUFFile, name: str) -> Callable[[np.ndarray], np.ndarray]:
     format = file.tensors[name].format.name
 
     def read(index: np.ndarray) -> np.ndarray:
-        raw = file.data(name)
-        if len(index) and int(index[-1]) == len(raw) - 1 and raw.nbytes > RELEASE_BYTES:
-            file.release(name)  # tensors are read from the first row to the last: what came before is done with
-        if len(index) and int(index[-1]) - int(index[0]) + 1 == len(index):
-            raw = raw[int(index[0]) : int(index[-1]) + 1]
-        else:
-            raw = raw[index]
+        first, last = (int(index.min()), int(index.max()) + 1) if len(index) else (0, 0)
+        raw = file.data(name, first, last)
+        if last - first != len(index) or not (np.diff(index) == 1).all():
+            raw = raw[index - first]
         if format in ("F32", "F16", "BF16"):
             return to_float32(raw.view({"F32": "<f4", "F16": "<u2", "BF16": "<u2"}[format]), format)
         from ...kernels.formats.registry import decode  # imports Numba

@@ -17,7 +17,7 @@ from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
-from .base import Constant, Fields, MappedFile, Permuted, Rows, Scaled, Source, Stored, assemble, read_json
+from .base import Constant, Fields, Permuted, Rows, Scaled, Source, SourceFile, Stored, assemble, read_json
 from .hf_config import read_config
 from .hf_tokenizer import read_tokenizer
 from .safetensors_file import merge_shards, read_safetensors, shards_of
@@ -32,7 +32,7 @@ def open_hf(path: Path, tokenizer: Path | None = None) -> Source:
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder / 'config.json'}: is missing: a Hugging Face checkpoint needs it beside the weights")
-    maps: list[MappedFile] = []
+    maps: list[SourceFile] = []
     try:
         tensors, files = _weights(path, maps)
         return hf_source("hf", path, folder, tensors, maps, files, tokenizer)
@@ -42,14 +42,14 @@ def open_hf(path: Path, tokenizer: Path | None = None) -> Source:
         raise
 
 
-def _weights(path: Path, maps: list[MappedFile]) -> tuple[dict[str, Stored], list[Path]]:
+def _weights(path: Path, maps: list[SourceFile]) -> tuple[dict[str, Stored], list[Path]]:
     """All tensors under their HF names, and the files that hold them. `maps` gets what must be closed."""
     def read(file: Path) -> dict[str, Stored]:
         if file.suffix == ".safetensors" or not path.is_dir() and file.suffix not in (".bin", ".pt", ".pth"):
             map, held = read_safetensors(file)
             maps.append(map)
             return held
-        maps.append(MappedFile(file))
+        maps.append(SourceFile(file))
         return load_state_dict(maps[-1])[0]
 
     if not path.is_dir():
@@ -67,7 +67,7 @@ def _weights(path: Path, maps: list[MappedFile]) -> tuple[dict[str, Stored], lis
     raise FileError(f"{path}: has no model.safetensors or pytorch_model.bin, nor an index of shards")
 
 
-def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[MappedFile], files: list[Path], tokenizer: Path | None) -> Source:
+def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[SourceFile], files: list[Path], tokenizer: Path | None) -> Source:
     """A Source from tensors in HF naming and the settings in `folder`."""
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
     notes: list[str] = []

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from .base import MappedFile, Rows, Source, Stored, assemble
+from .base import Rows, Source, SourceFile, Stored, assemble
 from .vocabulary import Vocab, read_vocabulary_file
 
 RMS_EPS, ROPE_BASE = 1e-5, 10000.0
@@ -31,27 +31,27 @@ RMS_EPS, ROPE_BASE = 1e-5, 10000.0
 class Grouped:
     """An int8 matrix [rows, cols] with a float32 scale for every `group` codes, counted through the rows."""
 
-    codes: np.ndarray  # int8 [rows, cols], a view of the file
-    scales: np.ndarray  # float32 [rows * cols / group], likewise
+    file: SourceFile
+    shape: tuple[int, ...]
+    codes: int  # offset of int8 [rows, cols]
+    scales: int  # offset of float32 [rows * cols / group]
     group: int
     dtype: str = "I8"
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
-
     def read(self, index: np.ndarray) -> np.ndarray:
-        rows, cols = self.codes.shape
-        if cols % self.group == 0:
-            scales = np.repeat(self.scales.reshape(rows, -1)[index], self.group, axis=1)
-        else:  # groups reach across rows: run.c's quantize sees a matrix as one run
-            scales = self.scales[(index[:, None] * cols + np.arange(cols)) // self.group]
-        return self.codes[index].astype(np.float32) * scales
+        cols = self.shape[1]
+        if not len(index):
+            return np.empty((0, cols), np.float32)
+        first, last = int(index.min()), int(index.max()) + 1
+        codes = np.frombuffer(self.file.read(self.codes + first * cols, (last - first) * cols), np.int8).reshape(-1, cols)[index - first]
+        group, end = first * cols // self.group, -(-last * cols // self.group)  # they may reach across rows: run.c's quantize sees a matrix as one run
+        scales = np.frombuffer(self.file.read(self.scales + 4 * group, 4 * (end - group)), "<f4")
+        return codes.astype(np.float32) * scales[(index[:, None] * cols + np.arange(cols)) // self.group - group]
 
 
 def open_llama2c(path: Path, tokenizer: Path | None = None) -> Source:
     """tokenizer: default is the only tok*.bin, tok*.model or tokenizer.* beside the model that fits its vocabulary's size."""
-    file = MappedFile(path)
+    file = SourceFile(path)
     try:
         return _Reader(path, file).source(tokenizer)
     except BaseException:
@@ -60,7 +60,7 @@ def open_llama2c(path: Path, tokenizer: Path | None = None) -> Source:
 
 
 class _Reader:
-    def __init__(self, path: Path, file: MappedFile) -> None:
+    def __init__(self, path: Path, file: SourceFile) -> None:
         self.path, self.file = path, file
         self.at = 0
 
@@ -81,19 +81,20 @@ class _Reader:
         file, version, group, tied = self.file, 0, 0, True
         if file.size < 28:
             self.fail(f"has {file.size} bytes, too few for a llama2.c header")
-        if file.map[:4] == b"24ka":
+        head = file.read(0, min(256, file.size))
+        if head[:4] == b"24ka":
             if file.size < 256:
                 self.fail(f"is truncated: its header has 256 bytes, the file {file.size}")
-            version, *numbers = struct.unpack_from("<8i", file.map, 4)
+            version, *numbers = struct.unpack_from("<8i", head, 4)
             if version not in (1, 2):
                 raise UnsupportedError(f"{self.path}: is a llama2.c file of version {version}; llamina knows 0, 1 and 2")
-            tied, self.at = bool(file.map[36]), 256
+            tied, self.at = bool(head[36]), 256
             if version == 2:
-                [group] = struct.unpack_from("<i", file.map, 37)
+                [group] = struct.unpack_from("<i", head, 37)
                 if not 1 <= group <= 1 << 20:
                     self.fail(f"its group size is {group}")
         else:
-            numbers = list(struct.unpack_from("<7i", file.map))
+            numbers = list(struct.unpack_from("<7i", head))
             tied, numbers[5], self.at = numbers[5] > 0, abs(numbers[5]), 28
         limits = {"dim": MAX_WIDTH, "hidden_dim": MAX_WIDTH, "n_layers": MAX_LAYERS, "n_heads": MAX_HEADS, "n_kv_heads": MAX_HEADS, "vocab_size": 1 << 30,
                   "seq_len": MAX_CONTEXT}
@@ -123,8 +124,7 @@ class _Reader:
         n = shape[0] * shape[1]
         if n % group:
             self.fail(f"tensor '{name}' has {n} weights, no multiple of the group size {group}")
-        codes = np.frombuffer(self.file.map, np.int8, n, self.take(name, n)).reshape(shape)
-        return Grouped(codes, np.frombuffer(self.file.map, "<f4", n // group, self.take(name, 4 * n // group)), group)
+        return Grouped(self.file, shape, self.take(name, n), self.take(name, 4 * n // group), group)
 
     def v0(self, config: ModelConfig) -> dict[str, Rows]:
         shapes = dict(config.tensor_shapes())

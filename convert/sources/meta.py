@@ -17,7 +17,7 @@ from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
-from .base import Constant, Fields, Joined, MappedFile, Rows, Source, Stored, assemble, read_json
+from .base import Constant, Fields, Joined, Rows, Source, SourceFile, Stored, assemble, read_json
 from .hf_config import llama3_factors
 from .vocabulary import Vocab, llama3_specials, read_vocabulary_file
 
@@ -30,7 +30,7 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
     """A folder of a release, or one of its files. tokenizer: default is tokenizer.model in the folder or the one above (Llama 1)."""
     folder = path if path.is_dir() else path.parent
     fields = Fields(folder / "params.json", read_json(folder / "params.json"))
-    maps: list[MappedFile] = []
+    maps: list[SourceFile] = []
     try:
         shards = _shards(folder, maps)
         config, factors = _config(fields, folder, shards)
@@ -52,7 +52,7 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
         raise
 
 
-def _shards(folder: Path, maps: list[MappedFile]) -> list[dict[str, Stored]]:
+def _shards(folder: Path, maps: list[SourceFile]) -> list[dict[str, Stored]]:
     """The tensors of each shard, by rank, without what has no effect. FileError: one is missing; FormatError: they do not belong together."""
     found = sorted(p.name for p in folder.iterdir() if re.fullmatch(r"consolidated\.\d\d\.pth", p.name))
     if not found or len(found) > MAX_SHARDS:
@@ -62,7 +62,7 @@ def _shards(folder: Path, maps: list[MappedFile]) -> list[dict[str, Stored]]:
             raise FileError(f"{folder / name}: shard is missing, but {found[-1]} is there: get it again")
     shards: list[dict[str, Stored]] = []
     for name in found:
-        maps.append(MappedFile(folder / name))
+        maps.append(SourceFile(folder / name))
         held = {key: stored for key, stored in load_state_dict(maps[-1])[0].items() if not without_effect(key)}
         first = shards[0] if shards else held
         for key in sorted(held.keys() ^ first.keys()):

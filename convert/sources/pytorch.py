@@ -10,14 +10,14 @@ from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import from_hf, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
-from .base import Fields, MappedFile, Rows, Source, Stored, assemble
+from .base import Fields, Rows, Source, SourceFile, Stored, assemble
 from .hf import hf_source
 from .llama2c import RMS_EPS, ROPE_BASE, find_vocabulary
 
 
 def open_pytorch(path: Path, tokenizer: Path | None = None) -> Source:
     """Errors as of unpickle.load_state_dict and the readers of the naming found."""
-    file = MappedFile(path)
+    file = SourceFile(path)
     try:
         tensors, rest = load_state_dict(file)
         theirs = sum(from_hf(name) is not None for name in tensors)
@@ -34,7 +34,7 @@ def open_pytorch(path: Path, tokenizer: Path | None = None) -> Source:
         raise
 
 
-def _llama2c(path: Path, file: MappedFile, tensors: Mapping[str, Stored], rest: Mapping[str, Any], tokenizer: Path | None) -> Source:
+def _llama2c(path: Path, file: SourceFile, tensors: Mapping[str, Stored], rest: Mapping[str, Any], tokenizer: Path | None) -> Source:
     args = rest.get("model_args")
     if not isinstance(args, dict):
         raise FormatError(f"{path}: has no 'model_args' beside its tensors, as llama2.c's training checkpoints have, so heads and context are unknown")

@@ -1,4 +1,4 @@
-"""safetensors files, whole or in shards, mapped. Own code: the library's NumPy interface knows neither BF16 nor FP8.
+"""safetensors files, whole or in shards. Own code: the library's NumPy interface knows neither BF16 nor FP8.
 
     8 bytes: N, little-endian | N bytes of JSON: name -> {dtype, shape, data_offsets} | the tensors' bytes, back to back
 
@@ -15,23 +15,23 @@ from typing import Any, NoReturn
 
 from ...engine.errors import FileError, FormatError
 from ...engine.gguf.header import quote
-from .base import MappedFile, Stored, read_json
+from .base import SourceFile, Stored, read_json
 
 MAX_HEADER = 100_000_000
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
         "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
-def read_safetensors(path: Path) -> tuple[MappedFile, dict[str, Stored]]:
-    """Map one file and check its header. FileError: unreadable; FormatError: damaged."""
-    file = MappedFile(path)
+def read_safetensors(path: Path) -> tuple[SourceFile, dict[str, Stored]]:
+    """Open one file and check its header. FileError: unreadable; FormatError: damaged."""
+    file = SourceFile(path)
 
     def fail(message: str) -> NoReturn:
         raise FormatError(f"{path}: damaged safetensors file: {message}")
 
     if file.size < 8:
         fail(f"it has {file.size} bytes")
-    [length] = struct.unpack_from("<Q", file.map)
+    [length] = struct.unpack("<Q", file.read(0, 8))
     if length > min(MAX_HEADER, file.size - 8):
         fail(f"its header claims {length} bytes, the file has {file.size}, and {MAX_HEADER} are allowed; it may be truncated: get it again")
 
@@ -44,7 +44,7 @@ def read_safetensors(path: Path) -> tuple[MappedFile, dict[str, Stored]]:
         return keys
 
     try:
-        header = json.loads(file.map[8 : 8 + length].decode(), object_pairs_hook=unique)
+        header = json.loads(file.read(8, length).decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         fail(f"its header is not valid JSON ({' '.join(str(error).split())[:100]})")
     if not isinstance(header, dict):

@@ -2,7 +2,8 @@
 
 Two kinds of BPE are known. Which one a file is, its normaliser and pre-tokeniser tell, not the model's name:
 
-- **byte-level**, split like Llama 3 (one regular expression, compared whole): kind "gpt2", pre "llama-bpe", merges as they are.
+- **byte-level**, its words cut in a way that is in the engine's table (splits.py; compared by pre_tokenizer.py): kind "gpt2", pre as the row is called,
+  merges as they are.
 - **SentencePiece-like**: spaces become U+2581 (a Replace normaliser or a Metaspace pre-tokeniser that does not split), a text is otherwise one piece, and
   merges may reach across spaces: kind "llama". That kind has no merges but scores: it always joins the neighbours whose concatenation has the
   highest score, the leftmost first. So a token's score is minus its place among all tokens ordered by the first merge that makes them:
@@ -22,9 +23,10 @@ from typing import Any, NoReturn, TypeVar
 from ...engine.errors import FormatError, LlaminaError, UnsupportedError
 from ...engine.gguf.header import quote
 from ...engine.text.tokenizer import load_tokenizer
-from ...engine.text.tokenizer.bpe import BYTE_OF, LLAMA3_SPLIT
+from ...engine.text.tokenizer.bpe import BYTE_OF
 from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from .base import read_json
+from .pre_tokenizer import row_of_steps
 from .vocabulary import Vocab
 
 T = TypeVar("T")
@@ -71,11 +73,11 @@ class _Reader:
         for rank, (left, right) in enumerate(merges):
             if left not in ids or right not in ids or left + right not in ids:
                 self.fail(f"merge {rank}, {quote(left + ' ' + right)}, does not join two tokens of the vocabulary into a third")
-        if self.is_byte_level():
-            vocab.model = "gpt2"
+        if self.is_byte_level(vocab, bool(model.get("ignore_merges"))):
             vocab.merges = [f"{left} {right}" for left, right in merges]
-            if missing := [c for c in BYTE_OF if c not in ids]:
-                self.fail(f"a byte-level vocabulary needs a token for each byte, {len(missing)} are missing, the first: {quote(missing[0])}")
+            missing = sum(c not in ids for c in BYTE_OF)
+            if missing and model.get("unk_token"):
+                vocab.notes.append(f"{missing} bytes have no token: they are dropped from texts, where {self.path.name} says {quote(model['unk_token'])}")
         else:
             vocab.scores = _scores(vocab.tokens, merges)
             self.space_prefix(vocab)
@@ -116,20 +118,18 @@ class _Reader:
             pairs.append((pair[0], pair[1]))
         return pairs
 
-    def is_byte_level(self) -> bool:
-        """Whether the text goes through GPT-2's byte alphabet; then the splitting must be Llama 3's."""
+    def is_byte_level(self, vocab: Vocab, ignore_merges: bool) -> bool:
+        """Whether the text goes through GPT-2's byte alphabet; then sets kind and way of cutting, or refuses one that is not in the table."""
         steps = _steps(self.object("pre_tokenizer"), "pretokenizers")
         if not any(step.get("type") == "ByteLevel" for step in steps):
             return False
-        if normalizers := _steps(self.object("normalizer"), "normalizers"):
-            self.refuse(f"is byte-level, but with normalizer {quote(normalizers[0].get('type'))}, which GGUF's 'llama-bpe' does not have")
-        llama3 = (
-            len(steps) == 2 and steps[0].get("type") == "Split" and steps[0].get("pattern") == {"Regex": LLAMA3_SPLIT}
-            and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-            and not steps[1].get("add_prefix_space") and steps[1].get("use_regex") is False
-        )
-        if not llama3:
-            self.refuse(f"splits text in a way that is not Llama 3's (pre_tokenizer {json.dumps(steps)[:200]}); llamina knows no other byte-level one")
+        normalizers = [step.get("type") for step in _steps(self.object("normalizer"), "normalizers")]
+        if set(normalizers) - {"NFC"}:
+            self.refuse(f"is byte-level, but with normalizer {quote(normalizers[0])}, which GGUF's byte-level kind does not have")
+        row = row_of_steps(steps, ignore_merges)
+        if row is None:
+            self.refuse(f"cuts text into words in a way that llamina does not know: pre_tokenizer {json.dumps(steps, ensure_ascii=False)[:1500]}")
+        vocab.model, vocab.pre, vocab.nfc = "gpt2", row.names[0], bool(normalizers)
         return True
 
     def space_prefix(self, vocab: Vocab) -> None:
@@ -143,6 +143,8 @@ class _Reader:
             else:
                 self.refuse(f"has the normalizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
         for step in _steps(self.object("pre_tokenizer"), "pretokenizers"):
+            if replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}:
+                continue  # Gemma's: no space is left to cut at
             if step.get("type") != "Metaspace" or step.get("replacement", SPACE) != SPACE or step.get("split", True):
                 self.refuse(f"splits text by pre_tokenizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
             replaced = True
@@ -162,6 +164,9 @@ class _Reader:
             if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str) or token["id"] < 0:
                 self.fail(f"an added token must have an id and a content, found {quote(token)}")
             vocab.add(token["id"], token["content"], bool(token.get("special")))
+        if strips := [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]:
+            first = quote(strips[0])
+            vocab.notes.append(f"{len(strips)} added tokens take white space beside them, the first: {first}; GGUF can only say so of Phi-3, by its name")
 
     def post_processor(self, vocab: Vocab) -> None:
         """BOS and EOS, where the template puts them around a single text."""

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...engine.errors import FileError, FormatError, UnsupportedError
-from ...engine.gguf.header import quote
+from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.text.tokenizer.bpe import BYTE_OF
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NFC_KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
@@ -38,6 +38,8 @@ class Vocab:
     ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos", "unknown", "padding", "eot", "eom"
     add_bos: bool = True
     add_eos: bool = False
+    pre: str = "llama-bpe"  # "gpt2" only: how text is cut into words
+    nfc: bool = False  # texts are brought to Unicode's normal form C first
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
@@ -82,7 +84,7 @@ class Vocab:
             self.notes.append(f"vocabulary padded {n} -> {n_vocab} with unused tokens, as many as the embedding has rows")
 
     def metadata(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {"model": self.model, "pre": "default" if self.model == "llama" else "llama-bpe", "tokens": self.tokens}
+        keys: dict[str, Any] = {"model": self.model, "pre": "default" if self.model == "llama" else self.pre, "tokens": self.tokens}
         if self.scores is not None:
             keys["scores"] = np.asarray(self.scores, np.float32)
         keys["token_type"] = np.asarray(self.types, np.int32)
@@ -96,7 +98,8 @@ class Vocab:
             keys["add_space_prefix"] = self.add_space_prefix
             if self.remove_extra_whitespaces:
                 keys["remove_extra_whitespaces"] = True
-        return {"tokenizer.ggml." + key: value for key, value in keys.items()}
+        named = {"tokenizer.ggml." + key: value for key, value in keys.items()}
+        return named | {NFC_KEY: True} if self.nfc else named
 
 
 def read_bytes(path: Path) -> bytes:
@@ -113,6 +116,7 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     """A tokenizer file of any kind, known by its content: SentencePiece's or Meta's tokenizer.model, tokenizer.json, or llama2.c's tokenizer.bin, which
     does not say how many tokens it has: `n_vocab`. special: names of the special tokens that follow a tiktoken file's."""
     data = read_bytes(path)
+    refuse_pointer(path, data[:200])
     if data.lstrip()[:1] == b"{":
         from .tokenizer_json import read_tokenizer_json
         return read_tokenizer_json(path)

@@ -20,11 +20,11 @@ KIND = "answer"
 
 def state_of(g: Generation) -> dict[str, Any]:
     """All that `resume` needs but the ids of the window and their pages."""
-    position, sampler = len(g.window), g._sampler
+    position, sampler = len(g.window) + g._dropped, g._sampler
     return {
         "prompt": g._prompt, "ids": g.ids, "prompt_text": g._model.tokenizer.decode(g._prompt), "text": g.so_far, "held": g._stops.held,
         "options": asdict(sampler.options), "seed": sampler.seed, "sample_index": sampler.sample_index, "sampler": sampler.state(position),
-        "max_tokens": None if g._limit == sys.maxsize else g._limit, "stop": list(g._stops.stops), "stop_ids": sorted(g._stop_ids),
+        "max_tokens": None if g._limit == sys.maxsize else g._limit, "stop": list(g._stop), "stop_ids": sorted(g._stop_ids),
         "ignore_eos": g._ignore_eos, "logprobs": g._n_logprobs, "found": [list(entry) for entry in g.logprobs], "grammar": g._asked,
         "keep": g._keep, "shifts": g._shifts, "dropped": g._dropped, "banned": g._banned.state(), "finish": g.finish_reason,
         "speculate": g._speculator is not None,
@@ -79,11 +79,13 @@ def _build(model: Model, found: session.Session, take: session.Reader) -> Genera
         raise OptionError("its tokens contradict each other")
     g.ids, g.window, g.finish_reason = ids, window, take("finish", str, None)
     sampler = take("sampler", dict)
-    g._sampler.restore(len(window), {"mu": float(sampler["mu"])} if "mu" in sampler else {})
+    g._shifts, g._dropped = take("shifts", int), take("dropped", int)
+    if g._shifts < 0 or g._dropped < 0 or len(window) + g._dropped != len(prompt) + len(ids):
+        raise OptionError("its tokens contradict each other")
+    g._sampler.restore(len(window) + g._dropped, {"mu": float(sampler["mu"])} if "mu" in sampler else {})
     g._stops.held = take("held", str)
     g._banned.restore(take("banned", dict))
     g.logprobs = [TokenLogprob(int(id), float(p), [(int(i), float(q)) for i, q in top]) for id, p, top in take("found", list)]
-    g._shifts, g._dropped = take("shifts", int), take("dropped", int)
     g._decoder = g._stream(g.history) if ids else None
     if g.finish_reason is None:
         g._sequence = session.restore(found, model)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError
+from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError, quoted
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -309,5 +309,5 @@ def is_conversation(prompt: Any) -> bool:
 def check_samples(n: Any) -> int:
     """How many answers to a prompt. OptionError."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise OptionError(f"samples must be a whole number above 0, found {n!r}")
+        raise OptionError(f"samples must be a whole number above 0, found {quoted(n)}")
     return int(n)

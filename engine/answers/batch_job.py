@@ -7,6 +7,7 @@ that wasn't write the same bytes.
 """
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError
+from ..errors import FileError, LlaminaError, OptionError, why
 from ..sampling.options import MAX_SEED, SamplingOptions
 from .batch import LIVE
 
@@ -81,6 +82,8 @@ def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> It
             while raw := file.readline(MAX_LINE + 1):
                 seen(raw)
                 rest = raw
+                if number == 0:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
                 while len(rest) > MAX_LINE and not rest.endswith(b"\n"):  # skip the rest of an endless line
                     rest = file.readline(MAX_LINE + 1)
                     seen(rest)
@@ -115,7 +118,7 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     except UnicodeDecodeError as error:
         raise OptionError(f"is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X})") from None
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"is not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise OptionError(f"is not JSON: {why(error)}") from None
     if isinstance(found, str):
         found = {"prompt": found}
     if not isinstance(found, dict):

@@ -19,9 +19,11 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import FileError, FormatError, OptionError
+from ..files import NewFile, reason
 
 SYNC_SECONDS = 5.0
-VERSION = 1
+VERSION = 2
+"""Of what a journal holds, and of the rules by which its answers were drawn: 2 numbers random numbers on across context shifts."""
 MAX_HEADER = 4 << 20
 _BEGINNING = b'{"llamina_batch": '
 
@@ -93,24 +95,17 @@ class Journal:
     def finish(self, count: int) -> None:
         """Write the output: records 0 to count - 1, which are all there; the journal goes."""
         assert self._file is not None and len(self._offsets) == count
-        temporary = self.output.with_name(f".{self.output.name}.tmp")
         try:
             self._sync(True)
-            with open(temporary, "wb") as out, open(self.path, "rb") as journal:
+            with NewFile(self.output) as new, open(self.path, "rb") as journal:
                 for number in range(count):
                     offset, length = self._offsets[number]
                     journal.seek(offset)
-                    out.write(journal.read(length) + b"\n")
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, self.output)
-            self._sync_folder()
+                    new.file.write(journal.read(length) + b"\n")
             self._file.close()
             self.path.unlink()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise FileError(f"{self.output}: cannot be written ({error.strerror}); {self.path} keeps what was done: run again") from None
+            raise FileError(f"{self.output}: cannot be written ({reason(error)}); {self.path} keeps what was done: run again") from None
 
     def close(self) -> None:
         if self._file is not None and not self._file.closed:
@@ -196,14 +191,6 @@ class Journal:
             with contextlib.suppress(OSError):  # not every file system can
                 os.fsync(self._file.fileno())
             self._synced = time.monotonic()
-
-    def _sync_folder(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            folder = os.open(self.output.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def _brief(value: Any) -> str:

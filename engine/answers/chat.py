@@ -7,9 +7,11 @@ Exactness makes keeping harmless: the logits after a kept beginning equal, to th
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..model import Model, common_prefix
 from ..sampling.sampler import SamplingOptions
@@ -31,6 +33,7 @@ class Chat:
         self.left_out = 0
         """Messages after the system message that no longer fit into the context, and that the model doesn't see any more."""
 
+    @in_default_floats
     def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, json_schema: Any = None,
             regex: str | None = None, grammar: str | None = None, choices: Any = None, context_shift: bool = False,
             **sampling: Any) -> Generation:
@@ -39,7 +42,7 @@ class Chat:
         and in the middle of an answer the older half of the text after the system message. Raises like `Model.generate`; then this turn is forgotten."""
         self._settle()
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self._encode(messages, context_shift)
+        ids, left_out = self._encode(messages, context_shift)
         options, limit, stops = SamplingOptions(**sampling), check_max_tokens(max_tokens), check_stop(stop)
         obey = self.model._grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
         keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
@@ -48,20 +51,20 @@ class Chat:
         self._answer = Generation(self.model, ids, options, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
                                   ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey,
                                   keep=self.model.system_tokens(messages) if context_shift else None)
-        self.messages = messages
+        self.messages, self.left_out = messages, left_out
         return self._answer
 
-    def _encode(self, messages: list[dict[str, str]], shift: bool) -> list[int]:
-        """The ids of a conversation; shift: if they don't fit, without the oldest turns, so that half of the context is free again."""
+    def _encode(self, messages: list[dict[str, str]], shift: bool) -> tuple[list[int], int]:
+        """(the ids of a conversation, how many messages are left out of them); shift: if they don't fit, the oldest turns are left out, so that half of the
+        context is free again."""
         turns = messages[len(self._system):]
-        left_out = min(self.left_out, len(turns) - 1) if shift else 0
+        left_out = whole_turns(turns, min(self.left_out, len(turns) - 1)) if shift else 0
         ids = self.template.encode([*self._system, *turns[left_out:]])
         if shift and len(ids) > self.model.context:
             while len(ids) > self.model.context // 2 and (users := [i for i, m in enumerate(turns) if m["role"] == "user" and i > left_out]):
                 left_out = users[0]
                 ids = self.template.encode([*self._system, *turns[left_out:]])
-        self.left_out = left_out
-        return ids
+        return ids, left_out
 
     @property
     def kv_bytes(self) -> int:
@@ -88,7 +91,7 @@ class Chat:
             self.restore(take("messages", list))
         except OptionError as error:
             raise FormatError(f"{found.path}: the session is damaged: {error}") from None
-        self.left_out = min(max(0, take("left_out", int)), max(0, len(self.messages) - len(self._system) - 1))
+        self.left_out = whole_turns(self.messages[len(self._system):], take("left_out", int))
         self._sequence.close()
         self._sequence = session.restore(found, self.model)
         self._computed = list(self._sequence.ids)
@@ -158,3 +161,9 @@ class Chat:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+
+def whole_turns(turns: Sequence[Mapping[str, Any]], most: int) -> int:
+    """How many of the first messages can be left out, at most `most`, so that what is left begins with a question or is nothing: templates refuse an
+    answer without its question."""
+    borders = [i for i, message in enumerate(turns) if message["role"] == "user"] + [len(turns)]
+    return max((i for i in borders if i <= most), default=0)

@@ -35,7 +35,7 @@ def renderable(answer: Generation) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from ..cli.chat_terminal import printable
+    from ..cli.markdown import printable
     return Group(Text(printable(answer.so_far)), Text(" · ".join(figures(answer)), style="dim"))
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ContextFullError, OptionError, OutOfMemoryError
+from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
 from ..run.scheduler import Job
 from ..sampling.banned import BannedTexts
 from ..sampling.sampler import Sampler, SamplingOptions, TokenLogprob, token_logprob
+from ..text.marks import Marks
 from ..text.stops import StopStrings, check_stop
 from .speculation import DraftModel, Speculator
 from .stats import Stats, peak_memory
@@ -43,6 +44,9 @@ class Generation:
     .logprobs: if asked for, a TokenLogprob for each of .ids.
     Steps may raise NumericError, ClosedError; the first one OutOfMemoryError, if there is no KV memory for so many tokens.
     """
+
+    _written: frozenset[int] = frozenset()
+    """Control tokens whose text stands in the answer."""
 
     def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
@@ -68,14 +72,16 @@ class Generation:
         self._n_logprobs = logprobs
         self._constraint = grammar.start(len(prompt)) if grammar else None
         self._asked = grammar.asked if grammar else {}
-        self._banned = BannedTexts(options.banned)
+        self._marks = Marks(model.tokenizer.control, [*stop, *options.banned], self._written)
+        banned = self._marks.spellings(options.banned)
+        self._banned = BannedTexts(banned, [id for id, mark in self._marks.of.items() if mark in banned])
         speculate = speculate and model.speculate
         draft = DraftModel(model.draft, self._sampler) if speculate and model.draft else None
         self._speculator = Speculator(model.costs, draft) if speculate else None
         self._limit = sys.maxsize if max_tokens is None else max_tokens
         self._ignore_eos, self._stop_ids = ignore_eos, stop_ids
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
-        self._stops = StopStrings(stop)
+        self._stop, self._stops = tuple(stop), StopStrings(self._marks.spellings(stop))
         self._keep, self._wait = keep, wait
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
@@ -123,7 +129,7 @@ class Generation:
             self._row = row
         else:
             room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.window), self._model.runtime.max_batch - 1)
-            self._job = self._speculator.job(sequence, self.window, room)
+            self._job = self._speculator.job(sequence, self.window, room, self._dropped)
         return self._job if self._row is None else None
 
     def advance(self) -> str:
@@ -134,20 +140,21 @@ class Generation:
             return self._give(self._finish(reason))
         since = self._since or time.perf_counter()
         logits, self._row, self._job = self._take_row(), None, None
-        position = len(self.window)
+        position = len(self.window) + self._dropped  # in the whole text, so that a context shift repeats no random number
         id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
                                   self._constraint.allowed(self.history) if self._constraint else None)
-        if self._n_logprobs is not None and id not in self._end_ids:
+        ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
+        if self._n_logprobs is not None and not ends:
             self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
         self._count(time.perf_counter() - since)
-        return self._give(self._finish("eos") if id in self._end_ids else self._accept(id))
+        return self._give(self._finish("eos") if ends else self._accept(id))
 
     def _filter(self, piece: str) -> str:
         """What of a piece is shown; called with every one, the last one when finish_reason is set."""
         return piece
 
     def _give(self, piece: str) -> str:
-        self._since, piece = None, self._filter(piece)
+        self._since, piece = None, self._filter(self._marks.strip(piece))
         if piece:
             self._pieces.append(piece)
         return piece
@@ -214,9 +221,9 @@ class Generation:
         self.window.append(id)
         if self._decoder is None:  # after the prompt: the answer's text is what it adds to the prompt's (leading space, a character begun)
             self._decoder = self._stream(self._prompt)
-        text = self._decoder.push(id)
+        text = self._decoder.push(id) + self._marks.of.get(id, "")
         if self._banned.texts:
-            text, n_back = self._banned.push(text)
+            text, n_back = self._banned.push(text, self._decoder.pending)
             if n_back:
                 self._go_back(n_back)
         text, stopped = self._stops.push(text)
@@ -230,7 +237,7 @@ class Generation:
         """Drop the last n tokens, and don't begin with the first of them again."""
         assert self._sequence is not None
         keep = len(self.window) - n
-        self._banned.forbid(keep, self.window[keep])
+        self._banned.forbid(keep + self._dropped, self.window[keep])
         del self.window[keep:], self.ids[len(self.ids) - n:], self.logprobs[len(self.ids):]
         if self._speculator:
             self._speculator.stop(self._sequence, self.window)
@@ -238,16 +245,14 @@ class Generation:
         self._decoder = self._stream(self.history)
 
     def _shift(self) -> None:
-        """The context is full: go on as after a prompt of the tokens to keep and the newer half of the others. They are computed afresh, so what follows
-        is what `generate` would say after that prompt, bit for bit."""
+        """The context is full: go on as after a prompt of the tokens to keep and the newer half of the others. They are computed afresh, so the logits that
+        follow are those after that prompt, bit for bit; the random numbers go on by the token's index in the whole text."""
         assert self._sequence is not None and self._keep is not None
         dropped = len(self.window) - self._keep - max(1, (self._model.context - self._keep) // 2)
         if self._speculator:
             self._speculator.stop(self._sequence, self.window)
         del self.window[self._keep:self._keep + dropped]
         self._sequence.truncate(min(self._sequence.length, self._keep))
-        self._banned.move(-dropped)
-        self._sampler.forget()
         self._shifts, self._dropped = self._shifts + 1, self._dropped + dropped
 
     def _finish(self, reason: str) -> str:
@@ -378,12 +383,12 @@ def check_max_tokens(max_tokens: Any) -> int | None:
     if max_tokens is None:
         return None
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < -1:
-        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {max_tokens!r}")
+        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {quoted(max_tokens)}")
     return None if max_tokens == -1 else int(max_tokens)
 
 
 def check_logprobs(n: Any) -> int | None:
     """None (no log-probabilities) or of how many of the most likely tokens. OptionError."""
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0):
-        raise OptionError(f"logprobs must be a whole number from 0 on, found {n!r}")
+        raise OptionError(f"logprobs must be a whole number from 0 on, found {quoted(n)}")
     return None if n is None else int(n)

@@ -9,10 +9,8 @@ never lent to other sequences. Written beside, synced, renamed: a session is the
 """
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,32 +20,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ...kernels import ARITHMETIC_VERSION
 from ...kernels.elementwise import PAGE
 from ..errors import FileError, FormatError, OutOfMemoryError
+from ..files import new_file, open_regular, reason, shown, writing
 
 if TYPE_CHECKING:
-    from ..gguf.file import GGUFFile
     from ..model import Model
     from ..run import kv_cache
 
 MAGIC = b"LLAMINA\x01"
 MAX_HEADER = 32 << 20
 _DIGEST = 32
-_SAMPLE = 4096  # bytes of a tensor's beginning, middle and end that stand for all of it
-
-
-def model_digest(gguf: GGUFFile) -> str:
-    """What tells a model file from others: BLAKE2b of its header (metadata, tensor names, shapes, formats) and of 4 KiB from the beginning, the middle and
-    the end of each tensor. Not of all of it, which would take seconds per gigabyte at every start; a file that differs elsewhere only is not noticed."""
-    found = blake2b(digest_size=_DIGEST)
-    for path in gguf.paths:
-        starts = [info.offset for info in gguf.tensors.values() if info.path == path]
-        file = gguf.mapped(path)
-        found.update(memoryview(file)[:min(starts, default=len(file))])
-    for info in gguf.tensors.values():
-        data = memoryview(gguf.mapped(info.path))[info.offset:info.offset + info.n_bytes]
-        middle = max(0, info.n_bytes // 2 - _SAMPLE // 2)
-        for start in 0, middle, max(0, info.n_bytes - _SAMPLE):
-            found.update(data[start:start + _SAMPLE])
-    return found.hexdigest()
 
 
 @dataclass
@@ -75,50 +56,23 @@ def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str,
     if len(raw) > MAX_HEADER:
         raise FileError(f"{target}: the session's text has {len(raw) >> 20} MiB, at most {MAX_HEADER >> 20} are written")
     head = MAGIC + len(raw).to_bytes(8, "little") + raw
-    part = target.with_name(target.name + ".part")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
-            file.write(head + blake2b(head, digest_size=_DIGEST).digest())
-            digest = blake2b(digest_size=_DIGEST)
-            for page in pages:
-                file.write(page.data)
-                digest.update(page.data)
-            file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        _sync_folder(target.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError, ValueError):
-            part.unlink()
-        if not isinstance(error, (OSError, ValueError)):  # Ctrl-C, SIGTERM
-            raise
-        raise FileError(f"{target}: the session cannot be written ({getattr(error, 'strerror', None) or error}); what was there before is unchanged") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name survives a power cut, where folders can be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with writing(target, "the session"), new_file(target, private=True) as new:
+        new.file.write(head + blake2b(head, digest_size=_DIGEST).digest())
+        digest = blake2b(digest_size=_DIGEST)
+        for page in pages:
+            new.file.write(page.data)
+            digest.update(page.data)
+        new.file.write(digest.digest())
 
 
 def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
     """A file's header, held against the model. FileError; FormatError if it is no session of this kind or its header is damaged."""
     target = Path(path)
-    try:
-        with open(target, "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise FileError(f"{target}: is not a file")
-            return _parse(target, file, info.st_size, model, kind)
-    except (OSError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FileError(f"{target}: the session cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    with open_regular(target, "a session") as file:
+        try:
+            return _parse(target, file, os.fstat(file.fileno()).st_size, model, kind)
+        except OSError as error:
+            raise FileError(f"{shown(target)}: the session cannot be read ({reason(error)})") from None
 
 
 def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Session:
@@ -162,7 +116,7 @@ def restore(session: Session, model: Model) -> kv_cache.Sequence:
     sequence = model.runtime.new_sequence()
     try:
         sequence.reserve(session.pages * PAGE)
-        with open(session.path, "rb") as file:
+        with open_regular(session.path, "a session") as file:
             file.seek(session.start)
             digest = blake2b(digest_size=_DIGEST)
             for page in sequence.reserved_pages():
@@ -170,8 +124,8 @@ def restore(session: Session, model: Model) -> kv_cache.Sequence:
                     break
                 digest.update(page.data)
             whole = file.read(_DIGEST + 1) == digest.digest()
-    except OSError as error:
-        session.refused = f"it cannot be read: {error.strerror}"
+    except (OSError, FileError) as error:
+        session.refused = f"it cannot be read: {reason(error)}"
     except OutOfMemoryError as error:
         session.refused = str(error)
     else:

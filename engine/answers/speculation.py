@@ -104,10 +104,11 @@ class DraftModel:
         self._sequence: kv_cache.Sequence | None = None
         self._fed: list[int] = []
 
-    def propose(self, history: Sequence[int], n: int) -> list[int]:
-        """n ids that may follow; fewer where the draft model's context or KV memory ends."""
+    def propose(self, history: Sequence[int], n: int, dropped: int = 0) -> list[int]:
+        """n ids that may follow; fewer where the draft model's context or KV memory ends. dropped: ids that a context shift took from the history, which
+        count in the positions of random numbers."""
         text, position = list(history), len(history)
-        self._sampler.restore(position, self._main.state(position))
+        self._sampler.restore(position + dropped, self._main.state(position + dropped))
         same = 0
         while same < min(len(self._fed), position - 1) and self._fed[same] == text[same]:
             same += 1
@@ -120,7 +121,7 @@ class DraftModel:
                 new = text[len(self._fed):]
                 logits = self.model.feed(self._sequence, new)[-1]
                 self._fed += new
-                text.append(self._sampler.sample(logits, len(text), text))
+                text.append(self._sampler.sample(logits, len(text) + dropped, text))
         except (OutOfMemoryError, NumericError):
             pass
         return text[position:]
@@ -168,11 +169,11 @@ class Speculator:
             self.stop(sequence, history)
         return None
 
-    def job(self, sequence: kv_cache.Sequence, history: Sequence[int], room: int) -> Job:
-        """What to compute for the logits after the last id of `history`, with as much of a draft as pays, room tokens at most."""
+    def job(self, sequence: kv_cache.Sequence, history: Sequence[int], room: int, dropped: int = 0) -> Job:
+        """What to compute for the logits after the last id of `history`, with as much of a draft as pays, room tokens at most. dropped: see `propose`."""
         from ..run.scheduler import Job
         ids, before = history[sequence.length:], self._clock()
-        self._draft = self._propose(history, room) if len(ids) == 1 else []
+        self._draft = self._propose(history, room, dropped) if len(ids) == 1 else []
         self._drafting = self._clock() - before
         sequence.tentative = bool(self._draft)
         return Job(sequence, [*ids, *self._draft], "all", stream=True) if self._draft else Job(sequence, ids, stream=len(ids) == 1)
@@ -192,7 +193,7 @@ class Speculator:
         self.drafted += len(self._draft)
         return self._rows[0]
 
-    def _propose(self, history: Sequence[int], room: int) -> list[int]:
+    def _propose(self, history: Sequence[int], room: int, dropped: int) -> list[int]:
         """A draft as long as it pays; mostly none."""
         if room <= 0 or not self._costs.one:
             return []
@@ -209,7 +210,7 @@ class Speculator:
             return continuation(history, start, length)
         assert self._model is not None
         before = self._clock()
-        draft = self._model.propose(history, length)
+        draft = self._model.propose(history, length, dropped)
         if draft:
             seconds = (self._clock() - before) / len(draft)
             self._costs.draft = _mix(self._costs.draft, seconds, 0.25) if self._costs.draft else seconds

@@ -274,7 +274,7 @@ def _check_extra(gguf: GGUFFile, config: ModelConfig, name: str) -> None:
     layer, part = (int(match[1]), match[2]) if match else (0, name)
     if part in _IGNORED:
         return
-    if part == "rope_freqs.weight" and config.rope_freq_factors and np.array_equal(gguf.data(name), gguf.data("rope_freqs.weight")):
+    if part == "rope_freqs.weight" and config.rope_freq_factors and _same(gguf, name, "rope_freqs.weight"):
         return  # a copy for each layer
     if layer >= config.n_layers:
         raise FormatError(f"{path}: tensor {quote(name)} is of layer {layer}, but key 'llama.block_count' is only {config.n_layers}")
@@ -283,6 +283,10 @@ def _check_extra(gguf: GGUFFile, config: ModelConfig, name: str) -> None:
     if "_exp" in part or "ffn_gate_inp" in part:
         raise UnsupportedError(f"{path}: tensor {quote(name)}: llamina does not run mixtures of experts")
     raise UnsupportedError(f"{path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
+
+
+def _same(gguf: GGUFFile, a: str, b: str) -> bool:
+    return gguf.tensors[a].n_bytes == gguf.tensors[b].n_bytes and np.array_equal(gguf.data(a), gguf.data(b))
 
 
 def read_vector(gguf: GGUFFile, name: str) -> np.ndarray:

@@ -3,7 +3,8 @@
     main(argv) -> click parses -> the command's function -> exit code; every error becomes one line on stderr
 
 stdout carries answers only; progress, statistics and errors go to stderr. Exit codes: 0, 1 (the model, a file, a failed check), 2 (usage), 130 (Ctrl-C),
-143 (SIGTERM).
+128 + its number (a
+signal that ends: 143 for SIGTERM).
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 import click
 
 from ... import __version__
-from ..errors import LlaminaError
+from ..errors import LlaminaError, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
@@ -139,21 +140,33 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{what} (this is a bug in llamina: please report it with the output of the same command with --debug)", 1, state["debug"])
 
 
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF")
+          if hasattr(signal, name)]
+"""What ends a process if nobody catches it, can be caught, and says nothing about the process's own state."""
+
+
 @contextlib.contextmanager
 def _leaving_when_told() -> Iterator[None]:
-    """SIGTERM ends the process as an exception does: what it was writing is taken away. Once: `timeout` sends two, and the second would meet the tidying."""
+    """Signals that would end the process end it as an exception does: what it was writing is taken away. Once: `timeout` sends two, and the second would meet
+    the tidying. One that is ignored (nohup) or handled already stays so."""
     def leave(number: int, frame: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)
         raise SystemExit(128 + number)
+    ours: list[signal.Signals] = []
     try:
-        before = signal.signal(signal.SIGTERM, leave) if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else None
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, leave)
+                ours.append(number)
     except ValueError:  # not the main thread
-        before = None
+        pass
     try:
         yield
     finally:
-        if before is not None and signal.getsignal(signal.SIGTERM) is leave:  # else the process is about to end
-            signal.signal(signal.SIGTERM, before)
+        for number in ours:
+            if signal.getsignal(number) is leave:  # else the process is about to end
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _drop_output() -> None:
@@ -180,9 +193,4 @@ def _fail(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print("llamina: error:", one_line(message), file=sys.stderr)
     return code
-
-
-def one_line(text: str) -> str:
-    """On one line and printable: a path or a file's key may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 

@@ -60,10 +60,12 @@ def command(model: str, system: str | None, max_tokens: int, plain: bool, sessio
     """
     from ..answers.chat import Chat
     from ..answers.generation import check_max_tokens
+    from ..text.template_service import warm
     obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    warm()
     with (Progress(quiet) as progress, open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded,
           Chat(loaded, system) as chat):
         keeper = Keeper(chat, session, progress) if session else None
@@ -167,6 +169,7 @@ def _piped_turns() -> Iterator[str]:
     """The lines of standard input that are not blank."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # the tokenizer refuses what is not UTF-8
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    for number, line in enumerate(sys.stdin):
+        text = (line.removeprefix("\ufeff") if number == 0 else line).strip()
+        if text:
+            yield text

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileError, LlaminaError, OptionError
+from ..errors import FileError, LlaminaError, OptionError, quoted
+from ..files import write_file
 from . import one_line
 from .options import check_sampling, read_text
 from .progress import closing_line, tell
@@ -97,12 +97,7 @@ class Commands:
         if path != self._file and path.exists():
             raise FileError(f"{path}: exists already: choose another name")
         messages = self.chat.settled()
-        temporary = path.with_name(path.name + ".part")
-        try:
-            temporary.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
-            os.replace(temporary, path)
-        except (OSError, ValueError) as error:
-            raise FileError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        write_file(path, json.dumps({"messages": messages}, ensure_ascii=False, indent=1) + "\n", overwrite=path == self._file)
         self._file = path
         self._say(f"saved {_messages(len(messages))}")
 
@@ -164,7 +159,7 @@ def check_options(options: dict[str, Any]) -> None:
     from ..answers.generation import check_max_tokens
     check_max_tokens(options["max_tokens"])
     if not isinstance(options["ignore_eos"], bool):
-        raise OptionError(f"ignore_eos must be true or false, found {options['ignore_eos']!r}")
+        raise OptionError(f"ignore_eos must be true or false, found {quoted(options['ignore_eos'])}")
     try:
         check_sampling(options)
     except TypeError as error:

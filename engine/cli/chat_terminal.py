@@ -1,6 +1,6 @@
 """A conversation on a terminal: lines come in with editing and history, answers stream out as Markdown.
 
-    Lines (prompt_toolkit, else input()) -> text;  show(pieces) -> Markdown blocks (rich, else the text as it is)
+    Lines (prompt_toolkit, else input()) -> text;  show(pieces) -> Markdown blocks (markdown.py and rich, else the text as it is)
 
 A finished block of Markdown (paragraph, list, code) is printed for good and scrolls away like any output; only the block that is being written is
 redrawn, and of one taller than the window its end.
@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from .markdown import Page, fence_of, shown
 
 REDRAW_SECONDS = 0.08
 
@@ -149,7 +151,7 @@ def show_plain(pieces: Iterable[str]) -> None:
         for piece in pieces:
             piece = piece if begun else piece.lstrip()
             begun = begun or bool(piece)
-            sys.stdout.write(piece)
+            sys.stdout.write(shown(piece))
             sys.stdout.flush()
     finally:
         sys.stdout.write("\n")
@@ -169,7 +171,7 @@ def _show_markdown(pieces: Iterable[str], console: Any) -> None:
                 with _whole():
                     if done:
                         live.update("")
-                        console.print(_markdown(done))
+                        console.print(Page(done.rstrip("\n")))
                         console.print()
                     live.update(_Tail(rest), refresh=True)
                 drawn = time.monotonic()
@@ -177,7 +179,7 @@ def _show_markdown(pieces: Iterable[str], console: Any) -> None:
             with _whole():
                 live.update("", refresh=True)
                 if rest.strip():
-                    console.print(_markdown(rest))
+                    console.print(Page(rest.rstrip()))
 
 
 class _Tail:
@@ -188,24 +190,8 @@ class _Tail:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.segment import SegmentLines
-        lines = console.render_lines(_markdown(self.text), options, pad=False)
+        lines = console.render_lines(Page(self.text), options, pad=False)
         yield SegmentLines(lines[-max(1, options.size.height - 2):], new_lines=True)
-
-
-def _markdown(text: str) -> Any:
-    from rich.markdown import Markdown
-    return Markdown(printable(hard_breaks(text)), hyperlinks=False)
-
-
-def printable(text: str) -> str:
-    """Without control characters, which could drive the terminal."""
-    return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c <= "\x9f"))
-
-
-def _fence(line: str) -> str:
-    """"```" or "~~~" if the line opens or closes a code block, else ""."""
-    mark = line.lstrip()[:3]
-    return mark if mark in ("```", "~~~") else ""
 
 
 def finished_blocks(text: str) -> tuple[str, str]:
@@ -217,20 +203,9 @@ def finished_blocks(text: str) -> tuple[str, str]:
     for line in text.splitlines(keepends=True):
         if blank and not fence and line.strip() and line[0] not in " \t-*+0123456789|>":
             cut = at
-        mark = _fence(line)
+        mark = fence_of(line)
         if mark:
             fence = "" if mark == fence else fence or mark
         blank = not line.strip() and line.endswith("\n")
         at += len(line)
     return text[:cut], text[cut:]
-
-
-def hard_breaks(text: str) -> str:
-    """Models end lines where they mean it: outside code a single newline becomes Markdown's hard break."""
-    out, fence = [], ""
-    for line in text.split("\n"):
-        mark = _fence(line)
-        if mark:
-            fence = "" if mark == fence else fence or mark
-        out.append(line if fence or mark or not line.strip() else line + "  ")
-    return "\n".join(out)

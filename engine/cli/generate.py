@@ -1,7 +1,6 @@
 """`llamina generate`: continue a prompt."""
 from __future__ import annotations
 
-import json
 import sys
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from .markdown import shown
 from .options import (
+    as_json_line,
     check_sampling,
     ending_newline,
     grammar_options,
@@ -85,12 +86,12 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
         generation = loaded.generate(ids, **options)
         if as_json:
             generation.text()
-            print(json.dumps({**asked, **_as_dict(generation)}, ensure_ascii=False))
+            print(as_json_line({**asked, **_as_dict(generation)}))
             return
         try:
             for piece in chain([text] if echo else [], generation):
                 progress.clear()
-                sys.stdout.write(piece)
+                sys.stdout.write(shown(piece))
                 sys.stdout.flush()
         except KeyboardInterrupt:  # in a step, or while printing
             generation.close()
@@ -123,12 +124,12 @@ def _several(results: Batch, asked: dict[str, Any] | None, progress: Progress) -
         found.append({"sample": result.sample, **_as_dict(result)})
         if asked is None:
             progress.clear()
-            print(f"=== {result.sample + 1} ===\n{result.text}", flush=True)
+            print(f"=== {result.sample + 1} ===\n{shown(result.text)}", flush=True)
             progress.note(context_note(result.stats))
             if not progress.quiet:
                 print(closing_line(result.stats), file=sys.stderr)
     if asked is not None:
-        print(json.dumps({**asked, "samples": found}, ensure_ascii=False))
+        print(as_json_line({**asked, "samples": found}))
 
 
 def _from_file(path: str | None) -> str:

@@ -1,7 +1,6 @@
 """`llamina inspect`: what a model file holds, and how it would run here."""
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import click
 
 from ..errors import LlaminaError
 from . import one_line
-from .options import debug_option, model_argument
+from .options import as_json_line, debug_option, model_argument
 from .progress import Progress, size
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
     with open_gguf(path) as gguf:
         report = describe(gguf, count("context", context))
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(as_json_line(report))
     else:
         print("\n".join(_lines(report)))
 
@@ -82,6 +81,7 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         report["tokenizer"] = {
             "kind": t.kind, "n_vocab": t.n_vocab, "ids": {name: None if i is None else [i, t.token_text(i)] for name, i in ids.items()},
             "end_of_generation": [[i, t.token_text(i)] for i in sorted(t.eog_ids)], "add_bos": t.add_bos, "add_eos": t.add_eos, "digest": t.vocab_digest(),
+            "notes": t.vocabulary.notes,
         }
     except LlaminaError as error:
         report["tokenizer"] = str(error)
@@ -176,6 +176,7 @@ def _lines(r: dict[str, Any]) -> list[str]:
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]
         lines += ["", f"vocabulary: {t['n_vocab']} tokens, {t['kind']}; {', '.join(named)}; BOS {'added' if t['add_bos'] else 'not added'}"]
+        lines += [f"  note: {note}" for note in t["notes"]]
         lines += ["  ends an answer: " + (", ".join(f"{i} {text!r}" for i, text in t["end_of_generation"]) or "nothing")]
     else:
         lines += ["", f"vocabulary: none that can be used: {t}"]

@@ -1,6 +1,8 @@
 """Options that several commands share, and how text comes in."""
 from __future__ import annotations
 
+import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -86,9 +88,15 @@ def pop_grammar(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def read_stdin() -> str:
-    """All of standard input."""
-    return _decode(sys.stdin.buffer.read(), "standard input")
+def as_json_line(value: Any) -> str:
+    """JSON as it is written on standard output: readable, and without control characters, which could drive a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def read_stdin(exact: bool = False) -> str:
+    """All of standard input; exact: with its byte order mark and carriage returns."""
+    return _decode(sys.stdin.buffer.read(), "standard input", exact)
 
 
 def read_text(path: str) -> str:
@@ -101,9 +109,10 @@ def read_text(path: str) -> str:
         raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _decode(raw: bytes, name: str) -> str:
+def _decode(raw: bytes, name: str, exact: bool = False) -> str:
+    """Text as editors mean it: without a byte order mark, lines ended by a newline alone."""
     try:
-        return raw.decode()
+        return raw.decode() if exact else raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise FileError(f"{name}: is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X}): convert it first") from None
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,7 +30,7 @@ def _biases(context: click.Context, parameter: click.Parameter, values: tuple[st
         except ValueError:
             key = ""
         if not key:
-            raise OptionError(f"--logit-bias must be ID=NUMBER or TEXT=NUMBER, found {value!r}")
+            raise OptionError(f"--logit-bias must be ID=NUMBER or TEXT=NUMBER, found {quoted(value)}")
     return tuple(pairs)
 
 

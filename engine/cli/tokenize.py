@@ -7,6 +7,7 @@ import sys
 import click
 
 from ..errors import OptionError
+from .markdown import shown
 from .options import debug_option, ending_newline, read_stdin
 from .progress import Progress
 
@@ -33,11 +34,11 @@ def command(model: str, text: str | None, decode: bool, special: bool, bos: bool
     if text is None:
         if sys.stdin.isatty():
             raise OptionError("there is no text: give it after MODEL or on standard input")
-        text = read_stdin()
+        text = read_stdin(exact=True)
     with Progress() as progress:
         tokenizer = load_vocabulary(model, progress.loading)
     if decode:
-        sys.stdout.write(tokenizer.decode(_ids(text)) + ending_newline())
+        sys.stdout.write(shown(tokenizer.decode(_ids(text))) + ending_newline())
     else:
         print(json.dumps(tokenizer.encode(text, bos=bos, parse_special=special)))
 

@@ -1,17 +1,18 @@
-"""Read GGUF files, versions 2 and 3, whole or split: typed metadata, a table of tensors, and their bytes as views of the mapped file.
+"""Read GGUF files, versions 2 and 3, whole or split: typed metadata, a table of tensors, and their bytes, read when asked for.
 
-    open_gguf(path) -> a checked gguf_header.Header per shard -> GGUFFile: .metadata (arrays stay in the file until asked for), .tensors,
-    .data(name)
+    open_gguf(path) -> a checked gguf_header.Header per shard -> GGUFFile: .metadata (arrays are taken apart when asked for), .tensors,
+    .data(name), .check()
 
-Opening reads the headers only; a 32,000-token vocabulary takes about 5 ms. Own code, because the gguf package's reader takes over a second
+Opening copies the headers, nothing else; a 32,000-token vocabulary takes about 5 ms. Nothing is mapped, so a file that is cut short or overwritten meanwhile
+is an error of ours (`check`, or at once) and no SIGBUS; the metadata need the file no more. Own code, because the gguf package's reader takes over a second
 for that, and can be made to hang by a file of a few bytes.
 """
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -19,9 +20,10 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from ..errors import ClosedError, FileError, FormatError
+from ..files import StableFile, Stamp
 from .header import ELEMENTS, STRING, U64, Array, Header, TensorInfo, quote
 
-__all__ = ["REQUIRED", "GGUFFile", "Metadata", "TensorInfo", "Value", "open_gguf"]
+__all__ = ["REQUIRED", "GGUFFile", "Metadata", "TensorInfo", "Value", "model_digest", "open_gguf"]
 
 Value = str | int | float | bool | np.ndarray | list[str]
 T = TypeVar("T")
@@ -29,6 +31,7 @@ D = TypeVar("D")
 REQUIRED: Any = object()
 """Default of `GGUFFile.get`: the key must be there."""
 
+_SAMPLE = 4096  # bytes of a tensor's beginning, middle and end that stand for all of it, where models are told apart
 MAX_SHARDS = 4096  # each keeps a file descriptor
 _KINDS = {
     str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "an array of strings",
@@ -37,7 +40,7 @@ _KINDS = {
 
 
 class Metadata(Mapping[str, Value]):
-    """The header's key-value pairs, a read-only mapping. An array is read from the file when first looked up, and then kept: list[str] for
+    """The header's key-value pairs, a read-only mapping. An array is taken out of the header when first looked up, and then kept: list[str] for
     strings (FormatError if one is not UTF-8), a NumPy array in memory of its own, of the file's element type, for numbers and bools."""
 
     def __init__(self, header: Header) -> None:
@@ -99,30 +102,47 @@ class GGUFFile:
                 other = self.tensors[info.name].path.name
                 raise FormatError(f"{info.path}: tensor {quote(info.name)} is also in {other}: the shards do not belong together")
             self.tensors[info.name] = info
-        self._files: dict[Path, mmap.mmap] | None = {s.path: s.file for s in shards}
+        self._headers = {s.path: s.file for s in shards}
+        self._files: dict[Path, StableFile] | None = {s.path: s.source for s in shards}
 
-    def data(self, name: str) -> np.ndarray:
-        """The tensor's bytes, uint8 [rows, bytes per row]: a read-only view of the mapped file, no copy. KeyError if there is no such
-        tensor, ClosedError after `close`."""
+    def data(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Rows first <= i < last (default: all) of the tensor, read now: uint8 [rows, bytes per row]. KeyError if there is no such tensor, ClosedError after
+        `close`, FileError if the file was cut short meanwhile."""
         info = self.tensors[name]
-        return np.frombuffer(self._file_of(info), np.uint8, info.n_bytes, info.offset).reshape(info.rows, -1)
+        row_bytes = info.n_bytes // info.rows
+        rows = np.empty(((info.rows if last is None else last) - first, row_bytes), np.uint8)
+        self.read_into(name, first * row_bytes, rows)
+        rows.flags.writeable = False
+        return rows
 
-    def release(self, name: str) -> None:
-        """Tell the system that the tensor's pages are not needed: they leave this process's resident memory, and return if read again."""
+    def read_into(self, name: str, at: int, into: np.ndarray) -> None:
+        """Fill a C-contiguous array with the tensor's bytes from byte `at` of it on; from any thread. Raises like `data`."""
         info = self.tensors[name]
-        file = self._file_of(info)
-        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE  # madvise wants a page's start; it rounds the end up, which is harmless
-        length = info.offset + info.n_bytes - start
-        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no madvise
-            file.madvise(mmap.MADV_DONTNEED, start, length)
+        assert at >= 0 and at + into.nbytes <= info.n_bytes
+        if into.nbytes:
+            self._file_of(info).read_into(info.offset + at, into.reshape(-1).view(np.uint8).data)
 
-    def mapped(self, path: Path) -> mmap.mmap:
-        """The mapping of one of `.paths`. ClosedError after `close`."""
-        if self._files is None:
-            raise ClosedError(f"{self.path}: the file was closed: open it again")
-        return self._files[path]
+    def before_data(self, path: Path) -> Iterator[bytes]:
+        """All bytes before the first tensor of one of `.paths`, in pieces; the header is not read again. Raises like `data`."""
+        at, end = len(self._headers[path]), min((info.offset for info in self.tensors.values() if info.path == path), default=0)
+        yield self._headers[path]
+        while at < end:
+            if self._files is None:
+                raise ClosedError(f"{self.path}: the file was closed: open it again")
+            yield (piece := self._files[path].read(at, min(end - at, 1 << 20)))
+            at += len(piece)
 
-    def _file_of(self, info: TensorInfo) -> mmap.mmap:
+    def check(self) -> None:
+        """FileError if one of the files was changed since it was opened: what was read is of no file at all, then."""
+        for file in (self._files or {}).values():
+            file.check()
+
+    @property
+    def stamps(self) -> list[Stamp]:
+        """What the files were like when they were opened."""
+        return [file.stamp for file in (self._files or {}).values()]
+
+    def _file_of(self, info: TensorInfo) -> StableFile:
         if self._files is None:
             raise ClosedError(f"{self.path}: the file was closed: open it again to read tensor {quote(info.name)}")
         return self._files[info.path]
@@ -145,8 +165,10 @@ class GGUFFile:
         return float(value) if isinstance(value, int) and kind is float else value
 
     def close(self) -> None:
-        """Let go of the file. Views made by `data` and the metadata stay valid; the mapping goes away with the last of them."""
-        self._files = None
+        """Let go of the files. What `data` gave and the metadata stay valid."""
+        files, self._files = self._files, None
+        for file in (files or {}).values():
+            file.close()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -172,6 +194,23 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         for s in shards:
             s.close()
         raise
+
+
+def model_digest(gguf: GGUFFile) -> str:
+    """What tells a model file from others: BLAKE2b of its header (metadata, tensor names, shapes, formats) and of 4 KiB from the beginning, the middle and
+    the end of each tensor. Not of all of it, which would take seconds per gigabyte at every start; a file that differs elsewhere only is not noticed."""
+    found = blake2b(digest_size=32)
+    for path in gguf.paths:
+        for piece in gguf.before_data(path):
+            found.update(piece)
+    sample = np.empty(_SAMPLE, np.uint8)
+    for info in gguf.tensors.values():
+        middle = max(0, info.n_bytes // 2 - _SAMPLE // 2)
+        for start in 0, middle, max(0, info.n_bytes - _SAMPLE):
+            part = sample[:min(_SAMPLE, info.n_bytes - start)]
+            gguf.read_into(info.name, start, part)
+            found.update(part)
+    return found.hexdigest()
 
 
 def _later_shards(first: Header) -> Iterator[Header]:

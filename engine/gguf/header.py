@@ -1,6 +1,6 @@
 """Walk the header of one GGUF file (a shard), checking every count, length and offset against the file's size before it is believed.
 
-    Header(path) maps the file -> .read() -> .version, .alignment, .pairs (key -> value, or an unread Array), .tensors
+    Header(path) -> .read() copies the header into memory as it goes -> .version, .alignment, .pairs (key -> value, or an unread Array), .tensors
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md), all little-endian:
 
@@ -14,10 +14,7 @@ The limits are far above any real file: they keep a hostile header from costing 
 """
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...kernels.formats.table import BY_ID, REMOVED, BlockFormat
-from ..errors import FileError, FormatError, UnsupportedError
+from ..errors import FormatError, UnsupportedError, quoted
+from ..files import StableFile, shown
 
 MAX_PAIRS = 1 << 16
 MAX_TENSORS = 1 << 16
@@ -35,6 +33,7 @@ MAX_NAME = 1024  # bytes of a tensor's name; GGUF says 64, but longer ones exist
 MAX_TEXT = 12 << 20  # bytes of all strings of a header; a 128,256-token vocabulary with its merges has about 5 MB
 MAX_STRINGS = 1 << 20  # strings in all arrays of a header
 MAX_NUMBERS = 1 << 22  # numbers in one array
+MAX_HEADER = 1 << 26  # bytes of a header in all
 ALIGNMENTS = tuple(1 << b for b in range(3, 21))  # bytes; GGUF asks for a multiple of 8, llama.cpp for a power of two
 
 BOOL, STRING, ARRAY = 7, 8, 9
@@ -42,6 +41,8 @@ ELEMENTS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 1
 """The other value types: number -> letter of struct, and of NumPy."""
 _STRUCTS = {kind: struct.Struct("<" + letter) for kind, letter in ELEMENTS.items()}
 _U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
+_FIRST = 1 << 20  # bytes that are read before anything is known: most headers
+LFS = b"version https://git-lfs.github.com/spec/"
 _CUT = "the file is cut short or damaged, get it again"
 _DAMAGED = "the header is damaged"
 
@@ -69,7 +70,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Array:
-    """An array that has been checked but not read: `count` elements of value type `kind`, from byte `start` of the file."""
+    """An array that has been checked but not taken apart: `count` elements of value type `kind`, from byte `start` of the header."""
 
     start: int
     count: int
@@ -78,48 +79,59 @@ class Array:
 
 def quote(value: object) -> str:
     """A name or value of the file for a message: quoted, on one line, of bounded length."""
-    text = repr(value[:80] if isinstance(value, str) else value)
-    return text if len(text) <= 120 else text[:120] + "..."
+    return quoted(value)
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a whole regular file for reading. FileError if that cannot be, FormatError if it is empty."""
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """FormatError if a file's first bytes are those of a Git LFS pointer: what `git clone` leaves where git-lfs is not installed."""
+    if not head.startswith(LFS):
+        return
+    size = next((line[5:].decode() for line in head.splitlines() if line.startswith(b"size ") and line[5:].isdigit()), "?")
+    raise FormatError(f"{path}: is a Git LFS pointer, a few lines of text in place of the file itself ({size} bytes): install git-lfs and run "
+                      "'git lfs pull' in its folder, or get the file again (llamina pull hf:ORG/REPO fetches whole files)")
+
+
+def open_source(path: Path) -> StableFile:
+    """FileError if it can't be read or is no regular file, FormatError if it is empty."""
+    source = StableFile(path, "a GGUF file")
     try:
-        mode = path.stat().st_mode  # before opening: opening a pipe would wait for its writer
-        if stat.S_ISDIR(mode):
-            raise FileError(f"{path}: is a directory: expected a .gguf file")
-        if not stat.S_ISREG(mode):
-            raise FileError(f"{path}: is not a regular file: expected a .gguf file")
-        with open(path, "rb") as file:
-            if file.seek(0, 2) == 0:
-                raise FormatError(f"{path}: is empty: expected a GGUF file, get it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: NUL or lone surrogates in the path
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FileError(f"{str(path)!r}: cannot be read ({reason})") from None
+        refuse_pointer(path, source.read(0, min(200, source.size)))
+    except BaseException:
+        source.close()
+        raise
+    return source
 
 
 class Header:
-    """One shard: its mapping, and its header, walked from the first byte by `read`, which raises FormatError or UnsupportedError."""
+    """One shard: the open file, and its header, walked from the first byte by `read`, which raises FormatError or UnsupportedError.
+
+    .source: the file; .file: bytes of its beginning, at least the header."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, map_file(path)
-        self.size, self.at = len(self.file), 0
+        self.path, self.source = path, open_source(path)
+        self.size, self.at = self.source.size, 0
+        self.file = b""
         self.text = self.strings = 0  # bytes and count so far, against MAX_TEXT and MAX_STRINGS
         self.pairs: dict[str, Any] = {}
         self.tensors: list[TensorInfo] = []
 
     def close(self) -> None:
-        with contextlib.suppress(BufferError):  # an array over it is still alive in a traceback: then the mapping goes with that
-            self.file.close()
+        self.source.close()
 
     def fail(self, message: str) -> NoReturn:
-        raise FormatError(f"{self.path}: {message}")
+        raise FormatError(f"{shown(self.path)}: {message}")
 
     def refuse(self, message: str) -> NoReturn:
-        raise UnsupportedError(f"{self.path}: {message}")
+        raise UnsupportedError(f"{shown(self.path)}: {message}")
+
+    def _have(self, end: int) -> bytes:
+        """`file`, with all bytes before `end`, which lies within the file."""
+        have = len(self.file)
+        if end > have:
+            if end > MAX_HEADER:
+                self.fail(f"its header passes {MAX_HEADER} bytes, more than any model needs: {_DAMAGED}")
+            self.file += self.source.read(have, min(self.size, MAX_HEADER, max(end, 2 * have, _FIRST)) - have)
+        return self.file
 
     def integer(self, key: str, default: int) -> int:
         """A whole-number key that concerns this shard alone."""
@@ -142,9 +154,11 @@ class Header:
         names: set[str] = set()
         infos = [self._read_tensor(names) for _ in range(n_tensors)]
         self._place(infos)
+        self.file = self.file[:self.at]
+        self.source.check()
 
     def _read_magic(self) -> None:
-        magic = self.file[:4]
+        magic = self._have(min(4, self.size))[:4]
         if magic in (b"lmgg", b"fmgg", b"tjgg"):
             self.refuse(f"is a llama.cpp file from before GGUF ({magic[::-1].decode()}): convert it to GGUF first")
         if magic != b"GGUF":
@@ -162,13 +176,16 @@ class Header:
         if n > self.size - start:
             self.fail(f"{what} needs {n} bytes at byte {start}, but the file ends at {self.size}: {_CUT}")
         self.at = start + n
+        self._have(self.at)
         return start
 
     def _u32(self, what: str) -> int:
-        return _U32.unpack_from(self.file, self._take(4, what))[0]
+        start = self._take(4, what)
+        return _U32.unpack_from(self.file, start)[0]
 
     def _u64(self, what: str) -> int:
-        return U64.unpack_from(self.file, self._take(8, what))[0]
+        start = self._take(8, what)
+        return U64.unpack_from(self.file, start)[0]
 
     def _string(self, what: str, limit: int) -> str:
         n = self._u64(f"the length of {what}")
@@ -227,13 +244,21 @@ class Header:
         if self.strings > MAX_STRINGS or count * 8 > self.size - self.at:
             self.fail(f"{what} claims {count} strings, which cannot fit (file of {self.size} bytes, limit {MAX_STRINGS}): {_DAMAGED}")
         file, start, position, length_at = self.file, self.at, self.at, U64.unpack_from
-        try:
-            for _ in range(count):
-                position += 8 + length_at(file, position)[0]
-        except (struct.error, OverflowError):  # a length led out of the file; the last string's end is checked below
-            position = self.size + 1
+        left = iter(range(count))
+        while True:
+            try:
+                for _ in left:
+                    position += 8 + length_at(file, position)[0]
+                break
+            except (struct.error, OverflowError):  # a length leads out of what is in memory, or out of the file
+                if position + 8 > self.size:
+                    position = self.size + 1
+                    break
+                file = self._have(position + 8)
+                position += 8 + length_at(file, position)[0]  # that one's turn is taken already
         if position > self.size:
             self.fail(f"the strings of {what} pass the file's end at byte {self.size}: {_CUT}")
+        self._have(position)
         self._count_text(position - start - 8 * count, what)
         self.at = position
         return Array(start, count, STRING)
@@ -248,7 +273,8 @@ class Header:
         n_dims = self._u32(f"the dimension count of {what}")
         if not 1 <= n_dims <= 4:
             self.fail(f"{what} must have 1 to 4 dimensions, found {n_dims}")
-        shape = struct.unpack_from(f"<{n_dims}Q", self.file, self._take(8 * n_dims, f"the dimensions of {what}"))[::-1]
+        start = self._take(8 * n_dims, f"the dimensions of {what}")
+        shape = struct.unpack_from(f"<{n_dims}Q", self.file, start)[::-1]
         number, offset = self._u32(f"the format of {what}"), self._u64(f"the offset of {what}")
         if number in REMOVED:
             self.refuse(f"{what} is stored as {REMOVED[number]}, a format that llama.cpp has removed: quantise the model again")

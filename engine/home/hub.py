@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ..errors import FileError, FormatError, OptionError
+from ..files import write_file
 from .hub_client import HubName, Listing, Progress, RemoteFile, Total, cannot_write, digest_of, fetch, list_files, offline_reason, repo_folder
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -177,13 +179,15 @@ def _cache(listing: Listing, files: Sequence[RemoteFile], progress: Progress | N
             ref = folder / "refs" / listing.name.revision
             if not ref.is_file() or ref.read_text() != listing.commit:
                 ref.parent.mkdir(parents=True, exist_ok=True)
-                ref.write_text(listing.commit)
+                write_file(ref, listing.commit)
     return paths
 
 
 def _link(blob: Path, pointer: Path) -> None:
-    pointer.unlink(missing_ok=True)  # a broken link
+    beside = pointer.with_name(f".llamina-{secrets.token_hex(12)}.part")
     try:
-        os.symlink(os.path.relpath(blob, pointer.parent), pointer)
+        os.symlink(os.path.relpath(blob, pointer.parent), beside)
     except OSError:  # a system without links
         os.replace(blob, pointer)
+    else:
+        os.replace(beside, pointer)  # over a broken link, or the same one of another process

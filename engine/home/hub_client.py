@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -205,10 +206,15 @@ class Total:
 
 
 class Sink(io.FileIO):
-    """A file that is appended to, and counts."""
+    """A file that is appended to, and counts. What came so far must be a file of this user's own: others could change it after the check, or lead it elsewhere
+    by a link."""
 
     def __init__(self, path: Path, total: Total) -> None:
-        super().__init__(path, "ab+")
+        super().__init__(path, "ab+", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666))
+        info = os.fstat(self.fileno())
+        if not stat.S_ISREG(info.st_mode) or hasattr(os, "getuid") and info.st_uid != os.getuid():
+            self.close()
+            raise FileError(f"{path}: is not a file of yours: remove it, and the download begins anew")
         self.total = total
 
     def write(self, data: Any) -> int:

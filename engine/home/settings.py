@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import FileError, FormatError, OptionError
+from ..errors import FileError, FormatError, OptionError, quoted, why
 
 COMMANDS = ("generate", "chat", "batch", "inspect")
 """Those that go by settings. Measurements (perplexity, bench) don't: they should say all that went into them."""
@@ -108,11 +108,11 @@ def _read(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is not UTF-8 text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise FormatError(f"{path}: is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of thousands of digits
+        raise FormatError(f"{path}: is not TOML: {why(error)}") from None
 
 
 def _like(name: str, known: Any) -> str:
@@ -151,15 +151,15 @@ def check_value(name: str, value: Any) -> Any:
     from ..sampling.options import SamplingOptions
     if name in FLAGS:
         if not isinstance(value, bool):
-            raise OptionError(f"must be true or false, found {value!r}")
+            raise OptionError(f"must be true or false, found {quoted(value)}")
     elif name in TEXTS:
         if not isinstance(value, str) or not value:
-            raise OptionError(f"must be a text, found {value!r}")
+            raise OptionError(f"must be a text, found {quoted(value)}")
     elif name in LISTS:
         if isinstance(value, str):
             value = [value]
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise OptionError(f"must be a list of texts, found {value!r}")
+            raise OptionError(f"must be a list of texts, found {quoted(value)}")
         if name == "stop":
             check_stop(value)
         elif name == "logit_bias":
@@ -173,7 +173,7 @@ def check_value(name: str, value: Any) -> Any:
     else:
         kind = _numbers().get(name, str)
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise OptionError(f"must be a {'whole number' if kind is int else 'number' if kind is float else 'text'}, found {value!r}")
+            raise OptionError(f"must be a {'whole number' if kind is int else 'number' if kind is float else 'text'}, found {quoted(value)}")
         SamplingOptions(**{name: value})  # type: ignore[arg-type]
     return value
 
@@ -182,7 +182,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise OptionError(f"must be TOKEN=NUMBER, found {text!r}") from None
+        raise OptionError(f"must be TOKEN=NUMBER, found {quoted(text)}") from None
 
 
 def model_defaults(metadata: Mapping[str, Any], path: Any) -> dict[str, Setting]:

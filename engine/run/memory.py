@@ -8,13 +8,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...kernels.formats import registry
 from ..architectures.config import ModelConfig
-from ..errors import OptionError, OutOfMemoryError
+from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from .kv_cache import PAGE, kv_type, page_bytes, pages_of
 from .step_memory import step_memory
-from .weights import available_memory, matrix_names
+from .weights import available_memory, weight_bytes
 
 DEFAULT_CONTEXT = 4096
 """Positions of a sequence where neither the caller nor the model's training asks for fewer."""
@@ -70,7 +69,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     it can't be, OptionError.
     """
     kind = kv_type(config, kv)
-    matrices = sum(registry.tiled_bytes(t.format.name, *t.shape) for t in (gguf.tensors[name] for name in matrix_names(config)))
+    matrices = weight_bytes(gguf, config)
     one_page = page_bytes(config, kind)
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     needed, free = pages_of(wanted), available_memory()
@@ -102,7 +101,7 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
     main = plan(gguf, config, context, memory, kv, threads)
     kind = kv_type(draft_config, kv)
     step = step_memory(draft_config, kind, threads, main.context)
-    matrices = sum(registry.tiled_bytes(t.format.name, *t.shape) for t in (draft.tensors[name] for name in matrix_names(draft_config)))
+    matrices = weight_bytes(draft, draft_config)
     one_page = page_bytes(draft_config, kind)
     left = memory - main.weights + main.buffers - main.context_bytes - step_memory(config, kv_type(config, kv), threads, main.context).bytes(8)
     least = matrices + step.bytes(8) + one_page
@@ -123,5 +122,5 @@ def parse_memory(value: Any) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", value.strip().lower(), re.ASCII) if isinstance(value, str) else None
     n = int(float(match[1]) * _UNITS[match[2] or ""]) if match and len(match[1]) < 20 else 0
     if n <= 0:
-        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {value!r}")
+        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {quoted(value)}")
     return n

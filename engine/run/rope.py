@@ -5,7 +5,7 @@ The frequencies (one per pair) are computed with `decimal` at 40 digits and roun
 """
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from ...kernels.compile_cache import compiled
 from ...kernels.elementwise import fill_rope_table
 from ..architectures.config import ModelConfig, RopeScaling
 
-_40 = Context(prec=40)
+_40 = Context(prec=40, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, clamp=0)
+_28 = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, clamp=0)
+"""What operators compute in, whatever context the caller's thread has."""
 _PI = Decimal("3.141592653589793238462643383279502884197")
 _ROWS = 256
 """Positions the table grows by."""
@@ -25,6 +27,11 @@ def frequencies(config: ModelConfig, factors: np.ndarray | None = None) -> tuple
     base ** (-2i / rope_dim), divided by Llama 3's `factors` (tensor rope_freqs.weight), then scaled: linear divides by the factor; YaRN (Peng et al.
     2023, as llama.cpp's rope_yarn) blends the scaled and the unscaled frequency by a ramp over the pairs and scales attention.
     """
+    with localcontext(_28):
+        return _frequencies(config, factors)
+
+
+def _frequencies(config: ModelConfig, factors: np.ndarray | None) -> tuple[np.ndarray, float]:
     n, s = config.rope_dim, config.rope_scaling
     log_base = _40.ln(Decimal(config.rope_base))
     result, scale = [], Decimal(s.attn_factor)

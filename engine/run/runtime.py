@@ -17,12 +17,14 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP, record_bytes
+from ...kernels.elementwise import PAIRS
+from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
-from ..architectures.config import ModelConfig
+from ..architectures.config import ModelConfig, read_vector
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
-from ..gguf.file import GGUFFile
+from ..gguf.file import GGUFFile, model_digest
 from . import forward as f
 from . import kv_cache, thread_choice
 from .kv_cache import PagePool, Sequence, pages_of
@@ -75,6 +77,7 @@ class Runtime:
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
+    @in_default_floats
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
                  kv: str | None = None):
@@ -96,13 +99,14 @@ class Runtime:
                 note(self.plan.shortage)
         self.context, self.wanted_context = self.plan.context, self.plan.wanted
         self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
-        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in gguf.paths]
-        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((files, ARITHMETIC_VERSION, self.kv.name)).encode())
+        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
         try:
             self._prepare(gguf, config)
             self._weights.wait(progress)
+            self.digest = model_digest(gguf)
+            """What tells this model file from others."""
         except BaseException:
             self._weights.close()
             raise
@@ -138,7 +142,7 @@ class Runtime:
         self._entry = f.forward.address
         factors = None
         if config.rope_freq_factors:
-            factors = np.ascontiguousarray(gguf.data("rope_freqs.weight")).view(np.float32).ravel()
+            factors = read_vector(gguf, "rope_freqs.weight")
         self._rope = RopeTable(config, self.context, factors)
         self._buffers: dict[int, np.ndarray] = {}
         self._parts = np.empty(0, np.uint8)
@@ -209,9 +213,10 @@ class Runtime:
         ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
         for word, value in ((attention.N_HEADS, c.n_heads), (attention.N_KV_HEADS, c.n_kv_heads), (attention.HEAD_DIM, c.head_dim),
                             (attention.V_DIM, attention.v_dim(c.head_dim)), (attention.QUERY_BYTES, self.kv.query_bytes(c.head_dim)),
-                            (attention.LD_ATT, ld_att), (attention.LD_KV, ld_kv), (attention.ROPE_DIM, c.rope_dim),
+                            (attention.VALUE_DIM, c.head_dim), (attention.LD_ATT, ld_att), (attention.LD_Q, ld_att), (attention.LD_KV, ld_kv),
+                            (attention.LD_V, ld_kv), (attention.ROPE_DIM, c.rope_dim), (attention.ROPE_KIND, PAIRS),
                             (f.KV_TILES, 0 if c.head_dim % 16 else c.head_dim // 16), (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_FFN, ld_ffn),
-                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim)),
+                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim, c.head_dim)),
                             (f.ATTEND, attention.attention_kernel(self.kv).address), (f.APPEND, attention.append_kernel(self.kv).address)):
             m[word // 8] = value
         floats = m.view(np.float32)
@@ -262,6 +267,7 @@ class Runtime:
         self._check_open()
         return Sequence(self._pool, self.context, cached)
 
+    @in_default_floats
     def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
 
@@ -312,7 +318,13 @@ class Runtime:
         if s[f.NOT_FINITE // 8]:
             layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
             raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
-                               "the weights are damaged or overflow")
+                               + self._overflow(f.STAGES[stage]))
+
+    def _overflow(self, stage: str) -> str:
+        """Why a stage may hold what is no number, and what helps."""
+        if stage == "keys and values" and self.kv.name != "f32":
+            return f"larger than {self.kv.name} keeps them: load with kv='f32' (--kv f32); if that fails, too, the weights are damaged"
+        return "the weights are damaged or overflow"
 
     def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
         """What a range of one layer leaves in the buffers."""

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...kernels import compile_cache, threads
+from ...kernels.new_file import write_bytes
 from ...kernels.target import TARGET
-from ..errors import OptionError
+from ...kernels.trusted import read_own
+from ..errors import OptionError, quoted
 
 VARIABLE = "LLAMINA_THREADS"
 SECONDS = 0.5
@@ -39,7 +41,7 @@ def asked() -> int | None:
             return int(text)
     except ValueError:
         pass
-    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {text!r}")
+    raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
 
 
 def candidates(cores: int, usable: int) -> list[int]:
@@ -62,7 +64,7 @@ def _kept() -> dict[str, int]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         path = _file()
         if path is not None:
-            return {str(k): int(n) for k, n in json.loads(path.read_bytes()).items() if 1 <= int(n) <= 256}
+            return {str(k): int(n) for k, n in json.loads(read_own(path)).items() if 1 <= int(n) <= 256}
     return {}
 
 
@@ -75,13 +77,8 @@ def lookup(weight_bytes: int) -> int | None:
 def keep(weight_bytes: int, n: int) -> None:
     path = _file()
     if path is not None:
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps({**_kept(), key(weight_bytes): n}))
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        with contextlib.suppress(OSError):
+            write_bytes(path, json.dumps({**_kept(), key(weight_bytes): n}).encode(), 0o600, sync=False)
 
 
 def fastest(run: Callable[[int], object], choices: list[int], seconds: float = SECONDS, clock: Callable[[], float] = time.perf_counter) -> int:

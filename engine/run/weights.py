@@ -4,18 +4,16 @@
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding stays in the file; its rows are decoded as tokens need them. One that is no
-output matrix too takes the same way into a thread's buffer, for that check alone.
+quantisation would turn it into plausible numbers later. The token embedding's rows are kept as the file has them, too, and decoded as tokens need them: once
+loaded, nothing is read from the file any more, whatever becomes of it. One that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ from ..errors import FormatError, OutOfMemoryError
 from ..gguf.file import GGUFFile
 from .forward import COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
 
+EMBEDDING = "token_embd.weight"
 LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _PIECE = 1 << 20
 """Bytes of the file that a thread takes at a time: they stay in its cache until they are in their tiles."""
@@ -44,6 +43,12 @@ def matrix_names(config: ModelConfig) -> list[str]:
     """Tensors that are retiled, in the order of use."""
     names = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in LAYER_MATRICES]
     return [*names, "token_embd.weight" if config.tied_output else "output.weight"]
+
+
+def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
+    """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
+    sizes = [registry.tiled_bytes(t.format.name, *t.shape) for t in (gguf.tensors[name] for name in matrix_names(config))]
+    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
 
 
 class Arena:
@@ -80,14 +85,14 @@ class _Piece(NamedTuple):
 class Loader:
     """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
 
-    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int):
-        self._gguf, self._pieces, self._lock = gguf, iter(pieces), threading.Lock()
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray):
+        """embedding: uint8, the bytes of that tensor, which come here on the way."""
+        self._gguf, self._pieces, self._lock, self._embedding = gguf, iter(pieces), threading.Lock(), embedding
         self._moved = threading.Condition()
         self._done = self._running = 0
         self._bad: tuple[str, int] | BaseException | None = None
         self._stop = False
         self._retile = {kind: registry.retiler(kind).ctypes for kind in dict.fromkeys(gguf.tensors[p.name].format.name for p in pieces)}
-        self._files: dict[Path, int] = {path: fd for path in gguf.paths if (fd := _descriptor(gguf, path)) is not None}
         self._threads = [threading.Thread(target=self._work, name=f"llamina-load-{i}") for i in range(n_threads)]
         self._switch = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch, _SWITCH))
@@ -106,23 +111,18 @@ class Loader:
                 info = self._gguf.tensors[piece.name]
                 rows, row_bytes = info.shape[0], info.format.row_bytes(info.shape[1])
                 first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
-                fd = self._files.get(info.path)
-                if fd is None:
-                    source = self._gguf.data(piece.name).ctypes.data
-                else:
-                    if len(buffer) < size:
-                        buffer = np.empty(size, np.uint8)
-                    _read(fd, buffer[:size].data, info.offset + first)
-                    source = buffer.ctypes.data - first
-                to = piece.to
+                if len(buffer) < size:
+                    buffer = np.empty(size, np.uint8)
+                self._gguf.read_into(piece.name, first, buffer[:size])
+                if piece.name == EMBEDDING:
+                    self._embedding[first:first + size] = buffer[:size]
+                source, to = buffer.ctypes.data - first, piece.to
                 if to is None:
                     tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.shape[1])
                     if len(thrown_away) < (piece.last - piece.first) * tile_bytes:
                         thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
                     to = thrown_away.ctypes.data - piece.first * tile_bytes
                 bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
-                if fd is None and piece.last * ROWS >= rows:
-                    self._gguf.release(piece.name)
                 if bad >= 0:
                     self._fail((piece.name, bad))
                 with self._moved:
@@ -165,50 +165,27 @@ class Loader:
         if self._switch:
             sys.setswitchinterval(self._switch)
             self._switch = 0.0
-        for fd in self._files.values():
-            os.close(fd)
-        self._files = {}
-
-
-def _descriptor(gguf: GGUFFile, path: Path) -> int | None:
-    """The file opened for reading by pieces, if the system can and it is still the file that is mapped: pages that are never mapped cost no page faults."""
-    if not hasattr(os, "preadv"):
-        return None
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return None
-    mapped = gguf.mapped(path)
-    if os.fstat(fd).st_size == len(mapped) and os.pread(fd, 4096, 0) == mapped[:4096]:
-        return fd
-    os.close(fd)
-    return None
-
-
-def _read(fd: int, into: memoryview, offset: int) -> None:
-    while into:
-        n = os.preadv(fd, [into], offset)
-        if n <= 0:
-            raise FormatError(f"the file ended at byte {offset} while it was read: it was changed meanwhile")
-        into, offset = into[n:], offset + n
 
 
 class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {name: int64 [8]} of every matrix (forward.py's layout); .gains: float32 rows of the norms, padded to `ld_dim`;
-    .nbytes: memory of the retiled matrices.
+    .nbytes: memory of the retiled matrices and the embedding's rows.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, ld_dim: int, n_threads: int):
         self._gguf, self.config = gguf, config
         names = matrix_names(config)
-        self.nbytes = sum(-(-registry.tiled_bytes(t.format.name, *t.shape) // 128) * 128 for t in (gguf.tensors[n] for n in names))
+        self.nbytes = weight_bytes(gguf, config)
         self._arena = Arena(self.nbytes)
-        seen = names if config.tied_output else [*names, "token_embd.weight"]
+        seen = names if config.tied_output else [*names, EMBEDDING]
+        embedding = gguf.tensors[EMBEDDING]
+        rows = self._arena.take(embedding.n_bytes)
+        self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
         self._total = sum(gguf.tensors[n].n_bytes for n in seen)
         targets = {name: self._arena.take(registry.tiled_bytes(gguf.tensors[name].format.name, *gguf.tensors[name].shape)) for name in names}
-        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads)
+        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads, rows)
         try:
             self._prepare(ld_dim, targets)
         except BaseException:
@@ -217,18 +194,17 @@ class Weights:
 
     def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
-        gguf, config = self._gguf, self.config
+        config = self.config
         self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
         norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
         self.gains = {name: self._gain(name, ld_dim) for name in norms}
-        self._embedding = gguf.data("token_embd.weight")
-        self._embedding_format = gguf.tensors["token_embd.weight"].format.name
 
     def wait(self, progress: Progress | None = None) -> None:
-        """Until everything is in place. FormatError: NaN or infinity among the weights."""
+        """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
         bad = self._loader.wait(progress, self._total)
         if bad is not None:
             raise self._refuse(*bad)
+        self._gguf.check()
 
     def close(self) -> None:
         """End a loading that nobody waits for any more."""
@@ -243,6 +219,7 @@ class Weights:
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
+        self._gguf.check()  # or what is wrong is that somebody writes it
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 

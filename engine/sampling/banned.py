@@ -1,49 +1,73 @@
 """Banned texts: an answer goes back to the token with which one began, and that token is forbidden there.
 
     token's text ──► held back while it may be the beginning of a banned text ──► released, or: go back n tokens
+
+A character may take several tokens, of which the last one completes it: a text begins with the first token of its first character.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from ..text.stops import find_first, may_begin
 
 
 class BannedTexts:
     """Watches a stream of tokens' texts; releases them by whole tokens, so that what was shown never has to be taken back.
 
-    .at(position): ids that are forbidden there, until the answer goes back before it.
+    .at(position): ids that are forbidden there, until the answer goes back before it; never: ids that are forbidden everywhere.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], never: Collection[int] = ()) -> None:
         self.texts = tuple(texts)
+        self._never = frozenset(never)
         self._held: list[str] = []  # of the last tokens
+        self._pending: list[bool] = []  # whether each of them ends inside a character
         self._forbidden: dict[int, set[int]] = {}
 
-    def at(self, position: int) -> set[int] | tuple[()]:
-        return self._forbidden.get(position, ())
+    def at(self, position: int) -> Collection[int]:
+        found = self._forbidden.get(position)
+        return self._never if found is None else self._never | found
 
-    def push(self, text: str) -> tuple[str, int]:
-        """(text that may go on, 0) or ("", how many tokens, this one included, must go)."""
+    def completes(self, text: str) -> bool:
+        """Whether a banned text ends with this one, should it come next."""
+        return bool(text) and find_first("".join(self._held) + text, self.texts) is not None
+
+    def push(self, text: str, pending: bool = False) -> tuple[str, int]:
+        """A token's text; pending: it ends inside a character, whose text a later token will bring. (text that may go on, 0) or (text before, how many
+        tokens, this one included, must go)."""
         self._held.append(text)
+        self._pending.append(pending)
         whole = "".join(self._held)
-        found = [(i + len(t), i) for t in self.texts if (i := whole.find(t)) >= 0]
-        if found:
-            keep = self._tokens_before(min(found)[1])
+        start = find_first(whole, self.texts)
+        if start is not None:
+            keep = self._tokens_before(start)
             n = len(self._held) - keep
-            shown = "".join(self._held[:keep])
-            self._held = []
-            return shown, n
-        longest = max((n for t in self.texts for n in range(1, len(t)) if whole.endswith(t[:n])), default=0)
-        keep = self._tokens_before(len(whole) - longest) if longest else len(self._held)
-        shown, self._held = "".join(self._held[:keep]), self._held[keep:]
-        return shown, 0
+            del self._held[keep:], self._pending[keep:]
+            return self._release_settled(), n
+        return self._release_settled(), 0
+
+    def _release_settled(self) -> str:
+        """What no banned text can begin with any more. A token stays while what follows it may be taken back, if with something else it would be the
+        beginning of a banned text: of "aa" the first a, if "ab" is banned."""
+        n, before = len(self._held), -1
+        while n != before:
+            text = "".join(self._held[:n])
+            n, before = min(n, self._tokens_before(may_begin(text, self.texts))), n
+        return self._release(n)
+
+    def _release(self, n: int) -> str:
+        """The text of the first n held tokens, which are held no more."""
+        shown = "".join(self._held[:n])
+        del self._held[:n], self._pending[:n]
+        return shown
 
     def _tokens_before(self, offset: int) -> int:
-        """Held tokens whose text ends at or before an offset into the held text."""
+        """Held tokens that have nothing of the held text from an offset on, not even the first bytes of a character."""
         end = 0
-        for i, text in enumerate(self._held):
+        for i, (text, pending) in enumerate(zip(self._held, self._pending)):
             end += len(text)
-            if end > offset:
+            if end > offset or pending and end == offset:
                 return i
         return len(self._held)
 
@@ -52,18 +76,14 @@ class BannedTexts:
         self._forbidden = {p: ids for p, ids in self._forbidden.items() if p <= position}
         self._forbidden.setdefault(position, set()).add(id)
 
-    def move(self, by: int) -> None:
-        """All positions change by this much (a context shift)."""
-        self._forbidden = {p + by: ids for p, ids in self._forbidden.items()}
-
     def state(self) -> dict[str, Any]:
         """As plain data, for `restore`."""
-        return {"held": self._held, "forbidden": [[p, sorted(ids)] for p, ids in self._forbidden.items()]}
+        return {"held": self._held, "pending": self._pending, "forbidden": [[p, sorted(ids)] for p, ids in self._forbidden.items()]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._held = [str(text) for text in state["held"]]
+        self._held, self._pending = [str(text) for text in state["held"]], [bool(p) for p in state.get("pending", ())]
+        self._pending = [*self._pending, *[False] * len(self._held)][:len(self._held)]
         self._forbidden = {int(p): {int(id) for id in ids} for p, ids in state["forbidden"]}
 
     def flush(self) -> str:
-        held, self._held = "".join(self._held), []
-        return held
+        return self._release(len(self._held))

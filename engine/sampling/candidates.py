@@ -182,6 +182,8 @@ class Candidates:
         self._scores: Scores | None = None
         self._room: Room | None = None
         self._side = 0
+        self.shift = 0.0
+        """What a temperature took from all logits, divided by it: for stages that ask whether a logit is positive."""
 
     def __len__(self) -> int:
         return len(self._logits)
@@ -275,6 +277,8 @@ class Candidates:
     def temper(self, temperature: float) -> None:
         """Scores divided by a temperature above 0; those of probability 0 left out."""
         logits, scores = self.logits, self.many
+        with np.errstate(over="ignore"):
+            self.shift = float((np.float64(logits.max()) + self.shift) / temperature)
         if scores and math.isfinite((float(logits.min()) - scores.greatest) / temperature):
             self._temperature, self._scores = temperature, Scores(logits, temperature, scores.greatest)
             return

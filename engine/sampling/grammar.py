@@ -4,7 +4,8 @@
 
 llguidance (https://github.com/guidance-ai/llguidance) does the work: a lexer of regex derivatives and an Earley parser over the vocabulary's bytes. JSON comes
 as `json.dumps` writes it, on one line. A constraint follows the history it is shown, backwards too, so speculation and banned texts need nothing from it.
-Everything a hostile schema could make large is bounded here or by llguidance's limits, which count work, not time: errors are the same on every machine.
+Everything a hostile schema could make large is bounded here or by llguidance's limits, which count work, not time; what they don't count is tried out in a
+child process with limits first (grammar_service.py).
 """
 from __future__ import annotations
 
@@ -17,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OptionError, UnsupportedError
+from ..panics import panics_are
+from .grammar_service import LIMITS, NO_FORCING, try_out, warm
+from .schema import check_text, schema_text
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-MAX_TEXT = 256 << 10
-"""Most characters of a schema, regex, grammar, or all choices."""
-MAX_DEPTH = 64
-"""Of brackets within brackets."""
-LIMITS: dict[str, Any] = {"initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 500_000, "step_max_items": 100_000, "max_lexer_states": 50_000,
-          "max_grammar_size": 200_000, "verbose_errors": False}
-NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
-"""Without it every step looks how far the text is determined, which takes seconds for /a{100000}/."""
+MAX_TOKEN = 1000
+"""Bytes of a token that llguidance takes; longer ones can't be part of an answer here."""
 KINDS = ("json_schema", "regex", "grammar", "choices")
 _tables: weakref.WeakKeyDictionary[Any, dict[frozenset[int], Any]] = weakref.WeakKeyDictionary()
 
@@ -43,7 +41,8 @@ class Grammar:
 
     def start(self, prompt_length: int) -> Constraint:
         """The constraint of an answer to a prompt of so many ids."""
-        return Constraint(self._matcher.deep_copy(), self._n_vocab, prompt_length)
+        with panics_are(OptionError, "the grammar cannot be followed"):
+            return Constraint(self._matcher.deep_copy(), self._n_vocab, prompt_length)
 
 
 class Constraint:
@@ -56,7 +55,10 @@ class Constraint:
     def allowed(self, history: Sequence[int]) -> np.ndarray:
         """bool [n_vocab]: what may follow these ids, prompt and answer; ids that end an answer where it may end. OptionError if the grammar grew
         beyond llguidance's limits."""
-        answer = list(history[self._start:])
+        with panics_are(OptionError, "the grammar cannot be followed"):
+            return self._allowed(list(history[self._start:]))
+
+    def _allowed(self, answer: list[int]) -> np.ndarray:
         same = next((i for i, (a, b) in enumerate(zip(answer, self._ids)) if a != b), min(len(answer), len(self._ids)))
         if same < len(self._ids):
             self._matcher.rollback(len(self._ids) - same)
@@ -98,14 +100,8 @@ def compile_grammar(tokenizer: Tokenizer, end_ids: Iterable[int], *, json_schema
     if not end:
         raise OptionError(f"{kind}: this model has no end-of-sequence token, so an answer could not end")
     try:
-        source = _source(kind, given[kind]) + NO_FORCING
-        table, limits = _table(tokenizer, end), llguidance.LLParserLimits(**LIMITS)
-        error = llguidance.LLMatcher.validate_grammar(source, table, limits=limits)
-        if error and not error.startswith("WARNING"):
-            raise OptionError(f"{kind}: {_line(error)}")
-        matcher = llguidance.LLMatcher(table, source, log_level=0, limits=limits)
-        if not allowed_ids(matcher, tokenizer.n_vocab).any():
-            raise OptionError("it allows no answer at all")
+        with panics_are(OptionError, "it cannot be compiled"):
+            matcher = _compiled(llguidance, _source(kind, given[kind]) + NO_FORCING, tokenizer, end)
     except OptionError as error:
         raise OptionError(str(error) if str(error).startswith(kind) else f"{kind}: {error}") from None
     except (ValueError, TypeError, RuntimeError) as error:  # what llguidance raises
@@ -113,82 +109,34 @@ def compile_grammar(tokenizer: Tokenizer, end_ids: Iterable[int], *, json_schema
     return Grammar(matcher, tokenizer.n_vocab)
 
 
+def _compiled(llguidance: Any, source: str, tokenizer: Tokenizer, end: frozenset[int]) -> Any:
+    """llguidance's matcher, after a trial in the child process."""
+    warm()
+    table, limits = _table(tokenizer, end), llguidance.LLParserLimits(**LIMITS)
+    try_out(source)
+    error = llguidance.LLMatcher.validate_grammar(source, table, limits=limits)
+    if error and not error.startswith("WARNING"):
+        raise OptionError(_line(error))
+    matcher = llguidance.LLMatcher(table, source, log_level=0, limits=limits)
+    if not allowed_ids(matcher, tokenizer.n_vocab).any():
+        raise OptionError("it allows no answer at all")
+    return matcher
+
+
 def _source(kind: str, value: Any) -> str:
     """What the user gave, checked, as a Lark grammar in llguidance's dialect."""
     if kind == "json_schema":
-        return _json_source(value)
+        return f"start: %json {schema_text(value)}"
     if kind == "choices":
         texts = [value] if isinstance(value, str) else list(value)
         if not all(isinstance(text, str) and text for text in texts) or not texts:
             raise OptionError("must be non-empty strings")
-        _check_text("".join(texts), depth=False)
+        check_text("".join(texts), depth=False)
         return "start: " + " | ".join(_lark_string(text) for text in texts)
     if not isinstance(value, str) or not value:
         raise OptionError(f"must be a non-empty string, found {type(value).__name__}")
-    _check_text(value)
+    check_text(value)
     return value if kind == "grammar" else "start: /" + _lark_regex(value) + "/"
-
-
-def _json_source(value: Any) -> str:
-    if hasattr(value, "model_json_schema"):
-        value = _closed(value.model_json_schema())
-    if isinstance(value, str):
-        _check_text(value)
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise OptionError(f"is not JSON: {_line(error)}") from None
-    if not isinstance(value, (dict, bool)):
-        raise OptionError(f"must be a JSON object, found {type(value).__name__}")
-    value = value if isinstance(value, dict) else {} if value else {"anyOf": []}
-    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False, "coerce_one_of": False}
-    try:
-        text = json.dumps({**value, "x-guidance": style}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise OptionError(f"is not plain JSON data: {_line(error)}") from None
-    _check_text(text)
-    _check_counts(value)
-    return f"start: %json {text}"
-
-
-def _closed(schema: Any) -> Any:
-    """A pydantic model's schema, without the properties that the model would ignore: JSON Schema allows any where it doesn't say otherwise."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: {name: _closed(inner) for name, inner in value.items()} if key in ("properties", "$defs") else  # names, not keywords
-              value if key in ("const", "enum", "default", "examples") else _closed(value) for key, value in schema.items()}
-    return {"additionalProperties": False, **closed} if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) else closed
-
-
-def _check_counts(schema: Any) -> None:
-    """Bound what llguidance follows by recursion (a chain of definitions) or compares each with each (patterns of properties)."""
-    count = {"$defs": 0, "definitions": 0, "patternProperties": 0}
-    parts = [schema]
-    while parts:
-        part = parts.pop()
-        parts += part.values() if isinstance(part, dict) else part
-        parts = [inner for inner in parts if isinstance(inner, (dict, list))]
-        for key in count:
-            inner = part.get(key) if isinstance(part, dict) else None
-            count[key] += len(inner) if isinstance(inner, dict) else 0
-            if count[key] > (most := 50 if key == "patternProperties" else 500):
-                raise OptionError(f"{key}: has {count[key]} entries, at most {most} are taken")
-
-
-def _check_text(text: str, depth: bool = True) -> None:
-    if len(text) > MAX_TEXT:
-        raise OptionError(f"has {len(text)} characters, at most {MAX_TEXT} are taken")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise OptionError("is not valid Unicode") from None
-    level = 0
-    for c in text if depth else ():
-        level += (c in "([{") - (c in ")]}")
-        if level > MAX_DEPTH:
-            raise OptionError(f"is nested too deeply (more than {MAX_DEPTH} brackets)")
 
 
 def _lark_regex(regex: str) -> str:
@@ -226,7 +174,7 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, end: frozenset[int]) -> None:
         self.eos_token_id, self.bos_token_id = min(end), tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(id) for id in range(tokenizer.n_vocab)]
-        self.special_token_ids = [id for id, token in enumerate(self.tokens) if not token or id in end]  # empty: control tokens
+        self.special_token_ids = [id for id, token in enumerate(self.tokens) if not 0 < len(token) <= MAX_TOKEN or id in end]  # empty: control tokens
         for id in self.special_token_ids:
             self.tokens[id] = b"\xff[%d]" % id  # never text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 
 MAX_SEED = 2**64 - 1
 STAGES = ("bias", "penalties", "dry", "top_n_sigma", "top_k", "typical", "top_p", "min_p", "xtc", "temperature", "mirostat")
@@ -113,7 +113,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     for text in found:
         if not isinstance(text, str) or not text:
-            raise OptionError(f"{name} must be non-empty texts, found {text!r}")
+            raise OptionError(f"{name} must be non-empty texts, found {quoted(text)}")
     return found
 
 
@@ -123,7 +123,7 @@ def biases(value: Any) -> tuple[tuple[int | str, float], ...]:
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], (str, int, np.integer)) or isinstance(pair[0], bool) or pair[0] == "":
-            raise OptionError(f"logit_bias must map token ids or texts to numbers, found {pair!r}")
+            raise OptionError(f"logit_bias must map token ids or texts to numbers, found {quoted(pair)}")
         forbids = isinstance(pair[1], (int, float, np.number)) and pair[1] == -math.inf
         pairs.append((pair[0] if isinstance(pair[0], str) else int(pair[0]), -math.inf if forbids else _number("logit_bias", pair[1])))
     return tuple(pairs)
@@ -136,9 +136,9 @@ def stage_order(value: Any) -> tuple[str, ...] | None:
     names = [n.strip() for n in value.replace(",", ";").split(";") if n.strip()] if isinstance(value, str) else list(value)
     for i, name in enumerate(names):
         if name not in STAGES:
-            raise OptionError(f"order must be stages out of {';'.join(STAGES)}, found {name!r}")
+            raise OptionError(f"order must be stages out of {';'.join(STAGES)}, found {quoted(name)}")
         if name in names[:i]:
-            raise OptionError(f"order names the stage {name!r} twice")
+            raise OptionError(f"order names the stage {quoted(name)} twice")
     if "mirostat" in names[:-1]:
         raise OptionError("order must have mirostat at its end, because it learns from what is drawn")
     return tuple(names)
@@ -146,7 +146,7 @@ def stage_order(value: Any) -> tuple[str, ...] | None:
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise OptionError(f"{name} must be {expected}, found {value}")
+        raise OptionError(f"{name} must be {expected}, found {quoted(value)}")
 
 
 def _integer(name: str, value: Any) -> int:
@@ -155,7 +155,7 @@ def _integer(name: str, value: Any) -> int:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name} must be a whole number, found {value!r}")
+    raise OptionError(f"{name} must be a whole number, found {quoted(value)}")
 
 
 def _number(name: str, value: Any) -> float:
@@ -166,4 +166,4 @@ def _number(name: str, value: Any) -> float:
                 return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise OptionError(f"{name} must be a finite number, found {value!r}")
+    raise OptionError(f"{name} must be a finite number, found {quoted(value)}")

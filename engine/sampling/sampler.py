@@ -3,7 +3,8 @@
     bias -> penalties -> dry -> top_n_sigma -> top_k -> typical -> top_p -> min_p -> xtc -> temperature -> draw     (`order` changes it)
 
 Every stage is a small function in engine/sampling/; most do nothing unless asked for. Randomness is Philox's raw output keyed by (seed, sample index,
-position), so a draw can be repeated out of order. Ties go to the lowest id. The one state there is, mirostat's, is a table by position, too.
+position), so a draw can be repeated out of order. Ties go to the lowest id. The one state there is, mirostat's, is a table by position, too. A position
+is a token's index in the whole text, prompt and answer: what a context shift dropped counts, so no random number ever comes twice in an answer.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ...kernels.float_env import in_default_floats
 from ..errors import NumericError, OptionError
 from . import stages
 from .arithmetic import MANY, draw, exp, log, log_probabilities, relative, running_sum, temper, total, uniform
@@ -66,10 +68,11 @@ class Sampler:
         self._stages = [known[name][1] for name in names]
         self._mirostat = "mirostat" in names
 
+    @in_default_floats
     def sample(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
                allowed: np.ndarray | None = None) -> int:
-        """The id to follow at `position`, given float32 logits [n_vocab] (left unchanged) and all ids before it. banned: ids it shall not be;
-        allowed: bool [n_vocab], which it may be.
+        """The id to follow at `position` of the whole text, given float32 logits [n_vocab] (left unchanged) and the ids before it that the model saw.
+        banned: ids it shall not be; allowed: bool [n_vocab], which it may be.
 
         Pure but for mirostat's table: equal arguments, equal id. NumericError if a logit is not finite, OptionError if no token is left."""
         c = self._candidates(logits, position, history, banned, allowed)
@@ -82,6 +85,7 @@ class Sampler:
         c.give_back()
         return id
 
+    @in_default_floats
     def distribution(self, logits: np.ndarray, position: int, history: Sequence[int]) -> dict[int, float]:
         """{id: probability} that `sample` draws from, ids ascending. Greedy: of its temperature's limit, 1 for one id."""
         c = self._candidates(logits, position, history)
@@ -114,10 +118,6 @@ class Sampler:
         if "mu" in state:
             self._mu[position] = state["mu"]
 
-    def forget(self) -> None:
-        """Positions begin anew, after a context shift."""
-        self._mu.clear()
-
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
 
     def _add_bias(self, c: Candidates) -> None:
@@ -126,7 +126,8 @@ class Sampler:
     def _penalties(self, c: Candidates) -> None:
         o = self.options
         tokens = recent(c.history, o.repeat_last_n)
-        c.logits = _finite(c, penalize(c.logits, tokens, o.repeat_penalty, o.presence_penalty, o.frequency_penalty, c.ids))
+        logits, c.shift = (c.logits + c.shift if c.shift else c.logits), 0.0  # after a temperature: what the model said, divided by it
+        c.logits = _finite(c, penalize(logits, tokens, o.repeat_penalty, o.presence_penalty, o.frequency_penalty, c.ids))
 
     def _dry(self, c: Candidates) -> None:
         o = self.options
@@ -193,6 +194,7 @@ class TokenLogprob(NamedTuple):
     """The most likely ids with theirs, most likely first, lowest id among equals."""
 
 
+@in_default_floats
 def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
     """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones."""
     best = top_k(logits, n) if n else np.zeros(0, np.int64)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...kernels.float_env import in_default_floats
 from ..errors import OptionError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def _summary(nll: np.ndarray, n_windows: int, context: int) -> Perplexity:
     return Perplexity(float(np.exp(mean)), float(np.exp(mean) * spread), mean, len(nll), n_windows, context)
 
 
+@in_default_floats
 def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
     """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
     cut, nll = windows(model, text, context, most, special), []
@@ -110,6 +112,7 @@ def perplexity(model: Model, text: str, context: int = 512, progress: Progress |
     return _summary(np.concatenate(nll), len(cut), context)
 
 
+@in_default_floats
 def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
                special: bool = False) -> Divergence:
     """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""

@@ -11,11 +11,12 @@ Role names go through the template as they are; they are the caller's to choose,
 """
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..child import Fault
 from ..errors import FormatError, OptionError, TokenizerError, UnsupportedError
+from .template_service import Runner, apart, here
 from .tokenizer.base import Tokenizer
 
 # The format of Meta's llama/generation.py (chat_completion), as meta-llama/Llama-2-7b-chat-hf has it: BOS and EOS around every exchange.
@@ -44,16 +45,16 @@ FIRST_PRIVATE = 0xF0000  # plane 15: private use, 65,534 characters
 
 
 class ChatTemplate:
-    """A compiled template and the tokenizer that it is for. `source` is its text, `built_in` whether it is Llama 2's for lack of another.
-    Threads may share one; they take turns."""
+    """A template and the tokenizer that it is for. `source` is its text, `built_in` whether it is Llama 2's for lack of another. Where it runs:
+    template_service.py. Threads may share one; they take turns."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, *, path: str = "chat template", tool_use: str | None = None, built_in: bool = False) -> None:
         """`tool_use`: the template for when tools are given, where a file has two. Raises FormatError for a template that does not compile,
         UnsupportedError for one that uses filters or tests that llamina does not have."""
         self.source, self._sources, self.tokenizer, self.path, self.built_in = source, source + (tool_use or ""), tokenizer, path, built_in
-        self._lock = threading.Lock()
-        self._template = self._compile(source)
-        self._tool_use = self._compile(tool_use) if tool_use else None
+        self._source, self._tool_use = source, tool_use or None
+        self._runner: Runner = here if built_in else apart
+        self._compile()
         v = tokenizer.vocabulary
         names = {"bos_token": v.bos_id, "eos_token": v.eos_id, "unk_token": v.unk_id, "pad_token": v.pad_id}
         self._tokens = {name: v.tokens[id] for name, id in names.items() if id is not None}
@@ -102,37 +103,31 @@ class ChatTemplate:
 
     # ---- helpers
 
-    def _compile(self, source: str) -> Any:
-        from .template_sandbox import TemplateEnvironment, jinja2
-
-        try:
-            return TemplateEnvironment().template(source)
-        except jinja2.TemplateAssertionError as error:  # no such filter or test
-            raise UnsupportedError(f"{self.path}: the chat template asks for something llamina does not have: {_line(error)}") from None
-        except jinja2.TemplateSyntaxError as error:
-            raise FormatError(f"{self.path}: the chat template has a syntax error in line {error.lineno}: {_line(error)}") from None
-        except Exception as error:
-            raise FormatError(f"{self.path}: the chat template does not compile: {_line(error)}") from None
+    def _compile(self) -> None:
+        for source in filter(None, (self._source, self._tool_use)):
+            try:
+                source.encode()
+                self._runner.compile(source)
+            except UnicodeEncodeError:
+                raise FormatError(f"{self.path}: the chat template is not valid Unicode (a lone surrogate)") from None
+            except Fault as fault:
+                if fault.kind == "unsupported":
+                    raise UnsupportedError(f"{self.path}: the chat template asks for something llamina does not have: {fault.why}") from None
+                what = {"syntax": "has a syntax error", "compile": "does not compile:"}.get(fault.kind, f"does not compile: {_used(fault)}")
+                raise FormatError(f"{self.path}: the chat template {what} {fault.why}") from None
 
     def _render(self, messages: Any, extra: dict[str, Any], add_generation_prompt: bool) -> str:
-        from .template_sandbox import TemplateLimitError, TemplateRefusalError
-
-        template = self._tool_use if self._tool_use is not None and extra.get("tools") else self._template
+        source = self._tool_use if self._tool_use is not None and extra.get("tools") else self._source
         variables = {"tools": None, "documents": None, **self._tokens, **extra, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        with self._lock:
-            template.environment.reset()
-            try:
-                template.environment.text_size(variables)
-            except TemplateLimitError:
+        try:
+            return self._runner.render(source, variables)
+        except Fault as fault:
+            if fault.kind == "long":
                 raise OptionError(f"{self.path}: the messages are too long for a prompt") from None
-            try:
-                return template.render(variables)
-            except TemplateRefusalError as error:
-                raise OptionError(f"{self.path}: the chat template refuses these messages: {_line(error)}") from None
-            except TemplateLimitError as error:
-                raise FormatError(f"{self.path}: the chat template was stopped: {_line(error)}") from None
-            except Exception as error:
-                raise FormatError(f"{self.path}: the chat template fails on these messages: {_line(error)}") from None
+            if fault.kind == "refusal":
+                raise OptionError(f"{self.path}: the chat template refuses these messages: {fault.why}") from None
+            what = {"limit": "was stopped:", "fails": "fails on these messages:"}.get(fault.kind, f"was stopped: {_used(fault)}")
+            raise FormatError(f"{self.path}: the chat template {what} {fault.why}") from None
 
     def _data(self, messages: Sequence[Mapping[str, Any]], extra: dict[str, Any]) -> tuple[Any, Any]:
         if isinstance(messages, (str, Mapping)) or not all(isinstance(message, Mapping) for message in messages):
@@ -199,5 +194,6 @@ def _leading(ids: list[int], id: int) -> int:
     return next((n for n, other in enumerate(ids) if other != id), len(ids))
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{str(error) or type(error).__name__}".split())[:300]
+def _used(fault: Fault) -> str:
+    """What a template took that the child process ended for."""
+    return {"time": "it takes", "memory": "it takes"}.get(fault.kind, "it breaks:")

@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import OptionError, quoted
+from .marks import MARK
 
 
 class StopStrings:
@@ -21,13 +22,13 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be shown now, whether a stop string was found: it and what follows are dropped)."""
         text = self.held + text
-        found = [(i + len(s), i) for s in self.stops if (i := text.find(s)) >= 0]
-        if found:
+        start = find_first(text, self.stops)
+        if start is not None:
             self.held = ""
-            return text[:min(found)[1]], True
-        longest = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        self.held = text[len(text) - longest:]
-        return text[:len(text) - longest], False
+            return text[:start], True
+        start = may_begin(text, self.stops)
+        self.held = text[start:]
+        return text[:start], False
 
     def flush(self) -> str:
         """What was held back, once no more text comes."""
@@ -35,10 +36,41 @@ class StopStrings:
         return held
 
 
+def find_first(text: str, wanted: Sequence[str]) -> int | None:
+    """Where the text begins that is complete first, of those that end together the longest; None if there is none of them. Marks (marks.py) that are not
+    in a wanted text are nothing for it."""
+    found = []
+    for w in wanted:
+        seen, places = _without_marks(text, w)
+        at = seen.find(w)
+        if at >= 0:
+            found.append((places[at + len(w) - 1], places[at]))
+    return min(found)[1] if found else None
+
+
+def may_begin(text: str, wanted: Sequence[str]) -> int:
+    """Where the longest end of `text` begins that may be the beginning of a wanted text; its length if there is none."""
+    first = len(text)
+    for w in wanted:
+        seen, places = _without_marks(text, w)
+        longest = next((n for n in range(min(len(w) - 1, len(seen)), 0, -1) if seen.endswith(w[:n])), 0)
+        if longest:
+            first = min(first, places[len(seen) - longest])
+    return first
+
+
+def _without_marks(text: str, wanted: str) -> tuple[str, Sequence[int]]:
+    """(the text without the marks that are not in `wanted`, where each of its characters stood)."""
+    if not MARK.search(text):
+        return text, range(len(text))
+    places = [i for i, c in enumerate(text) if not MARK.match(c) or c in wanted]
+    return "".join(text[i] for i in places), places
+
+
 def check_stop(stop: Any) -> tuple[str, ...]:
     """One stop string or several. OptionError if one is empty or not a string."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ()) if isinstance(stop or (), Iterable) else (stop,)
     for s in stops:
         if not isinstance(s, str) or not s:
-            raise OptionError(f"stop must be non-empty strings, found {s!r}")
+            raise OptionError(f"stop must be non-empty strings, found {quoted(s)}")
     return stops

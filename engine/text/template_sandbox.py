@@ -9,7 +9,8 @@ that repeats or makes a new value spends from a budget, before the value is made
     filters                    a fixed set, each wrapped; those that return iterators return lists
     macros, blocks, output     the environment's concat and finalize
 
-The budget is counted in steps and characters, so that its verdict does not depend on the machine, and the thread's CPU time besides. Whatever a
+The budget is counted in steps and characters, so that its verdict does not depend on the machine, and the thread's CPU time besides. What one call of
+Python's own does inside (rfind, comparisons) is not counted: templates that we don't know run in a process with limits (template_service.py). Whatever a
 template holds, its containers included, would write out as at most MAX_TEXT characters.
 
 What a template can do otherwise equals Hugging Face's apply_chat_template (transformers/utils/chat_template_utils.py): trim_blocks, lstrip_blocks,
@@ -268,6 +269,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
         return format
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """obj[argument]; a slice is a new value."""
+        found = super().getitem(obj, argument)
+        if isinstance(argument, slice) and isinstance(found, (str, list, tuple)):
+            self._spend(len(found))
+        return found
+
     # ---- checks before
 
     def _check_format(self, format: str, fields: int, values: Any) -> None:
@@ -284,6 +292,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return self._check_replace(owner, args[0], args[1])
             if name in ("center", "ljust", "rjust", "zfill") and args and isinstance(args[0], int):
                 return self._fit(args[0])
+        if isinstance(owner, (str, list, tuple)):
+            self._spend(len(owner))
         if name not in METHODS or isinstance(owner, type):
             raise jinja2.sandbox.SecurityError(f"templates may not call {type(owner).__name__}.{name}")
 

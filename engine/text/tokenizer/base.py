@@ -13,9 +13,15 @@ import re
 from collections.abc import Collection, Iterable
 from typing import ClassVar
 
+import numpy as np
+
 from ...errors import TokenizerError
+from ...panics import panics_are
 from .stream import StreamDecoder
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+KEEP_SPACE_AFTER = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's special tokens that do not strip
 
 
 class SpecialTexts:
@@ -70,8 +76,9 @@ class SpecialTexts:
 class Tokenizer:
     """Text to token ids and back. Immutable after construction, so that threads may share one."""
 
-    kind: ClassVar[str]  # "spm" | "bpe"
+    kind: ClassVar[str]  # "spm" | "bpe" | "gemma4"
     utf8_errors: ClassVar[str]  # what bytes that are no UTF-8 decode to: the name of a codecs error handler
+    rules: tuple[object, ...] = ()  # how text is cut into words, where kinds of one name differ in it
     control_ends_character: ClassVar[bool]  # whether bytes before and after a control token never make one character
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -81,11 +88,12 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.unk_id, self.pad_id = v.bos_id, v.eos_id, v.unk_id, v.pad_id
         self.eog_ids, self.add_bos, self.add_eos = v.eog_ids, v.add_bos, v.add_eos
         # Where two tokens have one text, the first counts.
-        special = [(text, id) for id, (text, type_) in enumerate(zip(v.tokens, v.types)) if text and type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
+        special = [(v.tokens[id], id) for id in np.flatnonzero(np.isin(v.types, (CONTROL, UNKNOWN, USER_DEFINED))).tolist() if v.tokens[id]]
         self._special = SpecialTexts(dict(reversed(special)))
         self._user_defined = SpecialTexts({text: id for text, id in reversed(special) if v.types[id] == USER_DEFINED})
         # What encode(parse_special=True) turns into ids and encode() does not.
         self.control = SpecialTexts({text: id for text, id in self._special.ids.items() if text not in self._user_defined.ids})
+        self._strips_after = frozenset(id for text, id in special if text not in KEEP_SPACE_AFTER) if v.strips_after_tags else frozenset()
         self._bytes: dict[int, bytes] = {}
         self._digest: str | None = None
 
@@ -96,7 +104,8 @@ class Tokenizer:
         `parse_special`: the texts of control tokens stand for their ids instead of for themselves.
         Raises TokenizerError for text that is no Unicode (lone surrogates), or characters that the vocabulary has no way to express."""
         ids = self.encode_parts(self.split(text, parse_special))
-        if self.add_bos if bos is None else bos:
+        written = parse_special and bos is None and ids[:1] == [self.bos_id]  # the text has its BOS: the file's own would be a second one
+        if (self.add_bos and not written) if bos is None else bos:
             ids.insert(0, self._required(self.bos_id, "BOS", "bos_token_id"))
         if (self.add_eos and bos is not False) if eos is None else eos:
             ids.append(self._required(self.eos_id, "EOS", "eos_token_id"))
@@ -113,14 +122,18 @@ class Tokenizer:
             raise TokenizerError(f"{self.path}: the text is not valid Unicode: lone surrogate {found}; decode its bytes as UTF-8 first") from None
         return (self._special if parse_special else self._user_defined).split(text)
 
+    @panics_are(TokenizerError, "the text cannot be tokenised")
     def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
-        """Ids of what split() returned, without BOS or EOS. A text part is text: no special token is found in it."""
+        """Ids of what split() returned, without BOS or EOS. A text part is text: no special token is found in it. Phi-3 drops white space after a tag."""
         ids: list[int] = []
+        after_tag = False
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
-            elif part:
+                after_tag = part in self._strips_after
+            elif part := part.lstrip(WHITE_SPACE) if after_tag else part:
                 ids += self._encode_text(part)
+                after_tag = False
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
@@ -170,7 +183,7 @@ class Tokenizer:
         if self._digest is None:
             v, digest = self.vocabulary, hashlib.sha256(self.kind.encode())
             settings = (self.bos_id, self.eos_id, self.unk_id, self.add_bos, self.add_eos, v.add_space_prefix, v.remove_extra_whitespaces)
-            digest.update(repr(settings).encode())
+            digest.update(repr((*settings, v.strips_after_tags, v.nfc, self.rules)).encode())
             for texts in (v.tokens, v.merges or ()):
                 digest.update(b"".join(len(raw).to_bytes(8, "little") + raw for raw in (text.encode("utf-8", "surrogatepass") for text in texts)))
             digest.update(bytes(v.types))

@@ -44,6 +44,11 @@ class StreamDecoder:
         broken = self.flush() if self._tokenizer.control_ends_character and self._tokenizer.is_control(id) else ""
         return broken + self._decoder.decode(piece)
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes of a character that is not complete are held back."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """What is still held back: bytes of a character that never was completed, as U+FFFD. The decoder can be used on."""
         return self._decoder.decode(b"", final=True)

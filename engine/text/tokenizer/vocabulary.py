@@ -3,7 +3,8 @@
     tokenizer.ggml.tokens, .scores, .token_type, .merges, .*_token_id, .add_*   ->   Vocabulary
 
 Nothing here depends on how text is split. Repairs of what real files get wrong, each as llama.cpp does it: the tokens that begin or end a text
-are control tokens whatever their type says, and so are the well-known end-of-turn texts; an id of 2^32 - 1 means "none".
+are control tokens whatever their type says, and so are the well-known end-of-turn texts (ends.py); an id of 2^32 - 1 means "none"; one outside the
+vocabulary names no token, and is left out with a note.
 """
 from __future__ import annotations
 
@@ -15,15 +16,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...errors import TokenizerError
+from .ends import END_OF_TURN, FILLS, known_ends
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's llama_token_type == SentencePiece's Type
 NO_ID = 2**32 - 1
 MAX_TOKENS = 2**31 - 1  # ids are int32 everywhere
 
-# Tokens that end the model's turn in the Llama family and its fine-tunes, known by their text (llama.cpp does the same).
-END_OF_TURN = frozenset(
-    ["</s>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<EOT>"]
-)
+NFC_KEY = "tokenizer.ggml.normalizer.nfc"
+"""Written by `convert` for a tokenizer.json that normalises texts so (Qwen's); llama.cpp has no such key, and does not normalise."""
 BYTE_TEXT = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -44,15 +44,21 @@ class Vocabulary:
     add_eos: bool = False
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
+    add_sep: bool = False
+    sep_id: int | None = None
+    strips_after_tags: bool = False  # white space that follows a special token is dropped
+    nfc: bool = False  # texts are brought to Unicode's normal form C first
     eog_ids: frozenset[int] = field(default_factory=frozenset)
+    notes: list[str] = field(default_factory=list)  # what was left out or put right, a line each
 
     def fail(self, message: str) -> NoReturn:
         raise TokenizerError(f"{self.path}: {message}")
 
 
-def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tuple[int, ...], add_bos: bool) -> Vocabulary:
+def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tuple[int, ...], add_bos: bool, add_sep: bool = False) -> Vocabulary:
     """Reads and checks the tokenizer.ggml.* keys. `default_ids` are (bos, eos, unknown) where the file names none and they are control tokens;
-    `add_bos` is the kind's habit where the file is silent. Raises TokenizerError naming file and key."""
+    `add_bos` and `add_sep` are the kind's habits where the file is silent. Raises TokenizerError naming file and key."""
+    notes: list[str] = []
 
     def fail(key: str, problem: str) -> NoReturn:
         raise TokenizerError(f"{path}: tokenizer.ggml.{key} {problem}")
@@ -93,9 +99,12 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
     tokens = strings("tokens")
     if not tokens:
         fail("tokens", "is missing or empty: the file has no vocabulary")
-    for id, text in enumerate(tokens):
-        if not isinstance(text, str):
-            fail("tokens", f"holds {type(text).__name__} for id {id}, not a string")
+    for key, texts in ("tokens", tokens), ("merges", merges := strings("merges")):
+        if set(map(type, texts or ())) - {str}:
+            id, other = next((id, text) for id, text in enumerate(texts or ()) if type(text) is not str)
+            fail(key, f"holds {type(other).__name__} at place {id}, not a string")
+
+    outside: set[str] = set()
 
     def token_id(key: str) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{key}", NO_ID)
@@ -104,7 +113,9 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
         if value in (NO_ID, -1):
             return None
         if not 0 <= value < len(tokens):
-            fail(key, f"is {value}, outside the vocabulary of {len(tokens)} tokens")
+            notes.append(f"tokenizer.ggml.{key} is {value}, outside the vocabulary of {len(tokens)} tokens: left out")
+            outside.add(key)
+            return None
         return int(value)
 
     scores = numbers("scores", len(tokens))
@@ -113,21 +124,20 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
         if np.isnan(scores).any():
             fail("scores", f"is NaN for id {int(np.isnan(scores).argmax())}")
     raw_types = numbers("token_type", len(tokens))
-    types = [NORMAL] * len(tokens) if raw_types is None else [int(t) or NORMAL for t in raw_types]  # 0: "undefined"
-    for id, type_ in enumerate(types):
-        if not NORMAL <= type_ <= BYTE:
-            fail("token_type", f"is {type_} for id {id}; known types are 0 to 6")
+    if raw_types is not None and (odd := ~np.isin(raw_types, range(BYTE + 1))).any():
+        fail("token_type", f"is {raw_types[odd.argmax()]} for id {int(odd.argmax())}; known types are 0 to 6")
+    types = [NORMAL] * len(tokens) if raw_types is None else np.where(raw_types == 0, NORMAL, raw_types).astype(int).tolist()  # 0: "undefined"
 
-    vocabulary = Vocabulary(path, tokens, types, scores, strings("merges"))
-    v = vocabulary
+    v = vocabulary = Vocabulary(path, tokens, types, scores, merges, notes=notes)
     v.bos_id, v.eos_id, v.unk_id = token_id("bos_token_id"), token_id("eos_token_id"), token_id("unknown_token_id")
     v.pad_id = token_id("padding_token_id")
     for name, default in zip(("bos", "eos", "unknown"), default_ids):
         fits = default < len(tokens) and (types[default] in (CONTROL, UNKNOWN) or raw_types is None)
-        if fits and f"tokenizer.ggml.{name}_token_id" not in metadata:
+        if fits and (f"tokenizer.ggml.{name}_token_id" not in metadata or name + "_token_id" in outside):
             setattr(v, "unk_id" if name == "unknown" else name + "_id", default)
 
-    ends = {id for id, text in enumerate(tokens) if text in END_OF_TURN} | {v.eos_id, token_id("eot_token_id"), token_id("eom_token_id")}
+    ends = known_ends(tokens, _ordinary_words(vocabulary)) | {v.eos_id}
+    ends |= {token_id(key + "_token_id") for key in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")}
     v.eog_ids = frozenset(end for end in ends if end is not None)
     for end in v.eog_ids if v.bos_id is None else {v.bos_id, *v.eog_ids}:
         if types[end] in (NORMAL, USER_DEFINED):
@@ -135,10 +145,21 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
 
     v.add_bos = flag("add_bos_token", add_bos and v.bos_id is not None)
     v.add_eos = flag("add_eos_token", False)
+    v.add_bos, v.add_eos = v.add_bos and "bos_token_id" not in outside, v.add_eos and "eos_token_id" not in outside
     if v.add_bos and v.bos_id is None:
         fail("add_bos_token", "is true, but there is no tokenizer.ggml.bos_token_id")
     if v.add_eos and v.eos_id is None:
         fail("add_eos_token", "is true, but there is no tokenizer.ggml.eos_token_id")
     v.add_space_prefix = flag("add_space_prefix", True)
     v.remove_extra_whitespaces = flag("remove_extra_whitespaces", False)
+    v.add_sep, v.sep_id = flag("add_sep_token", add_sep), token_id("seperator_token_id")
+    v.nfc = bool(metadata.get(NFC_KEY, False))
     return vocabulary
+
+
+def _ordinary_words(v: Vocabulary) -> frozenset[str]:
+    """Texts of END_OF_TURN and FILLS whose token is an ordinary one that a merge makes: people's texts hold them, and so does what the model writes."""
+    if not v.merges:
+        return frozenset()
+    normal = [text for text in (END_OF_TURN | FILLS).intersection(v.tokens) if v.types[v.tokens.index(text)] == NORMAL]
+    return frozenset(text for text in normal if any(f"{text[:at]} {text[at:]}" in v.merges for at in range(1, len(text))))

@@ -1,0 +1,131 @@
+"""Tiny checkpoints of other families than Llama, with random weights, as transformers saves them: the oracle's inputs (extra `oracle`).
+
+    folder, model = checkpoint("qwen3", tmp_path)                     the first variant of the family
+    for name in VARIANTS: ...                                         "qwen3", "qwen3 tied", …
+
+Sizes are odd on purpose (heads, widths), windows are shorter than the texts, and every scale is away from 1. Norm gains are not ones and biases not zeros, so
+that a forgotten one shows.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 384,
+                         "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 32, "rms_norm_eps": 1e-5}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+
+
+class Variant(NamedTuple):
+    kind: str
+    """transformers' class: {kind}ForCausalLM, {kind}Config."""
+    config: dict[str, Any]
+    """What differs from SIZES; None takes a field away."""
+
+
+VARIANTS = {
+    "llama": Variant("Llama", {}),
+    "llama biases": Variant("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral window": Variant("Mistral", {"sliding_window": 50}),
+    "qwen2": Variant("Qwen2", {"head_dim": None}),
+    "qwen2 tied": Variant("Qwen2", {"head_dim": None, "tie_word_embeddings": True, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "qwen3": Variant("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}),
+    "qwen3 tied yarn": Variant("Qwen3", {"tie_word_embeddings": True, "rope_parameters": YARN, "head_dim": 40}),
+    "qwen3 bias": Variant("Qwen3", {"attention_bias": True}),
+    "smollm3": Variant("SmolLM3", {"num_hidden_layers": 5, "head_dim": None, "no_rope_layer_interval": 4, "no_rope_layers": None,
+                                   "layer_types": ["full_attention"] * 5}),
+    "smollm3 untied": Variant("SmolLM3", {"head_dim": None, "tie_word_embeddings": False, "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}),
+    "seed_oss": Variant("SeedOss", {"attention_bias": True, "head_dim": 48}),
+    "arcee": Variant("Arcee", {"rope_parameters": YARN}),
+    "arcee biases": Variant("Arcee", {"attention_bias": True, "mlp_bias": True}),
+    "hunyuan": Variant("HunYuanDenseV1", {}),
+    "hunyuan tied": Variant("HunYuanDenseV1", {"tie_word_embeddings": True, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    "ernie4_5": Variant("Ernie4_5", {"tie_word_embeddings": True}),
+    "ernie4_5 biases": Variant("Ernie4_5", {"use_bias": True, "tie_word_embeddings": False}),
+    "gemma": Variant("Gemma", {"head_dim": 48}),
+    "gemma2": Variant("Gemma2", {"query_pre_attn_scalar": 20, "sliding_window": 40, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
+                                 "num_hidden_layers": 4}),
+    "gemma2 27b": Variant("Gemma2", {"query_pre_attn_scalar": 144, "sliding_window": 70, "num_attention_heads": 8, "num_key_value_heads": 4}),
+    "gemma3": Variant("Gemma3Text", {"query_pre_attn_scalar": 256, "sliding_window": 40, "num_hidden_layers": 7, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}}}),
+    "gemma3 plain": Variant("Gemma3Text", {"query_pre_attn_scalar": 32, "sliding_window": 130, "num_hidden_layers": 2, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}}),
+    "phi3": Variant("Phi3", {"head_dim": None}),
+    "phi3 window": Variant("Phi3", {"head_dim": None, "sliding_window": 60}),
+    "phi3 long": Variant("Phi3", {"head_dim": None, "hidden_size": 192, "original_max_position_embeddings": 128, "max_position_embeddings": 1024,
+                                  "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+                                                      "original_max_position_embeddings": 128, "long_factor": [1.0 + 0.3 * i for i in range(12)],
+                                                      "short_factor": [1.0 + 0.05 * i for i in range(12)]}}),
+    "granite": Variant("Granite", {"head_dim": None, "embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
+                                   "attention_multiplier": 0.11}),
+    "granite tied biases": Variant("Granite", {"head_dim": None, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "residual_multiplier": 0.22,
+                                               "embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_multiplier": 0.2}),
+    "ministral3": Variant("Ministral3", {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
+    "olmo2": Variant("Olmo2", {"head_dim": None}),
+    "olmo3": Variant("Olmo3", {"head_dim": None, "num_hidden_layers": 5, "sliding_window": 40, "num_key_value_heads": 3, "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}, "full_attention": {**YARN, "rope_theta": 500000.0}}}),
+    "exaone4": Variant("Exaone4", {"num_hidden_layers": 5, "sliding_window": 40, "sliding_window_pattern": 4}),
+    "exaone4 small": Variant("Exaone4", {"sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True,
+                                         "layer_types": ["full_attention"] * 3}),
+    "glm4": Variant("Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "stablelm": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "use_qkv_bias": True}),
+    "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True, "qk_layernorm": True}),
+}
+
+
+def tokenizer_json(n_vocab: int) -> dict[str, Any]:
+    """A byte-level BPE of exactly n_vocab tokens (at least 260) with Llama 3's split: three special tokens, 256 bytes, merges of letters, the rest unused."""
+    letters = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    every = letters + [chr(256 + i) for i in range(256 - len(letters))]
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2} | {c: 3 + i for i, c in enumerate(every)}
+    merges = []
+    for a in "etaoinshrdlu":
+        for b in "etaoinshrdlu":
+            if len(vocab) < n_vocab:
+                merges.append([a, b])
+                vocab[a + b] = len(vocab)
+    split = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    added = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+             for i, t in enumerate(("<pad>", "<s>", "</s>"))]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
+            "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+                      "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges}}
+
+
+def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[Path, Any]:
+    """The variant's checkpoint in `folder`, and the float32 model that was saved. changes: further fields of its configuration."""
+    import torch
+    import transformers
+
+    variant = VARIANTS[name]
+    fields = {k: v for k, v in {**SIZES, **variant.config, **changes}.items() if v is not None}
+    if name.startswith("exaone4 small"):
+        fields["sliding_window"] = None
+    kind = variant.kind
+    torch.manual_seed(seed)
+    config = getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
+    model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
+    plus_one = kind.startswith("Gemma")
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "norm" in key and key.endswith("weight"):
+                weight.copy_((0.0 if plus_one else 1.0) + 0.3 * torch.randn_like(weight))
+            elif weight.dim() == 1:
+                weight.copy_(0.3 * torch.randn_like(weight))
+            else:
+                weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+                                                             "pad_token": "<pad>", "add_bos_token": False}), encoding="utf-8")
+    return folder, model
