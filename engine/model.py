@@ -246,13 +246,13 @@ class Model:
         self._check_open()
         return self.runtime.digest
 
-    def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
+    def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None, wait: float = 0.0) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
-        was computed can't be used (another model, a damaged file, …) and the text is computed again. FileError, FormatError (no session, or a damaged
-        header), OptionError, ContextFullError."""
+        was computed can't be used (another model, a damaged file, …) and the text is computed again. wait: see `generate`. FileError,
+        FormatError (no session, or a damaged header), OptionError, ContextFullError."""
         from .answers.answer_state import resume
         self._check_open()
-        return resume(self, path, note)
+        return resume(self, path, note, wait)
 
     # -- sequences ------------------------------------------------------------------------------------------------------------------------
 

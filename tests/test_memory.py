@@ -164,6 +164,27 @@ def test_a_dropped_sequence_gives_its_pages_back(path):
         check_whole(model.runtime._pool)
 
 
+def test_an_error_keeps_no_pages(path):
+    """Without the garbage collector: what was refused memory, and is let go, holds none."""
+    with tight(path, 4) as model:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                held = model.generate([1, 5], max_tokens=150)
+                next(held)
+                s = model.new_sequence()
+                model.feed(s, [5] * 64)
+                with pytest.raises(OutOfMemoryError):
+                    model.feed(s, [5] * 64)
+                held.close()
+                del s, held
+                model.clear_prefix_cache()
+                check_whole(model.runtime._pool)
+        finally:
+            gc.enable()
+
+
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_no_tokens_of_several_samples(roomy, samples):
     found = list(roomy.generate_many([[1, 5], {"prompt": [1, 6], "max_tokens": 1}], samples=samples, max_tokens=0, ordered=True, seed=1))

@@ -1,6 +1,7 @@
 """Promises of KV memory, whatever is shared, forked, cut, taken over or forgotten: a plain model of what each sequence must hold, driven by hypothesis."""
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import Any
 
@@ -100,10 +101,8 @@ class Promises(RuleBasedStateMachine):
     def fork(self, at: int, n: int) -> None:
         one = self.one(at)
         n = min(n, len(one.text))
-        try:
+        with contextlib.suppress(OutOfMemoryError):
             self.live.append(Live(one.sequence.fork(n), one.text[:n]))
-        except OutOfMemoryError:
-            pass
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), length=LENGTHS, back_to=BACK_TO)
@@ -144,7 +143,7 @@ class Promises(RuleBasedStateMachine):
 
     @invariant()
     def the_worst_that_may_come_is_covered(self) -> None:
-        """All grow to what was promised, those that may go back having gone back over what others hold: counted from what was said, not from the pool's marks."""
+        """All grow to what was promised, having gone back over what others hold as far as they may: counted from what was said, not from the pool's marks."""
         rewinders: Counter[int] = Counter()
         for one in self.live:
             if one.promised:

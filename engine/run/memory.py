@@ -53,8 +53,8 @@ class MemoryPlan:
         if self.context >= self.wanted:
             return None
         more = (pages_of(self.wanted) - self.pages) * self.page_bytes
-        return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those with a "
-                f"full context. Allow {_size(more)} more, or ask for this context (context={self.context})")
+        return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those "
+                f"with a full context. Allow {_size(more)} more, or ask for this context (context={self.context})")
 
 
 def _size(n: int) -> str:
@@ -83,8 +83,8 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         return replace(found, wanted=wanted)
     if not tokens:
         have, what = (free, "are free") if memory is None or free is not None and free < memory else (memory, "are allowed")
-        raise OutOfMemoryError(f"{gguf.path}: weights ({matrices >> 20} MiB), buffers ({step.bytes(8) >> 20} MiB) and a context of {wanted} positions "
-                               f"({needed * one_page >> 20} MiB) don't fit into the {(have or 0) >> 20} MiB that {what}; allow more, use a smaller context or a "
+        raise OutOfMemoryError(f"{gguf.path}: weights ({_size(matrices)}), buffers ({_size(step.bytes(8))}) and a context of {wanted} positions "
+                               f"({_size(needed * one_page)}) don't fit into the {_size(have or 0)} that {what}; allow more, use a smaller context or a "
                                "smaller quantisation")
     weights = matrices + step.bytes(tokens)
     if memory is not None:
@@ -106,7 +106,7 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
     left = memory - main.weights + main.buffers - main.context_bytes - step_memory(config, kv_type(config, kv), threads, main.context).bytes(8)
     least = matrices + step.bytes(8) + one_page
     if main.context < main.wanted or left < least:
-        raise OutOfMemoryError(f"{draft.path}: the draft model needs {least >> 20} MiB, {max(0, left) >> 20} of the {memory >> 20} MiB allowed are left beside the "
+        raise OutOfMemoryError(f"{draft.path}: the draft model needs {_size(least)}, {_size(max(0, left))} of the {_size(memory)} allowed are left beside the "
                                f"main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
     tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
     fits = min(main.context, (left - matrices - step.bytes(8)) // one_page * PAGE)

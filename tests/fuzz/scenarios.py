@@ -31,15 +31,15 @@ with contextlib.suppress(ValueError):  # run as a module of the checkout, whose 
     sys.path.remove(str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from llamina.engine.answers.batch import Batch  # noqa: E402
-from llamina.engine.answers.chat import Chat  # noqa: E402
-from llamina.engine.answers.generation import Generation  # noqa: E402
-from llamina.engine.answers.speculation import MAX_DRAFT, Costs  # noqa: E402
-from llamina.engine.errors import ContextFullError, OutOfMemoryError  # noqa: E402
-from llamina.engine.model import Model, load  # noqa: E402
-from llamina.engine.run.kv_cache import pages_of  # noqa: E402
-from pool_check import check_whole, watch_pools  # noqa: E402
-from small_models import SMALL, write_small_model  # noqa: E402
+from llamina.engine.answers.batch import Batch
+from llamina.engine.answers.chat import Chat
+from llamina.engine.answers.generation import Generation
+from llamina.engine.answers.speculation import MAX_DRAFT, Costs
+from llamina.engine.errors import ContextFullError, OutOfMemoryError
+from llamina.engine.model import Model, load
+from llamina.engine.run.kv_cache import pages_of
+from pool_check import check_whole, watch_pools
+from small_models import SMALL, write_small_model
 
 WAIT = 60.0  # seconds; nobody holds memory that long
 SECONDS = 300  # of one case, before it counts as hanging
@@ -240,8 +240,8 @@ class Scenario:
                 next(g, "")
             g.save(path)
             before = list(getattr(g, "rows", []))
-        again: Any = model.resume(path)
-        again._wait, again.rows = WAIT, before
+        again: Any = model.resume(path, wait=WAIT)
+        again.rows = before
         with again:
             again.text()
         path.unlink()
