@@ -2,12 +2,12 @@
 
     collect(model, text) -> {tensor name: Columns(sums of squares float32 [columns], count)} -> write / read (llama.cpp's imatrix GGUF) -> encoders' weights
 
-The layers' inputs are read from the runtime's buffers after each layer (Runtime.step's `observe`); inputs of attention and of the output matrix, which are
-gone by then, are the RMSNorm of the residual stream and are computed again in NumPy. File formats: llama.cpp, tools/imatrix (general.type "imatrix", per
-tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
+Every matrix of the model names the site whose rows it reads (ModelConfig.matrices), and the runtime shows them (Runtime.step's `observe`). File formats:
+llama.cpp, tools/imatrix (general.type "imatrix", per tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
 """
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,34 +36,22 @@ class Columns(NamedTuple):
 
 
 class Collector:
-    """Adds up squared activations; `observe` is handed to Runtime.step."""
+    """Adds up squared activations; `observers` are handed to Runtime.step."""
 
     def __init__(self, model: Model):
-        self.model, self.c = model, model.config
         self.sums: dict[str, np.ndarray] = {}
         self.count = 0
-        gains = model.runtime.gains
-        self._gains = {name: gains[name][:self.c.dim].astype(np.float64) for name in gains}
+        readers: dict[str, list[str]] = {}
+        for matrix in model.config.matrices():
+            names = readers.setdefault(matrix.site, [])
+            if matrix.tensor not in names:
+                names.append(matrix.tensor)
+        self.observers = {site: functools.partial(self._add, names) for site, names in readers.items()}
 
-    def observe(self, layer: int, taps: dict[str, np.ndarray]) -> None:
-        block = f"blk.{layer}."
-        normed = self._normed(taps["input"], block + "attn_norm.weight")
-        for name in ("attn_q", "attn_k", "attn_v"):
-            self._add(block + name + ".weight", normed)
-        self._add(block + "attn_output.weight", taps["attention"])
-        for name in ("ffn_gate", "ffn_up"):
-            self._add(block + name + ".weight", taps["ffn_input"])
-        self._add(block + "ffn_down.weight", taps["ffn_activation"])
-        if layer == self.c.n_layers - 1:
-            self._add("token_embd.weight" if self.c.tied_output else "output.weight", self._normed(taps["output"], "output_norm.weight"))
-
-    def _normed(self, x: np.ndarray, gain: str) -> np.ndarray:
-        x = x.astype(np.float64)
-        return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + self.c.rms_eps) * self._gains[gain]
-
-    def _add(self, name: str, x: np.ndarray) -> None:
+    def _add(self, names: list[str], x: np.ndarray) -> None:
         squares = np.square(x, dtype=np.float64).sum(axis=0)
-        self.sums[name] = self.sums[name] + squares if name in self.sums else squares
+        for name in names:
+            self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
 @in_default_floats
@@ -77,7 +65,7 @@ def collect(model: Model, text: str, context: int = 512, most: int | None = None
         try:
             for start in range(0, len(ids), runtime.max_batch):
                 part = [int(t) for t in ids[start:start + runtime.max_batch]]
-                runtime.step([Feed(sequence, part, "none")], collector.observe)
+                runtime.step([Feed(sequence, part, "none")], collector.observers)
                 collector.count += len(part)
         finally:
             sequence.close()

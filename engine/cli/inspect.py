@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,8 +23,9 @@ SHOWN = 72  # characters of a metadata value
 @click.option("--context", type=int, metavar="N", help="Positions to plan memory for.  [default: as trained, at most 4096]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--settings", "show_settings", is_flag=True, help="Show instead which options hold for MODEL, and where each was said.")
+@click.option("--program", "show_program", is_flag=True, help="Show instead the stages that a step runs.")
 @debug_option
-def command(model: str, context: int | None, as_json: bool, show_settings: bool) -> None:
+def command(model: str, context: int | None, as_json: bool, show_settings: bool, show_program: bool) -> None:
     """Show a model file's header, configuration, tensors with the kernels that would run them, memory plan, vocabulary and chat template.
 
     MODEL is a .gguf file, vocabulary-only ones too, or demo. Only the header is read.
@@ -35,6 +35,7 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
       llamina inspect model.gguf
       llamina inspect model.gguf --json
       llamina inspect model.gguf --settings
+      llamina inspect model.gguf --program
     """
     from ..gguf.file import open_gguf
     from ..model import count, resolve
@@ -45,6 +46,10 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool)
         show(path, as_json)
         return
     with open_gguf(path) as gguf:
+        if show_program:
+            stages = program(gguf)
+            print(json.dumps(stages, ensure_ascii=False) if as_json else "\n".join(_program_lines(stages)))
+            return
         report = describe(gguf, count("context", context))
     if as_json:
         print(as_json_line(report))
@@ -64,7 +69,7 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
     kernels: dict[str, str] = {}
     try:
         config = ModelConfig.from_gguf(gguf)
-        report["config"] = asdict(config)
+        report["config"] = config.summary()
         check_tensors(gguf, config)
         kernels, report["memory"] = _plan(gguf, config, context)
         from ...kernels.target import TARGET
@@ -93,6 +98,39 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
     return report
 
 
+def program(gguf: GGUFFile) -> list[dict[str, Any]]:
+    """The stages of a step, unobserved: {"layer", "name", "op", "works_on"}. Raises what ModelConfig.from_gguf and check_tensors raise."""
+    from ...kernels.formats import registry
+    from ..architectures.config import ModelConfig, check_tensors
+    from ..run.program import listing
+    config = ModelConfig.from_gguf(gguf)
+    check_tensors(gguf, config)
+    layers, end = config.fused(lambda m: not registry.takes_floats(gguf.tensors[m.tensor].format.name))
+    formats = {name: info.format.name for name, info in gguf.tensors.items()}
+    return [row for part in (*layers, end) for row in listing(part, formats)]
+
+
+def _program_lines(stages: list[dict[str, Any]]) -> list[str]:
+    """Layers that differ in nothing but their number are told once."""
+    lines: list[str] = []
+    layers: dict[int | None, list[dict[str, Any]]] = {}
+    for stage in stages:
+        layers.setdefault(stage["layer"], []).append(stage)
+    texts = {layer: [f"  {s['name']:17} {s['op']:12} {s['works_on']}".rstrip().replace(f"blk.{layer}.", "blk.N.") for s in part]
+             for layer, part in layers.items()}
+    order = list(texts)
+    i = 0
+    while i < len(order):
+        last = i
+        while last + 1 < len(order) and order[last + 1] is not None and texts[order[last + 1]] == texts[order[i]]:
+            last += 1
+        layer = order[i]
+        title = "end" if layer is None else f"layer {layer}" if last == i else f"layers {layer} to {order[last]}"
+        lines += [title, *texts[layer]]
+        i = last + 1
+    return lines
+
+
 def _mix(gguf: GGUFFile) -> tuple[dict[str, dict[str, Any]], float | None]:
     """(per format: tensors, weights, bytes, the largest share first; bits per weight of all tensor data, None without tensors)."""
     formats: dict[str, dict[str, Any]] = {}
@@ -117,17 +155,16 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
-    from ...kernels.formats import registry
     from ..run.kv_cache import PAGE, kv_type, page_bytes
     from ..run.memory import DEFAULT_CONTEXT
-    from ..run.weights import matrix_names
+    from ..run.weights import matrix_bytes, matrix_names
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
     embedding = kernels.get("token_embd.weight")
     kernels["token_embd.weight"] = "row look-up" + (f", {embedding}" if embedding else "")
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
-    weights = sum(registry.tiled_bytes(gguf.tensors[n].format.name, *gguf.tensors[n].shape) for n in matrices)
+    weights = sum(matrix_bytes(gguf, m) for m in config.matrices())
     page = page_bytes(config, kv_type(config))
     return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 
