@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,24 +54,36 @@ class Collector:
             self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
-@in_default_floats
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
             progress: Callable[[str, int, int], None] | None = None, special: bool = False) -> dict[str, Columns]:
     """Run the model over a text's windows (perplexity.py's; `special`, too) -> sums of squares of each matrix's input. OptionError if it is too short."""
-    collector, cut = Collector(model), windows(model, text, context, most, special)
-    runtime = model.runtime
-    for i, ids in enumerate(cut):
-        sequence = runtime.new_sequence()
-        try:
-            for start in range(0, len(ids), runtime.max_batch):
-                part = [int(t) for t in ids[start:start + runtime.max_batch]]
-                runtime.step([Feed(sequence, part, "none")], collector.observers)
-                collector.count += len(part)
-        finally:
-            sequence.close()
+    found: dict[str, Columns] = {}
+    for i, n, columns in collecting(model, text, context, most, special):
+        found = columns
         if progress:
-            progress("windows", i + 1, len(cut))
-    return {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+            progress("windows", i, n)
+    return found
+
+
+def collecting(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[tuple[int, int, dict[str, Columns]]]:
+    """The same window by window: (windows so far, in all, sums so far). Whoever stops early has those of whole windows."""
+    collector, cut = Collector(model), windows(model, text, context, most, special)
+    for i, ids in enumerate(cut):
+        _observe_window(model, collector, ids)
+        yield i + 1, len(cut), {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+
+
+@in_default_floats
+def _observe_window(model: Model, collector: Collector, ids: np.ndarray) -> None:
+    runtime = model.runtime
+    sequence = runtime.new_sequence()
+    try:
+        for start in range(0, len(ids), runtime.max_batch):
+            part = [int(t) for t in ids[start:start + runtime.max_batch]]
+            runtime.step([Feed(sequence, part, "none")], collector.observers)
+            collector.count += len(part)
+    finally:
+        sequence.close()
 
 
 def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> None:

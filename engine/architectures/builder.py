@@ -67,6 +67,16 @@ class Builder(Keys):
             self.refuse(f"key '{self.name('attention.value_length')}' is {found}, but llamina needs it to equal the head size, {head_dim}")
         return head_dim
 
+    @property
+    def n_heads(self) -> int:
+        """Of the first layer."""
+        return self.per_layer("attention.head_count", MAX_HEADS)[0]
+
+    @property
+    def head_size(self) -> int:
+        """Of the first layer."""
+        return self.head_dim(self.n_heads)
+
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
         options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
@@ -155,7 +165,7 @@ class Builder(Keys):
             self.refuse(f"key '{self.name('rope.scaling.yarn_ext_factor')}' is {extrapolation}, but llamina needs it to be 1")
         original = self.integer("rope.scaling.original_context_length", MAX_CONTEXT, 0, least=0) or self.context_length
         fast, slow = self.positive("rope.scaling.yarn_beta_fast", 32.0), self.positive("rope.scaling.yarn_beta_slow", 1.0)
-        return RopeScaling(kind, factor, original, attn_factor, fast, slow)
+        return RopeScaling(kind, factor, original, attn_factor, fast, slow, self.number("rope.scaling.yarn_log_multiplier", 0.0))
 
     # -- feed-forward, layers, the end ------------------------------------------------------------------------------------------------------------
 

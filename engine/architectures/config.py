@@ -228,6 +228,8 @@ def _n_vocab(gguf: GGUFFile, architecture: str) -> int:
 
 def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float32: bool, whole: bool = True) -> ModelConfig:
     k = Builder(page.architecture, file, tensors, n_vocab, whole)
+    if page.predictors:
+        k.skip_predictors()
     config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)),
                          page.output(k), page.embedding_scale(k), float32, k.skipped_layers)
     k.done()

@@ -1,6 +1,7 @@
 """`llamina inspect`: what a model file holds, and how it would run here."""
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -26,40 +27,61 @@ SHOWN = 72  # characters of a metadata value
 @click.option("--program", "show_program", is_flag=True, help="Show instead the stages that a step runs.")
 @debug_option
 def command(model: str, context: int | None, as_json: bool, show_settings: bool, show_program: bool) -> None:
-    """Show a model file's header, configuration, tensors with the kernels that would run them, memory plan, vocabulary and chat template.
+    """Say whether a model runs here, with how much memory, and whether it chats; then show its metadata, configuration, tensors with the kernels that would run
+    them, vocabulary and chat template.
 
-    MODEL is a .gguf file, vocabulary-only ones too, or demo. Only the header is read.
+    MODEL is a .gguf file, vocabulary-only ones too, a name that llamina list shows, or one of the hub. Only the header is read: of a model on the hub, only
+    that is downloaded.
 
     \b
     Examples:
       llamina inspect model.gguf
       llamina inspect model.gguf --json
+      llamina inspect hf:TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M
       llamina inspect model.gguf --settings
       llamina inspect model.gguf --program
     """
     from ..gguf.file import open_gguf
     from ..model import count, resolve
-    with Progress() as progress:
-        path = resolve(model, progress.loading)
-    if show_settings:
-        from .inspect_settings import show
-        show(path, as_json)
-        return
-    with open_gguf(path) as gguf:
+    with Progress() as progress, contextlib.ExitStack() as stack:
+        remote = _remote(model, progress, stack) if not show_settings else None
+        path = None if remote else resolve(model, progress.loading)
+        progress.clear()
+        if show_settings and path:
+            from .inspect_settings import show
+            show(path, as_json)
+            return
+        gguf = remote or stack.enter_context(open_gguf(path or ""))
         if show_program:
             stages = program(gguf)
-            print(json.dumps(stages, ensure_ascii=False) if as_json else "\n".join(_program_lines(stages)))
+            print(as_json_line(stages) if as_json else "\n".join(_program_lines(stages)))
             return
         report = describe(gguf, count("context", context))
+    if remote:
+        from ..home.hub import from_address
+        report["path"] = from_address(model)
     if as_json:
         print(as_json_line(report))
     else:
         print("\n".join(_lines(report)))
 
 
+def _remote(model: str, progress: Progress, stack: contextlib.ExitStack) -> GGUFFile | None:
+    """The header of a model on the hub; None for any other, or one that is in the hub's cache."""
+    from ..home.library import is_hub_name
+    if not is_hub_name(model):
+        return None
+    from ..home.hub import cached_file, find_gguf
+    from ..home.hub_peek import remote_gguf
+    progress.stage("asking the hub")
+    listing, files = find_gguf(model)
+    return None if listing.cached or cached_file(listing, files) else stack.enter_context(remote_gguf(listing, files))
+
+
 def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
     """The report as JSON-able values. What cannot be said of this file (a configuration that is refused, no vocabulary) is the reason why."""
     from ..architectures.config import ModelConfig, check_tensors
+    from ..home.verdict import judge
     from ..text.tokenizer import load_tokenizer
     report: dict[str, Any] = {
         "path": str(gguf.path), "shards": len(gguf.paths), "version": gguf.version, "alignment": gguf.alignment,
@@ -75,8 +97,8 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         from ...kernels.target import TARGET
         report["target"] = TARGET
         report["threads"] = _threads(sum(t.n_bytes for t in gguf.tensors.values()))
-    except LlaminaError as error:
-        report["runs"] = str(error)
+    except LlaminaError:
+        pass  # the verdict says it
     report["tensors"] = [
         {"name": t.name, "shape": list(t.shape), "format": t.format.name, "bytes": t.n_bytes, "kernel": kernels.get(t.name)} for t in gguf.tensors.values()
     ]
@@ -90,6 +112,10 @@ def describe(gguf: GGUFFile, context: int | None = None) -> dict[str, Any]:
         }
     except LlaminaError as error:
         report["tokenizer"] = str(error)
+    verdict = judge(gguf, context)
+    report["runs"] = verdict.problem or True
+    report["verdict"] = {"what": verdict.what, "name": verdict.name, "memory": verdict.memory, "free": verdict.free, "fits": verdict.fits, "chat": verdict.chat,
+                         "trained_context": verdict.trained}
     report["formats"], report["bits_per_weight"] = _mix(gguf)
     templates = {key.removeprefix("tokenizer.chat_template").lstrip(".") or "default": gguf.metadata[key]
                  for key in gguf.metadata if key.startswith("tokenizer.chat_template") and key[23:24] in ("", ".")}
@@ -157,14 +183,14 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     """({tensor: what computes with it}, bytes that running takes)."""
     from ..run.kv_cache import PAGE, kv_type, page_bytes
     from ..run.memory import DEFAULT_CONTEXT
-    from ..run.weights import matrix_bytes, matrix_names
+    from ..run.weights import matrix_names, weight_bytes
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
     embedding = kernels.get("token_embd.weight")
     kernels["token_embd.weight"] = "row look-up" + (f", {embedding}" if embedding else "")
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
-    weights = sum(matrix_bytes(gguf, m) for m in config.matrices())
+    weights = weight_bytes(gguf, config)
     page = page_bytes(config, kv_type(config))
     return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
 
@@ -182,12 +208,25 @@ def _threads(weight_bytes: int) -> dict[str, Any]:
     return {"threads": found, "because": "measured" if measured else "one for each physical core"}
 
 
-def _lines(r: dict[str, Any]) -> list[str]:
-    shards = f", {r['shards']} shards" if r["shards"] > 1 else ""
-    lines = [f"{r['path']}: GGUF version {r['version']}, {size(r['file_bytes'])}{shards}, alignment {r['alignment']}"]
-    lines += ["runs here: " + (f"yes, with the {r['target']} kernels" if r["runs"] is True else f"no: {r['runs']}")]
+def _summary(r: dict[str, Any]) -> list[str]:
+    """What most people want to know."""
+    v, m, shards = r["verdict"], r["memory"], f", {r['shards']} shards" if r["shards"] > 1 else ""
+    lines = [one_line(f"{v['name'] or r['path']}: {v['what']}, {size(r['file_bytes'])}{shards}"),
+             "runs here: " + (f"yes, with the {r['target']} kernels" if r["runs"] is True else f"no: {one_line(r['runs'])}")]
+    if m:
+        trained = f", trained with {v['trained_context']}" if v["trained_context"] and v["trained_context"] != m["context"] else ""
+        lines.append(f"memory: about {size(v['memory'])}: weights {size(m['weights'])}, KV cache {size(m['kv'])} for a context of {m['context']} tokens"
+                     f"{trained}" + ("" if v["fits"] else f"; only {size(v['free'])} are free"))
+    if r["tensors"]:
+        lines.append("chat: " + {"own": "yes, the file has a template", "none": "no template in the file: perhaps a base model, that continues texts"}.get(
+            v["chat"], f"the file's template can't be used: {one_line(v['chat'])}"))
     if r.get("threads"):
-        lines += [f"threads by default: {r['threads']['threads'] or 'not known yet'} ({r['threads']['because']})"]
+        lines.append(f"threads by default: {r['threads']['threads'] or 'not known yet'} ({r['threads']['because']})")
+    return lines
+
+
+def _lines(r: dict[str, Any]) -> list[str]:
+    lines = [*_summary(r), f"file: {one_line(r['path'])}, GGUF version {r['version']}, alignment {r['alignment']}"]
     lines += ["", "metadata"]
     for key, value in r["metadata"].items():
         text = one_line(str(value))
@@ -207,8 +246,7 @@ def _lines(r: dict[str, Any]) -> list[str]:
             lines.append(f"  {one_line(t['name']):{width}}  {t['format']:8} {shape:>16} {size(t['bytes']):>9}  {t['kernel'] or ''}".rstrip())
     if r["memory"]:
         m = r["memory"]
-        lines += ["", f"memory: weights {size(m['weights'])}; KV cache {size(m['kv'])} for {m['context']} positions "
-                      f"({size(m['kv_per_page'])} for each {m['kv_page_positions']}, as they are used)"]
+        lines += ["", f"KV cache: {size(m['kv_per_page'])} for each {m['kv_page_positions']} positions, as they are used"]
     t = r["tokenizer"]
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]

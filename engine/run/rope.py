@@ -39,6 +39,8 @@ def _frequencies(rope: Rope, factors: np.ndarray | None) -> tuple[np.ndarray, fl
     if s.kind == "yarn":
         low, high = _yarn_range(s, n, log_base)
         scale *= 1 + Decimal("0.1") * _40.ln(Decimal(s.factor))
+        if s.log_multiplier:
+            scale = _40.divide(scale, 1 + Decimal("0.1") * Decimal(s.log_multiplier) * _40.ln(Decimal(s.factor)))
     for i in range(n // 2):
         f = _40.exp(_40.divide(_40.multiply(Decimal(-2 * i), log_base), Decimal(n)))
         if factors is not None:

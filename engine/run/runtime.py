@@ -82,6 +82,8 @@ class Runtime:
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
                  kv: str | None = None):
         start = time.perf_counter()
+        self.on_layers: Callable[[float], None] | None = None
+        """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
         if context is not None and not 1 <= context <= 1 << 24:
@@ -103,8 +105,9 @@ class Runtime:
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, self.n_threads)
         try:
-            self._prepare(gguf, config)
-            self._weights.wait(progress)
+            with compile_cache.telling(progress):
+                self._prepare(gguf, config)
+                self._weights.wait(progress)
             self.digest = model_digest(gguf)
             """What tells this model file from others."""
         except BaseException:
@@ -256,6 +259,8 @@ class Runtime:
         for at in range(first, last, size):
             to = min(at + size, last)
             self._run(program.layers[at][0], program.layers[to - 1][-1], n_wanted if to == self.config.n_layers else 0, to - at)
+            if self.on_layers:
+                self.on_layers(to / self.config.n_layers)
 
     def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
         """All layers, those with a site that somebody looks at in open form, and the end."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...kernels.formats import registry
 from ...kernels.matmul import ROWS
+from .. import units
 from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix
 from ..errors import FormatError, OutOfMemoryError
@@ -62,7 +63,7 @@ class Arena:
         try:
             self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
         except (OSError, ValueError, OverflowError) as error:
-            raise OutOfMemoryError(f"cannot reserve {size >> 20} MiB for the weights: {error}") from None
+            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for the weights: {error}") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
