@@ -31,6 +31,7 @@ def relu2(x: Array) -> Array:
 class Family(NaiveLlama):
     """What the families share: RMSNorm before attention and feed-forward, biases wherever the file has them, RoPE on halves."""
 
+    head_dim: int
     architecture = "llama"
     halves = True
     act = staticmethod(silu)
@@ -388,8 +389,8 @@ class StableLm(Family):
         return x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
 
 
-FAMILIES = {f.architecture: f for f in (Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, Mistral3, Olmo2, Exaone4,
-                                        Glm4, StableLm)}
+FAMILIES = {f.architecture: f for f in (Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, Mistral3, Olmo2,
+                                        Exaone4, Glm4, StableLm)}
 
 
 def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) -> Array:
