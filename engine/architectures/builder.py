@@ -120,8 +120,8 @@ class Builder(Keys):
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
     def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True) -> Rope:
-        """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be less
-        than the head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
+        """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
         at = kind, base, scaled
         if at not in self._ropes:
             self._ropes[at] = self._rope(kind, base, default_base, partial, scaled)
@@ -170,8 +170,8 @@ class Builder(Keys):
     # -- feed-forward, layers, the end ------------------------------------------------------------------------------------------------------------
 
     def glu(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
-        """A gated feed-forward block under the usual names. fused=True: rows of gate, then of up, in one tensor ffn_up. biases: which of gate, up, down must have
-        one. options: fields of Mlp."""
+        """A gated feed-forward block under the usual names. fused=True: rows of gate, then of up, in one tensor ffn_up. biases: which of gate, up, down must
+        have one. options: fields of Mlp."""
         width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], "ln2.hook_normalized"
         if options.pop("fused", False):
             gate, up = (self.matrix(layer, "ffn_up", width, self.dim, site, "mlp.gate_up_proj", first=first, whole=2 * width, bias="up" in biases)
