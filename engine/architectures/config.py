@@ -87,7 +87,7 @@ class ModelConfig:
             yield from matrix_tensors(self.output.matrix)
         for rope in dict.fromkeys(a.rope for a in self.attentions()):
             for name in (rope.factors, rope.short) if rope else ():
-                if name:
+                if rope and name:
                     yield Tensor(name, (rope.dims // 2,))
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:

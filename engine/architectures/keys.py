@@ -45,7 +45,9 @@ class File(Protocol):
     @property
     def metadata(self) -> Any: ...
 
-    def get(self, key: str, kind: Any, default: Any = REQUIRED) -> Any: ...
+    @property
+    def get(self) -> Any:
+        """(key, kind, default) -> the value, as of GGUFFile.get."""
 
 
 class Keys:
