@@ -86,6 +86,8 @@ class Generation:
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
+        self.cache_salt = b""
+        """With whose answers it shares the prefix cache; to be set before the first piece."""
         self._given = sequence.length - sequence.reused if sequence else 0  # tokens it begins with, but for those that the prefix cache gave
         self._reused = sequence.length if sequence else 0
         self._job: Job | None = None
@@ -170,7 +172,7 @@ class Generation:
         OutOfMemoryError: nothing is held, try again later."""
         if not self._opened:
             if self._sequence is None:
-                self._sequence = self._model.runtime.new_sequence(cached=True)
+                self._sequence = self._model.runtime.new_sequence(cached=True, salt=self.cache_salt)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
             if self._keep is not None or self._banned.texts:

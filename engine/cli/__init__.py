@@ -28,7 +28,7 @@ from ..errors import LlaminaError, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "serve": ".serve",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
