@@ -65,8 +65,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        for line in tokenizer.vocabulary.notes if note else ():
-            note(f"vocabulary: {line}")
+        if note is not None:
+            for line in tokenizer.vocabulary.notes:
+                note(f"vocabulary: {line}")
         from .run.runtime import Runtime
         if draft is not None and allowed is not None:
             for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)

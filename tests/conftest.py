@@ -31,6 +31,15 @@ def real() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """Real trained models (../shared/real/get_models.sh FOLDER). Tests fail, not skip, where the folder is named and lacks a file."""
+    folder = os.environ.get("LLAMINA_MODELS")
+    if not folder:
+        pytest.skip("real models not found (set LLAMINA_MODELS to a folder that ../shared/real/get_models.sh filled)")
+    return Path(folder)
+
+
 @pytest.fixture(autouse=True)
 def watched_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     """After every operation on KV pages, in every test that uses a model: claimed = owned + shared + free + cached, and all promises are covered."""

@@ -67,7 +67,7 @@ def test_equal_to_the_library(library: Any, metadata: dict[str, Any]) -> None:
     for text in [*HARD, *TEXT[:3]]:
         ids = tokenizer.encode(text, bos=False)
         assert ids == library.encode(text).ids, text
-        assert tokenizer._hf.pre_tokenizer.pre_tokenize_str(text) == library.pre_tokenizer.pre_tokenize_str(text)  # type: ignore[attr-defined]
+        assert tokenizer._words.pre_tokenize_str(text) == library.pre_tokenizer.pre_tokenize_str(text)  # type: ignore[attr-defined]
         assert tokenizer.decode([tokenizer.bos_id, *ids]) == text
         assert tokenizer.encode(text) == [tokenizer.bos_id, *ids]
 

@@ -36,6 +36,7 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str | os.PathLike[str] = "
 
     row = _row(metadata, path)
     vocabulary = read_vocabulary(metadata, path, default_ids=(), add_bos=row.add_bos, add_sep=row.add_sep)
+    vocabulary.strips_after_tags = _strips_after_tags(metadata)
     if not row.raw:
         return BpeTokenizer(vocabulary, row)
     vocabulary.add_bos = vocabulary.bos_id is not None  # Gemma 4's files say false by mistake; llama.cpp overrides them too
@@ -94,4 +95,5 @@ def _strips_after_tags(metadata: Mapping[str, Any]) -> bool:
     """Whether white space after a special token is dropped. GGUF has no key for that; Phi-3 does it, which llama.cpp knows by the model's name."""
     name, architecture = metadata.get("general.name"), metadata.get("general.architecture")
     named = isinstance(name, str) and any(word in name.lower() for word in ("phi-3", "phi3"))
-    return named or isinstance(architecture, str) and architecture == "phi3"
+    # of the architecture's byte-level vocabularies (Phi-4) llama.cpp strips none
+    return named or isinstance(architecture, str) and architecture == "phi3" and metadata.get("tokenizer.ggml.model") == "llama"

@@ -6,6 +6,8 @@
 <0xFF>, and only lines are cut. Special tokens are found before (base.py) and are not part of the model that the library sees. Everything is checked
 first: the library panics on merges that do not fit the vocabulary.
 
+Short texts are merged here (merging.py); the library takes in the vocabulary when the first long one comes.
+
 What real files lack: bytes that have no token are dropped from texts, as the library and llama.cpp do it, and merges of tokens that are not there never
 apply. Both are noted (Vocabulary.notes).
 """
@@ -13,9 +15,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .base import Tokenizer
+from .merging import MOST_TEXT, MOST_WORD, merge, merged_ids
 from .splits import Row
 from .vocabulary import BYTE, NORMAL, UNUSED, Vocabulary
 
@@ -43,19 +49,32 @@ class BpeTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary, row: Row) -> None:
         super().__init__(vocabulary)
-        from tokenizers import Regex, models, pre_tokenizers
-        from tokenizers import Tokenizer as HfTokenizer
+        from tokenizers import Regex, pre_tokenizers
 
         self.rules = (row.split, row.ignore_merges)
-        ids, merges = model_parts(vocabulary)
-        _note_missing_bytes(vocabulary, ids)
-        self._hf = HfTokenizer(models.BPE(ids, merges, ignore_merges=row.ignore_merges))
+        self._ignore_merges = row.ignore_merges
+        self._ids, self._merges = model_parts(vocabulary)
+        self._ranks = dict(zip(self._merges, range(len(self._merges))))
+        _note_missing_bytes(vocabulary, self._ids)
         cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in row.split]
-        self._hf.pre_tokenizer = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        self._words = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    @cached_property
+    def _hf(self) -> Any:
+        from tokenizers import Tokenizer as HfTokenizer
+        from tokenizers import models
+
+        hf = HfTokenizer(models.BPE(self._ids, pairs_of(self._merges), ignore_merges=self._ignore_merges))
+        hf.pre_tokenizer = self._words
+        return hf
 
     def _encode_text(self, text: str) -> list[int]:
         if self.vocabulary.nfc:
             text = unicodedata.normalize("NFC", text)
+        if len(text) <= MOST_TEXT:
+            words = [word for word, _ in self._words.pre_tokenize_str(text)]
+            if (ids := merged_ids(words, self._ids, self._ranks, self._ignore_merges)) is not None:
+                return ids
         return self._hf.encode(text, add_special_tokens=False).ids
 
     def _piece_bytes(self, text: str, type_: int) -> bytes:
@@ -73,23 +92,31 @@ class RawBpeTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary, row: Row) -> None:
         super().__init__(vocabulary)
+        self.rules = (row.split, row.ignore_merges)
+        self._ids, self._merges = model_parts(vocabulary, also=BYTE)
+        self._ranks = dict(zip(self._merges, range(len(self._merges))))
+        self._lines = {text: id for text, id in self._ids.items() if text[0] == "\n" and text.strip("\n") == ""}
+        self._unknown = None if self.unk_id is None else vocabulary.tokens[self.unk_id]
+        if self._unknown is not None and self.unk_id is not None:
+            self._ids.setdefault(self._unknown, self.unk_id)
+        self._byte_tokens = all(f"<0x{byte:02X}>" in self._ids for byte in range(256))
+
+    @cached_property
+    def _hf(self) -> Any:
         from tokenizers import Tokenizer as HfTokenizer
         from tokenizers import models
 
-        self.rules = (row.split, row.ignore_merges)
-        ids, merges = model_parts(vocabulary, also=BYTE)
-        unknown = None if self.unk_id is None else vocabulary.tokens[self.unk_id]
-        if unknown is not None:
-            ids.setdefault(unknown, self.unk_id or 0)
-        self._lines = {text: id for text, id in ids.items() if text.strip("\n") == ""}
-        self._hf = HfTokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+        return HfTokenizer(models.BPE(self._ids, pairs_of(self._merges), unk_token=self._unknown, fuse_unk=True, byte_fallback=True))
 
     def _encode_text(self, text: str) -> list[int]:
         ids: list[int] = []
         for word in LINES.split(text.replace(" ", SPACE)):
             if word in self._lines:
                 ids.append(self._lines[word])
-            elif word:
+            elif self._byte_tokens and len(text) <= MOST_TEXT and len(word) <= MOST_WORD:
+                symbols = [symbol for char in word for symbol in ([char] if char in self._ids else (f"<0x{byte:02X}>" for byte in char.encode()))]
+                ids += [self._ids[symbol] for symbol in merge(symbols, self._ranks)]
+            else:
                 ids += self._hf.encode(word, add_special_tokens=False).ids
         return ids
 
@@ -99,24 +126,34 @@ class RawBpeTokenizer(Tokenizer):
         return (text.replace(SPACE, " ") if type_ in (NORMAL, UNUSED) else text).encode()
 
 
-def model_parts(v: Vocabulary, also: int = NORMAL) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(ids by text, merges) that the library is given: the tokens of types NORMAL, UNUSED and `also`. Where two tokens have one text, the first counts."""
+def model_parts(v: Vocabulary, also: int = NORMAL) -> tuple[dict[str, int], list[str]]:
+    """(ids by text, merges) to merge with: the tokens of types NORMAL, UNUSED and `also`. Where two tokens have one text, the first counts.
+
+    Written for speed: one pass over the joined merges instead of one look at each."""
     if v.merges is None:
         v.fail("tokenizer.ggml.merges is missing; a BPE vocabulary cannot merge without it")
-    ids = dict(reversed([(text, id) for id, (text, type_) in enumerate(zip(v.tokens, v.types)) if type_ in (NORMAL, UNUSED, also) and text]))
-    merges: list[Any] = [tuple(merge.split(" ")) for merge in v.merges]
-    if set(map(len, merges)) - {2}:
-        rank = next(rank for rank, pair in enumerate(merges) if len(pair) != 2)
-        v.fail(f"tokenizer.ggml.merges: entry {rank}, {v.merges[rank]!r:.60}, is not two tokens with a space between")
-    lefts, rights = map(set, zip(*merges)) if merges else (set(), set())
-    joined = list(map("".join, merges))
-    if not (ids.keys() >= lefts and ids.keys() >= rights and ids.keys() >= set(joined)):
-        kept = [pair for pair, made in zip(merges, joined) if pair[0] in ids and pair[1] in ids and made in ids]
+    taken = np.isin(v.types, (NORMAL, UNUSED, also))
+    places = range(len(v.tokens) - 1, -1, -1) if taken.all() else np.flatnonzero(taken)[::-1].tolist()
+    ids = dict(zip(map(v.tokens.__getitem__, places), places))
+    ids.pop("", None)
+    merges = v.merges
+    whole = "\0".join(merges)
+    sides, joined = whole.replace(" ", "\0").split("\0"), whole.replace(" ", "").split("\0")
+    if merges and (len(sides) != 2 * len(merges) or list(map("".join, zip(sides[::2], sides[1::2]))) != joined):
+        rank = next((rank for rank, merge in enumerate(merges) if merge.count(" ") != 1 or "\0" in merge), 0)
+        v.fail(f"tokenizer.ggml.merges: entry {rank}, {merges[rank]!r:.60}, is not two tokens with a space between")
+    if merges and not (ids.keys() >= set(sides) and ids.keys() >= set(joined)):
+        kept = [merge for merge, made in zip(merges, joined) if made in ids and all(side in ids for side in merge.split(" "))]
         if not kept:
             v.fail(f"tokenizer.ggml.merges: none of {len(merges)} joins two tokens of the vocabulary into a third: they belong to another vocabulary")
         v.notes.append(f"{len(merges) - len(kept)} of {len(merges)} merges have tokens that the vocabulary lacks, and never apply")
         merges = kept
     return ids, merges
+
+
+def pairs_of(merges: list[str]) -> list[tuple[str, str]]:
+    """Merges as the library wants them."""
+    return [(left, right) for left, right in (merge.split(" ") for merge in merges)]
 
 
 def _note_missing_bytes(v: Vocabulary, ids: dict[str, int]) -> None:

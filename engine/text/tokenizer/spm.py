@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+import numpy as np
+
 from ...errors import TokenizerError
 from .base import Tokenizer
 from .vocabulary import BYTE, BYTE_TEXT, CONTROL, NORMAL, UNKNOWN, Vocabulary
@@ -67,13 +69,12 @@ def _settle_types(v: Vocabulary) -> None:
     """Makes exactly the unknown token UNKNOWN, and checks or finds the byte pieces."""
     if v.unk_id is None:
         v.unk_id = next((id for id, type_ in enumerate(v.types) if type_ == UNKNOWN), None)
-    for id, type_ in enumerate(v.types):
-        if type_ == UNKNOWN and id != v.unk_id:
-            v.types[id] = CONTROL
+    if UNKNOWN in v.types:
+        v.types[:] = [CONTROL if type_ == UNKNOWN else type_ for type_ in v.types]
     if v.unk_id is not None:
         v.types[v.unk_id] = UNKNOWN
-    for id, type_ in enumerate(v.types):
-        if type_ == BYTE and not BYTE_TEXT.fullmatch(v.tokens[id]):
+    for id in np.flatnonzero(np.asarray(v.types, np.int8) == BYTE).tolist():
+        if not BYTE_TEXT.fullmatch(v.tokens[id]):
             v.fail(f"tokenizer.ggml.tokens: id {id} has the type of a byte but the text {v.tokens[id]!r:.40}; expected <0x00> to <0xFF>")
     if BYTE not in v.types:  # files without types, or with every type "normal"
         found = [id for id, text in enumerate(v.tokens) if BYTE_TEXT.fullmatch(text) and v.types[id] == NORMAL]
@@ -82,12 +83,7 @@ def _settle_types(v: Vocabulary) -> None:
                 v.types[id] = BYTE
 
 
-ONE_BYTE = [bytes([n]) for n in range(128)]
-
-
 def _varint(n: int) -> bytes:
-    if n < 128:
-        return ONE_BYTE[n]
     out = bytearray()
     while n > 127:
         out.append(n & 127 | 128)
@@ -103,18 +99,8 @@ def _chunk(field: int, data: bytes) -> bytes:
     return _varint(field << 3 | 2) + _varint(len(data)) + data
 
 
-def model_proto(v: Vocabulary) -> bytes:
-    """SentencePiece's ModelProto (BPE) with the vocabulary's tokens, scores and types; one UNKNOWN piece more if the vocabulary has none."""
-    if v.scores is None:
-        v.fail("tokenizer.ggml.scores is missing; a SentencePiece vocabulary cannot merge without it")
-    complete = len({text for text, type_ in zip(v.tokens, v.types) if type_ == BYTE}) == 256
-    scores = v.scores.astype("<f4").tobytes() + bytes(4)
-    types = list(v.types)
-    texts = list(v.tokens)
-    if v.unk_id is None:
-        texts.append("")
-        types.append(UNKNOWN)
-    pieces: list[bytes] = []
+def _put_placeholders(texts: list[str], types: list[int], complete: bool) -> None:
+    """Texts that the library refuses become ones that no text matches, of type CONTROL; byte pieces too unless all 256 are there."""
     used: set[str] = set()
     taken = set(texts)
     for id, (text, type_) in enumerate(zip(texts, types)):
@@ -122,11 +108,30 @@ def model_proto(v: Vocabulary) -> bytes:
             serial = id
             while (text := f"\uE000placeholder {serial}") in taken or text in used:
                 serial += len(taken)
-            type_ = UNKNOWN if type_ == UNKNOWN else CONTROL
+            texts[id], types[id] = text, UNKNOWN if type_ == UNKNOWN else CONTROL
         used.add(text)
-        raw = text.encode()
-        # SentencePiece { string piece = 1; float score = 2; Type type = 3; }
-        pieces.append(_chunk(1, b"\x0a" + _varint(len(raw)) + raw + b"\x15" + scores[4 * id : 4 * id + 4] + b"\x18" + ONE_BYTE[type_]))
+
+
+def model_proto(v: Vocabulary) -> bytes:
+    """SentencePiece's ModelProto (BPE) with the vocabulary's tokens, scores and types; one UNKNOWN piece more if the vocabulary has none."""
+    if v.scores is None:
+        v.fail("tokenizer.ggml.scores is missing; a SentencePiece vocabulary cannot merge without it")
+    complete = len({text for text, type_ in zip(v.tokens, v.types) if type_ == BYTE}) == 256
+    types, texts, scores = list(v.types), list(v.tokens), v.scores.astype("<f4")
+    if v.unk_id is None:
+        texts.append("")
+        types.append(UNKNOWN)
+        scores = np.append(scores, np.float32(0))
+    if not complete or len(set(texts)) < len(texts) or "" in texts or "\0" in "".join(texts):
+        _put_placeholders(texts, types, complete)
+    # SentencePiece { string piece = 1; float score = 2; Type type = 3; }
+    ends = np.empty((len(texts), 7), np.uint8)
+    ends[:, 0], ends[:, 1:5], ends[:, 5], ends[:, 6] = 0x15, scores.view(np.uint8).reshape(-1, 4), 0x18, types
+    tail = ends.tobytes()
+    heads = [b"\x0a" + _varint(9 + n) + b"\x0a" + _varint(n) for n in range(119)]  # of texts of n bytes, whose length takes one
+    raws = [text.encode() for text in texts]
+    pieces = [heads[len(raw)] + raw + tail[7 * id : 7 * id + 7] if len(raw) < 119 else _chunk(1, b"\x0a" + _varint(len(raw)) + raw + tail[7 * id : 7 * id + 7])
+              for id, raw in enumerate(raws)]
 
     def named(field: int, id: int | None) -> bytes:  # TrainerSpec: *_id = 40.., *_piece = 45.. in the same order
         return _int(field, -1 if id is None else id) + (b"" if id is None else _chunk(field + 5, v.tokens[id].encode()))
