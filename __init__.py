@@ -18,16 +18,20 @@ _PUBLIC = {
     "Model": "engine.model",
     "Generation": "engine.answers.generation",
     "SamplingOptions": "engine.sampling.sampler",
+    "Chat": "engine.answers.chat",
+    "convert": "convert",
     "Request": "engine.answers.batch",
     "Result": "engine.answers.batch",
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
-__all__ = ["Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "errors", "load"]
+__all__ = ["Chat", "Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "convert", "errors", "load"]
 
 if TYPE_CHECKING:
+    from .convert.convert import convert
     from .engine import errors
     from .engine.answers.batch import Request, Result
+    from .engine.answers.chat import Chat
     from .engine.answers.generation import Generation
     from .engine.errors import LlaminaError
     from .engine.model import Model, load
@@ -38,7 +42,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'llamina' has no attribute {name!r}")
     module = importlib.import_module("." + _PUBLIC[name], __name__)
-    return module if name == "errors" else getattr(module, name)
+    return module if name in ("errors", "convert") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

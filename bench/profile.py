@@ -1,4 +1,4 @@
-"""Where a step's time goes: the forward pass's stages, timed at every barrier (engine/run/forward.py, PROFILE), and the Python around them.
+"""Where a step's time goes: the forward pass's stages, timed at every barrier (engine/run/ops/common.py, PROFILE), and the Python around them.
 
     with Profile(runtime) as profile:
         runtime.step(...)                 as often as wanted
@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from ..engine.run import forward as f
+from ..engine.run.ops import common as f
 from ..engine.run.runtime import Runtime
 from ..kernels.clock import CLOCK_BYTES, new_clock, ticks_per_second
 
@@ -28,7 +28,7 @@ class Profile:
         self.steps = 0
         self.total = 0.0
         """Seconds of all steps."""
-        self._words = np.zeros(f.P_OUTPUT // 8 + 1, np.int64)
+        self._words = np.zeros(f.SLOTS // 8 + len(runtime.program.slots), np.int64)
         self._now = new_clock(self._words[:CLOCK_BYTES // 8])
 
     def __enter__(self) -> Profile:
@@ -43,10 +43,10 @@ class Profile:
                 self.total += time.perf_counter() - start
                 self.steps += 1
 
-        def run(first, last, n_wanted):
-            words[f.LAST // 8] = self._now()
-            self._run(first, last, n_wanted)
-            words[f.P_OUTPUT // 8] += self._now() - words[f.LAST // 8]  # what followed the last barrier
+        def run(*args, **kwargs):
+            words[f.NOTED_AT // 8] = self._now()
+            self._run(*args, **kwargs)
+            words[f.SLOTS // 8 + runtime.program.slots.index("output")] += self._now() - words[f.NOTED_AT // 8]  # what followed the last barrier
 
         runtime.step, runtime._run = step, run  # type: ignore[method-assign]
         runtime._step[f.PROFILE // 8] = words.ctypes.data
@@ -59,5 +59,5 @@ class Profile:
     @property
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds in all steps; their sum is `total`."""
-        stages = {name: float(ticks) / ticks_per_second() for name, ticks in zip(f.PROFILE_STAGES, self._words[f.LAST // 8 + 1:])}
+        stages = {name: float(ticks) / ticks_per_second() for name, ticks in zip(self.runtime.program.slots, self._words[f.SLOTS // 8:])}
         return {HOST: self.total - sum(stages.values()), **stages}

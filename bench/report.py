@@ -15,7 +15,6 @@ from typing import Any
 from .. import __version__
 from ..engine.architectures.config import ModelConfig, check_tensors
 from ..engine.gguf.file import open_gguf
-from ..engine.run.forward import PROFILE_STAGES
 from ..engine.run.kv_cache import PAGE
 from ..engine.run.runtime import Runtime
 from ..engine.run.weights import Progress, matrix_names
@@ -56,7 +55,7 @@ def report(path: Path, tests: list[Test], *, threads: int | None = None, kv: str
                     with Profile(runtime) as stages:
                         run(runtime, test, max(1, repetitions // 2), warm_up=False)
                     works = [stage_work(runtime, n, test.batch, position, wanted) for n, position, wanted in test.steps(runtime.max_batch)]
-                    mean = {name: sum((w[name] for w in works if name in w), Work()) for name in PROFILE_STAGES}
+                    mean = {name: sum((w[name] for w in works if name in w), Work()) for name in runtime.program.slots}
                     profiles.append((test, stages, mean, len(works)))
             result = {
                 "model": path.name, "bytes": sum(p.stat().st_size for p in gguf.paths), "weight_bytes": runtime.weight_bytes, "version": __version__,

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..engine.run import forward as f
+from ..engine.architectures.spec import Matrix
 from ..engine.run.kv_cache import Sequence
 from ..engine.run.runtime import Feed, Runtime
-from ..engine.run.weights import LAYER_MATRICES
+from ..engine.run.weights import matrix_bytes
 from ..kernels.elementwise import PAGE
 from ..kernels.formats import registry
 from .limits import Limits
@@ -83,26 +83,23 @@ def matrix_work(format: str, n_bytes: float, macs: float) -> Work:
     return Work(n_bytes, float32=macs) if registry.takes_floats(format) else Work(n_bytes, macs)
 
 
-STAGE_MATRICES = {"q k v": LAYER_MATRICES[:3], "attention output": LAYER_MATRICES[3:4], "gate up": LAYER_MATRICES[4:6], "down": LAYER_MATRICES[6:]}
-"""Stage of the forward pass -> the matrices it reads."""
-
-
 def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted: bool) -> dict[str, Work]:
-    """Work of one step, `tokens` tokens of each of `batch` sequences from `position` on, by stages of the forward pass; those not listed move activations."""
-    config, descriptors, page_bytes = runtime.config, runtime._weights.descriptors, runtime._pool.page_bytes
+    """Work of one step, `tokens` tokens of each of `batch` sequences from `position` on, by names of stages; those not listed move activations."""
+    config, page_bytes = runtime.config, runtime._pool.page_bytes
 
-    def matrix(name: str, rows: int) -> Work:
-        words, info = descriptors[name], runtime.gguf.tensors[name]
-        n_bytes = registry.tiled_bytes(info.format.name, *info.shape)
-        macs = float(words[f.COLUMNS // 8] * words[f.TILES // 8]) * 16 * rows
-        return matrix_work(info.format.name, n_bytes, macs)
+    def matrix(m: Matrix, rows: int) -> Work:
+        return matrix_work(runtime.gguf.tensors[m.tensor].format.name, matrix_bytes(runtime.gguf, m), float(m.columns * (-(-m.rows // 16) * 16)) * rows)
 
-    work = {stage: sum((matrix(f"blk.{i}.{name}.weight", tokens * batch) for i in range(config.n_layers) for name in names), Work())
-            for stage, names in STAGE_MATRICES.items()}
+    work: dict[str, Work] = {}
+    for placed in (p for layer in runtime.program.layers for p in layer):
+        for value in placed.stage.args.values():
+            if isinstance(value, Matrix):
+                work[placed.stage.name] = work.get(placed.stage.name, Work()) + matrix(value, tokens * batch)
     seen = tokens * position + tokens * (tokens + 1) // 2  # positions, over all tokens of a sequence
-    work["attention"] = Work(batch * (position + tokens) * page_bytes / PAGE, 0.0, 2.0 * batch * seen * config.n_heads * config.head_dim * config.n_layers)
+    macs = sum(a.heads * (a.head_dim + a.value_dim) for a in config.attentions())
+    work["attention"] = Work(batch * (position + tokens) * page_bytes / PAGE, 0.0, float(batch * seen * macs))
     if wanted:
-        work["output"] = matrix("token_embd.weight" if config.tied_output else "output.weight", batch)
+        work["output"] = matrix(config.output.matrix, batch)
     return work
 
 

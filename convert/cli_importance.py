@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..engine.cli.options import debug_option, open_model, read_text
 from ..engine.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from .importance import Columns
 
 
 @click.command("importance")
@@ -20,19 +24,34 @@ from ..engine.cli.progress import Progress
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, threads: int | None, quiet: bool) -> None:
-    """Run MODEL (best unquantised) over a text file and write the mean squared activation of every column of every matrix.
+    """Run MODEL (best unquantised) over a text file and write the mean squared activation of every column of every matrix. Ctrl-C ends it early and writes
+    what was measured.
 
     \b
     Example:
       llamina importance model.f16.gguf wiki.train.raw -o imatrix.gguf --windows 100
       llamina convert model.f16.gguf model.q4_k_m.gguf --type q4_k_m --importance imatrix.gguf
     """
+    from ..engine.home.library import is_hub_name
     from ..engine.model import resolve
-    from .importance import collect, write
+    from .importance import collecting, write
     from .writer import check_target
     body = read_text(text)
-    check_target(Path(output), [] if model.startswith("hf:") else [resolve(model), Path(text)])
+    check_target(Path(output), [] if is_hub_name(model) else [resolve(model), Path(text)])
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
-        columns = collect(opened, body, context, windows, progress.counting, special)
+        last: tuple[int, int, dict[str, Columns]] | None = None
+        interrupted = False
+        try:
+            for last in collecting(opened, body, context, windows, special):
+                progress.counting("windows", *last[:2])
+        except KeyboardInterrupt:
+            interrupted = True
+        if last is None:  # a text has at least one window
+            raise KeyboardInterrupt
+        done, total, columns = last
         write(Path(output), columns, Path(text).name, context)
-        progress.note(f"{output}: importance of {len(columns)} matrices, measured on {next(iter(columns.values())).count} tokens")
+        count = next(iter(columns.values())).count
+        progress.note(f"{output}: importance of {len(columns)} matrices, measured on {count} tokens"
+                      + (f": stopped after {done} of {total} windows, whose measurement is kept" if interrupted else ""))
+        if interrupted:
+            raise click.exceptions.Exit(130)

@@ -53,7 +53,7 @@ class TensorReport:
     zeroed: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What a conversion did. `bits_per_weight` counts tensor data only; `verification` is filled in by verify.py."""
 
@@ -72,6 +72,15 @@ class Report:
     @property
     def bits_per_weight(self) -> float:
         return 8 * sum(t.bytes for t in self.tensors) / max(1, sum(int(np.prod(t.shape)) for t in self.tensors))
+
+    def __repr__(self) -> str:
+        return (f"<llamina.convert.Report {self.source} to {', '.join(str(path) for path in self.paths)}: {self.type}, {len(self.tensors)} tensors, "
+                f"{self.bytes / 2**20:.1f} MiB, {self.bits_per_weight:.2f} bits per weight>")
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a bar for the bytes of each format, and a table of the tensors."""
+        from .report_html import report_html
+        return report_html(self)
 
     @property
     def mix(self) -> dict[str, int]:

@@ -2,14 +2,14 @@
 
     collect(model, text) -> {tensor name: Columns(sums of squares float32 [columns], count)} -> write / read (llama.cpp's imatrix GGUF) -> encoders' weights
 
-The layers' inputs are read from the runtime's buffers after each layer (Runtime.step's `observe`); inputs of attention and of the output matrix, which are
-gone by then, are the RMSNorm of the residual stream and are computed again in NumPy. File formats: llama.cpp, tools/imatrix (general.type "imatrix", per
-tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
+Every matrix of the model names the site whose rows it reads (ModelConfig.matrices), and the runtime shows them (Runtime.step's `observe`). File formats:
+llama.cpp, tools/imatrix (general.type "imatrix", per tensor `NAME.in_sum2` [columns] and `NAME.counts` [1], float32).
 """
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,54 +36,54 @@ class Columns(NamedTuple):
 
 
 class Collector:
-    """Adds up squared activations; `observe` is handed to Runtime.step."""
+    """Adds up squared activations; `observers` are handed to Runtime.step."""
 
     def __init__(self, model: Model):
-        self.model, self.c = model, model.config
         self.sums: dict[str, np.ndarray] = {}
         self.count = 0
-        gains = model.runtime.gains
-        self._gains = {name: gains[name][:self.c.dim].astype(np.float64) for name in gains}
+        readers: dict[str, list[str]] = {}
+        for matrix in model.config.matrices():
+            names = readers.setdefault(matrix.site, [])
+            if matrix.tensor not in names:
+                names.append(matrix.tensor)
+        self.observers = {site: functools.partial(self._add, names) for site, names in readers.items()}
 
-    def observe(self, layer: int, taps: dict[str, np.ndarray]) -> None:
-        block = f"blk.{layer}."
-        normed = self._normed(taps["input"], block + "attn_norm.weight")
-        for name in ("attn_q", "attn_k", "attn_v"):
-            self._add(block + name + ".weight", normed)
-        self._add(block + "attn_output.weight", taps["attention"])
-        for name in ("ffn_gate", "ffn_up"):
-            self._add(block + name + ".weight", taps["ffn_input"])
-        self._add(block + "ffn_down.weight", taps["ffn_activation"])
-        if layer == self.c.n_layers - 1:
-            self._add("token_embd.weight" if self.c.tied_output else "output.weight", self._normed(taps["output"], "output_norm.weight"))
-
-    def _normed(self, x: np.ndarray, gain: str) -> np.ndarray:
-        x = x.astype(np.float64)
-        return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + self.c.rms_eps) * self._gains[gain]
-
-    def _add(self, name: str, x: np.ndarray) -> None:
+    def _add(self, names: list[str], x: np.ndarray) -> None:
         squares = np.square(x, dtype=np.float64).sum(axis=0)
-        self.sums[name] = self.sums[name] + squares if name in self.sums else squares
+        for name in names:
+            self.sums[name] = self.sums[name] + squares if name in self.sums else squares
 
 
-@in_default_floats
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
             progress: Callable[[str, int, int], None] | None = None, special: bool = False) -> dict[str, Columns]:
     """Run the model over a text's windows (perplexity.py's; `special`, too) -> sums of squares of each matrix's input. OptionError if it is too short."""
-    collector, cut = Collector(model), windows(model, text, context, most, special)
-    runtime = model.runtime
-    for i, ids in enumerate(cut):
-        sequence = runtime.new_sequence()
-        try:
-            for start in range(0, len(ids), runtime.max_batch):
-                part = [int(t) for t in ids[start:start + runtime.max_batch]]
-                runtime.step([Feed(sequence, part, "none")], collector.observe)
-                collector.count += len(part)
-        finally:
-            sequence.close()
+    found: dict[str, Columns] = {}
+    for i, n, columns in collecting(model, text, context, most, special):
+        found = columns
         if progress:
-            progress("windows", i + 1, len(cut))
-    return {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+            progress("windows", i, n)
+    return found
+
+
+def collecting(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[tuple[int, int, dict[str, Columns]]]:
+    """The same window by window: (windows so far, in all, sums so far). Whoever stops early has those of whole windows."""
+    collector, cut = Collector(model), windows(model, text, context, most, special)
+    for i, ids in enumerate(cut):
+        _observe_window(model, collector, ids)
+        yield i + 1, len(cut), {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+
+
+@in_default_floats
+def _observe_window(model: Model, collector: Collector, ids: np.ndarray) -> None:
+    runtime = model.runtime
+    sequence = runtime.new_sequence()
+    try:
+        for start in range(0, len(ids), runtime.max_batch):
+            part = [int(t) for t in ids[start:start + runtime.max_batch]]
+            runtime.step([Feed(sequence, part, "none")], collector.observers)
+            collector.count += len(part)
+    finally:
+        sequence.close()
 
 
 def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> None:

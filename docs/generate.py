@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 from llamina.engine.cli import llamina as group
+from llamina.engine.cli.help import sections
 from llamina.kernels.formats.floats import FloatPacking
 from llamina.kernels.formats.registry import packing as packing_of
 from llamina.kernels.formats.table import FORMATS, REMOVED, RUNNABLE, BlockFormat
@@ -87,14 +88,18 @@ def _cell(text: str) -> str:
 
 
 def _parameters(command: click.Command) -> Iterator[str]:
-    """Rows of the table of options. Not click's own layout, which changes with its version."""
-    for p in command.params:
-        if not isinstance(p, click.Option) or p.hidden:
-            continue
-        names = ", ".join(p.opts) + (" / " + ", ".join(p.secondary_opts) if p.secondary_opts else "")
-        value = "" if p.is_flag else f" {p.metavar or p.type.name.upper()}"
-        default = f" [default: {p.default}]" if p.show_default is True else ""
-        yield f"| `{names}{value}` | {_cell((p.help or '') + default)} |\n"
+    """Rows of the table of options, in their groups. Not click's own layout, which changes with its version."""
+    for title, options in sections(command):
+        if title:
+            yield f"| **{title}** | |\n"
+        yield from map(_parameter, options)
+
+
+def _parameter(p: click.Option) -> str:
+    names = ", ".join(p.opts) + (" / " + ", ".join(p.secondary_opts) if p.secondary_opts else "")
+    value = "" if p.is_flag else f" {p.metavar or p.type.name.upper()}"
+    default = f" [default: {p.default}]" if p.show_default is True else ""
+    return f"| `{names}{value}` | {_cell((p.help or '') + default)} |\n"
 
 
 def _command(name: str, command: click.Command) -> str:

@@ -63,8 +63,8 @@ class Child:
 
     def __init__(self, service: str, seconds: float) -> None:
         self.service, self.seconds = service, seconds
-        self.clock = 10 * seconds + 10
-        """Seconds by the clock that a request may take: the machine may be busy."""
+        self.clock = 10 * seconds + 10 if hasattr(signal, "setitimer") else 3 * seconds + 2
+        """Seconds by the clock that a request may take: generous, as the machine may be busy, where CPU time is limited besides."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
@@ -94,6 +94,10 @@ class Child:
                 raise
             try:
                 answer = self._exchange(marshal.dumps([request, self.seconds]), self.clock)
+            except OSError as error:
+                self._stop()
+                self._refuse(error)
+                raise NoChild(self._refused) from None
             except BaseException:  # its end, or Ctrl-C: what it would answer now belongs to nobody
                 self._stop()
                 raise
@@ -152,7 +156,10 @@ class Child:
             process.kill()
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:  # no room for another thread
+            raise OSError(f"{error}") from None
         try:
             if request is not None:
                 _write(process.stdin, request)
@@ -266,13 +273,10 @@ def _answer(serve: Any, request: Any, seconds: float) -> bytes:
 
 
 def _limit_memory(more: int) -> None:
-    """Address space: what is taken now and `more` bytes. Nothing where the system has no such limit."""
+    """Address space: what is taken now and `more` bytes. Linux only: elsewhere the limit is none, or counts what is only reserved."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
-        try:
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        except OSError:
-            taken = 1 << 29
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = taken + more if hard == resource.RLIM_INFINITY else min(taken + more, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

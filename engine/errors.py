@@ -5,7 +5,10 @@ stderr and exits with `exit_code`; the Python API raises the same types. Interna
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
+from collections.abc import Iterator
 
 MOST = 2000
 """Characters of a message; of longer ones the middle is left out, so that file and remedy stay."""
@@ -13,7 +16,11 @@ MOST = 2000
 
 def one_line(text: str) -> str:
     """On one line and printable: a path, a file's key or a library's message may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in re.sub(r"\s*\n\s*", " ", text.strip()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quoted(value: object, most: int = 120) -> str:
@@ -45,8 +52,12 @@ class LlaminaError(Exception):
 
 
 def _message(text: str) -> str:
-    text = one_line(text)
+    text = _escaped(re.sub(r"\s*\n\s*", " ", text.strip()))  # but a path's spaces stay
     return text if len(text) <= MOST else text[:MOST * 2 // 3] + " ... " + text[-MOST // 3:]
+
+
+class LlaminaWarning(UserWarning):
+    """Something the user should know, though it goes on: one line."""
 
 
 class FileError(LlaminaError):
@@ -93,3 +104,33 @@ class ClosedError(LlaminaError):
 
 class InternalError(LlaminaError):
     """A fault of llamina's own, kept to the one answer of many that met it."""
+
+
+def is_memory(error: BaseException | None) -> bool:
+    """Whether an error means that the system gave no memory, whatever its type: an allocation, a thread's stack, a library that couldn't be mapped."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM \
+                or isinstance(error, RuntimeError) and "can't start new thread" in text \
+                or isinstance(error, (OSError, ImportError)) and ("failed to map segment" in text or "annot allocate memory" in text):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Whatever says within the block that there is no memory becomes OutOfMemoryError: "WHAT needs more memory than ..."."""
+    try:
+        yield
+    except LlaminaError:
+        raise
+    except (MemoryError, OSError, ImportError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        raise OutOfMemoryError(f"{what}: {NO_MEMORY}") from error
+
+
+NO_MEMORY = "the system gives no more memory (see ulimit -v, or a container's limit): use a smaller context (--context) or a smaller quantisation"

@@ -19,9 +19,13 @@ from typing import Any, BinaryIO
 
 from ..kernels.new_file import NewFile
 from .errors import ClosedError, FileError, FormatError, LlaminaError
+from .units import size
 
-__all__ = ["NewFile", "StableFile", "Stamp", "new_file", "open_regular", "read_file", "reason", "shown", "write_file", "writing"]
+__all__ = ["NewFile", "StableFile", "Stamp", "bounded", "is_path_error", "new_file", "open_regular", "paths", "read_file", "read_stream", "reason", "shown",
+           "write_file", "writing"]
 
+MAX_TEXT = 1 << 28
+"""Bytes of a text from outside: more than any model reads, less than memory."""
 _ADVICE = {errno.ENOSPC: "no space left: free some, or write to another disk", errno.EFBIG: "the file would be too large for the disk or a limit (ulimit -f)",
            errno.EACCES: "no permission to write there", errno.EPERM: "no permission to write there", errno.EROFS: "the disk is read-only",
            errno.ENOENT: "the folder does not exist", errno.ENOTDIR: "its folder is not a folder", errno.EDQUOT: "the disk quota is used up",
@@ -39,6 +43,23 @@ def shown(path: object) -> str:
     if len(text) > 1000:
         text = f"{text[:60]}…{text[-60:]}"
     return text if text.isprintable() else repr(text)
+
+
+def is_path_error(error: BaseException) -> bool:
+    """Whether an error says that a path can't be: too long, through a file, not encodable, with a zero byte, …"""
+    return isinstance(error, OSError) and error.filename is not None or isinstance(error, UnicodeEncodeError) or \
+        isinstance(error, ValueError) and not isinstance(error, LlaminaError) and "null byte" in str(error)
+
+
+@contextlib.contextmanager
+def paths(path: object) -> Iterator[None]:
+    """What is wrong with a path that is looked at within the block becomes a FileError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LlaminaError) or not is_path_error(error):
+            raise
+        raise FileError(f"{shown(getattr(error, 'filename', None) or path)}: cannot be used ({reason(error)})") from None
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------------------------
@@ -101,8 +122,37 @@ def read_file(path: str | os.PathLike[str], limit: int, what: str = "a file") ->
         except OSError as error:
             raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
     if len(data) > limit:
-        raise FileError(f"{shown(path)}: has more than {limit >> 20} MiB: expected {what}")
+        raise FileError(f"{shown(path)}: has more than {size(limit)}: expected {what}")
     return data
+
+
+def read_stream(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> bytes:
+    """What a file brings that may be a pipe, too (`-f <(program)`): at most `limit` bytes; of a named pipe that nobody has open for writing, nothing, rather
+    than wait. FileError if it brings more; OSError, ValueError."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0))
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        try:
+            first = file.read(1)
+        except BlockingIOError:  # somebody is going to write
+            first = None
+        if first == b"":
+            return b""
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(fd, True)
+        return (first or b"") + bounded(file, path, limit)
+
+
+def bounded(file: Any, name: object, limit: int = MAX_TEXT) -> bytes:
+    """All that a binary stream brings. FileError if it is more than `limit` bytes."""
+    parts, left = [], limit
+    while part := file.read(min(left + 1, 1 << 20)):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise FileError(f"{shown(name)}: brings more than {limit >> 20} MiB: expected a text of that size at most")
+    return b"".join(parts)
 
 
 @dataclass(frozen=True)

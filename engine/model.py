@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..kernels.float_env import in_default_floats
-from .answers.batch import LIVE, Batch, check_samples
+from .answers.batch import LIVE, Batch, check_sample_index, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
 from .answers.speculation import Costs, check_draft
-from .errors import ClosedError, ContextFullError, OptionError, quoted
+from .errors import ClosedError, ContextFullError, OptionError, memory_errors, quoted
 from .gguf.file import GGUFFile, open_gguf
-from .home.library import find
+from .home.library import find, is_hub_name
 from .run.scheduler import Job, Scheduler
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .answers.chat_answer import ChatAnswer
     from .architectures.config import ModelConfig
     from .run import kv_cache
     from .run.memory import MemoryPlan
     from .run.runtime import Runtime
     from .sampling.grammar import Grammar
+    from .sampling.options import SamplingKeywords
     from .text.chat_template import ChatTemplate
     from .text.tokenizer import Tokenizer
 
@@ -45,14 +48,13 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
-    threads: default what half a second's measurement found best at first use, else one for each physical core. context:
-    most positions (tokens) of a prompt with its answer; default as trained, at most 4096.
-    draft: a smaller model of the same vocabulary that guesses what this one will say; the answers stay the same.
+    threads: default what half a second's measurement found best at first use, else one for each physical core.
+    context: most tokens of prompt and answer; default as trained, at most 4096. draft: a smaller model of the same vocabulary, which guesses ahead.
     memory: bytes ("4GB", …) for weights, buffers and KV cache together, the draft's included; default: half of what is free beside the weights goes to the KV
     cache. If a context that wasn't asked for doesn't fit, it is smaller, and `Model.memory_plan.shortage` and `note` say so; a draft never changes it.
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
-    progress: called as progress(what, done, total) while a file is downloaded and weights are read, in bytes. note: called with what was left out of
-    the vocabulary, if anything was, and with the memory plan, a line each, before anything is loaded.
+    progress: progress(what, done, total) is called while a file is downloaded and weights are read (bytes), and functions are compiled ("compiling NAME", n,
+    n: the n-th). note: called with what was left out of the vocabulary, if anything was, and the memory plan, a line each, before anything is loaded.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -65,14 +67,14 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        if note is not None:
-            for line in tokenizer.vocabulary.notes:
-                note(f"vocabulary: {line}")
-        from .run.runtime import Runtime
-        if draft is not None and allowed is not None:
-            for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
-            allowed -= for_draft[0]
-        runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
+        for line in tokenizer.vocabulary.notes if note else ():
+            note(f"vocabulary: {line}")
+        with memory_errors(str(gguf.path)):
+            from .run.runtime import Runtime
+            if draft is not None and allowed is not None:
+                for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+                allowed -= for_draft[0]
+            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
     except BaseException:
         gguf.close()
         raise
@@ -121,17 +123,10 @@ def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], No
         raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
     if path == "demo":  # not Path("demo"), which is a file
         return DEMO
-    if name.startswith("hf:"):
+    if is_hub_name(name):
         from .home.hub import model_file
         return model_file(name, progress)
     return find(name) if isinstance(path, str) else Path(name)
-
-
-def check_sample_index(index: Any) -> int:
-    """OptionError unless it is a whole number from 0 on, below 2**64."""
-    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
-        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
-    return int(index)
 
 
 def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: int) -> int | None:
@@ -229,8 +224,7 @@ class Model:
 
     @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Ids of a text. bos: begin with the beginning-of-sequence token (None: as the file says). special: names of special tokens in the
-        text ("</s>") become those tokens; else they are text. TokenizerError."""
+        """Ids of a text. bos: begin with BOS (None: as the file says). special: names of special tokens ("</s>") are those tokens, not text. TokenizerError."""
         self._check_open()
         return self.tokenizer.encode(text, bos=bos, parse_special=special)
 
@@ -313,7 +307,7 @@ class Model:
         try:
             for start in range(0, len(ids) - 1, 32):  # few rows at a time: 32 of 128k logits are 16 MiB
                 rows = self.feed(sequence, ids[start:min(start + 32, len(ids) - 1)], "all")
-                found += [token_logprob(row, id, top) for row, id in zip(rows, ids[start + 1:])]
+                found += [token_logprob(row, id, top, self.tokenizer) for row, id in zip(rows, ids[start + 1:])]
         finally:
             sequence.close()
         return found
@@ -322,7 +316,8 @@ class Model:
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
-                 context_shift: bool = False, keep: int | None = None, wait: float = 0.0, **sampling: Any) -> Generation:
+                 context_shift: bool = False, keep: int | None = None, wait: float = 0.0, options: SamplingOptions | Mapping[str, Any] | None = None,
+                 **sampling: Unpack[SamplingKeywords]) -> Generation:
         """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
         result is iterated; arguments are checked now.
 
@@ -331,15 +326,13 @@ class Model:
         `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. json_schema (JSON text,
         dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. context_shift: when the
         context is full, drop the older half of the text but for its first `keep` tokens (default: BOS) and go on, as after a prompt of what is left. wait:
-        seconds for which the first step may wait for KV memory that other answers hold. sampling: fields of
-        SamplingOptions, such as temperature, top_k, top_p and seed. Raises OptionError, TokenizerError, ContextFullError (the prompt is never
-        cut), ClosedError.
+        seconds for which the first step may wait for KV memory that other answers hold. options: SamplingOptions, or a mapping of its fields; sampling: its
+        fields one by one, such as temperature, top_k, top_p and seed, which go before those of `options`. Raises OptionError,
+        TokenizerError, ContextFullError (the prompt is never cut), ClosedError.
         """
         self._check_open()
-        if unknown := sampling.keys() - SamplingOptions.__dataclass_fields__.keys():
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        options, ids = SamplingOptions(**sampling), self.prompt_ids(prompt, special=special)
-        return Generation(self, ids, options, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), ignore_eos=ignore_eos,
+        chosen, ids = SamplingOptions.of(options, sampling), self.prompt_ids(prompt, special=special)
+        return Generation(self, ids, chosen, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), ignore_eos=ignore_eos,
                           sample_index=check_sample_index(sample_index), logprobs=check_logprobs(logprobs), speculate=speculate, wait=wait,
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
@@ -349,7 +342,7 @@ class Model:
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
              choices: Sequence[str] | None = None, sample_index: int = 0, context_shift: bool = False, keep: int | None = None, wait: float = 0.0,
-             **sampling: Any) -> ChatAnswer:
+             options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatAnswer:
         """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
@@ -361,8 +354,9 @@ class Model:
         from .answers.chat_answer import ChatAnswer
         self._check_open()
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return ChatAnswer(self, turns, SamplingOptions(**sampling), tools=tools, template_options=template_options, max_tokens=check_max_tokens(max_tokens),
-                          stop=check_stop(stop), logprobs=check_logprobs(logprobs), speculate=speculate, sample_index=check_sample_index(sample_index),
+        return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
+                          max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
+                          speculate=speculate, sample_index=check_sample_index(sample_index),
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
@@ -383,7 +377,8 @@ class Model:
 
     def system_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """How many ids of a conversation belong to its system message alone (and to what the template puts before it)."""
-        system = [m for m in messages[:1] if m.get("role") == "system"]
+        from .text.messages import normalise
+        system = [m for m in normalise(messages, self.chat_template.sources)[:1] if m["role"] == "system"]
         a, b = (self.chat_template.encode([*system, {"role": "user", "content": text}]) for text in ("a", "b"))
         return common_prefix(a, b)
 
@@ -425,8 +420,6 @@ class Model:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))
         return out
-
-    # -- the end --------------------------------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:

@@ -23,7 +23,7 @@ import re
 import sys
 import time
 import types as python_types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from .interrupts import raised_at_the_end
 from .new_file import LEFTOVER, write_bytes
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward*.py", "engine/run/rope.py")
+SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
 KEPT_FOLDERS = 8  # fingerprints (versions, CPUs, edits) whose folders may lie side by side
 MARKER, MARKED = "this-is-a-compile-cache-of-llamina", b"Machine code that llamina made. It may be removed at any time.\n"
 """A file in each folder, and what it says: only what has it is ever removed."""
@@ -61,6 +61,22 @@ def on_compile(callback: Callable[[str], None]) -> Callable[[], None]:
     """
     _listeners.append(callback)
     return lambda: _listeners.remove(callback) if callback in _listeners else None
+
+
+@contextlib.contextmanager
+def telling(progress: Callable[[str, int, int], None] | None) -> Iterator[None]:
+    """Tell `progress` meanwhile of each function about to be compiled: ("compiling NAME", n, n), the n-th. How many will follow is not known."""
+    so_far = itertools.count(1)
+
+    def compiling(name: str) -> None:
+        if progress:
+            n = next(so_far)
+            progress(f"compiling {name}", n, n)
+    unsubscribe = on_compile(compiling)
+    try:
+        yield
+    finally:
+        unsubscribe()
 
 
 # ---------------------------------------------------------------------------------------------------------------- the folder

@@ -15,25 +15,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from .atomics import default_float_env, get_float_env, set_float_env
-from .compile_cache import compiled
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@compiled("int64(int64)")
-def _exchange(value):
-    """Set this thread's environment, the default one for -1 -> what it was."""
-    before = get_float_env()
-    set_float_env(default_float_env() if value < 0 else value)
-    return before
 
 
 @functools.cache
 def _exchange_function() -> Any:
     """For Python; it keeps the GIL, letting go of which would take longer than the rest."""
-    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_exchange.address)
+    from .float_exchange import exchange  # here: whoever only reads a vocabulary needs no compiler
+    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(exchange.address)
 
 
 class default_floats:

@@ -92,3 +92,17 @@ def activate(kind, gate, up, columns):
         _sigmoid_rows(gate, up, columns)
     else:
         _oai_rows(gate, up, columns)
+
+
+def _gated_or_plain():
+    @jit
+    def silu(gate, up, columns):
+        if up != 0:
+            silu_mul(gate, up, columns)
+        else:
+            _silu_rows(gate, up, columns)
+    return silu
+
+
+ROWS = {"silu": _gated_or_plain(), "gelu_tanh": _gelu_tanh_rows, "gelu_erf": _gelu_erf_rows, "relu2": _relu2_rows, "sigmoid": _sigmoid_rows, "oai": _oai_rows}
+"""`activate` of one kind: name -> (gate, up, columns)."""

@@ -1,10 +1,12 @@
 """Fixtures shared by all tests: where the real weights lie, if they do."""
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,43 @@ def watched_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     if "llamina.engine.run.kv_cache" in sys.modules:
         from pool_check import watch_pools
         watch_pools(monkeypatch)
+
+
+class Result:
+    """What a command left: its exit code, standard output and standard error."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """run(*argv, stdin=None) -> Result of the command line in this process. stdin None: as good as a terminal, so that nothing waits for it."""
+    from llamina.engine.cli import main
+    monkeypatch.delenv("LLAMINA_DEBUG", raising=False)
+
+    def runner(*argv: str, stdin: str | bytes | None = None) -> Result:
+        raw = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        file = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+        file.isatty = lambda: stdin is None  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdin", file)
+        code = main(list(argv))
+        return Result(code, *capsys.readouterr())
+    return runner
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """scripted(answer, ...): makes every model that is loaded a fake one that answers so; returns it."""
+    from fake_model import fake_model
+    from llamina.engine import model as models
+
+    def use(*args: Any, **options: Any) -> Any:
+        model = fake_model(*args, **options)
+
+        def load(*args: Any, **options: Any) -> Any:
+            model._closed = model.runtime.closed = model.scheduler._closed = False
+            return model
+        monkeypatch.setattr(models, "load", load)
+        return model
+    return use

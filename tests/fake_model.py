@@ -26,6 +26,12 @@ class FakeTokenizer:
     def encode(self, text: str, *, bos: bool | None = None, eos: bool | None = None, parse_special: bool = False) -> list[int]:
         return [BOS] * (self.add_bos if bos is None else bos) + list(text.encode())
 
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < 256 else b""
+
+    def token_text(self, id: int) -> str:
+        return {BOS: "<s>", EOS: "</s>", TURN: "<turn>"}.get(id, "?")
+
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
@@ -103,7 +109,7 @@ class FakeRuntime:
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
         self.wanted_context, self.max_logits = context, max_batch
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake")
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20)
         self.fed: list[list[int]] = []
         self.open_sequences = 0
         self.closed = False
@@ -143,6 +149,8 @@ class FakeTemplate:
     """user and assistant turns -> "u:text TURN a:" as ids."""
 
     stop_ids = frozenset({TURN})
+    built_in = False
+    sources = ""
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         ids = [BOS]

@@ -127,10 +127,11 @@ class _Handler(BaseHTTPRequestHandler):
         etag = {"ETag": f'"{digest(content)}"', "X-Linked-Etag": f'"{digest(content)}"', "X-Linked-Size": str(len(content))}
         if path in self.hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted and not self.hub.ignore_range:
             first = int(wanted[1])
             if first >= len(content):
                 return self.reply(416, b"", {})
-            return self.reply(206, content[first:], {**etag, "Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"})
+            last = min(int(wanted[2] or len(content)), len(content) - 1)
+            return self.reply(206, content[first:last + 1], {**etag, "Content-Range": f"bytes {first}-{last}/{len(content)}"})
         self.reply(200, content, etag)

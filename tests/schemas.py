@@ -75,4 +75,8 @@ SCHEMAS: list[Any] = [
      "$defs": {"y": {"type": "integer", "minimum": 0, "maximum": 3, "examples": [1]}}},
     {"$defs": {"even": obj(odd={"anyOf": [NULL, {"$ref": "#/$defs/odd"}]}), "odd": obj(even={"anyOf": [NULL, {"$ref": "#/$defs/even"}]})},
         "$ref": "#/$defs/even"},
+    # integers beyond 2^53
+    {"enum": [1234567890123456789, 1234567890123456790]}, obj(id={"type": "integer", "minimum": 2**53 + 1, "maximum": 2**63 - 1}, ok=BOOL),
+    {"$defs": {"id": {"type": "integer", "minimum": -2**63, "maximum": 2**63 - 1}},
+     **arr(obj(("id",), id={"$ref": "#/$defs/id"}, tag={"enum": ["x", 2**60]}), 2, 1)},
 ]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from fake_model import fake_model
+from llamina.engine.answers import session
 from llamina.engine.answers.chat import Chat
 from llamina.engine.cli import chat_terminal
-from llamina.engine.cli.chat_commands import Commands
+from llamina.engine.cli.chat_commands import Commands, Leave
 from llamina.engine.cli.chat_terminal import finished_blocks, history_file
-from llamina.engine.errors import OptionError
+from llamina.engine.errors import FormatError, OptionError
 
-OPTIONS: dict[str, Any] = {"max_tokens": -1, "temperature": 0.0, "top_k": 40, "seed": 5, "stop": (), "ignore_eos": False}
+OPTIONS: dict[str, Any] = {"max_tokens": -1, "temperature": 0.0, "top_k": 40, "seed": 5, "stop": (), "ignore_eos": False, "context_shift": False}
 
 
 def ok_after_two(ids: list[int]) -> int:
@@ -82,16 +83,47 @@ def test_set(talk):
         talk.run(line)
         assert talk.options[name] == value, talk.said
     before = dict(talk.options)
-    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", "/set seed", "/set ignore_eos 3", "/set max_tokens []", "/set top_k " + "[" * 9999:
+    for line in "/set temperature hot", "/set top_k 1.5", "/set none 1", \
+            "/set context_shift 3", "/set ignore_eos 3", "/set max_tokens []", "/set top_k " + "[" * 9999:
         talk.run(line)
         assert talk.options == before and talk.said[-1].startswith("llamina: "), line
+    talk.said.clear()
     talk.run("/set")
-    assert "temperature 0.5" in talk.said[-1]
+    lines = dict(line.split(None, 1) for line in talk.said)
+    assert list(lines) == list(talk.options) and lines["temperature"] == "0.5  (at first 0.0)" and lines["top_k"] == "40"  # a line each
+    for line, said in [("/set top_k", "top_k is 40"), ("/set top-k 7", "top_k is now 7"), ("/set top_k=9", "top_k is now 9"),
+                       ("/SET temprature 1", "did you mean temperature?"),
+                       ("/set seed", "seed is none"), ("/set ignore_eos off", "ignore_eos is now false"), ("/set zzz 1", "/set alone shows all")]:
+        talk.run(line)
+        assert said in talk.said[-1], line
+
+
+def test_leaving_and_confirming(talk):
+    for line in "/exit", "/quit", "/bye", "/QUIT now":
+        with pytest.raises(Leave):
+            talk.run(line)
+    talk.ask("one").text()
+    for line, said in [("/system be brief", "from now on: be brief"), ("/system -", "the instructions are gone"), ("/reset", "forgot 2 messages"),
+                       ("/exot", "did you mean /exit?"), ("/restet", "did you mean /reset?"), ("/ x", "/help lists them")]:
+        talk.run(line)
+        assert said in talk.said[-1], line
+
+
+def test_a_session_and_a_saved_conversation_are_told_apart(talk, tmp_path):
+    """Each of the two kinds of file names the other's way in, and neither is called rubbish."""
+    talk.ask("one").text()
+    talk.run(f"/save {tmp_path}/talk")
+    with pytest.raises(FormatError, match=r"/load .*talk") as error:
+        session.read(tmp_path / "talk", talk.chat.model, "chat")
+    assert "delete" not in str(error.value)
+    (tmp_path / "kept").write_bytes(session.MAGIC + bytes(100))
+    talk.run(f"/load {tmp_path}/kept")
+    assert "llamina chat MODEL --session" in talk.said[-1]
 
 
 def test_help_and_unknown(talk):
     talk.run("/help")
-    assert all(any(line.lstrip().startswith(name) for line in talk.said) for name in Commands.names()) and len(Commands.names()) == 9
+    assert all(any(line.lstrip().startswith(name) for line in talk.said) for name in Commands.names()) and len(Commands.names()) == 10
     talk.run("/stats")
     assert talk.said[-1] == "nothing was asked yet"
     talk.ask("one").text()

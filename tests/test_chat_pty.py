@@ -75,7 +75,7 @@ def plain(raw: bytes) -> bytes:
 
 def test_a_conversation(tmp_path: Path) -> None:
     t = Terminal("chat", "--seed", "1", "--ignore-eos", "-n", "100000", "--context-shift")  # answers that last until they are stopped
-    t.wait("lists commands")
+    t.wait("/help for commands, Ctrl-D leaves")
     t.wait("> ?")
     t.send("Tell me a story.\r")
     t.wait(r"story\.\n[^\n]*\w+ \w+")

@@ -1,4 +1,4 @@
-"""The child process that runs templates and tries grammars: warm, shared, limited, replaced when a request ended it, and never in the way of Ctrl-C or a fork."""
+"""The child process that runs templates and tries grammars: warm, limited, replaced when a request ended it, not in the way of Ctrl-C or a fork."""
 from __future__ import annotations
 
 import os
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -169,7 +170,8 @@ def test_it_ends_with_its_parent(how: signal.Signals | None) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        if os.path.exists(f"/proc/{pid}/stat") and open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists() and stat.read_text().split()[2] == "Z":
             return  # ended; whoever adopted it has not looked yet
         time.sleep(0.02)
     pytest.fail("the child outlives its parent")

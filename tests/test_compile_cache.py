@@ -257,7 +257,7 @@ class TestFolder:
             if age == 28:
                 (old / "thesis.txt").write_text("")
             os.utime(old, (time.time() - 1000 * (age + 1),) * 2)
-        before = {path for path in tmp_path.rglob("*")}
+        before = set(tmp_path.rglob("*"))
         monkeypatch.setattr(compile_cache, "_places", lambda: [tmp_path])
         folder = compile_cache.cache_folder()
         gone = before - set(tmp_path.rglob("*"))

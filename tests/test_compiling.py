@@ -10,28 +10,32 @@ from llamina.kernels import compile_cache, deferred
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
-def test_interrupted_while_compiling(monkeypatch, tmp_path):
-    """Raised when the function is compiled: what a ctypes callback, as LLVM calls it, raises is lost."""
+@pytest.mark.parametrize("number", [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")])
+def test_interrupted_while_compiling(monkeypatch, tmp_path, number):
+    """Raised when the function is compiled: what a ctypes callback, as LLVM calls it, raises is lost. So for every signal that somebody handles."""
     monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(tmp_path))
     steps = []
 
     def notice(name):
-        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
+        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(number))()
         steps.append(name)
 
     @compile_cache.compiled("int64(int64)")
-    def one_more(x):
-        return x + 1
+    def one_more(x):  # another function for each signal: one that is on disk is not compiled
+        return x + number
 
-    before, end = signal.signal(signal.SIGINT, signal.default_int_handler), compile_cache.on_compile(notice)
+    def leave(number, frame):
+        raise SystemExit(number)
+
+    before, end = signal.signal(number, leave), compile_cache.on_compile(notice)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             one_more.ctypes  # noqa: B018
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(number) is leave
     finally:
         end()
-        signal.signal(signal.SIGINT, before)
-    assert len(steps) == 1 and one_more.ctypes(1) == 2 and len(steps) == 1
+        signal.signal(number, before)
+    assert len(steps) == 1 and one_more.ctypes(1) == 1 + number and len(steps) == 1
 
 
 def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_builder import ARRAY, U32, Builder, llama
-from llamina.engine.architectures.config import ModelConfig, RopeScaling, check_tensors, read_vector
+from llamina.engine.architectures.config import ModelConfig, RopeScaling, check_tensors, llama_config, read_vector
 from llamina.engine.errors import UnsupportedError
 from llamina.engine.gguf.file import open_gguf
 
@@ -23,7 +23,7 @@ def test_stories260k(real: Path) -> None:
     g = open_gguf(real / "llama2c" / "stories260K.gguf")
     c = ModelConfig.from_gguf(g)
     check_tensors(g, c)
-    assert c == ModelConfig(
+    assert c == llama_config(
         name="llama", n_layers=5, dim=64, n_heads=8, n_kv_heads=4, head_dim=8, ffn_dim=172, n_vocab=512, context_length=2048,
         rms_eps=float(np.float32(1e-5)), rope_dim=8, rope_base=10000.0, rope_scaling=RopeScaling(), rope_freq_factors=False, tied_output=False, float32_kv=True,
     )
@@ -58,7 +58,7 @@ def test_published_shapes(tmp_path: Path, shape: dict) -> None:
     """Sparse files of any size; the configuration gives back what was written, and every tensor fits it."""
     c = config_of(llama(**{"format": "Q4_K" if shape["dim"] > 8 else "F16", **shape}), tmp_path)
     expected = {"head_dim": shape["dim"] // shape["n_heads"], "tied": False, **shape}
-    found = {**c.__dict__, "tied": c.tied_output, "format": shape.get("format")}
+    found = {**c.summary(), "tied": c.tied_output, "format": shape.get("format")}
     assert {k: found[k] for k in expected} == expected and c.rope_dim == expected["head_dim"] and c.context_length == 128
 
 

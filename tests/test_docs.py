@@ -5,11 +5,14 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import click
 import pytest
 from conftest import REPOSITORY
 from llamina.engine.cli import llamina as group
+from llamina.engine.home.hub import parse
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("demo/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
@@ -19,12 +22,46 @@ NOT_IN_GIT = ("demo/work/",)
 
 
 def test_generated_pages_are_current() -> None:
-    spec = importlib.util.spec_from_file_location("generate_docs", REPOSITORY / "docs" / "generate.py")
+    module = load(REPOSITORY / "docs" / "generate.py")
+    for path, text in module.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not current: run python docs/generate.py"
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem + "_docs", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for path, text in module.pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not current: run python docs/generate.py"
+    return module
+
+
+def test_pictures_are_current() -> None:
+    """And drawn from what the pages say: the chart from the benchmarks' table, the terminal from a session whose commands parse."""
+    module = load(REPOSITORY / "docs" / "pictures.py")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for path, text in module.pictures().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is not current: run python docs/pictures.py"
+        ElementTree.fromstring(text)
+        assert path.relative_to(REPOSITORY).as_posix() in readme
+    for line in (REPOSITORY / "docs" / "images" / "terminal.txt").read_text(encoding="utf-8").splitlines():
+        assert len(line) <= 80
+        if line.startswith("$ "):
+            name, *arguments = shlex.split(line)[2:]
+            command = group.get_command(click.Context(group), name)
+            assert command is not None
+            command.make_context(name, arguments, obj={})
+
+
+def test_the_readme_keeps_its_order() -> None:
+    """What it is and a picture, the two commands, a real model, Python, guides, speed, where things are; tables of measurements stand in their own pages."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert text.index("![") < text.index("```")
+    assert re.findall(r"^## (.*)", text, re.M) == ["Chat with a real model", "From Python", "Guides", "Speed", "Where things are"]
+    pulls = re.findall(r"`llamina pull ([^`]+)`", text)
+    assert 4 <= len(pulls) <= 6
+    for name in pulls:
+        assert parse(f"hf:{name}").quant
+    assert text.count("\n|") < 25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -133,22 +133,64 @@ def test_sequences_side_by_side(format: str, models: dict[str, Path]) -> None:
         assert same(np.concatenate(rows[0]), alone[0]) and same(np.concatenate(rows[1]), alone[1])
 
 
-def test_what_an_observer_sees(models: dict[str, Path]) -> None:
-    """Every token's rows, also of steps of so many tokens that unobserved ones keep only the piece at hand."""
-    def taps(chunk: int) -> dict[tuple[int, str], np.ndarray]:
-        seen: dict[tuple[int, str], list[np.ndarray]] = {}
+@pytest.mark.parametrize("format", ["Q4_K", "F16"])
+def test_open_form(format: str, models: dict[str, Path]) -> None:
+    """The open form of all layers gives the fused form's bits; what is seen at a site depends neither on chunks nor on which other sites are looked at."""
+    def taps(runtime: Any, chunk: int, names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        observe = {name: (lambda rows, name=name: seen[name].append(rows.copy())) for name in names}
+        sequence = runtime.new_sequence()
+        logits = [runtime.step([Feed(sequence, IDS[i:i + chunk], "all")], observe).copy() for i in range(0, len(IDS), chunk)]
+        sequence.close()
+        return np.concatenate(logits), {name: np.concatenate(rows) for name, rows in seen.items()}
+    with open_runtime(models[format], 2) as runtime:
+        names = list(runtime.config.sites())
+        assert len(names) == 17 * runtime.config.n_layers + 1
+        logits, whole = taps(runtime, 330, names)
+        fused = run(runtime, IDS)
+        assert same(logits, fused)
+        again, parts = taps(runtime, 7, names)
+        assert same(again, fused) and all(same(whole[name], parts[name]) for name in names)
+        one = "blocks.1.attn.hook_z"
+        again, few = taps(runtime, 64, [one])
+        assert same(again, fused) and same(few[one], whole[one])
+        assert not same(whole["blocks.0.attn.hook_q"], whole["blocks.0.attn.hook_rot_q"])
+        assert same(whole["blocks.0.hook_resid_post"], whole["blocks.1.hook_resid_pre"])
+        assert same(run(runtime, IDS), fused)
 
-        def observe(layer: int, rows: dict[str, np.ndarray]) -> None:
-            for key, values in rows.items():
-                seen.setdefault((layer, key), []).append(values.copy())
-        with open_runtime(models["Q4_K"], 2) as runtime:
+
+def test_what_is_written_at_a_site_goes_on(models: dict[str, Path]) -> None:
+    """A step whose attention output is set to zero differs; one whose sites are written with what they held does not."""
+    with open_runtime(models["Q4_K"], 2) as runtime:
+        def logits(name: str, edit: Any) -> np.ndarray:
             sequence = runtime.new_sequence()
-            for i in range(0, 140, chunk):
-                runtime.step([Feed(sequence, IDS[i:i + chunk])], observe)
+            found = runtime.step([Feed(sequence, IDS[:40], "all")], {name: edit}).copy()
             sequence.close()
-        return {key: np.concatenate(rows) for key, rows in seen.items()}
-    whole, parts = taps(140), taps(7)
-    assert len(whole) == 10 and all(same(whole[key], parts[key]) for key in parts)
+            return found
+
+        def rewrite(rows: np.ndarray) -> None:
+            rows[:] = rows.copy()
+
+        def zero(rows: np.ndarray) -> None:
+            rows[:] = 0
+        plain = run(runtime, IDS[:40])
+        for name in runtime.config.sites():
+            assert same(logits(name, rewrite), plain), name
+            changes = not same(logits(name, zero), plain)
+            assert changes is (name != "ln_final.hook_normalized"), name
+
+
+def test_hidden_rows(models: dict[str, Path]) -> None:
+    """The rows before the output matrix are the final norm's, in steps of any size."""
+    with open_runtime(models["Q4_K"], 2) as runtime:
+        seen: list[np.ndarray] = []
+        for n in 3, 40:
+            sequence, other = runtime.new_sequence(), runtime.new_sequence()
+            hidden = runtime.step([Feed(sequence, IDS[:n], "all")], hidden=True)
+            runtime.step([Feed(other, IDS[:n], "none")], {"ln_final.hook_normalized": lambda rows: seen.append(rows.copy())})
+            assert hidden.shape == (n, runtime.config.dim) and same(np.ascontiguousarray(hidden), seen[-1])
+            sequence.close()
+            other.close()
 
 
 @pytest.mark.parametrize("format", ["F16", "Q4_0"])

@@ -71,7 +71,8 @@ LOGITS = [(np.random.default_rng(1).standard_normal(n) * 4).astype(np.float32) f
 def sampler_bits() -> list[Any]:
     found: list[Any] = []
     for logits in LOGITS:
-        for case in ({}, {"top_k": 0, "typical_p": 0.7}, {"top_k": 0, "top_n_sigma": 1.0}, {"top_k": 0, "dynatemp_range": 0.4}, {"top_k": 0, "xtc_probability": 1.0},
+        for case in ({}, {"top_k": 0, "typical_p": 0.7}, {"top_k": 0, "top_n_sigma": 1.0}, {"top_k": 0, "dynatemp_range": 0.4},
+                     {"top_k": 0, "xtc_probability": 1.0},
                      {"min_p": 0.05, "dry_multiplier": 0.7, "dry_allowed_length": 1}, {"logit_bias": {3: 0.1}, "presence_penalty": 0.3, "repeat_penalty": 1.1}):
             s = Sampler(SamplingOptions(seed=2, **case))
             found += [[s.sample(logits, p, [1, 2, 3, 1]) for p in range(20)], s.distribution(logits, 5, [1, 2, 3, 1])]

@@ -289,7 +289,7 @@ def test_chat_computes_new_tokens_only():
         fed = all_fed(model)
         assert bytes(i for i in fed if i < 256) == b"s:su:onea:ok" b"u:twoa:ok"
         assert fed.count(BOS) == 1
-        assert [m["content"] for m in chat.messages] == ["s", "one", "ok", "two"]
+        assert [m["content"] for m in chat.messages] == ["s", "one", "ok", "two", "ok"]
     assert model.runtime.open_sequences == 0
 
 
@@ -315,7 +315,7 @@ def test_chat_that_does_not_fit_is_refused_and_goes_on():
         with pytest.raises(ContextFullError):
             chat.ask("x" * 40)
         assert chat.ask("two").text() == "ok"
-        assert [m["content"] for m in chat.messages] == ["one", "ok", "two"]
+        assert [m["content"] for m in chat.messages] == ["one", "ok", "two", "ok"]
 
 
 def test_common_prefix():

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import ARRAY, BOOL, F64, STRING, Builder, MemoryFile, llama
+from fuzz.gguf_files import all_kinds
+from fuzz.mutate import Mutator
+from gguf_builder import ARRAY, BOOL, F64, Builder, MemoryFile, llama
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.errors import LlaminaError
 from llamina.engine.gguf import header as gguf_header
@@ -24,77 +26,10 @@ from runs import resident_megabytes
 
 CASES = int(os.environ.get("LLAMINA_FUZZ", 1500))
 SEED = int(os.environ.get("LLAMINA_FUZZ_SEED", 0))
-NUMBERS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 31, 32, 33, 255, 256, 2**16, 2**20, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**61, 2**62, 2**63 - 8,
-           2**63 - 1, 2**63, 2**64 - 32, 2**64 - 9, 2**64 - 8, 2**64 - 1]
-
-
-def all_kinds() -> Builder:
-    """Every value type and shapes of one to four dimensions beside a small Llama."""
-    b = llama(n_layers=1, n_vocab=259, format="Q8_0", tied=True, ffn_dim=64)
-    for kind in range(13):
-        if kind not in (STRING, ARRAY):
-            b.set(f"scalar.{kind}", 1, kind).set(f"array.{kind}", (kind, [0, 1, 1]), ARRAY)
-    b.set("array.strings", ["a", "", "żółw"]).set("array.empty", (STRING, []), ARRAY).set("llama.rope.scaling.type", "yarn")
-    b.set("llama.rope.scaling.factor", 4.0).set("llama.attention.head_count", [4]).set("general.alignment", 64)
-    b.alignment = 64
-    return b.add("rope.freqs", (2, 2, 2, 8))
-
 
 def split_shard() -> Builder:
     b = Builder().set("split.no", 0).set("split.count", 2).set("split.tensors.count", 1).set("b", (BOOL, [1, 0]), ARRAY).set("d", 1.0, F64)
     return b.add("token_embd.weight", (4, 256), "Q4_K")
-
-
-class Mutator:
-    """Damages a header in 1 to 4 ways, half of them aimed at the fields that its intact form is read by."""
-
-    def __init__(self, header: bytes, fields: list[tuple[int, int]], seed: int) -> None:
-        self.header, self.fields, self.random = header, fields, random.Random(seed)
-
-    def __call__(self) -> bytes:
-        data = bytearray(self.header)
-        for _ in range(self.random.choice((1, 1, 1, 2, 2, 4))):
-            self.random.choice((self.field, self.field, self.field, self.bit, self.number, self.delete, self.insert, self.copy, self.cut))(data)
-        return bytes(data)
-
-    def at(self, data: bytearray) -> int:
-        return self.random.randrange(len(data) + 1)
-
-    def value(self, n: int, old: int) -> int:
-        r = self.random
-        return r.choice((r.choice(NUMBERS), old + 1, old - 1, old * 2, old ^ (1 << r.randrange(8 * n)), r.randrange(256))) % (1 << 8 * n)
-
-    def field(self, data: bytearray) -> None:
-        start, n = self.random.choice(self.fields)
-        if n in (1, 2, 4, 8) and start + n <= len(data):
-            data[start : start + n] = self.value(n, int.from_bytes(data[start : start + n], "little")).to_bytes(n, "little")
-        elif n and start < len(data):  # text or an array
-            data[min(start + self.random.randrange(n), len(data) - 1)] = self.random.randrange(256)
-
-    def bit(self, data: bytearray) -> None:
-        if data:
-            data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
-
-    def number(self, data: bytearray) -> None:
-        start, n = self.at(data), self.random.choice((1, 4, 8))
-        data[start : start + n] = self.value(n, 0).to_bytes(n, "little")
-
-    def delete(self, data: bytearray) -> None:
-        start = self.at(data)
-        del data[start : start + self.random.choice((1, 4, 8, 100))]
-
-    def insert(self, data: bytearray) -> None:
-        start = self.at(data)
-        data[start:start] = self.random.randbytes(self.random.choice((1, 4, 8, 100)))
-
-    def copy(self, data: bytearray) -> None:
-        """Put some fields where others are: duplicates, and well-formed text in the wrong place."""
-        (a, _), (b, _) = self.random.choice(self.fields), self.random.choice(self.fields)
-        n = self.random.choice((4, 8, 12, 24, 40))
-        data[b : b + n] = data[a : a + n]
-
-    def cut(self, data: bytearray) -> None:
-        del data[self.at(data) :]
 
 
 def read_everything(path: Path) -> None:
@@ -123,7 +58,7 @@ def fuzz(path: Path, header: bytes, size: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Header, "_take", recording_take)
     Header(path).read()
     monkeypatch.setattr(Header, "_take", take)
-    mutate, outcomes = Mutator(header, fields, SEED), Counter[str]()
+    mutate, outcomes = Mutator(header, fields, random.Random(SEED)), Counter[str]()
     before = resident_megabytes("VmRSS")
     for case in range(CASES):
         damaged = mutate()

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import resource
 import time
 import typing
 from typing import Any
@@ -11,6 +13,9 @@ import jsonschema
 import llamina
 import pytest
 from llamina.engine.errors import LlaminaError, OptionError
+from llamina.engine.sampling import grammar as grammar_module
+from llamina.engine.sampling import grammar_service
+from llamina.engine.sampling.big_numbers import integers
 from llamina.engine.sampling.grammar import compile_grammar
 from schemas import BOOL, INT, NULL, SCHEMAS, WORD, obj
 
@@ -153,6 +158,146 @@ def test_costly_grammars_end(model, options):
     except LlaminaError as error:
         assert "gramm" in str(error) or "json_schema" in str(error)
     assert time.monotonic() - start < 10
+
+
+# ---- what a schema says is kept, or refused when it is compiled
+
+
+def accepts(model: Any, schema: Any, text: str) -> bool:
+    """Whether an answer may be exactly this text."""
+    grammar = compile_grammar(model.tokenizer, model.tokenizer.eog_ids, json_schema=schema)
+    assert grammar is not None
+    one, ids = grammar.start(0), list[int]()
+    byte = {model.tokenizer.token_bytes(id): id for id in range(model.tokenizer.n_vocab) if len(model.tokenizer.token_bytes(id)) == 1}
+    for b in text.encode():
+        if not one.allowed(ids)[id := byte[bytes([b])]]:
+            return False
+        ids.append(id)
+    return bool(one.allowed(ids)[sorted(model.tokenizer.eog_ids)].any())
+
+
+BIG = 1234567890123456789
+ID = {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**63 - 1}
+NODE = {"type": "object", "properties": {"v": {"$ref": "#/$defs/id"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, NULL]}}, "required": ["v", "next"]}
+KEPT: list[tuple[Any, list[str], list[str]]] = [
+    ({"enum": [BIG, BIG + 1]}, [f"{BIG}", f"{BIG + 1}"], [f"{BIG - 1}", f"{BIG + 2}", "1234567890123456768"]),
+    ({"const": {"a": [BIG, "x"]}}, [f'{{"a": [{BIG}, "x"]}}'], ['{"a": [1234567890123456768, "x"]}']),
+    (ID, [f"{2**53 + 1}", f"{2**63 - 1}"], [f"{2**53}", f"{2**63}", f"-{2**53 + 1}", "0"]),
+    ({"type": "integer", "exclusiveMinimum": 2**53 + 1, "exclusiveMaximum": 2**53 + 4}, [f"{2**53 + 2}", f"{2**53 + 3}"], [f"{2**53 + 1}", f"{2**53 + 4}"]),
+    ({"type": "integer", "minimum": -2**63}, ["0", "-1", f"-{2**63}", "9" * 40], [f"-{2**63 + 1}", "-0", "01"]),
+    (obj(("id",), id=ID, n={"type": ["integer", "null"], "maximum": 2**64}, s=WORD),
+     [f'{{"id": {2**53 + 1}}}', f'{{"id": {2**60}, "n": null, "s": "x"}}', f'{{"id": {2**60}, "s": "x"}}'], ["{}", f'{{"id": {2**53}}}', '{"s": "x"}']),
+    ({"type": "array", "items": obj(id=ID), "minItems": 1, "maxItems": 2}, [f'[{{"id": {2**62}}}]', f'[{{"id": {2**62}}}, {{"id": {2**62}}}]'], ["[]"]),
+    ({"$defs": {"id": ID, "node": NODE, "w": WORD}, **obj(a={"$ref": "#/$defs/node"}, w={"$ref": "#/$defs/w"})},
+     [f'{{"a": {{"v": {2**62}, "next": {{"v": {2**62}, "next": null}}}}, "w": "k"}}'], ['{"a": {"v": 5, "next": null}, "w": "k"}']),
+    ({"type": "integer", "default": BIG, "examples": [BIG], "title": "t"}, ["5", f"{BIG}"], []),
+    ({"enum": [2**53, -2**53, 1e20]}, [f"{2**53}", f"-{2**53}", "1" + "0" * 20], []),
+    ({"type": "array", "items": NULL, "uniqueItems": False, "minItems": 0}, ["[]", "[null, null]"], []),
+    *(({"type": "string", "format": name}, ['"x"', '""'], ["1"])
+      for name in ("path", "binary", "password", "byte", "color", "phone", "file-path", "base64url", "x")),
+    ({"type": "integer", "format": "int64"}, ["5"], ['"5"']), ({"type": "string", "format": "uuid4"}, [], ['"x"']),
+    ({"not": False, "dependentRequired": {}, "propertyNames": True, "if": True, "minContains": 0, "unevaluatedProperties": True}, ["1", "{}"], []),
+    ({"type": "string", "minLength": 1.0, "maxLength": 2.0}, ['"a"', '"ab"'], ['""', '"abc"']),
+    ({"type": "object", "properties": {"score": INT, "k": BOOL}, "patternProperties": {"^(score|k)$": {}, "^x$": NULL}, "additionalProperties": False},
+     ['{"score": 5}', '{"score": 5, "k": true, "x": null}', "{}"], ['{"y": 1}']),
+    ({"type": "object", "properties": {"ab": INT}, "patternProperties": {"^a[bc]?$": {"minimum": 5}, "^ab$": {"maximum": 7}}, "additionalProperties": False},
+     ['{"ab": 6}'], ['{"ab": 8}', '{"ab": 4}']),
+    ({"type": "object", "properties": {"a": INT, "b": INT}, "required": ["a", "b"], "minProperties": 2}, ['{"a": 1, "b": 2}'], ['{"a": 1}']),
+]
+
+
+@pytest.mark.parametrize("schema, good, bad", KEPT, ids=lambda v: str(v)[:40])
+def test_what_a_schema_says_is_kept(model, schema, good, bad):
+    for text in good:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+        assert accepts(model, schema, text), text
+    assert not any(accepts(model, schema, text) for text in bad)
+
+
+def test_ranges_of_integers():
+    rng = random.Random(3)
+    for _ in range(300):
+        scale = 10 ** rng.randint(0, 25)
+        low = rng.randint(-scale, scale)
+        high = low + rng.randint(0, 10 ** rng.randint(0, 25))
+        least, most = rng.choice([(low, high), (low, None), (None, high)])
+        found = re.compile(integers(least, most))
+        for n in [low, high, low - 1, high + 1, 0, -1, 1, *(rng.randint(-3 * scale, 3 * scale) for _ in range(8))]:
+            assert bool(found.fullmatch(str(n))) == ((least is None or n >= least) and (most is None or n <= most)), (least, most, n)
+        assert not any(found.fullmatch(text) for text in ("-0", "00", "+1", ""))
+
+
+NOT_KEPT: list[tuple[Any, str]] = [
+    ({"type": "integer", "multipleOf": 2**60}, "/multipleOf"), ({"type": "number", "maximum": 2**60 + 1}, "integers only"),
+    ({"allOf": [{"const": BIG}]}, "/allOf"),
+    (obj(a=obj(b={"type": "number", "minimum": BIG})), "/properties/a/properties/b"), ({"type": "object", "additionalProperties": {"const": BIG}}, "2^53"),
+    ('{"const": 12345678901234567890.0}', "2^53"), ('{"type": "integer", "maximum": 1e400}', "2^53"), ('{"const": NaN}', "NaN"),
+    ('{"type": "integer", "type": "string"}', "'type' twice"), ('{"properties": {"a": {}, "a": {"type": "null"}}}', "'a' twice"),
+    ('{"maximum": ' + "9" * 5000 + "}", "5000 digits"), ({"maximum": 10**5000}, "digits"), ({"enum": [{"a": float("nan")}]}, "plain JSON"),
+    ({"type": "object", "patternProperties": {"^x$": BOOL}, "additionalProperties": False, "minProperties": 2}, "/minProperties"),
+    ({"type": "object", "minProperties": 1}, "/minProperties"),
+    (obj(o={"type": "object", "additionalProperties": BOOL, "minProperties": 3}), "/properties/o/minP"),
+    (obj(id=ID, next={"$ref": "#/properties/id"}), "refer to $defs"),
+]
+
+
+@pytest.mark.parametrize("schema, message", NOT_KEPT, ids=[message for _, message in NOT_KEPT])
+def test_what_cannot_be_kept_is_refused_when_compiled(model, schema, message):
+    with pytest.raises(OptionError, match="^json_schema: .*" + re.escape(message)) as caught:
+        model.generate("x", json_schema=schema)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_hundreds_of_open_properties(model):
+    for n in 300, 1000:
+        schema = {"type": "object", "properties": {f"property_{i}": WORD for i in range(n)}}
+        answer = model.generate("x", json_schema=schema, max_tokens=12, **HOT)
+        assert answer.text() and answer.finish_reason in ("length", "eos")
+
+
+@pytest.mark.parametrize("regex", ["a?" * 40_000, "a?" * 60_000, "a*" * 30_000, "[ab]?" * 25_000], ids=lambda r: r[:6])
+def test_a_grammar_that_would_end_the_process_is_an_error(model, regex, monkeypatch):
+    monkeypatch.setattr(grammar_service.child, "seconds", 1.0)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(OptionError, match="^regex: it takes more"):
+        model.generate("x", regex=regex)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 and time.monotonic() - start < 15
+    assert re.fullmatch("(?:a?b?){30}", model.generate("x", regex="(a?b?){30}", max_tokens=20, **HOT).text())
+
+
+class LongTokens:
+    """Bytes, two tokens that llguidance would panic about, and an end."""
+
+    bos_id = None
+    tokens = [*(bytes([b]) for b in range(256)), b"x" * 1500, b"y" * 70_000, b""]
+    n_vocab = len(tokens)
+
+    def token_bytes(self, id: int) -> bytes:
+        return self.tokens[id]
+
+
+def test_tokens_too_long_for_the_library_are_left_out():
+    tokenizer: Any = LongTokens()
+    grammar = compile_grammar(tokenizer, {258}, regex="[x-z]*")
+    assert grammar is not None
+    assert list(grammar.start(0).allowed([ord("x")]).nonzero()[0]) == [*b"xyz", 258]
+
+
+def test_a_panic_is_an_error(model, monkeypatch):
+    """At compile time, and in the middle of an answer."""
+    class PanicException(BaseException):  # as PyO3 names it
+        pass
+
+    def panic(*given: Any) -> Any:
+        raise PanicException("assertion failed:\n x <= 3")
+    answer = model.generate("x", regex="a+", max_tokens=5, ignore_eos=False, **HOT)
+    pieces = iter(answer)
+    next(pieces)
+    monkeypatch.setattr(grammar_module, "allowed_ids", panic)
+    with pytest.raises(OptionError, match=r"the grammar cannot be followed: the library gave up \(assertion failed: x <= 3\)"):
+        list(pieces)
+    with pytest.raises(OptionError, match="^regex: it cannot be compiled: the library gave up"):
+        model.generate("x", regex="a+b")
 
 
 def test_a_constraint_follows_history_backwards(model):

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, Mo
 
     def cached(path: Any = "demo", *, context: int | None = None, progress: Any = None, note: Any = None, **options: Any) -> Model:
         key = str(context)
-        assert engine.resolve(path).resolve() == DEMO and not {k for k, v in options.items() if v is not None} - {"threads"}
+        assert engine.resolve(path).resolve() == DEMO.resolve() and not {k for k, v in options.items() if v is not None} - {"threads"}
         if key not in loaded:
             loaded[key] = load("demo", context=context)
         loaded[key].speculate = True
@@ -143,6 +143,13 @@ def test_examples_run(page, folder, monkeypatch):
         else:
             assert language in ("text", "json"), f"{page}: is a block in {language} an example?"
     assert ran >= 2
+
+
+def test_the_readmes_python_runs(folder, monkeypatch):
+    found = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert found
+    for text in found:
+        assert len(python(text, "", monkeypatch)) > 100
 
 
 def test_an_example_that_fails_is_seen(folder, monkeypatch):

@@ -252,7 +252,7 @@ def test_disk_full(server: Hub, monkeypatch: pytest.MonkeyPatch):
     assert server.bodies()[1].startswith("bytes=5")
     monkeypatch.setattr(hub_client.shutil, "disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 1 << 20})())
     server.repos["org/large"] = {"l.gguf": bytes(3 << 20)}
-    with pytest.raises(FileError, match="has 1 MiB free, but org/large: l.gguf needs 3 MiB: make room"):
+    with pytest.raises(FileError, match="has 1.0 MB free, but org/large: l.gguf needs 3.1 MB: make room"):
         model_file("hf:org/large")
 
 
@@ -358,7 +358,7 @@ def test_killed(server: Hub, tmp_path: Path):
     server.repos["org/zeros"] = {"zeros.gguf": content}
     server.stall = (20 << 20, threading.Event())
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "c"), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "llamina", "inspect", "hf:org/zeros"]
+    command = [sys.executable, "-m", "llamina", "tokenize", "hf:org/zeros", "x"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         for _ in range(600):
             found = list((tmp_path / "c").rglob("*.incomplete"))

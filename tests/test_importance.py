@@ -48,7 +48,7 @@ def test_observing_does_not_change_the_logits(demo):
     from llamina.engine.run.runtime import Feed
     ids = demo.tokenize(TEXT)[:20]
     logits = []
-    for observe in (None, lambda layer, taps: None):
+    for observe in (None, {site: lambda rows: None for site in demo.config.sites()}):
         sequence = demo.runtime.new_sequence()
         logits.append(demo.runtime.step([Feed(sequence, ids, "all")], observe))
         sequence.close()

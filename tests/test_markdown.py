@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,13 @@ def test_it_is_styled() -> None:
     for looks in r"\x1b\[1m# T", r"\x1b\[1mb\x1b", r"\x1b\[36mc\x1b", r"\x1b\[[0-9;]*[39]\dmdef":
         assert re.search(looks, page), looks
     assert "| b                | 22  | more cells |" in re.sub(r"\x1b\[[0-9;]*m", "", page)
+
+
+@pytest.mark.parametrize("text", ["`", "**a ", "~~a ", "``a` ", "__a ", "*", "_a", "**a*", "- ", ">", "|", "~"])
+def test_no_line_takes_long(text: str) -> None:
+    start = time.perf_counter()
+    page = screen(text * (9000 // len(text)), 80, 10_000)
+    assert letters(page) == letters(text * (9000 // len(text))) and time.perf_counter() - start < 2
 
 
 def test_lists_hang() -> None:

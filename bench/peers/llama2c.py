@@ -15,19 +15,19 @@ import numpy as np
 
 from ...engine.architectures.config import ModelConfig
 from ...engine.gguf.file import GGUFFile, open_gguf
-from ...engine.run.weights import LAYER_MATRICES
 from ...kernels.formats import registry
 from .child import PeerError
 
 FLAGS = ("-Ofast", "-march=native", "-fopenmp")
 LAYER_ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up")
 GROUP = 32
-assert sorted(LAYER_ORDER) == sorted(LAYER_MATRICES)
 
 
 def export(gguf: GGUFFile, target: Path, int8: bool) -> None:
     """Write the file that llama2c.c reads. PeerError: a model of a kind that it does not compute."""
     c = ModelConfig.from_gguf(gguf)
+    if c.architecture != "llama" or any(m.bias for m in c.matrices()):
+        raise PeerError("llama2.c computes Llama models without biases")
     if c.head_dim * c.n_heads != c.dim or (int8 and (c.dim % GROUP or c.ffn_dim % GROUP)):
         raise PeerError("llama2.c computes heads that fill the width, and int8 in groups of 32 columns")
     names = ["token_embd.weight", *(f"blk.{i}.{m}.weight" for i in range(c.n_layers) for m in LAYER_ORDER)]

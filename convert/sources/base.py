@@ -75,6 +75,7 @@ class SourceFile(StableFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.kept: tuple[int, bytes] | None = None
+        refuse_pointer(path, self.read(0, min(200, self.size)))
 
     def close(self) -> None:
         self.kept = None

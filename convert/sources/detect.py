@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...engine.errors import FileError, FormatError, OptionError
+from ...engine.files import paths
 from ...engine.gguf.header import quote, refuse_pointer
+from ...engine.home.library import is_hub_name
 from ...engine.model import resolve
 from .base import Source
 
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")
 
 
+@paths("the source")
 def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer: str | os.PathLike[str] | None = None,
                 progress: Callable[[str, int, int], None] | None = None) -> Source:
     """Open a checkpoint: a Hugging Face or Meta folder, a .safetensors, PyTorch, llama2.c or GGUF file, "demo", or "hf:org/repo" (engine/home/hub.py), which
@@ -25,7 +28,7 @@ def open_source(path: str | os.PathLike[str], kind: str | None = None, tokenizer
     name = os.fspath(path)
     if kind is not None and kind not in KINDS:
         raise OptionError(f"source kind {quote(kind)} is unknown, expected one of {', '.join(KINDS)}")
-    if isinstance(name, str) and name.startswith("hf:"):
+    if isinstance(name, str) and is_hub_name(name):
         from ...engine.home.hub import checkpoint
         local, listing = checkpoint(name, progress)
         source = open_source(local, kind, tokenizer)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling, llama_config
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from .base import Fields
@@ -59,7 +59,7 @@ class _Config:
         self.check_window(context)
         scaling, base, factors = self.rope(context, head_dim)
         tied = f.get("tie_word_embeddings", bool, False)
-        return ModelConfig(
+        return llama_config(
             name=self.name, n_layers=f.integer("num_hidden_layers", MAX_LAYERS), dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
             ffn_dim=f.integer("intermediate_size", MAX_WIDTH), n_vocab=f.integer("vocab_size", 1 << 30), context_length=context,
             rms_eps=f.number("rms_norm_eps", 1e-6), rope_dim=head_dim, rope_base=base, rope_scaling=scaling, rope_freq_factors=factors is not None,

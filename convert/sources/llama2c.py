@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling, llama_config
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from .base import Rows, Source, SourceFile, Stored, assemble
 from .vocabulary import Vocab, read_vocabulary_file
@@ -105,7 +105,7 @@ class _Reader:
         if dim % n_heads or n_heads % n_kv_heads or dim // n_heads % 2:
             self.fail(f"header fields dim {dim}, n_heads {n_heads}, n_kv_heads {n_kv_heads} do not divide each other")
         head_dim = dim // n_heads
-        return ModelConfig(
+        return llama_config(
             name=self.path.stem, n_layers=n_layers, dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, ffn_dim=ffn_dim, n_vocab=n_vocab,
             context_length=context, rms_eps=RMS_EPS, rope_dim=head_dim, rope_base=ROPE_BASE, rope_scaling=RopeScaling(), rope_freq_factors=False,
             tied_output=tied), version, group

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling, llama_config
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
@@ -121,7 +121,7 @@ def _config(fields: Fields, folder: Path, shards: list[dict[str, Stored]]) -> tu
     if window is not None and window < context:
         raise UnsupportedError(f"{f.path}: needs sliding windows, which llamina lacks: sliding_window = {window} of context {context}; "
                                f"without the field, and with max_seq_len {window}, the model is the same within {window} positions")
-    return ModelConfig(
+    return llama_config(
         name=folder.resolve().name, n_layers=n_layers, dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
         ffn_dim=min(held["layers.0.feed_forward.w1.weight"].shape[0] * n_shards, MAX_WIDTH), n_vocab=n_vocab, context_length=context,
         rms_eps=f.number("norm_eps", 1e-5), rope_dim=head_dim, rope_base=base, rope_scaling=RopeScaling(), rope_freq_factors=factors is not None,

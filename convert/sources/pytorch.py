@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, RopeScaling, llama_config
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from ..names import from_hf, from_meta, to_meta, without_effect
@@ -58,7 +58,7 @@ def _llama2c(path: Path, file: SourceFile, tensors: Mapping[str, Stored], rest: 
     tied = "output.weight" not in found or _same(tensors["output.weight"], tensors["tok_embeddings.weight"])
     if tied:
         found.pop("output.weight", None)
-    config = ModelConfig(
+    config = llama_config(
         name=path.stem, n_layers=fields.integer("model_args.n_layers", MAX_LAYERS), dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=dim // n_heads,
         ffn_dim=min(found["blk.0.ffn_gate.weight"].shape[0], MAX_WIDTH), n_vocab=n_vocab,
         context_length=fields.integer("model_args.max_seq_len", MAX_CONTEXT, 2048), rms_eps=fields.number("model_args.norm_eps", RMS_EPS),

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, LlaminaError, OptionError
-from ..sampling.sampler import SamplingOptions, TokenLogprob
+from ..sampling.sampler import SamplingOptions, TokenLogprob, with_texts
 from . import session
 from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 
@@ -85,7 +85,7 @@ def _build(model: Model, found: session.Session, take: session.Reader) -> Genera
     g._sampler.restore(len(window) + g._dropped, {"mu": float(sampler["mu"])} if "mu" in sampler else {})
     g._stops.held = take("held", str)
     g._banned.restore(take("banned", dict))
-    g.logprobs = [TokenLogprob(int(id), float(p), [(int(i), float(q)) for i, q in top]) for id, p, top in take("found", list)]
+    g.logprobs = [with_texts(TokenLogprob(int(id), float(p), [(int(i), float(q)) for i, q in top]), model.tokenizer) for id, p, top in take("found", list)]
     g._decoder = g._stream(g.history) if ids else None
     if g.finish_reason is None:
         g._sequence = session.restore(found, model)

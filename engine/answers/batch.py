@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError, quoted
+from ..sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -40,17 +41,26 @@ class Request:
     (`samples` among them)."""
 
     prompt: Any
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | SamplingOptions = field(default_factory=dict)
 
 
-@dataclass
+class Text(str):
+    """A str that may also be called, so that `answer.text()` works for a Result as for a Generation."""
+
+    def __call__(self) -> str:
+        return str(self)
+
+
+@dataclass(repr=False)
 class Result:
-    """One finished answer. index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
+    """One finished answer. `result.text()`, as of a Generation, is the same as `result.text`; print(result) shows it.
+
+    index: of its prompt, from 0 on; sample: of the answers to that prompt. error: why there is no (whole) answer; then `text` and
     `ids` are what there was before, and `stats` is None if it never began."""
 
     index: int
     sample: int
-    text: str = ""
+    text: Text = Text("")
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -58,6 +68,21 @@ class Result:
     """Of an answer to messages: {"role": "assistant", "content": …, "tool_calls": …}."""
     stats: Stats | None = None
     error: LlaminaError | None = None
+
+    def __post_init__(self) -> None:
+        self.text = Text(self.text)
+
+    def __str__(self) -> str:
+        return str(self.text)
+
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= 60 else self.text[:60] + "…"
+        return f"<llamina.Result {self.index}.{self.sample} {str(shown)!r}, {f'error: {self.error}' if self.error else self.finish_reason}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from .display import results_html
+        return results_html([self])
 
 
 class _Prompt:
@@ -97,6 +122,8 @@ class Batch(Iterator[Result]):
         self._n_kept, self._turn = 0, 0
         self._counts: dict[int, int] = {}  # prompt -> answers, when ordered
         self._exhausted = False
+        self.shown = Results()
+        """Those that a notebook has shown instead of handing them out."""
 
     def __next__(self) -> Result:
         try:
@@ -160,7 +187,9 @@ class Batch(Iterator[Result]):
         try:
             prompt, samples, options = given, self._samples, dict(self._options)
             if isinstance(given, Request):
-                prompt, own = given.prompt, dict(given.options)
+                prompt, own = given.prompt, {} if isinstance(given.options, SamplingOptions) else dict(given.options)
+                if isinstance(given.options, SamplingOptions):
+                    own = {"options": given.options}
             elif isinstance(given, Mapping):
                 own = dict(given)
                 if ("prompt" in own) == ("messages" in own):
@@ -173,7 +202,7 @@ class Batch(Iterator[Result]):
         except Exception as error:
             self._finish(Result(index, 0, error=own_error(error)))
             return
-        if samples > 1 and options.get("seed") is None:
+        if samples > 1 and _seed(options) is None:
             options["seed"] = secrets.randbits(32)
         self._counts[index] = samples
         self._open.append(_Prompt(index, prompt, options, samples, sample_index))
@@ -184,7 +213,7 @@ class Batch(Iterator[Result]):
             try:
                 make = self._model.chat if is_conversation(prompt.prompt) else self._model.generate
                 prompt.next = make(prompt.prompt, sample_index=prompt.sample_index + sample, **prompt.options)
-            except TypeError as error:  # an option that doesn't exist
+            except TypeError as error:  # most likely an option that doesn't exist
                 raise OptionError(f"prompt {prompt.index}: {error}") from None
         generation = prompt.next
         if prompt.sequence is not None and prompt.row is not None:
@@ -229,11 +258,11 @@ class Batch(Iterator[Result]):
             if generation.finish_reason is None:
                 answer.job = job
                 return
+            result = self._result(answer, None)
         except Exception as error:
             generation.close()
-            self._finish(self._result(answer, own_error(error)))
-        else:
-            self._finish(self._result(answer, None))
+            result = self._result(answer, own_error(error))
+        self._finish(result)
         if answer.prompt.leader is generation:  # it ended before its prompt was computed: each of the others begins by itself
             answer.prompt.leader = None
         self._live.remove(answer)
@@ -249,7 +278,8 @@ class Batch(Iterator[Result]):
     @staticmethod
     def _result(answer: _Answer, error: LlaminaError | None) -> Result:
         g = answer.generation
-        return Result(answer.prompt.index, answer.sample, g.so_far, g.ids, None if error else g.finish_reason, g.logprobs, g.message, g.stats, error)
+        message = None if error else g.message
+        return Result(answer.prompt.index, answer.sample, Text(g.so_far), g.ids, None if error else g.finish_reason, g.logprobs, message, g.stats, error)
 
     def _finish(self, result: Result) -> None:
         if not self._ordered:
@@ -264,6 +294,15 @@ class Batch(Iterator[Result]):
             self._results += [samples[i] for i in sorted(samples)]
             del self._counts[self._turn]
             self._turn += 1
+
+    def all(self) -> Results:
+        """Run to the end: the results that are left, in a list that notebooks show as a table."""
+        return Results(self)
+
+    def _ipython_display_(self) -> None:
+        """A notebook's cell that ends in a batch shows its table, which grows; the results are in `.shown` afterwards."""
+        from .display import stream_results
+        self.shown = stream_results(self)
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 
@@ -286,6 +325,21 @@ class Batch(Iterator[Result]):
     def __del__(self) -> None:
         if hasattr(self, "_exhausted"):
             self.close()
+
+
+def _seed(options: Mapping[str, Any]) -> Any:
+    """What a prompt's options say about it, one by one or together."""
+    together = options.get("options")
+    found = together.seed if isinstance(together, SamplingOptions) else together.get("seed") if isinstance(together, Mapping) else None
+    return options["seed"] if options.get("seed") is not None else found
+
+
+class Results(list[Result]):
+    """A list of results that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from .display import results_html
+        return results_html(self)
 
 
 def own_error(error: BaseException) -> LlaminaError:
@@ -311,3 +365,10 @@ def check_samples(n: Any) -> int:
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise OptionError(f"samples must be a whole number above 0, found {quoted(n)}")
     return int(n)
+
+
+def check_sample_index(index: Any) -> int:
+    """OptionError unless it is a whole number from 0 on, below 2**64."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 1 << 64:
+        raise OptionError(f"sample_index must be a whole number from 0 to 2**64 - 1, found {quoted(index)}")
+    return int(index)

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, LlaminaError, OptionError, why
+from ..files import open_regular, reason, shown
 from ..sampling.options import MAX_SEED, SamplingOptions
-from .batch import LIVE
+from .batch import LIVE, own_error
 
 if TYPE_CHECKING:
     from ..model import Model
     from .batch import Result
     from .batch_journal import Journal
+    from .batch_stream import RecordStream
 
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
@@ -34,6 +36,7 @@ OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ig
 """What a line may say about its own answer."""
 _WHAT = ("id", "prompt", "messages", "tools")
 _CHUNK = 1 << 16
+_LONGEST_ERROR = 2000
 
 
 @dataclass
@@ -76,8 +79,8 @@ def count_lines(path: Path) -> tuple[int, str]:
 
 def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> Iterator[tuple[int, bytes]]:
     """(number, line) with no more than MAX_LINE bytes (+ 1, which tells) of each."""
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path, "a file of prompts, which is read twice") as file:
+        try:
             number = 0
             while raw := file.readline(MAX_LINE + 1):
                 seen(raw)
@@ -89,16 +92,16 @@ def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> It
                     seen(rest)
                 yield number, raw
                 number += 1
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        except OSError as error:
+            raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
 def fingerprint(path: Path) -> str:
     """Tells models apart: SHA-256 over a file's size, its first MiB, and 64 pieces of 64 KiB spread over it. A whole digest would take seconds a start."""
     try:
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with open(path, "rb") as file:
+        with open_regular(path, "a model") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
             digest.update(file.read(1 << 20))
             for i in range(64):
                 file.seek(size * i // 64)
@@ -114,7 +117,7 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     if len(raw) > MAX_LINE:
         raise OptionError(f"is longer than {MAX_LINE} bytes")
     try:
-        found = json.loads(raw.decode())
+        found = json.loads(raw.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise OptionError(f"is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X})") from None
     except (ValueError, RecursionError) as error:
@@ -124,6 +127,10 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     if not isinstance(found, dict):
         raise OptionError(f'must be a text or an object with "prompt" or "messages", found {type(found).__name__}')
     id = found.pop("id", None)
+    try:
+        json.dumps(id, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise OptionError('"id" is nothing that can be written again') from None
     try:
         options = {name: value for name, value in found.items() if name not in _WHAT}
         unknown = next((name for name in options if name not in OPTIONS), None)
@@ -150,12 +157,18 @@ def parse_line(raw: bytes, number: int, at: int, chat: bool = False, system: str
     return Line(number, at, at + 1 if id is None else id, prompt, messages, found.get("tools"), options)
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
 
-    def __init__(self, model: Model, source: Path, journal: Journal, lines: int, digest: str, options: Mapping[str, Any], *, seed: int | None = None,
-                 kv: str | None = None, chat: bool = False, system: str | None = None, parallel: int | None = None) -> None:
+    def __init__(self, model: Model, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *,
+                 seed: int | None = None, kv: str | None = None, chat: bool = False, system: str | None = None,
+                 parallel: int | None = None, template: str | None = None) -> None:
+        """template: that was given instead of the model's own, for the journal."""
         assert set(options) <= set(OPTIONS), set(options) - set(OPTIONS)  # or every line would be an error
         self._model, self._source, self._journal, self._options = model, source, journal, dict(options)
         self._chat, self._system, self._parallel = chat, system, parallel
@@ -166,14 +179,14 @@ class BatchJob:
         self._ready: deque[tuple[int, dict[str, Any]]] = deque()  # records of lines that ask for nothing that can be done
         self._asked: dict[int, Line] = {}
         journal.begin({"input": digest, "model": fingerprint(model.path), "context": model.context, "kv": kv, "chat": chat, "system": system,
-                       "options": self._options, "seed": self.seed})
+                       "options": self._options, "seed": self.seed, **({"template": template} if template is not None else {})})
 
     def run(self) -> Iterator[Progress]:
         """Journal every record, then write the output. FileError; ClosedError; whatever stops it, the journal stays."""
         with self._model.generate_many(self._requests(), live=self._parallel or LIVE) as results:
             for result in results:
                 line = self._asked.pop(result.index)
-                self._journal.add(line.number, self._record(line, result))
+                self._keep(line, result)
                 self._tokens += len(result.ids)
                 self._keep_ready()
                 yield self.progress
@@ -191,6 +204,15 @@ class BatchJob:
         while self._ready:
             self._journal.add(*self._ready.popleft())
 
+    def _keep(self, line: Line, result: Result) -> None:
+        """Its record; one of an error if what the answer holds can't be a record."""
+        try:
+            self._journal.add(line.number, self._record(line, result))
+        except FileError:
+            raise
+        except Exception as error:
+            self._journal.add(line.number, self._error(line.at, None if isinstance(error, RecursionError) else line.id, own_error(error)))
+
     def _requests(self) -> Iterator[dict[str, Any]]:
         """What is left to do, in the input's order; numbers count lines that are not blank."""
         number, index = -1, 0
@@ -203,8 +225,10 @@ class BatchJob:
             try:
                 line = parse_line(raw, number, at, self._chat, self._system)
                 request = self._request(line)
-            except LlaminaError as error:
-                self._ready.append((number, self._error(at, getattr(error, "id", None), error)))
+            except FileError:
+                raise
+            except Exception as error:
+                self._ready.append((number, self._error(at, getattr(error, "id", None), own_error(error))))
                 if len(self._ready) > 1000:
                     self._keep_ready()
                 continue
@@ -224,9 +248,10 @@ class BatchJob:
                 from .chat_answer import chat_prompt
                 prompt, line.format, line.names = chat_prompt(self._model, line.messages, line.tools)
             SamplingOptions(**{name: value for name, value in options.items() if name in _SAMPLING})
-        except LlaminaError as error:
-            error.id = line.id  # type: ignore[attr-defined]
-            raise
+        except Exception as error:
+            found = own_error(error)
+            found.id = line.id  # type: ignore[attr-defined]
+            raise found from None
         return {"prompt": prompt, **options}
 
     def _record(self, line: Line, result: Result) -> dict[str, Any]:
@@ -243,12 +268,12 @@ class BatchJob:
         record |= {"finish_reason": result.finish_reason, "prompt_tokens": result.stats.prompt_tokens, "generated_tokens": len(result.ids),
                    "seed": result.stats.seed}
         if result.logprobs:
-            record["logprobs"] = [entry._asdict() for entry in result.logprobs]
+            record["logprobs"] = [entry.as_dict() for entry in result.logprobs]
         return record
 
     def _error(self, at: int, id: Any, error: LlaminaError) -> dict[str, Any]:
         self._errors += 1
-        return {"id": at + 1 if id is None else id, "line": at + 1, "error": str(error)}
+        return {"id": at + 1 if id is None else id, "line": at + 1, "error": str(error)[:_LONGEST_ERROR]}
 
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingOptions))

@@ -19,12 +19,13 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import FileError, FormatError, OptionError
-from ..files import NewFile, reason
+from ..files import NewFile, reason, shown
 
 SYNC_SECONDS = 5.0
 VERSION = 2
 """Of what a journal holds, and of the rules by which its answers were drawn: 2 numbers random numbers on across context shifts."""
 MAX_HEADER = 4 << 20
+MAX_RECORD = 1 << 28
 _BEGINNING = b'{"llamina_batch": '
 
 
@@ -32,23 +33,27 @@ class Journal:
     """A context manager. `done`: numbers of records it holds, from 0 on. FileError: output or journal can't be written, exists, or is in use."""
 
     def __init__(self, output: Path) -> None:
-        if output.is_dir():
-            raise FileError(f"{output}: is a directory: expected a file's name")
-        self.output, self.path = output, output.with_name(output.name + ".journal")
+        try:
+            if output.is_dir():
+                raise FileError(f"{shown(output)}: is a directory: expected a file's name")
+            self.output, self.path = output, output.with_name(output.name + ".journal")
+            begun = os.path.lexists(self.path)
+            exists = os.path.lexists(output)
+        except (OSError, ValueError) as error:
+            raise FileError(f"{shown(output)}: cannot be written ({reason(error)})") from None
         self._offsets: dict[int, tuple[int, int]] = {}
         self._file: io.FileIO | None = None  # unbuffered: what was written is the system's
         self._end, self._synced = 0, time.monotonic()
         self.header: dict[str, Any] | None = None
         """Of an earlier run that this one goes on with."""
-        begun = self.path.exists()
-        if begun and not self.path.is_file():
-            raise FileError(f"{self.path}: is not a regular file: move it away")
-        if output.exists() and not begun:
-            raise FileError(f"{output}: exists already: move it away, or choose another name")
+        if begun and (self.path.is_symlink() or not self.path.is_file()):
+            raise FileError(f"{shown(self.path)}: is not a regular file: move it away")
+        if exists and not begun:
+            raise FileError(f"{shown(output)}: exists already: move it away, or choose another name")
         try:
-            self._file = open(self.path, "r+b" if begun else "x+b", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file = open(self.path, "r+b" if begun else "x+b", buffering=0, opener=_open_no_link)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
-            raise FileError(f"{self.path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+            raise FileError(f"{shown(self.path)}: cannot be written ({reason(error)})") from None
         try:
             self._lock()
             self._read()
@@ -78,15 +83,21 @@ class Journal:
             raise OptionError(f"{self.path}: was begun with other {key} ({_brief(was)}, now {_brief(now)}): go on as it was begun, or remove it")
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Those it holds."""
+        """Those it holds. FormatError: one of them is none, though its checksum is right."""
         with open(self.path, "rb") as file:
-            for offset, length in self._offsets.values():
+            for number, (offset, length) in self._offsets.items():
                 file.seek(offset)
-                yield json.loads(file.read(length))
+                try:
+                    record = json.loads(file.read(length))
+                except (ValueError, RecursionError):
+                    record = None
+                if not isinstance(record, dict):
+                    raise FormatError(f"{shown(self.path)}: line {number} is no record of a batch job: move the file away, and the job begins anew")
+                yield record
 
     def add(self, number: int, record: Mapping[str, Any]) -> None:
         """Keep a record."""
-        text = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
         head = b"%d\t%08x\t" % (number, zlib.crc32(text))
         self._offsets[number] = (self._end + len(head), len(text))
         self._append(head + text + b"\n")
@@ -167,9 +178,9 @@ class Journal:
     def _entries(self, file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
         """(number, offset and length of the record, end of the line) up to the first line that is not whole."""
         end = self._end
-        for line in file:
+        while line := file.readline(MAX_RECORD):
             parts = line[:-1].split(b"\t", 2)
-            if not line.endswith(b"\n") or len(parts) != 3 or not parts[0].isdigit() or parts[1] != b"%08x" % zlib.crc32(parts[2]):
+            if not line.endswith(b"\n") or len(parts) != 3 or not parts[0].isdigit() or len(parts[0]) > 18 or parts[1] != b"%08x" % zlib.crc32(parts[2]):
                 return
             offset = end + len(line) - 1 - len(parts[2])
             end += len(line)
@@ -191,6 +202,10 @@ class Journal:
             with contextlib.suppress(OSError):  # not every file system can
                 os.fsync(self._file.fileno())
             self._synced = time.monotonic()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _brief(value: Any) -> str:

@@ -9,50 +9,76 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..model import Model, common_prefix
 from ..sampling.sampler import SamplingOptions
+from ..text.messages import normalise
 from . import session
 from .generation import Generation, check_max_tokens, check_stop
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..sampling.options import SamplingKeywords
+
+
+class ChatTurn(Generation):
+    """The answer to a turn of a `Chat`; .message is the answer as a message, as far as it is known."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        return {"role": "assistant", "content": self.so_far}
+
 
 class Chat:
-    """A conversation with a model; a context manager. `messages` is the history: {"role": "system" | "user" | "assistant", "content": str}."""
+    """A conversation with a model; a context manager. `messages` is the history: {"role": "system" | "user" | "assistant", "content": str}, with the last
+    answer once it has ended."""
 
     def __init__(self, model: Model, system: str | None = None) -> None:
         """Raises UnsupportedError or FormatError if the model has no usable chat template."""
         self.model, self.template = model, model.chat_template
         self._system = [] if system is None else [{"role": "system", "content": system}]
-        self.messages: list[dict[str, str]] = list(self._system)
+        self._messages: list[dict[str, str]] = list(self._system)
         self._sequence = model.runtime.new_sequence(cached=True)
         self._computed: list[int] = []  # ids whose keys and values the sequence holds, while no answer is open
-        self._answer: Generation | None = None
+        self._answer: ChatTurn | None = None
         self.left_out = 0
         """Messages after the system message that no longer fit into the context, and that the model doesn't see any more."""
 
     @in_default_floats
     def ask(self, text: str, *, max_tokens: int | None = None, stop: Any = (), ignore_eos: bool = False, json_schema: Any = None,
             regex: str | None = None, grammar: str | None = None, choices: Any = None, context_shift: bool = False,
-            **sampling: Any) -> Generation:
+            options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatTurn:
         """The answer to the user's next turn, as it comes. The turn before ends here, complete or not: what was shown of its answer stays in
         the history; a turn interrupted before its first word is forgotten. context_shift: when the context is full, the oldest turns are left out,
         and in the middle of an answer the older half of the text after the system message. Raises like `Model.generate`; then this turn is forgotten."""
         self._settle()
         messages = [*self.messages, {"role": "user", "content": text}]
         ids, left_out = self._encode(messages, context_shift)
-        options, limit, stops = SamplingOptions(**sampling), check_max_tokens(max_tokens), check_stop(stop)
+        chosen, limit, stops = SamplingOptions.of(options, sampling, "ask"), check_max_tokens(max_tokens), check_stop(stop)
         obey = self.model._grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
         keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
         self._sequence.truncate(keep)
         self._computed = self._computed[:keep]
-        self._answer = Generation(self.model, ids, options, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
-                                  ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey,
-                                  keep=self.model.system_tokens(messages) if context_shift else None)
-        self.messages, self.left_out = messages, left_out
+        self._answer = ChatTurn(self.model, ids, chosen, max_tokens=limit, stop=stops, stop_ids=frozenset(self.template.stop_ids),
+                                ignore_eos=ignore_eos, sequence=self._sequence, grammar=obey,
+                                keep=self.model.system_tokens(messages) if context_shift else None)
+        self._messages, self.left_out = messages, left_out
         return self._answer
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        answer = self._answer
+        if answer is not None and answer.finish_reason is not None and (answer.so_far or answer.finish_reason != "interrupted"):
+            self._settle()  # an interrupted question without an answer stays until something is done with it
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: list[dict[str, str]]) -> None:
+        self._messages = messages
 
     def _encode(self, messages: list[dict[str, str]], shift: bool) -> tuple[list[int], int]:
         """(the ids of a conversation, how many messages are left out of them); shift: if they don't fit, the oldest turns are left out, so that half of the
@@ -104,7 +130,7 @@ class Chat:
 
     def undo(self) -> str | None:
         """Take the last question and its answer back -> the question; None if nothing was asked."""
-        before = self.messages[-1:]
+        before = self._messages[-1:]
         self._settle()
         if before and before[0]["role"] == "user" and self.messages[-1:] != before and (len(self.messages) < 2 or self.messages[-2] is not before[0]):
             return before[0]["content"]  # interrupted before the first word of its answer, hence forgotten already
@@ -124,12 +150,13 @@ class Chat:
 
     def restore(self, messages: Any) -> None:
         """Go on with another conversation, e.g. a saved one. OptionError unless they are a list of {"role", "content"} texts."""
-        if not isinstance(messages, list) or not all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
-            raise OptionError('a conversation must be a list of {"role": ..., "content": ...} with texts')
+        try:
+            found = normalise(messages)
+        except OptionError as error:
+            raise OptionError(f'a conversation must be a list of {{"role": ..., "content": ...}} with texts: {error}') from None
         self._settle()
         self.left_out = 0
-        self.messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+        self.messages = [{"role": m["role"], "content": m["content"]} for m in found]
         self._system = [m for m in self.messages[:1] if m["role"] == "system"]
 
     def settled(self) -> list[dict[str, str]]:
@@ -145,9 +172,9 @@ class Chat:
         answer.close()
         self._computed = answer.window[:self._sequence.length]
         if answer.so_far or answer.finish_reason != "interrupted":
-            self.messages.append({"role": "assistant", "content": answer.so_far})
+            self._messages.append({"role": "assistant", "content": answer.so_far})
         else:
-            self.messages.pop()
+            self._messages.pop()
 
     def close(self) -> None:
         """Give the KV pages back. Harmless twice."""

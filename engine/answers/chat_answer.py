@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, UnsupportedError
+from ..text.messages import normalise
 from ..text.tool_calls import ToolCall, Visible, calls_before, check_tools, parse, tool_format, written_ids
 from .generation import Generation
 
@@ -24,9 +25,7 @@ def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, templa
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
         raise OptionError("there are no messages to answer")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & set(message):
-            raise OptionError(f'messages[{i}] must be an object with "role" and "content"')
+    messages = normalise(messages, template.sources)
     if not tools:
         return template.encode(messages, **extra), None, []
     extra["tools"] = checked = check_tools(tools)

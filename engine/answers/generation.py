@@ -39,6 +39,7 @@ class Generation:
     """An iterator over pieces of text (never empty, whole UTF-8 characters), made by `Model.generate`.
 
     .ids: tokens generated so far, without the end-of-sequence token that ended them; .text(): runs to the end, all pieces as one string.
+    It can be iterated again when it has ended; str() and print() run to the end, too.
     .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
     prompt that fills it exactly still gives one token), "interrupted" (closed early, or an exception, which was passed on). .stats: see `Stats`.
     .logprobs: if asked for, a TokenLogprob for each of .ids.
@@ -94,6 +95,7 @@ class Generation:
         self._row: np.ndarray | None = None  # the next token's logits, if they are known
         self._decoder: StreamDecoder | None = None
         self._pieces: list[str] = []
+        self._exhausted = False  # iterated to its end
         self._steps, self._kv_bytes = 0, 0
         self._since: float | None = None
         self._prompt_seconds, self._generate_seconds = 0.0, 0.0
@@ -101,7 +103,7 @@ class Generation:
     # -- iteration ------------------------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[str]:
-        return self
+        return iter(list(self._pieces)) if self._exhausted else self  # a second iteration begins anew
 
     def __next__(self) -> str:
         try:
@@ -114,6 +116,7 @@ class Generation:
         except BaseException:
             self._finish("interrupted")
             raise
+        self._exhausted = True
         raise StopIteration
 
     def prepare(self) -> Job | None:
@@ -147,7 +150,7 @@ class Generation:
                                   self._constraint.allowed(self.history) if self._constraint else None)
         ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
         if self._n_logprobs is not None and not ends:
-            self.logprobs.append(token_logprob(logits, id, self._n_logprobs))
+            self.logprobs.append(token_logprob(logits, id, self._n_logprobs, self._model.tokenizer))
         self._count(time.perf_counter() - since)
         return self._give(self._finish("eos") if ends else self._accept(id))
 
@@ -323,6 +326,9 @@ class Generation:
             pass
         return self.so_far
 
+    def __str__(self) -> str:
+        return self.text()
+
     @property
     def stats(self) -> Stats:
         prompt_tokens = len(self._prompt)
@@ -348,6 +354,11 @@ class Generation:
             self._speculator.stop(self._sequence, self.window)
             self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
         session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
+
+    def _ipython_display_(self) -> None:
+        """A notebook's cell that ends in an answer streams it."""
+        from .display import stream
+        stream(self)
 
     def _repr_html_(self) -> str:
         """For notebooks."""

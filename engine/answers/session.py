@@ -21,6 +21,7 @@ from ...kernels import ARITHMETIC_VERSION
 from ...kernels.elementwise import PAGE
 from ..errors import FileError, FormatError, OutOfMemoryError
 from ..files import new_file, open_regular, reason, shown, writing
+from ..units import size
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -54,7 +55,7 @@ def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str,
               "pages": len(pages), "ids": ids, "state": state}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
-        raise FileError(f"{target}: the session's text has {len(raw) >> 20} MiB, at most {MAX_HEADER >> 20} are written")
+        raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
     head = MAGIC + len(raw).to_bytes(8, "little") + raw
     with writing(target, "the session"), new_file(target, private=True) as new:
         new.file.write(head + blake2b(head, digest_size=_DIGEST).digest())
@@ -77,10 +78,13 @@ def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
 
 def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Session:
     def damaged(why: str) -> FormatError:
-        return FormatError(f"{path}: is not a session of llamina, or a damaged one ({why}): delete it to begin anew")
+        return FormatError(f"{path}: is a damaged session ({why}): move it away to begin anew")
     head = file.read(len(MAGIC) + 8)
+    if head[:1] in (b"{", b"["):
+        raise FormatError(f"{path}: is no session but JSON, perhaps a conversation that /save wrote: for that, start a chat without --session and type "
+                          f"/load {path}")
     if head[:len(MAGIC)] != MAGIC or len(head) != len(MAGIC) + 8:
-        raise damaged("it begins with other bytes")
+        raise FormatError(f"{path}: is not a session of llamina (it begins with other bytes): choose another file")
     length = int.from_bytes(head[len(MAGIC):], "little")
     if length > min(MAX_HEADER, size):
         raise damaged(f"its header would have {length} bytes")

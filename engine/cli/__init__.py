@@ -18,17 +18,18 @@ import signal
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
 
 from ... import __version__
-from ..errors import LlaminaError, one_line
+from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "serve": ".serve",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
@@ -44,6 +45,10 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(COMMANDS[cmd_name], __name__).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from .help import format_commands
+        format_commands(self, ctx, formatter)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Here the command is known and not yet parsed: what the environment and the settings file say becomes its defaults."""
@@ -74,9 +79,10 @@ def llamina() -> None:
 
     \b
     Examples:
-      llamina generate -p "Once upon a time"          the demo model that comes with the package
-      llamina generate model.gguf -p "Once" -n 200 --temperature 0.8 --seed 7
-      llamina chat model.gguf
+      llamina generate -p "Once upon a time"
+      llamina pull TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M
+      llamina chat tinyllama
+      llamina chat tinyllama "Why is the sky blue?"
     """
 
 
@@ -84,15 +90,20 @@ OVERVIEW = """\
 llamina runs Llama-family language models on this CPU, offline and exact.
   llamina generate -p "Once upon a time"      continue a text (the demo model)
   llamina chat MODEL                          talk with a model
+  llamina chat MODEL "Why is the sky blue?"   ask it one question
+  llamina pull org/repo:Q4_K_M                fetch a model; list shows them
+  llamina inspect MODEL                       whether it runs, with what memory
   llamina batch in.jsonl -o out.jsonl         many prompts at once, resumable
-  llamina pull hf:org/repo:Q4_K_M             fetch a model; list shows them
   llamina convert FOLDER m.gguf --type q4_0   make a GGUF file of a checkpoint
-  llamina inspect MODEL                       what a file holds, how it runs
-  llamina perplexity MODEL text.txt           how well it predicts a text
   llamina bench MODEL                         how fast it is on this machine
 MODEL: a .gguf file, a name, or demo.         More: llamina COMMAND --help
 """
 """What `llamina` alone says."""
+
+
+def _tell(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """A warning as a line of ours, without where in the source it was raised."""
+    sys.stderr.write(_wrapped(f"llamina: {message}\n"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(_wrapped(OVERVIEW))
             sys.stdout.flush()
             return 0
-        with _leaving_when_told(), llamina.make_context("llamina", argv, obj=state) as ctx:
+        with _leaving_when_told(), warnings.catch_warnings(), llamina.make_context("llamina", argv, obj=state) as ctx:
+            warnings.showwarning = _tell
             code = llamina.invoke(ctx)
             sys.stdout.flush()
             return code or 0
@@ -130,9 +142,13 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error.format_message() + hint, error.exit_code, state["debug"])
     except LlaminaError as error:
         return _fail(str(error), error.exit_code, state["debug"])
-    except MemoryError:
-        return _fail("out of memory: use a smaller context (--context) or a smaller quantisation", 1, state["debug"])
     except Exception as error:
+        if is_memory(error):
+            return _fail(f"out of memory: {NO_MEMORY}", 1, state["debug"])
+        from ..files import is_path_error, reason, shown
+        if is_path_error(error):
+            name = getattr(error, "filename", None)
+            return _fail(f"{shown(name) if name is not None else 'a path'}: cannot be used ({reason(error)})", 1, state["debug"])
         if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_output()
             return _fail(f"standard output: cannot be written ({error.strerror})", 1, state["debug"])
@@ -191,6 +207,10 @@ def _wrapped(text: str) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print("llamina: error:", one_line(message), file=sys.stderr)
+    line = f"llamina: error: {LlaminaError(one_line(message))}"
+    if sys.stderr.isatty():
+        from .progress import wrapped
+        line = wrapped(line)
+    print(line, file=sys.stderr)
     return code
 

@@ -1,9 +1,10 @@
-"""What a conversation understands besides questions: /help, /system, /reset, /undo, /retry, /save, /load, /stats, /set.
+"""What a conversation understands besides questions: /help, /system, /reset, /undo, /retry, /save, /load, /stats, /set, /exit.
 
     line -> Commands.run(line) -> done, or a question to ask again (/retry); everything it says goes to stderr
 """
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,23 @@ if TYPE_CHECKING:
     from ..answers.generation import Generation
 
 MAX_FILE = 64 << 20
+SESSION = b"LLAMINA"
+"""What files of --session begin with."""
+ALIASES = {"clear": "reset", "?": "help", "quit": "exit", "bye": "exit", "q": "exit"}
+
+
+class Leave(Exception):
+    """/exit: the conversation ends."""
 
 
 class Commands:
     """The slash commands of one conversation. `options` is what questions are asked with: max_tokens, stop, and the sampling options."""
 
-    def __init__(self, chat: Chat, options: dict[str, Any], say: Callable[[str], None] | None = None) -> None:
-        self.chat, self.options = chat, options
+    def __init__(self, chat: Chat, options: dict[str, Any], say: Callable[[str], None] | None = None, verbose: bool = False) -> None:
+        self.chat, self.options, self.verbose = chat, options, verbose
+        self._given = dict(options)
         self.last: Generation | None = None
-        self._say = say or (lambda text: tell(text, 11))
+        self._say = say or (lambda text: tell(text, 11 if text.startswith("  ") else 2))
         self._file: Path | None = None  # saved to or loaded from: may be written over
         self._retries = 0
 
@@ -43,12 +52,14 @@ class Commands:
         return self.last
 
     def run(self, line: str) -> Generation | None:
-        """Do what a line that begins with "/" says -> the answer to print, if that leads to one. Errors are said, not raised."""
-        name, _, rest = line[1:].partition(" ")
-        name = {"clear": "reset", "?": "help"}.get(name, name)
+        """Do what a line that begins with "/" says -> the answer to print, if that leads to one. Errors are said, not raised. Raises Leave."""
+        name, *more = line[1:].split(None, 1) if line[1:2].strip() else [""]
+        name, rest = ALIASES.get(name.lower(), name.lower()), more[0] if more else ""
         try:
             if name not in _ORDER:
-                raise OptionError(f"/{name} is not a command: /help lists them (a question can't begin with a slash; put a space before it)")
+                like = difflib.get_close_matches(name, (*_ORDER, *ALIASES), 1)
+                hint = f"did you mean /{like[0]}?" if like else "/help lists them"
+                raise OptionError(f"/{one_line(name)[:40]} is not a command: {hint} (for a question that begins with a slash put a space before it)")
             return getattr(self, "_" + name)(rest.strip())
         except LlaminaError as error:
             self._say(f"llamina: {one_line(str(error))}")
@@ -64,14 +75,17 @@ class Commands:
         """TEXT: instructions that stand before the conversation; - takes them away, nothing shows them"""
         if rest:
             self.chat.instruct(None if rest == "-" else rest)
+            self._say("the instructions are gone" if rest == "-" else f"from now on: {one_line(rest)}")
             return
         messages = self.chat.messages
         self._say(messages[0]["content"] if messages and messages[0]["role"] == "system" else "(no instructions)")
 
     def _reset(self, rest: str) -> None:
         """forget the conversation, keep the instructions (also /clear)"""
+        n = len(self.chat.settled())
         self.chat.clear()
         self.last = None
+        self._say(f"forgot {_messages(n - len(self.chat.messages))}")
 
     def _undo(self, rest: str) -> None:
         """take the last question and its answer back"""
@@ -112,6 +126,12 @@ class Commands:
         except (OSError, ValueError):
             pass
         try:
+            with open(path, "rb") as file:
+                if file.read(len(SESSION)) == SESSION:
+                    raise FileError(f"{path}: was kept by --session: go on with it by llamina chat MODEL --session {path}")
+        except (OSError, ValueError):
+            pass  # told by what follows
+        try:
             data = json.loads(read_text(str(path)))
         except (ValueError, RecursionError):
             raise FileError(f"{path}: is not a saved conversation (JSON)") from None
@@ -129,37 +149,55 @@ class Commands:
 
     def _set(self, rest: str) -> None:
         """NAME VALUE: change an option, e.g. /set temperature 0.2; nothing shows them all"""
-        name, _, value = rest.partition(" ")
-        name = name.lstrip("-").replace("-", "_")
+        name, *more = rest.split(None, 1) or [""]
+        name, _, joined = name.partition("=")  # /set temperature=0.2, too
+        name, value = name.lstrip("-").replace("-", "_").lower(), " ".join(part for part in (joined, *more) if part).strip()
         if not name:
-            self._say("  ".join(f"{key} {json.dumps(value)}" for key, value in self.options.items()))
+            width = max(map(len, self.options))
+            for key, now in self.options.items():
+                self._say(f"  {key:{width}}  {_shown(now)}" + (f"  (at first {_shown(self._given[key])})" if now != self._given[key] else ""))
             return
         if name not in self.options:
-            raise OptionError(f"there is no option {name}: {', '.join(self.options)}")
-        if not value.strip():
-            raise OptionError(f"/set {name} needs a value")
+            like = difflib.get_close_matches(name, self.options, 1)
+            raise OptionError(f"there is no option {one_line(name)[:40]}: " + (f"did you mean {like[0]}?" if like else "/set alone shows all"))
+        if not value:
+            self._say(f"{name} is {_shown(self.options[name])}")
+            return
         try:
-            parsed = None if value.strip() in ("none", "random") else json.loads(value)
+            parsed = None if value in ("none", "random") else json.loads(value)
         except (ValueError, RecursionError):
-            parsed = value.strip()
+            parsed = value
+        if isinstance(parsed, str) and isinstance(self.options[name], bool):
+            parsed = {"on": True, "yes": True, "off": False, "no": False}.get(parsed.lower(), parsed)
         changed = {**self.options, name: parsed}
         check_options(changed)
         self.options = changed
+        self._say(f"{name} is now {_shown(parsed)}")
+
+    def _exit(self, rest: str) -> None:
+        """leave (also /quit, /bye, Ctrl-D)"""
+        raise Leave
+
+
+def _shown(value: Any) -> str:
+    """An option's value, as it may be typed after /set."""
+    return "none" if value is None else one_line(json.dumps(value, ensure_ascii=False, default=list))
 
 
 def _messages(n: int) -> str:
     return f"{n} message{'' if n == 1 else 's'}"
 
 
-_ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "set")
+_ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "set", "exit")
 
 
 def check_options(options: dict[str, Any]) -> None:
     """OptionError unless a question could be asked with these."""
     from ..answers.generation import check_max_tokens
     check_max_tokens(options["max_tokens"])
-    if not isinstance(options["ignore_eos"], bool):
-        raise OptionError(f"ignore_eos must be true or false, found {quoted(options['ignore_eos'])}")
+    for name in "ignore_eos", "context_shift":
+        if not isinstance(options.get(name, False), bool):
+            raise OptionError(f"{name} must be true or false, found {quoted(options[name])}")
     try:
         check_sampling(options)
     except TypeError as error:

@@ -16,9 +16,10 @@ from typing import Any
 _MARKED = re.compile(r"( *(?:[-*+]|\d{1,9}[.)]|>+) +(?:\[[ xX]\] +)?)(?=\S)")  # of a list or quote
 _HEADING = re.compile(r" {0,3}#{1,6} ")
 _RULE = re.compile(r" {0,3}([-*_])( *\1){2,} *$")
-_INLINE = re.compile(
-    r"(?P<code>(?P<tick>`+)(?!`)[^\n]*?[^`\n](?P=tick)(?!`))|(?P<bold>\*\*(?=\S)[^\n]*?[^\s*]\*\*|(?<!\w)__(?=\S)[^\n]*?[^\s_]__(?!\w))"
-    r"|(?P<strike>~~(?=\S)[^\n]*?\S~~)|(?P<italic>(?<![\w*])\*(?=[^\s*])[^*\n]*[^\s*]\*(?![\w*])|(?<![\w_])_(?=[^\s_])[^_\n]*[^\s_]_(?![\w_]))")
+_INLINE = re.compile(  # spans of at most 300 characters, so that no line takes long
+    r"(?P<code>(?<!`)(?P<tick>`{1,8})(?!`)[^\n]{0,300}?[^`\n](?P=tick)(?!`))|(?P<bold>(?<!\*)\*{2,3}(?=[^\s*])[^\n]{0,300}?[^\s*]\*{2,3}"
+    r"|(?<!\w)__(?=[^\s_])[^\n]{0,300}?[^\s_]__(?!\w))|(?P<strike>~~(?=[^\s~])[^\n]{0,300}?[^\s~]~~)"
+    r"|(?P<italic>(?<![\w*])\*(?=[^\s*])[^*\n]{0,300}[^\s*]\*(?![\w*])|(?<![\w_])_(?=[^\s_])[^_\n]{0,300}[^\s_]_(?![\w_]))")
 _STYLES = {"code": "cyan", "bold": "bold", "strike": "strike", "italic": "italic"}
 MAX_LINE = 10_000
 """Characters of a line that is looked at for emphasis."""

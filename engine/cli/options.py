@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import FileError
+from ..errors import FileError, OptionError
+from ..files import bounded, read_stream, reason, shown
 from . import debug_option
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from ..model import Model
     from .progress import Progress
 
-__all__ = ["check_sampling", "ending_newline", "model_argument", "open_model", "read_stdin", "read_text", "run_options", "sampling_options",
-           "speculation_options", "grammar_options", "memory_options", "with_models_own"]
+__all__ = ["chat_options", "check_model_name", "check_sampling", "ending_newline", "grammar_options", "memory_options", "model_argument", "open_model",
+           "read_stdin", "read_text", "run_options", "sampling_options", "speculation_options", "system_message", "use_template", "with_models_own"]
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """For the shell: names from the models folder, and files."""
@@ -40,25 +41,64 @@ run_options = combine(
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
     click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0 (half the memory), f32.  [default: f16; f32 for F32 files]"),
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell everything: memory plan, load time, speeds, what was guessed ahead."),
     debug_option,
+)
+
+chat_options = combine(
+    click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation."),
+    click.option("--system-file", metavar="FILE", help="Read them from a file."),
+    click.option("--template", metavar="FILE", help="A chat template (Jinja) to write conversations with, instead of the model's own."),
 )
 
 memory_options = combine(
     click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.  [default: half of what is free beside the weights]"),
-    click.option("--context-shift", is_flag=True, help="When the context is full, go on without the older half of the text; the beginning stays."),
+    click.option("--context-shift/--no-context-shift", default=None, help="When the context is full, go on without the older half of the text; the beginning "
+                 "stays.  [default: only in a chat on a terminal]"),
 )
 
 
 def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False,
                memory: str | None = None, kv: str | None = None) -> Model:
-    """`load`, with progress on stderr, and a line if compiled code can't be kept. The memory plan is told on a terminal, or if memory was asked for."""
+    """`load`, with progress on stderr while it loads and while prompts are read, and lines about what a user should know: compiled code that can't be kept, a
+    context beyond the trained one. The memory plan is told if memory was asked for, or with --verbose."""
     from ...kernels import compile_cache
+    from ..home.library import is_hub_name
     from ..model import load
-    note = progress.note if progress.shows or memory else None
+    if is_hub_name(name):
+        from ..home.hub_peek import check_before_download
+        progress.stage("asking the hub")
+        check_before_download(name)
+    note = progress.note if progress.verbose or memory else None
     model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note)
     model.speculate = not no_speculation
+    model.scheduler.reading = progress.reading if progress.shows else None
     progress.note(compile_cache.cache_note())
+    if context is not None and context > model.config.context_length:
+        progress.note(f"--context {context} is more than the {model.config.context_length} tokens that this model was trained with: beyond them its "
+                      "answers get worse")
     return model
+
+
+def check_model_name(name: str, instead: str) -> None:
+    """OptionError if a text stands where the model belongs. instead: how the text is given."""
+    if any(c.isspace() for c in name.strip()) and not {"/", "\\", "\0"} & set(name) and not name.endswith(".gguf") and not os.path.exists(name):
+        shown = name if len(name) <= 40 else name[:40] + "…"
+        raise OptionError(f"{shown!r} is no model: {instead}")
+
+
+def system_message(system: str | None, system_file: str | None) -> str | None:
+    """What --system or --system-file says. FileError, OptionError."""
+    if system is not None and system_file is not None:
+        raise OptionError("give the instructions with --system or with --system-file, not with both")
+    return read_text(system_file).rstrip("\r\n") if system_file is not None else system
+
+
+def use_template(model: Model, path: str | None) -> None:
+    """Have conversations written by the chat template in a file. FileError, FormatError, UnsupportedError."""
+    if path is not None:
+        from ..text.chat_template import ChatTemplate
+        model._template = ChatTemplate(read_text(path), model.tokenizer, path=path)
 
 
 def check_sampling(options: dict[str, Any]) -> None:
@@ -96,7 +136,7 @@ def as_json_line(value: Any) -> str:
 
 def read_stdin(exact: bool = False) -> str:
     """All of standard input; exact: with its byte order mark and carriage returns."""
-    return _decode(sys.stdin.buffer.read(), "standard input", exact)
+    return _decode(bounded(sys.stdin.buffer, "standard input"), "standard input", exact)
 
 
 def read_text(path: str) -> str:
@@ -104,9 +144,9 @@ def read_text(path: str) -> str:
     if path == "-":
         return read_stdin()
     try:
-        return _decode(Path(path).read_bytes(), path)
+        return _decode(read_stream(path), path)
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
 def _decode(raw: bytes, name: str, exact: bool = False) -> str:

@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import debug_option, open_model, read_text
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..score.perplexity import Divergence, Perplexity, Running
 
 
 @click.command("perplexity")
@@ -24,7 +29,8 @@ from .progress import Progress
 @debug_option
 def command(model: str, text: str, context: int, against: str | None, windows: int | None, special: bool, threads: int | None, kv: str | None,
             as_json: bool, quiet: bool) -> None:
-    """Print the perplexity of MODEL on a text file ("-": standard input), in windows as llama.cpp cuts them.
+    """Print the perplexity of MODEL on a text file ("-": standard input), in windows as llama.cpp cuts them. Ctrl-C ends it with the numbers of the windows
+    that are done.
 
     \b
     Examples:
@@ -32,24 +38,49 @@ def command(model: str, text: str, context: int, against: str | None, windows: i
       llamina perplexity model.q4_k_m.gguf wiki.test.raw --against model.f16.gguf --windows 20
       llamina perplexity model.gguf wiki.test.raw --kv q8_0 --against model.gguf
     """
-    from ..score.perplexity import divergence, perplexity
+    from ..score.perplexity import running_divergence, running_perplexity
     body = read_text(text)
+    steps: Iterator[Running[Any]]
     with Progress(quiet) as progress:
         ours = open_model(model, threads, context, progress, kv=kv)
         if against is None:
-            result = perplexity(ours, body, context, progress.counting, windows, special)
-            progress.clear()
-            if as_json:
-                print(json.dumps(asdict(result)))
-            else:
-                print(f"perplexity {result.perplexity:.4f} +/- {result.error:.4f}  ({result.tokens} tokens in {result.windows} windows of {result.context})")
-            return
-        compared = divergence(ours, open_model(against, threads, context, progress), body, context, progress.counting, windows, special)
+            steps = running_perplexity(ours, body, context, windows, special)
+        else:
+            steps = running_divergence(ours, open_model(against, threads, context, progress), body, context, windows, special)
+        last, interrupted = _measure(steps, progress)
+    if last is None:
+        raise KeyboardInterrupt
+    result = last.result()
     if as_json:
-        print(json.dumps(asdict(compared)))
-        return
-    print(f"perplexity            {compared.model.perplexity:.4f} +/- {compared.model.error:.4f}")
-    print(f"reference             {compared.reference.perplexity:.4f} +/- {compared.reference.error:.4f}")
-    print(f"mean KL divergence    {compared.mean_kl:.6f} +/- {compared.kl_error:.6f} nats a token")
-    print("KL percentiles        " + "  ".join(f"{k}%: {v:.6f}" for k, v in compared.percentiles.items()))
-    print(f"same first choice     {100 * compared.top1_agreement:.2f} %  ({compared.model.tokens} tokens in {compared.model.windows} windows)")
+        print(json.dumps(asdict(result)))
+    else:
+        print("\n".join(_lines(result)))
+    if interrupted:
+        progress.note(f"stopped after {last.done} of {last.total} windows: the numbers are of those")
+        raise click.exceptions.Exit(130)
+
+
+def _measure(steps: Iterator[Running[Any]], progress: Progress) -> tuple[Running[Any] | None, bool]:
+    """(what was measured last, whether Ctrl-C ended it): what is done is kept."""
+    last = None
+    try:
+        for last in steps:
+            progress.counting("windows", last.done, last.total, f"perplexity so far {last.perplexity:.4f}")
+    except KeyboardInterrupt:
+        return last, True
+    finally:
+        progress.clear()
+    return last, False
+
+
+def _lines(result: Perplexity | Divergence) -> list[str]:
+    from ..score.perplexity import Perplexity
+    if isinstance(result, Perplexity):
+        return [f"perplexity {result.perplexity:.4f} +/- {result.error:.4f}  ({result.tokens} tokens in {result.windows} windows of {result.context})"]
+    return [
+        f"perplexity            {result.model.perplexity:.4f} +/- {result.model.error:.4f}",
+        f"reference             {result.reference.perplexity:.4f} +/- {result.reference.error:.4f}",
+        f"mean KL divergence    {result.mean_kl:.6f} +/- {result.kl_error:.6f} nats a token",
+        "KL percentiles        " + "  ".join(f"{k}%: {v:.6f}" for k, v in result.percentiles.items()),
+        f"same first choice     {100 * result.top1_agreement:.2f} %  ({result.model.tokens} tokens in {result.model.windows} windows)",
+    ]

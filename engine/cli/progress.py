@@ -9,23 +9,34 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..units import duration, size
+
 if TYPE_CHECKING:
     from ..answers.generation import Stats
 
+__all__ = ["Progress", "closing_line", "context_note", "duration", "short_line", "size", "tell", "wrapped"]
+
 
 def tell(text: str, indent: int = 2) -> None:
-    """Lines on stderr; on a terminal broken between words, later lines of each indented."""
-    if sys.stderr.isatty():
-        width = max(20, shutil.get_terminal_size().columns - 1)
-        text = "\n".join(textwrap.fill(line, width, subsequent_indent=" " * min(indent, width // 2), break_on_hyphens=False) for line in text.split("\n"))
-    print(text, file=sys.stderr)
+    """Lines on stderr; on a terminal broken between words, later lines of each indented. A path may hold anything: what can't be printed is escaped."""
+    print(wrapped("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), indent), file=sys.stderr)
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """Lines for stderr: on a terminal broken between words and never within one (a path can be copied), later lines of each indented."""
+    if not sys.stderr.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    return "\n".join(textwrap.fill(line, width, subsequent_indent=" " * min(indent, width // 2), break_on_hyphens=False, break_long_words=False)
+                     for line in text.split("\n"))
 
 
 class Progress:
     """A context manager that keeps one line on the terminal up to date; `clear` before the answer begins. Silent in pipes and if quiet."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        """verbose: notes and closing lines tell everything."""
+        self.quiet, self.verbose = quiet, verbose and not quiet
         self.shows = not quiet and sys.stderr.isatty()
         self._last = 0.0
         self._what, self._begun, self._first = "", 0.0, 0
@@ -41,13 +52,29 @@ class Progress:
 
     def loading(self, what: str, done: int, total: int) -> None:
         """The `progress` of `load`, in bytes. What takes a while is given its speed and the time left."""
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._begun, self._first = what, now, done
-        if self.shows and (done >= total or now - self._last > 0.1):
-            speed = (done - self._first) / (now - self._begun) if now - self._begun > 2 else 0.0
-            left = f", {size(speed)}/s, {(total - done) / speed:.0f} s left" if speed and done < total else ""
+        if what.startswith("compiling"):  # `_compiling` shows that
+            return
+        speed = self._speed(what, done)
+        if self.shows and (done >= total or self._due()):
+            left = f", {size(speed)}/s, {duration((total - done) / speed)} left" if speed and done < total else ""
             self._show(f"{what} {100 * done // max(1, total)} % of {size(total)}{left}")
+
+    def reading(self, done: int, total: int) -> None:
+        """How far a prompt has been read, in tokens. A short one is not worth a line."""
+        speed = self._speed(f"prompt of {total}", done)
+        if self.shows and done < total and self._due():
+            left = f", {duration((total - done) / speed)} left" if speed else ""
+            self._show(f"reading prompt {100 * done // max(1, total)} % of {total} tokens{left}")
+
+    def _speed(self, what: str, done: int) -> float:
+        """Of what is counted, a second, since it began; 0 in its first two seconds."""
+        now = time.monotonic()
+        if what != self._what or done < self._first:
+            self._what, self._begun, self._first = what, now, done
+        return (done - self._first) / (now - self._begun) if now - self._begun > 2 else 0.0
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._last > 0.1
 
     def working(self, text: Callable[[], str]) -> None:
         """A line of the caller's, made when it is time for another."""
@@ -59,10 +86,12 @@ class Progress:
         if self.shows:
             self._show(text)
 
-    def counting(self, what: str, done: int, total: int) -> None:
-        """Progress through `total` things."""
-        if self.shows and (done >= total or time.monotonic() - self._last > 0.1):
-            self._show(f"{what}: {done} of {total}")
+    def counting(self, what: str, done: int, total: int, value: str = "") -> None:
+        """Progress through `total` things, with the time left, and what they come to so far."""
+        speed = self._speed(what, done)
+        if self.shows and (done >= total or self._due()):
+            left = f", {duration((total - done) / speed)} left" if speed and done < total else ""
+            self._show(f"{what}: {done} of {total}{left}{f'; {value}' if value else ''}")
 
     def _compiling(self, name: str) -> None:
         self._compiled += 1
@@ -87,19 +116,16 @@ class Progress:
             self.clear()
             tell(f"llamina: {text}")
 
+    def answered(self, s: Stats) -> None:
+        """The closing line of an answer, unless quiet."""
+        if not self.quiet:
+            self.clear()
+            tell(closing_line(s) if self.verbose else short_line(s))
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.clear()
         if self._unsubscribe:
             self._unsubscribe()
-
-
-def size(n_bytes: float) -> str:
-    """1234567 -> "1.2 MB"."""
-    for unit in "B", "kB", "MB", "GB":
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if n_bytes >= 100 or unit == "B" else f"{n_bytes:.1f} {unit}"
 
 
 def context_note(s: Stats) -> str | None:
@@ -112,8 +138,14 @@ def context_note(s: Stats) -> str | None:
     return None
 
 
+def short_line(s: Stats) -> str:
+    """What an answer took, for everyday: tokens, speed, the seed that repeats it, and why it ended."""
+    n, speed = s.generated_tokens, s.generated_tokens_per_second
+    return (f"[{n} token{'' if n == 1 else 's'}{f', {speed:.{1 if speed < 100 else 0}f} a second' if speed else ''}; seed {s.seed}; end: {s.finish_reason}]")
+
+
 def closing_line(s: Stats) -> str:
-    """Load time, speeds, memory, and what it takes to repeat the answer."""
+    """With --verbose: load time, speeds, memory, and what it takes to repeat the answer."""
     def speed(tokens_per_second: float | None) -> str:
         return f" ({tokens_per_second:.{1 if tokens_per_second < 100 else 0}f} tokens/s)" if tokens_per_second else ""
     compiled = f" + compile {s.compile_seconds:.1f} s" if s.compile_seconds >= 0.05 else ""

@@ -79,6 +79,9 @@ class Array:
 
 def quote(value: object) -> str:
     """A name or value of the file for a message: quoted, on one line, of bounded length."""
+    if isinstance(value, (np.ndarray, list, tuple)):
+        value = [*value[:20], ...] if len(value) > 20 else list(value)
+        value = [item.item() if isinstance(item, np.generic) else item[:80] if isinstance(item, str) else item for item in value]
     return quoted(value)
 
 

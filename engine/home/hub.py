@@ -16,9 +16,10 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from ..errors import FileError, FormatError, OptionError
-from ..files import write_file
+from ..files import read_file, write_file
 from .hub_client import HubName, Listing, Progress, RemoteFile, Total, cannot_write, digest_of, fetch, list_files, offline_reason, repo_folder
 
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -28,12 +29,34 @@ _TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "add
 _INDEXED = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 
 
-def is_hub_name(name: str) -> bool:
-    return name.startswith("hf:")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+
+
+def from_address(text: str) -> str:
+    """An address of the hub (https://huggingface.co/org/repo, …/blob/main/file.gguf, …/resolve/…, …/tree/…, also without https://) -> hf:… What is none stays
+    as it is. OptionError: an address of another place."""
+    plain = text.strip()
+    rest = re.sub(r"^https?://", "", plain)
+    host, _, path = rest.partition("/")
+    own = re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).rstrip("/")
+    if own and rest.startswith(own + "/"):
+        path = rest[len(own) + 1:]
+    elif host.lower() not in _HOSTS:
+        if rest != plain:
+            raise OptionError(f"{text!r:.120} is no address of the Hugging Face hub: download the file with your browser, and give its path")
+        return text
+    path = unquote(re.split(r"[?#]", path)[0]).strip("/")
+    match = re.fullmatch(r"([^/]+/[^/]+?)(?:/(blob|resolve|raw|tree)/(refs/[^/]+/[^/]+|[^/]+)(?:/(.+))?)?", path)
+    if match is None:
+        raise OptionError(f"{text!r:.120} is no address of a model: expected one such as https://{_HOSTS[0]}/org/repo/blob/main/file.gguf")
+    revision = f"@{match[3]}" if match[3] and match[3] != "main" else ""
+    repo, _, quant = match[1].partition(":")
+    return f"hf:{repo}{revision}" + (f"/{match[4]}" if match[4] else f":{quant}" if quant else "")
 
 
 def parse(name: str) -> HubName:
-    """OptionError unless it is hf:org/repo, hf:org/repo@revision, with /file.gguf, /folder or :QUANT behind it."""
+    """OptionError unless it is hf:org/repo, hf:org/repo@revision, with /file.gguf, /folder or :QUANT behind it, or an address of the hub."""
+    name = from_address(name)
     match = _NAME.fullmatch(name)
     revision = ((match and match["revision"]) or "main").replace("%2F", "/").replace("%2f", "/")
     if match is None or any(part in ("", ".", "..") for text in (match["repo"], revision, match["path"] or "x") for part in text.split("/")):
@@ -58,14 +81,19 @@ def checkpoint(name: str, progress: Progress | None = None) -> tuple[Path, Listi
     return (paths[0] if first.suffix == ".gguf" or listing.name.path == wanted[0].path else paths[0].parents[0]), listing
 
 
-def download(name: str, folder: str | os.PathLike[str], progress: Progress | None = None) -> list[Path]:
-    """Fetch the GGUF file that `name` means, with all its shards, into `folder` (which exists) -> paths, the first shard first. A file that is there with the
-    right hash stays; another of that name is a FileError. Interrupted, it goes on when called again. Errors as of model_file."""
+def find_gguf(name: str) -> tuple[Listing, list[RemoteFile]]:
+    """What the hub holds under a name: (the repository's listing, the GGUF file that is meant, or its shards). Errors as of model_file."""
     listing = list_files(parse(name))
+    return listing, choose_gguf(listing)
+
+
+def download(name: str, folder: str | os.PathLike[str], progress: Progress | None = None, found: tuple[Listing, list[RemoteFile]] | None = None) -> list[Path]:
+    """Fetch the GGUF file that `name` means, with all its shards, into `folder` (which exists) -> paths, the first shard first. A file that is there with the
+    right hash stays; another of that name is a FileError. Interrupted, it goes on when called again. found: of `find_gguf`. Errors as of model_file."""
+    listing, files = found or find_gguf(name)
     if listing.cached:
         raise FileError(f"{listing.name}: the hub can't be asked ({offline_reason()}), and what the cache holds can't be checked")
     paths = []
-    files = choose_gguf(listing)
     total = Total(files, progress)
     for file in files:
         target = Path(folder) / PurePosixPath(file.path).name
@@ -144,7 +172,7 @@ def choose_checkpoint(listing: Listing, get: Callable[[RemoteFile], Path]) -> li
 
 def _indexed(listing: Listing, index: Path) -> list[str]:
     try:
-        return sorted({str(shard) for shard in json.loads(index.read_bytes())["weight_map"].values()})
+        return sorted({str(shard) for shard in json.loads(read_file(index, 1 << 28, "an index of shards"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FormatError(f"{listing.name}: {index.name} is not an index of shards (no JSON object with 'weight_map')") from None
 
@@ -152,6 +180,12 @@ def _indexed(listing: Listing, index: Path) -> list[str]:
 def _shown(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def cached_file(listing: Listing, files: Sequence[RemoteFile]) -> Path | None:
+    """The (first) file's place in the hub's cache, if all are there."""
+    paths = [repo_folder(listing.name) / "snapshots" / listing.commit / file.path for file in files]
+    return paths[0] if all(path.is_file() for path in paths) else None
 
 
 # -- the hub's cache --------------------------------------------------------------------------------------------------------------
@@ -177,7 +211,7 @@ def _cache(listing: Listing, files: Sequence[RemoteFile], progress: Progress | N
             _link(blob, pointer)
         if not listing.cached and listing.commit != listing.name.revision:  # last: what it points to is whole
             ref = folder / "refs" / listing.name.revision
-            if not ref.is_file() or ref.read_text() != listing.commit:
+            if not ref.is_file() or read_file(ref, 1 << 10) != listing.commit.encode():
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 write_file(ref, listing.commit)
     return paths

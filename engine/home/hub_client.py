@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import FileError, FormatError, LlaminaError, OptionError, UnsupportedError
+from ..units import size
 
 Progress = Callable[[str, int, int], None]
 
@@ -133,7 +134,7 @@ def fetch(listing: Listing, file: RemoteFile, target: Path, partial: Path, total
             have = 0
         free = shutil.disk_usage(partial.parent).free
         if file.size - have > free:
-            raise FileError(f"{target.parent}: has {free >> 20} MiB free, but {what} needs {(file.size - have) >> 20} MiB: make room")
+            raise FileError(f"{target.parent}: has {size(free)} free, but {what} needs {size(file.size - have)}: make room")
         total.begin(file.path, have)
         with Sink(partial, total) as sink:
             while have < file.size:
@@ -155,6 +156,41 @@ def fetch(listing: Listing, file: RemoteFile, target: Path, partial: Path, total
         os.replace(partial, target)
     with contextlib.suppress(OSError):
         partial.with_name(partial.name + ".lock").unlink()
+
+
+class _Enough(Exception):
+    """So many bytes were wanted and not more."""
+
+
+class _Beginning(io.BytesIO):
+    def __init__(self, wanted: int) -> None:
+        super().__init__()
+        self.wanted = wanted
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        if self.tell() >= self.wanted:
+            raise _Enough
+        return written
+
+
+def beginning(listing: Listing, file: RemoteFile, n: int) -> bytes:
+    """The first n bytes of a file, or all of a smaller one, by a range request; where that is ignored the transfer is ended. Errors as of `fetch`."""
+    hub = _library()
+    wanted = min(n, file.size)
+    url = hub.hf_hub_url(listing.name.repo, file.path, revision=listing.commit, endpoint=hub.constants.ENDPOINT)
+    into = _Beginning(wanted)
+    try:
+        with _quiet():
+            hub.file_download.http_get(url, into, headers={**hub.utils.build_hf_headers(library_name="llamina"), "Range": f"bytes=0-{wanted - 1}"})
+    except _Enough:
+        pass
+    except Exception as error:
+        what = f"{listing.name.repo}: {file.path}"
+        if _unreachable(error) or isinstance(error, OSError) and not hasattr(error, "response"):
+            raise FileError(f"{what}: the transfer stopped ({_brief(error)}): try again") from error
+        _refuse(what, error)
+    return into.getvalue()[:wanted]
 
 
 def _stopped(what: str, file: RemoteFile, partial: Path, got: int, error: Exception) -> NoReturn:

@@ -1,19 +1,23 @@
 """The models folder: short names for model files, and what is there.
 
-    "tiny" -> find() -> FOLDER/tiny.gguf, FOLDER/tiny, or the only file of that name (or first shard) in a subfolder
+    "tiny" -> find() -> FOLDER/tiny.gguf, FOLDER/tiny, the only file of that name (or first shard) in a subfolder, or the only one whose name has "tiny" in it
 
 The folder is $LLAMINA_HOME, else llamina/models in the user's data folder. What exists as a path is that path, whatever the folder holds.
 """
 from __future__ import annotations
 
+import difflib
+import glob
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import FileError, LlaminaError, OptionError
 
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
@@ -29,6 +33,11 @@ def models_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "llamina" / "models"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it can only be a name of the hub (hub.py), or an address of it as copied from a browser."""
+    return name.startswith(("hf:", "https://", "http://"))
 
 
 def short_name(path: Path, folder: Path) -> str:
@@ -65,17 +74,44 @@ def find(name: str) -> Path:
     if wanted in files:
         return files[wanted]
     matches = [file for short, file in files.items() if short.rpartition("/")[2] == wanted]
+    if not matches and not name.endswith(".gguf") and not path.exists():
+        matches = [files[short] for short in like(name, files)]
     if len(matches) > 1:
         raise OptionError(f"{name}: could be {' or '.join(short_name(file, folder) for file in matches)} in {folder}: say which")
+    if not matches and _HUB.fullmatch(name) and not name.endswith(".gguf") and not path.parent.exists():
+        raise FileError(f"{name}: no such file; if it is a model of the Hugging Face hub, say hf:{name}, or fetch it with llamina pull {name}")
     if not matches and not path.exists() and Path(name).name == name:
+        close = difflib.get_close_matches(wanted, [*files, "demo"], 1)
         known = ", ".join(list(files)[:8]) + (", …" if len(files) > 8 else "")
-        raise FileError(f"{name}: no such file, and no model of that name in {folder}" + (f", which has {known}" if known else ""))
+        hint = f": did you mean {close[0]}?" if close else f", which has {known}" if known else ": llamina pull fetches models, demo is always there"
+        raise FileError(f"{name}: no such file, and no model of that name in {folder}{hint}")
     return matches[0] if matches else path
+
+
+def like(name: str, known: Iterable[str]) -> list[str]:
+    """The short names that hold every part of `name` ("smollm2", "smollm2:q4_k_m"), in any case; of several the one that is it but for the case."""
+    parts = [part for part in name.lower().split(":") if part]
+    found = [short for short in known if parts and all(part in short.lower() for part in parts)]
+    same = [short for short in found if short.lower() == name.lower()]
+    return same if len(same) == 1 else found
+
+
+def files_of(name: str) -> list[Path]:
+    """The file of a short name in the models folder, or its shards. FileError if there is none: here the whole name must be given."""
+    folder = models_folder()
+    files = {short_name(file, folder): file for file in model_files(folder)}
+    first = files.get(name.removesuffix(".gguf"))
+    if first is None:
+        close = like(name, files) or difflib.get_close_matches(name, files, 3)
+        hint = f": did you mean {' or '.join(close[:3])}?" if close else ""
+        raise FileError(f"{name}: no model of that name in {folder}{hint}")
+    match = _SHARD.fullmatch(first.stem)
+    return sorted(first.parent.glob(f"{glob.escape(match[1])}-?????-of-{match[3]}.gguf")) if match else [first]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the folder. bytes: of all shards; problem: why it does not run, or None."""
+    """A model of the folder. bytes: of all shards; problem: why it does not run, or None; memory: bytes that running it takes, about."""
 
     name: str
     path: Path
@@ -84,38 +120,27 @@ class Entry:
     parameters: int | None
     formats: str | None
     problem: str | None
+    memory: int | None = None
+    chat: str | None = None
 
 
 def describe(path: Path, name: str) -> Entry:
     """Read a file's header, nothing more."""
-    from collections import Counter
-
-    from ..architectures.config import ModelConfig, check_tensors
     from ..gguf.file import open_gguf
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return Entry(name, path, 0, None, None, None, f"cannot be read ({error.strerror})")
-    architecture = parameters = formats = problem = None
+    from .verdict import judge, without_path
     try:
         with open_gguf(path) as gguf:
-            size = sum(part.stat().st_size for part in gguf.paths)
-            architecture = str(gguf.metadata.get("general.architecture"))
-            sizes: Counter[str] = Counter()
-            parameters = 0
-            for tensor in gguf.tensors.values():
-                sizes[tensor.format.name] += tensor.n_bytes
-                count = 1
-                for n in tensor.shape:
-                    count *= n
-                parameters += count
-            formats = sizes.most_common(1)[0][0] if sizes else "vocabulary only"
-            check_tensors(gguf, ModelConfig.from_gguf(gguf))
+            found = judge(gguf, deep=False)
+        return Entry(name, path, found.bytes, found.architecture, found.parameters, found.format, found.problem, found.memory, found.chat)
     except LlaminaError as error:
-        problem = str(error)
+        problem = without_path(error, path)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    return Entry(name, path, size, architecture, parameters, formats, problem)
+    try:
+        n_bytes = path.stat().st_size
+    except OSError:
+        n_bytes = 0
+    return Entry(name, path, n_bytes, None, None, None, problem)
 
 
 def entries() -> list[Entry]:

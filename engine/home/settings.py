@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import FileError, FormatError, OptionError, quoted, why
+from ..files import read_stream, reason, shown
 
 COMMANDS = ("generate", "chat", "batch", "inspect")
 """Those that go by settings. Measurements (perplexity, bench) don't: they should say all that went into them."""
 LISTS = ("stop", "banned", "logit_bias", "dry_breakers")
 """Options that may be given several times on the command line: lists in the file, a JSON list or one text in the environment."""
-FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "plain")
+FLAGS = ("ignore_eos", "no_speculation", "context_shift", "quiet", "verbose", "plain")
 TEXTS = ("model", "draft", "system", "memory", "kv")
 COUNTS = ("threads", "context", "parallel")
 MODEL_KEYS = {
@@ -94,15 +95,15 @@ class Settings:
 def _read(path: Path) -> dict[str, Any]:
     """The file's content; {} if there is none, unless $LLAMINA_CONFIG names it."""
     try:
-        if path.is_file() and path.stat().st_size > MAX_FILE:
-            raise FormatError(f"{path}: is larger than any settings file")
-        raw = path.read_bytes()
+        raw = read_stream(path, MAX_FILE)
+    except FileError:
+        raise FormatError(f"{shown(path)}: is larger than any settings file") from None
     except (FileNotFoundError, NotADirectoryError):  # the latter: a user without a home
         if os.environ.get("LLAMINA_CONFIG") and path == settings_path():
             raise FileError(f"{path}: no such file (LLAMINA_CONFIG names it)") from None
         return {}
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise FileError(f"{shown(path)}: cannot be read ({reason(error)})") from None
     if sys.version_info >= (3, 11):
         import tomllib
     else:

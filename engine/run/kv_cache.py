@@ -42,7 +42,7 @@ def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
 
 def page_bytes(config: ModelConfig, kv: KVType) -> int:
     """Bytes of a page, all layers."""
-    return config.n_layers * kv.layer_bytes(config.n_kv_heads, config.head_dim, config.head_dim)
+    return sum(kv.layer_bytes(a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions() if a.kv_layer == a.layer)
 
 
 def pages_of(length: int) -> int:

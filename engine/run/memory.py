@@ -11,6 +11,7 @@ from typing import Any
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
+from ..units import size
 from .kv_cache import PAGE, kv_type, page_bytes, pages_of
 from .step_memory import step_memory
 from .weights import available_memory, weight_bytes
@@ -44,8 +45,8 @@ class MemoryPlan:
         return pages_of(self.context) * self.page_bytes
 
     def __str__(self) -> str:
-        return (f"memory: weights {_size(self.weights - self.buffers)}, buffers {_size(self.buffers)}, KV cache up to {_size(self.kv)} ({self.pages * PAGE} "
-                f"positions); a full context of {self.context} takes {_size(self.context_bytes)}")
+        return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)} ({self.pages * PAGE} "
+                f"positions); a full context of {self.context} takes {size(self.context_bytes)}")
 
     @property
     def shortage(self) -> str | None:
@@ -54,11 +55,7 @@ class MemoryPlan:
             return None
         more = (pages_of(self.wanted) - self.pages) * self.page_bytes
         return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those with a "
-                f"full context. Allow {_size(more)} more, or ask for this context (context={self.context})")
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:.2f} GB" if n >= 10**9 else f"{n / 1e6:.1f} MB"
+                f"full context. Allow {size(more)} more, or ask for this context (context={self.context})")
 
 
 def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None, threads: int = 1) -> MemoryPlan:
@@ -83,8 +80,8 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         return replace(found, wanted=wanted)
     if not tokens:
         have, what = (free, "are free") if memory is None or free is not None and free < memory else (memory, "are allowed")
-        raise OutOfMemoryError(f"{gguf.path}: weights ({matrices >> 20} MiB), buffers ({step.bytes(8) >> 20} MiB) and a context of {wanted} positions "
-                               f"({needed * one_page >> 20} MiB) don't fit into the {(have or 0) >> 20} MiB that {what}; allow more, use a smaller context or a "
+        raise OutOfMemoryError(f"{gguf.path}: weights ({size(matrices)}), buffers ({size(step.bytes(8))}) and a context of {wanted} positions "
+                               f"({size(needed * one_page)}) don't fit into the {size(have or 0)} that {what}; allow more, use a smaller context or a "
                                "smaller quantisation")
     weights = matrices + step.bytes(tokens)
     if memory is not None:
@@ -106,8 +103,8 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
     left = memory - main.weights + main.buffers - main.context_bytes - step_memory(config, kv_type(config, kv), threads, main.context).bytes(8)
     least = matrices + step.bytes(8) + one_page
     if main.context < main.wanted or left < least:
-        raise OutOfMemoryError(f"{draft.path}: the draft model needs {least >> 20} MiB, {max(0, left) >> 20} of the {memory >> 20} MiB allowed are left beside the "
-                               f"main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
+        raise OutOfMemoryError(f"{draft.path}: the draft model needs {size(least)}, {size(max(0, left))} of the {size(memory)} allowed are left beside "
+                               f"the main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
     tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
     fits = min(main.context, (left - matrices - step.bytes(8)) // one_page * PAGE)
     return min(left, matrices + step.bytes(tokens) + pages_of(main.context) * one_page), fits
@@ -122,5 +119,5 @@ def parse_memory(value: Any) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", value.strip().lower(), re.ASCII) if isinstance(value, str) else None
     n = int(float(match[1]) * _UNITS[match[2] or ""]) if match and len(match[1]) < 20 else 0
     if n <= 0:
-        raise OptionError(f"memory must be bytes or a size such as 4GB or 512MiB, found {quoted(value)}")
+        raise OptionError(f"memory must be bytes or a size such as 4GB or 500MB, found {quoted(value)}")
     return n

@@ -10,8 +10,8 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decima
 import numpy as np
 
 from ...kernels.compile_cache import compiled
-from ...kernels.elementwise import fill_rope_table
-from ..architectures.config import ModelConfig, RopeScaling
+from ...kernels.elementwise import fill_rope_halves, fill_rope_table
+from ..architectures.spec import Rope, RopeScaling
 
 _40 = Context(prec=40, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, clamp=0)
 _28 = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999, clamp=0)
@@ -21,24 +21,26 @@ _ROWS = 256
 """Positions the table grows by."""
 
 
-def frequencies(config: ModelConfig, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """-> (float64 [rope_dim / 2] radians per position, scale of the cosines and sines).
+def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """-> (float64 [dims / 2] radians per position, scale of the cosines and sines).
 
-    base ** (-2i / rope_dim), divided by Llama 3's `factors` (tensor rope_freqs.weight), then scaled: linear divides by the factor; YaRN (Peng et al.
+    base ** (-2i / dims), divided by Llama 3's `factors` (tensor rope_freqs.weight), then scaled: linear divides by the factor; YaRN (Peng et al.
     2023, as llama.cpp's rope_yarn) blends the scaled and the unscaled frequency by a ramp over the pairs and scales attention.
     """
     with localcontext(_28):
-        return _frequencies(config, factors)
+        return _frequencies(rope, factors)
 
 
-def _frequencies(config: ModelConfig, factors: np.ndarray | None) -> tuple[np.ndarray, float]:
-    n, s = config.rope_dim, config.rope_scaling
-    log_base = _40.ln(Decimal(config.rope_base))
+def _frequencies(rope: Rope, factors: np.ndarray | None) -> tuple[np.ndarray, float]:
+    n, s = rope.dims, rope.scaling
+    log_base = _40.ln(Decimal(rope.base))
     result, scale = [], Decimal(s.attn_factor)
     low = high = Decimal(0)
     if s.kind == "yarn":
         low, high = _yarn_range(s, n, log_base)
         scale *= 1 + Decimal("0.1") * _40.ln(Decimal(s.factor))
+        if s.log_multiplier:
+            scale = _40.divide(scale, 1 + Decimal("0.1") * Decimal(s.log_multiplier) * _40.ln(Decimal(s.factor)))
     for i in range(n // 2):
         f = _40.exp(_40.divide(_40.multiply(Decimal(-2 * i), log_base), Decimal(n)))
         if factors is not None:
@@ -65,19 +67,20 @@ def _yarn_range(s: RopeScaling, n: int, log_base: Decimal) -> tuple[Decimal, Dec
 class RopeTable:
     """cos and sin for every position up to `context`, made as positions are first needed.
 
-    `.rows`: float32 [context, rope_dim / 2, 2]; rows past `.filled` are untouched memory.
+    `.rows`: float32 [context, dims / 2, 2], for halves [context, 2, dims / 2]; rows past `.filled` are untouched memory.
     """
 
-    def __init__(self, config: ModelConfig, context: int, factors: np.ndarray | None = None):
-        self.frequencies, self.scale = frequencies(config, factors)
-        self.rows = np.empty((context, config.rope_dim // 2, 2), np.float32)
+    def __init__(self, rope: Rope, context: int, factors: np.ndarray | None = None):
+        self.frequencies, self.scale = frequencies(rope, factors)
+        self.rows = np.empty((context, rope.dims // 2, 2), np.float32)
         self.filled = 0
+        self._fill = _fill_halves if rope.kind == "halves" else _fill
 
     def fill(self, positions: int) -> None:
         """Make sure that the first `positions` rows (at most the context) are there."""
         if positions > self.filled:
             last = min(len(self.rows), -(-positions // _ROWS) * _ROWS)
-            _fill.ctypes(self.frequencies.ctypes.data, len(self.frequencies), self.rows.ctypes.data, self.filled, last, self.scale)
+            self._fill.ctypes(self.frequencies.ctypes.data, len(self.frequencies), self.rows.ctypes.data, self.filled, last, self.scale)
             self.filled = last
 
 
@@ -85,3 +88,15 @@ class RopeTable:
 def _fill(frequencies, pairs, rows, first, last, scale):
     fill_rope_table(frequencies, pairs, rows, first, last, scale)
     return 0
+
+
+@compiled("int64(int64, int64, int64, int64, int64, float64)")
+def _fill_halves(frequencies, pairs, rows, first, last, scale):
+    fill_rope_halves(frequencies, pairs, rows, first, last, scale)
+    return 0
+
+
+def query_scales(beta: float, length: int, context: int) -> np.ndarray:
+    """What queries are multiplied by at each position: 1 + beta * ln(1 + floor(position / length)) -> float32 [context]; 40 digits, rounded once."""
+    steps = [np.float32(float(1 + Decimal(beta) * _40.ln(Decimal(1 + i)))) for i in range(-(-context // length))]
+    return np.repeat(np.array(steps, np.float32), length)[:context].copy()

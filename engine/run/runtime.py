@@ -1,42 +1,46 @@
 """The runtime: weights, buffers, KV cache and thread team of one open model, and its one operation, the step.
 
-    feeds [(sequence, ids, which logits)] ──► embedding rows ──► forward.py on all threads, some layers at a time ──► float32 [wanted, n_vocab]
+    feeds [(sequence, ids, which logits)] ──► embedding rows ──► forward.py on all threads, some layers a run ──► float32 [wanted, n_vocab]
 
 A prompt chunk, one decoded token and many users' next tokens are the same operation with other numbers of tokens. Long steps are cut into ranges of
-layers, so that Ctrl-C is seen between them; `abort()` stops a step from another thread.
+layers, so that Ctrl-C is seen between them; `abort()` stops a step from another thread. Layers that are observed run in open form (program.py), stage by stage.
 """
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
-from ...kernels.activations import GROUP, record_bytes
-from ...kernels.elementwise import PAIRS
+from ...kernels.activations import GROUP
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
 from ..architectures.config import ModelConfig, read_vector
+from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
-from . import forward as f
 from . import kv_cache, thread_choice
+from .forward import forward
+from .items import Items
 from .kv_cache import PagePool, Sequence, pages_of
+from .layout import Layout, round_up
 from .memory import MemoryPlan, plan
-from .rope import RopeTable
-from .weights import LAYER_MATRICES, Progress, Weights
+from .ops import common as f
+from .program import Placed, Program
+from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
 """Multiply-adds of one call into compiled code: about 0.1 s on two cores; Ctrl-C is seen between calls."""
 
-_ITEMS_A_THREAD = 8
-"""Attention's blocks are split into spans if there are fewer pieces than this for each thread."""
+Observers = Mapping[str, Callable[[np.ndarray], None]]
+"""Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
+goes on with."""
 
 
 @dataclass
@@ -52,10 +56,6 @@ class Feed:
 def gguf_bytes(gguf: GGUFFile) -> int:
     """Of all tensors."""
     return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def _round(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 def known_threads(gguf: GGUFFile, threads: int | None) -> int:
@@ -82,6 +82,8 @@ class Runtime:
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
                  kv: str | None = None):
         start = time.perf_counter()
+        self.on_layers: Callable[[float], None] | None = None
+        """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
         if threads is not None and not 1 <= threads <= 256:
             raise OptionError(f"threads must be between 1 and 256, found {threads}")
         if context is not None and not 1 <= context <= 1 << 24:
@@ -101,10 +103,11 @@ class Runtime:
         self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, _round(config.dim, 32), self.n_threads)
+        self._weights = Weights(gguf, config, self.n_threads)
         try:
-            self._prepare(gguf, config)
-            self._weights.wait(progress)
+            with compile_cache.telling(progress):
+                self._prepare(gguf, config)
+                self._weights.wait(progress)
             self.digest = model_digest(gguf)
             """What tells this model file from others."""
         except BaseException:
@@ -139,18 +142,17 @@ class Runtime:
 
     def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
         """Everything beside the weights, while they are loaded."""
-        self._entry = f.forward.address
-        factors = None
-        if config.rope_freq_factors:
-            factors = read_vector(gguf, "rope_freqs.weight")
-        self._rope = RopeTable(config, self.context, factors)
-        self._buffers: dict[int, np.ndarray] = {}
-        self._parts = np.empty(0, np.uint8)
-        self._model = np.zeros(f.MODEL_WORDS, np.int64)
+        self._entry = forward.address
+        names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
+        factors = {name: read_vector(gguf, name) for name in names if name}
+        self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors)
+        self.program = Program(self._layout)
+        self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._lay_out()
         self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
-        self._rope.fill(1)
+        for table in self._layout.tables.values():
+            table.fill(1)
 
     # -- memory ---------------------------------------------------------------------------------------------------------------------------
 
@@ -185,11 +187,6 @@ class Runtime:
         return self.kv.name
 
     @property
-    def macs_per_token(self) -> int:
-        """Multiply-adds of the layers' matrices for a token."""
-        return self.config.n_layers * self._layer_macs
-
-    @property
     def awaited(self) -> bool:
         """Whether somebody waits for KV memory."""
         return self._pool.awaited
@@ -198,67 +195,21 @@ class Runtime:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
 
-    def _buffer(self, word: int, *shape: int, dtype: type = np.float32) -> np.ndarray:
-        """A zeroed buffer whose address goes into a word of the model's block. Kernels may read up to 16 elements past a row's end."""
-        raw = np.zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize + 128, np.uint8)
-        offset = -raw.ctypes.data % 64
-        self._buffers[word] = raw[offset:offset + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
-        self._model[word // 8] = raw.ctypes.data + offset
-        return self._buffers[word]
-
     def _lay_out(self) -> None:
-        c, w, m = self.config, self._weights, self._model
-        rows = self.max_batch
-        ld_dim, ld_att = _round(c.dim, 32), _round(c.n_heads * c.head_dim, 32)
-        ld_kv, ld_ffn = _round(c.n_kv_heads * c.head_dim, 32), _round(c.ffn_dim, 32)
-        for word, value in ((attention.N_HEADS, c.n_heads), (attention.N_KV_HEADS, c.n_kv_heads), (attention.HEAD_DIM, c.head_dim),
-                            (attention.V_DIM, attention.v_dim(c.head_dim)), (attention.QUERY_BYTES, self.kv.query_bytes(c.head_dim)),
-                            (attention.VALUE_DIM, c.head_dim), (attention.LD_ATT, ld_att), (attention.LD_Q, ld_att), (attention.LD_KV, ld_kv),
-                            (attention.LD_V, ld_kv), (attention.ROPE_DIM, c.rope_dim), (attention.ROPE_KIND, PAIRS),
-                            (f.KV_TILES, 0 if c.head_dim % 16 else c.head_dim // 16), (f.DIM, c.dim), (f.LD_DIM, ld_dim), (f.LD_FFN, ld_ffn),
-                            (attention.ROPE_TABLE, self._rope.rows.ctypes.data), (f.LAYER_KV_BYTES, self.kv.layer_bytes(c.n_kv_heads, c.head_dim, c.head_dim)),
-                            (f.ATTEND, attention.attention_kernel(self.kv).address), (f.APPEND, attention.append_kernel(self.kv).address)):
-            m[word // 8] = value
-        floats = m.view(np.float32)
-        floats[f.EPS // 4] = c.rms_eps
-        floats[attention.SCALE // 4] = np.float32(1.0) / np.sqrt(np.float32(c.head_dim))
-        self._x = self._buffer(f.X, rows, ld_dim)
-        for word, ld in ((f.NORMED, ld_dim), (f.ADDEND, ld_dim), (attention.Q, ld_att), (attention.ATT, ld_att), (attention.K, ld_kv), (attention.V, ld_kv),
-                         (f.GATE, ld_ffn), (f.UP, ld_ffn)):
-            self._buffer(word, rows, ld)
-        self._buffer(attention.RECORDS, record_bytes(rows, max(ld_dim, ld_att)), dtype=np.uint8)
-        self._buffer(f.DOWN_RECORDS, record_bytes(rows, ld_ffn), dtype=np.uint8)
-        scratch = _round(attention.scratch_bytes(self.kv, c.n_heads, c.n_kv_heads, c.head_dim), 128)
-        self._buffer(f.SCRATCH, scratch * self.n_threads, dtype=np.uint8)
-        m[f.SCRATCH_BYTES // 8] = scratch
-        own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
-        self._buffer(f.OWN, own * self.n_threads, dtype=np.uint8)
-        m[f.OWN_BYTES // 8] = own
-
-        quantize_with_attention = c.n_heads // c.n_kv_heads * c.head_dim % 32 == 0  # what a piece of attention's work writes is whole blocks
-        self._reads_floats = any(d[f.FLOAT_INPUT // 8] for d in w.descriptors.values())
-        layers = self._buffer(f.LAYERS, c.n_layers, f.LAYER_BYTES // 8, dtype=np.int64)
-        for i, words in enumerate(layers):
-            words[f.ATTN_NORM // 8] = w.gains[f"blk.{i}.attn_norm.weight"].ctypes.data
-            words[f.FFN_NORM // 8] = w.gains[f"blk.{i}.ffn_norm.weight"].ctypes.data
-            matrices = [w.descriptors[f"blk.{i}.{name}.weight"] for name in LAYER_MATRICES]
-            words[f.WQ // 8:] = np.concatenate(matrices)
-            wants_records = [not matrix[f.FLOAT_INPUT // 8] for matrix in matrices]
-            words[f.QUANTIZE_QKV // 8], words[f.QUANTIZE_ATT // 8] = any(wants_records[:3]), wants_records[3] and not quantize_with_attention
-            m[attention.QUANTIZE // 8] |= wants_records[3] and quantize_with_attention
-            words[f.QUANTIZE_FFN // 8], words[f.QUANTIZE_DOWN // 8] = any(wants_records[4:6]), wants_records[6]
-        output = w.descriptors["token_embd.weight" if c.tied_output else "output.weight"]
-        m[f.OUTPUT_NORM // 8] = w.gains["output_norm.weight"].ctypes.data
-        m[f.OUTPUT // 8] = output.ctypes.data
-        m[f.QUANTIZE_OUTPUT // 8] = not output[f.FLOAT_INPUT // 8]
-        self._logit_columns = int(output[f.TILES // 8]) * 16
-        self._layer_macs = sum(int(t[f.COLUMNS // 8] * t[f.TILES // 8]) * 16 for t in (w.descriptors[f"blk.0.{n}.weight"] for n in LAYER_MATRICES))
-        self._tokens = np.zeros((4, rows), np.int64)
-        """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
-        m[attention.POSITIONS // 8], m[attention.PAGE_TABLES // 8] = self._tokens[1].ctypes.data, self._tokens[2].ctypes.data
-        s = self._step
-        s[f.MODEL // 8], s[f.WANTED // 8], s[f.LD_LOGITS // 8] = m.ctypes.data, self._tokens[3].ctypes.data, self._logit_columns
+        layout, program, s = self._layout, self.program, self._step
+        self._x, self._tokens = layout.buffers["x"], layout.tokens
+        for word, value in (
+            (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
+            (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
+            (f.OWN_BYTES, layout.own_bytes), (f.SCRATCH, layout.scratch.ctypes.data), (f.SCRATCH_BYTES, layout.scratch_bytes),
+        ):
+            s[word // 8] = value
         self._step_address = s.ctypes.data
+        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
+        macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
+        self.macs_per_token = sum(macs)
+        """Multiply-adds of the layers' matrices for a token."""
+        self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
@@ -268,57 +219,100 @@ class Runtime:
         return Sequence(self._pool, self.context, cached, salt)
 
     @in_default_floats
-    def step(self, feeds: list[Feed], observe: Callable[[int, dict[str, np.ndarray]], None] | None = None) -> np.ndarray:
+    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
 
-        observe: called after each layer as observe(layer, {"input": residual stream before the layer, "attention": input of attn_output, "ffn_input":
-        of ffn_gate and ffn_up, "ffn_activation": of ffn_down, "output": residual stream after the layer}), float32 [M, columns], valid during the call.
+        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
         At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
-        ids, items, n_wanted, _done = self._plan(feeds)
+        ids, n_wanted, _done = self._plan(feeds)
         n = len(ids)
-        x = self._x[:n]
-        x[:, :self.config.dim] = self._weights.embed(ids)
-        self._rope.fill(int(self._tokens[1, :n].max()) + 1)
-        logits = np.empty((n_wanted, self._logit_columns), np.float32)
+        rows = self._weights.embed(ids)
+        self._x[:n, :self.config.dim] = rows if self.config.embedding_scale == 1 else rows * np.float32(self.config.embedding_scale)
+        last_position = int(self._tokens[1, :n].max())
+        for table in self._layout.tables.values():
+            table.fill(last_position + 1)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._step
-        self._model[attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.N_ITEMS // 8], s[f.ITEMS // 8], s[f.LOGITS // 8] = n, len(items), items.ctypes.data, logits.ctypes.data
-        s[f.NOT_FINITE // 8], s[f.KEEP // 8] = 0, f.OBSERVED if observe else self._reads_floats
+        self._layout.geometry[:, attention.TOKENS // 8] = n
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, logits.ctypes.data, logits.shape[1], hidden
+        s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
-        n_layers = self.config.n_layers
-        layers = 1 if observe else max(1, min(n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
-        for first in range(0, n_layers, layers):
-            last = min(first + layers, n_layers)
-            before = x[:, :self.config.dim].copy() if observe else x
-            self._run(first, last, n_wanted if last == n_layers and not observe else 0)
-            if observe:
-                observe(first, self._taps(before, n))
-        if observe and n_wanted:
-            self._run(n_layers, n_layers, n_wanted)  # apart from the last layer, whose buffers it overwrites
+        if observe:
+            self._observed(n, n_wanted, observe)
+        else:
+            self._layers(0, self.config.n_layers, n_wanted)
         if n_wanted and not (math.isfinite(logits.min()) and math.isfinite(logits.max())):  # NaN is both; a third of isfinite's time
             raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
         for feed in feeds:
             feed.sequence.append(feed.ids)
-        return logits[:, :self.config.n_vocab]
+        return logits[:, :self.config.dim if hidden else self.config.n_vocab]
 
-    def _run(self, first: int, last: int, n_wanted: int) -> None:
-        """Layers [first, last) and the logits of n_wanted tokens on all threads. AbortedError, NumericError."""
-        s = self._step
-        s[f.FIRST_LAYER // 8], s[f.LAST_LAYER // 8], s[f.N_WANTED // 8] = first, last, n_wanted
-        tokens, work = int(s[f.N_TOKENS // 8]), last - first + (1 if n_wanted else 0)
+    def _layers(self, first: int, last: int, n_wanted: int) -> None:
+        """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
+        s, program = self._step, self.program
+        n = int(s[f.N_TOKENS // 8])
+        s[f.OWN // 8] = n <= GROUP
+        size = max(1, min(self.config.n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
+        for at in range(first, last, size):
+            to = min(at + size, last)
+            self._run(program.layers[at][0], program.layers[to - 1][-1], n_wanted if to == self.config.n_layers else 0, to - at)
+            if self.on_layers:
+                self.on_layers(to / self.config.n_layers)
+
+    def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
+        """All layers, those with a site that somebody looks at in open form, and the end."""
+        sites = self.config.sites()
+        if unknown := [name for name in observe if name not in sites]:
+            raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
+        opened = {layer for name in observe if (layer := sites[name][0]) is not None}
+        plain = 0
+        for layer in [*sorted(opened), self.config.n_layers]:
+            self._layers(plain, layer, 0)
+            plain = layer + 1
+            for placed in self.program.open_layer(layer) if layer in opened else ():
+                self._visit(placed.stage.before, n, observe)
+                self._run(placed, placed, 0, 1, open=True)
+                self._visit(placed.stage.after, n, observe)
+        end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
+        if any(site.name in observe for site in end.stage.after):
+            wanted = self._tokens[3].copy()
+            self._tokens[3, :n] = np.arange(n)
+            self._run(end, end, n, 1, open=True)
+            self._visit(end.stage.after, n, observe)
+            self._tokens[3] = wanted
+        if n_wanted:
+            self._run(None, None, n_wanted, 1)
+
+    def _visit(self, sites: tuple[Site, ...], n: int, observe: Observers) -> None:
+        for site in sites:
+            if site.name in observe:
+                observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
+
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+        """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
+        the residual stream is shared. AbortedError, NumericError."""
+        s, program = self._step, self.program
+        end = program.end[-1].end
+        s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
+        s[f.TAIL // 8] = end if open else program.end[0].address
+        s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
+        if open:
+            s[f.OWN // 8] = 0
+        tokens, work = int(s[f.N_TOKENS // 8]), layers + (1 if n_wanted else 0)
         threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), self.team.lost_seconds
         status = self.team.run(self._entry, self._step_address, threads)
         seconds, lost = time.perf_counter() - start, self.team.lost_seconds - lost
-        self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
+        if not open:
+            self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
         if s[f.NOT_FINITE // 8]:
-            layer, stage = divmod(int(s[f.NOT_FINITE // 8]) - 1, 8)
-            raise NumericError(f"{self.gguf.path}: NaN or infinity in layer {layer} of {self.config.n_layers} ({f.STAGES[stage]}): "
-                               + self._overflow(f.STAGES[stage]))
+            layer, what = program.fault(int(s[f.NOT_FINITE // 8]))
+            where = f"in {what}" if layer is None else f"in layer {layer} of {self.config.n_layers} ({what})"
+            raise NumericError(f"{self.gguf.path}: NaN or infinity {where}: {self._overflow(what)}")
 
     def _overflow(self, stage: str) -> str:
         """Why a stage may hold what is no number, and what helps."""
@@ -326,15 +320,8 @@ class Runtime:
             return f"larger than {self.kv.name} keeps them: load with kv='f32' (--kv f32); if that fails, too, the weights are damaged"
         return "the weights are damaged or overflow"
 
-    def _taps(self, before: np.ndarray, n: int) -> dict[str, np.ndarray]:
-        """What a range of one layer leaves in the buffers."""
-        c, b = self.config, self._buffers
-        return {"input": before, "attention": b[attention.ATT][:n, :c.n_heads * c.head_dim], "ffn_input": b[f.NORMED][:n, :c.dim],
-                "ffn_activation": b[f.GATE][:n, :c.ffn_dim], "output": b[f.X][:n, :c.dim]}
-
-    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-        """Fill `_tokens`, make room in the sequences -> ids int64 [M], attention's items int64 [n, ITEM_WORDS], how many logits are wanted, what
-        the items point to."""
+    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, int, Any]:
+        """Fill `_tokens`, make room in the sequences, divide attention's work -> ids int64 [M], how many logits are wanted, what must stay alive meanwhile."""
         lengths = [len(feed.ids) for feed in feeds]
         if not feeds or min(lengths) == 0 or sum(lengths) > self.max_batch:
             raise OptionError(f"a step takes 1 to {self.max_batch} tokens in non-empty feeds, found {lengths}")
@@ -355,13 +342,13 @@ class Runtime:
                     f"{feed.sequence.length + n} positions do not fit into the context of {self.context}; raise the context or shorten the text")
         for feed, n in zip(feeds, lengths):
             feed.sequence.reserve(feed.sequence.length + n)
-        size = attention.block_tokens(self.config.n_heads, self.config.n_kv_heads)
-        blocks, n_wanted, m = [], 0, 0
+        n_wanted, m = 0, 0
+        parts = []
         for feed, n in zip(feeds, lengths):
             start, table = feed.sequence.length, feed.sequence.table_address
             positions[m:m + n] = start if n == 1 else np.arange(start, start + n)
             tables[m:m + n] = table
-            blocks += [(m + i, m + min(i + size, n), start + i, table) for i in range(0, n, size)]
+            parts.append((m, n, start, table))
             if feed.logits == "all":
                 wanted[n_wanted:n_wanted + n] = np.arange(m, m + n)
                 n_wanted += n
@@ -369,32 +356,7 @@ class Runtime:
                 wanted[n_wanted] = m + n - 1
                 n_wanted += 1
             m += n
-        items, done = self._items(blocks)
-        return ids, items, n_wanted, done
-
-    def _items(self, blocks: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Attention's pieces of work, longest first: whole blocks (m0, m1, position of m0, page table), or, where those are few, spans of them."""
-        c, span = self.config, attention.SPAN
-        few = len(blocks) * c.n_kv_heads < _ITEMS_A_THREAD * self.n_threads
-        done = np.zeros((len(blocks), c.n_kv_heads), np.int64)
-        items, room = [], 0
-        for i, (m0, m1, position, table) in enumerate(blocks):
-            pages = pages_of(position + m1 - m0)
-            if few and pages > span:
-                spans = -(-pages // span)
-                items += [[m0, m1, position, table, at, min(at + span, pages), 1 + room, done[i].ctypes.data, spans] for at in range(0, pages, span)]
-                room += spans * (m1 - m0) * c.n_heads * attention.part_bytes(c.head_dim)
-            else:
-                items.append([m0, m1, position, table, 0, pages, 0, 0, 1])
-        if len(items) > 1:
-            items.sort(key=lambda item: item[4] - item[5])
-        result = np.array(items, np.int64)
-        if room:
-            if len(self._parts) < room + 64:
-                self._parts = np.empty(_round(room, 1 << 16) + 64, np.uint8)
-            base, parts = self._parts.ctypes.data, result[:, attention.PARTS // 8]
-            parts[parts > 0] += base + -base % 64 - 1
-        return result, done
+        return ids, n_wanted, self._items.divide(parts)
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 
@@ -411,5 +373,4 @@ class Runtime:
         if not self._closed:
             self._closed = True
             self.team.close()
-            self._buffers.clear()
-            del self._weights, self._x, self._pool
+            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...kernels import forks
 from ..answers.speculation import Costs
-from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError
+from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -97,6 +97,8 @@ class Scheduler:
     def __init__(self, runtime: Runtime, clock: Callable[[], float] = time.perf_counter) -> None:
         self.costs = Costs()
         self.clock = clock
+        self.reading: Callable[[int, int], None] | None = None
+        """Called while a prompt is read with how many of its tokens are, and how many it has, by whichever thread computes."""
         self._runtime = runtime
         self._changed = threading.Condition()
         self._queue: list[Job] = []
@@ -232,12 +234,20 @@ class Scheduler:
     def _compute(self, parts: list[tuple[Job, int]]) -> None:
         from .runtime import Feed
         feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
-        rows: Any = self._runtime.step(feeds)
+        prompt = max(((job, n) for job, n in parts if not job.stream), key=lambda part: part[0].left, default=None)
+        self._runtime.on_layers = self._read(*prompt) if self.reading and prompt else None
+        with memory_errors("a step"):
+            rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
             count = {"none": 0, "last": 1, "all": n}[feed.logits]
             job.fed(rows[start:start + count] if len(parts) == 1 else rows[start:start + count].copy())  # not all rows for the sake of one
             start += count
+
+    def _read(self, job: Job, n: int) -> Callable[[float], None]:
+        """What the runtime calls in a step that reads n tokens of a prompt."""
+        tell, done, total = self.reading, job.done, len(job.ids)
+        return lambda share: tell(done + int(share * n), total) if tell else None
 
     def _learn(self, parts: list[tuple[Job, int]], seconds: float) -> None:
         tokens = sum(n for _, n in parts)

@@ -12,12 +12,14 @@ from ...kernels import attention
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
 from ...kernels.elementwise import PAGE
+from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
 """Rows of logits of one step: as many as fit into so many bytes, at least so many (a draft's and the others')."""
-_ITEMS_A_THREAD = 8  # as in the runtime: attention's blocks are split into spans if there are fewer pieces
+ITEMS_A_THREAD = 8
+"""Attention's blocks are split into spans if there are fewer pieces than this for each thread (items.py)."""
 
 
 def _round(n: int, to: int) -> int:
@@ -48,26 +50,50 @@ class StepMemory:
         return tokens
 
 
+def widths(config: ModelConfig) -> dict[str, int]:
+    """Columns of each buffer of float32 rows, in the widest layer."""
+    found = {"x": config.dim, "normed": config.dim, "addend": config.dim}
+    if any(block.parallel for block in config.blocks()):
+        found["addend_2"] = config.dim
+    for block in config.blocks():
+        if isinstance(block, Attention):
+            columns = {"q": block.heads * block.head_dim, "att": block.heads * block.value_dim, "k": block.kv_heads * block.head_dim,
+                       "v": block.kv_heads * block.value_dim}
+        else:
+            columns = {"gate": block.width, "up": block.width}
+        for name, n in columns.items():
+            found[name] = max(found.get(name, 0), n)
+    return found
+
+
+def record_columns(config: ModelConfig) -> dict[str, int]:
+    """Columns of each buffer of records, in the widest layer."""
+    columns = widths(config)
+    found = {"records": max(columns["x"], columns["att"]), "down_records": columns["gate"]}
+    return {**found, "att_records": columns["att"]} if "addend_2" in columns else found
+
+
 def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> StepMemory:
     """Of a model on so many threads, for sequences of `context` positions."""
-    c = config
-    ld_dim, ld_att, ld_kv, ld_ffn = (_round(n, 32) for n in (c.dim, c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.ffn_dim))
-    floats = 3 * ld_dim + 2 * ld_att + 2 * ld_kv + 2 * ld_ffn
-    records = record_bytes(8, max(ld_dim, ld_att)) + record_bytes(8, ld_ffn)
+    c, ld_dim = config, _round(config.dim, 32)
+    floats = sum(_round(n, 32) for n in widths(c).values())
+    records = sum(record_bytes(8, _round(n, 32)) for n in record_columns(c).values())
     embedding = 4 * 4 * c.dim  # rows as the file has them, decoded, checked
     own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
-    scratch = _round(attention.scratch_bytes(kv, c.n_heads, c.n_kv_heads, c.head_dim), 128)
-    gains = 4 * ld_dim * (2 * c.n_layers + 1)
-    words = 16 * 1024 + c.n_layers * 1024  # blocks of addresses
-    fixed = threads * (own + scratch) + gains + words + 4 * c.rope_dim * context + _parts(c, threads, context)
+    groups = {a.group: a for a in c.attentions()}
+    scratch = max(_round(attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in c.attentions())
+    gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias)
+    words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
+    tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
+    fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
     return StepMemory(fixed, 4 * floats + -(-records // 8) + embedding + 8 * 4, 4 * _round(c.n_vocab, 16))
 
 
-def _parts(c: ModelConfig, threads: int, context: int) -> int:
+def _parts(a: Attention, threads: int, context: int) -> int:
     """Of attention's blocks that are split into spans of a long context: what is left for merging."""
     pages = -(-context // PAGE)
     if pages <= attention.SPAN:
         return 0
-    blocks = (_ITEMS_A_THREAD * threads - 1) // c.n_kv_heads
-    queries = blocks * attention.block_tokens(c.n_heads, c.n_kv_heads) * c.n_heads
-    return _round(queries * -(-pages // attention.SPAN) * attention.part_bytes(c.head_dim), 1 << 16)
+    blocks = (ITEMS_A_THREAD * threads - 1) // a.kv_heads
+    queries = blocks * attention.block_tokens(a.heads, a.kv_heads) * a.heads
+    return _round(queries * -(-pages // attention.SPAN) * attention.part_bytes(a.value_dim), 1 << 16)

@@ -1,6 +1,6 @@
 """From the file's rows to tiles: every matrix is retiled into the layout this CPU's kernels want, and the file's pages are let go.
 
-    file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (forward.py)
+    file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (ops/common.py)
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
@@ -20,13 +20,14 @@ import numpy as np
 
 from ...kernels.formats import registry
 from ...kernels.matmul import ROWS
+from .. import units
 from ..architectures.config import ModelConfig
+from ..architectures.spec import Matrix
 from ..errors import FormatError, OutOfMemoryError
 from ..gguf.file import GGUFFile
-from .forward import COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
+from .ops.common import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
 
 EMBEDDING = "token_embd.weight"
-LAYER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _PIECE = 1 << 20
 """Bytes of the file that a thread takes at a time: they stay in its cache until they are in their tiles."""
 _SWITCH = 5e-4
@@ -39,15 +40,19 @@ Progress = Callable[[str, int, int], None]
 """(what, done, total): bytes while loading."""
 
 
+def matrix_bytes(gguf: GGUFFile, matrix: Matrix) -> int:
+    """Memory of a matrix once it is retiled."""
+    return registry.tiled_bytes(gguf.tensors[matrix.tensor].format.name, matrix.rows, matrix.columns)
+
+
 def matrix_names(config: ModelConfig) -> list[str]:
     """Tensors that are retiled, in the order of use."""
-    names = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in LAYER_MATRICES]
-    return [*names, "token_embd.weight" if config.tied_output else "output.weight"]
+    return list(dict.fromkeys(m.tensor for m in config.matrices()))
 
 
 def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
     """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
-    sizes = [registry.tiled_bytes(t.format.name, *t.shape) for t in (gguf.tensors[name] for name in matrix_names(config))]
+    sizes = [matrix_bytes(gguf, m) for m in config.matrices()]
     return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
 
 
@@ -58,7 +63,7 @@ class Arena:
         try:
             self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
         except (OSError, ValueError, OverflowError) as error:
-            raise OutOfMemoryError(f"cannot reserve {size >> 20} MiB for the weights: {error}") from None
+            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for the weights: {error}") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
@@ -73,9 +78,11 @@ class Arena:
 
 
 class _Piece(NamedTuple):
-    """Tiles [first, last) of a matrix."""
+    """Tiles [first, last) of a matrix: `rows` rows of a tensor, from `row` on."""
 
     name: str
+    row: int
+    rows: int
     first: int
     last: int
     to: int | None
@@ -109,11 +116,12 @@ class Loader:
                 if piece is None:
                     break
                 info = self._gguf.tensors[piece.name]
-                rows, row_bytes = info.shape[0], info.format.row_bytes(info.shape[1])
+                rows, row_bytes = piece.rows, info.format.row_bytes(info.shape[1])
                 first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
+                start = piece.row * row_bytes
                 if len(buffer) < size:
                     buffer = np.empty(size, np.uint8)
-                self._gguf.read_into(piece.name, first, buffer[:size])
+                self._gguf.read_into(piece.name, start + first, buffer[:size])
                 if piece.name == EMBEDDING:
                     self._embedding[first:first + size] = buffer[:size]
                 source, to = buffer.ctypes.data - first, piece.to
@@ -124,7 +132,7 @@ class Loader:
                     to = thrown_away.ctypes.data - piece.first * tile_bytes
                 bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
                 if bad >= 0:
-                    self._fail((piece.name, bad))
+                    self._fail((piece.name, piece.row + bad))
                 with self._moved:
                     self._done += size
                     self._moved.notify()
@@ -170,34 +178,35 @@ class Loader:
 class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
-    .descriptors: {name: int64 [8]} of every matrix (forward.py's layout); .gains: float32 rows of the norms, padded to `ld_dim`;
+    .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
     .nbytes: memory of the retiled matrices and the embedding's rows.
     """
 
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, ld_dim: int, n_threads: int):
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
         self._gguf, self.config = gguf, config
-        names = matrix_names(config)
+        matrices = config.matrices()
         self.nbytes = weight_bytes(gguf, config)
         self._arena = Arena(self.nbytes)
-        seen = names if config.tied_output else [*names, EMBEDDING]
         embedding = gguf.tensors[EMBEDDING]
         rows = self._arena.take(embedding.n_bytes)
         self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
-        self._total = sum(gguf.tensors[n].n_bytes for n in seen)
-        targets = {name: self._arena.take(registry.tiled_bytes(gguf.tensors[name].format.name, *gguf.tensors[name].shape)) for name in names}
-        self._loader = Loader(gguf, [piece for name in seen for piece in self._pieces(name, targets.get(name))], n_threads, rows)
+        only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
+        self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
+        targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
+        pieces = [piece for m in (*matrices, *only_seen) for piece in self._pieces(m, targets.get(m.key))]
+        self._loader = Loader(gguf, pieces, n_threads, rows)
         try:
-            self._prepare(ld_dim, targets)
+            self._prepare(targets)
         except BaseException:
             self._loader.close()
             raise
 
-    def _prepare(self, ld_dim: int, targets: dict[str, np.ndarray]) -> None:
+    def _prepare(self, targets: dict[str, np.ndarray]) -> None:
         """What is small, while the loader runs."""
         config = self.config
-        self.descriptors = {name: self._descriptor(name, target) for name, target in targets.items()}
-        norms = [f"blk.{i}.{n}.weight" for i in range(config.n_layers) for n in ("attn_norm", "ffn_norm")] + ["output_norm.weight"]
-        self.gains = {name: self._gain(name, ld_dim) for name in norms}
+        self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        self._biases: list[np.ndarray] = []
+        self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
 
     def wait(self, progress: Progress | None = None) -> None:
         """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
@@ -223,28 +232,31 @@ class Weights:
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
                            "the file is damaged, or its conversion overflowed")
 
-    def _gain(self, name: str, ld_dim: int) -> np.ndarray:
-        row = np.zeros(ld_dim, np.float32)
-        row[:self.config.dim] = registry.decode(self._gguf.tensors[name].format.name, self._gguf.data(name).reshape(1, -1))[0]
+    def vector(self, name: str, n: int, first: int = 0, to: int = 32) -> np.ndarray:
+        """Numbers [first, first + n) of a vector, padded with zeros to a multiple of `to`. FormatError: NaN or infinity."""
+        row = np.zeros(-(-n // to) * to, np.float32)
+        row[:n] = registry.decode(self._gguf.tensors[name].format.name, self._gguf.data(name).reshape(1, -1))[0][first:first + n]
         if not np.isfinite(row).all():
             raise self._refuse(name, 0)
         return row
 
-    def _pieces(self, name: str, target: np.ndarray | None) -> Iterator[_Piece]:
-        info = self._gguf.tensors[name]
-        tiles, tile_bytes = -(-info.shape[0] // ROWS), ROWS * info.format.row_bytes(info.shape[1])
+    def _pieces(self, matrix: Matrix, target: np.ndarray | None) -> Iterator[_Piece]:
+        info = self._gguf.tensors[matrix.tensor]
+        tiles, tile_bytes = -(-matrix.rows // ROWS), ROWS * info.format.row_bytes(matrix.columns)
         step = max(1, _PIECE // tile_bytes)
         to = None if target is None else target.ctypes.data
-        return (_Piece(name, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
+        return (_Piece(matrix.tensor, matrix.first, matrix.rows, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
 
-    def _descriptor(self, name: str, target: np.ndarray) -> np.ndarray:
-        info = self._gguf.tensors[name]
-        kind = info.format.name
+    def _descriptor(self, matrix: Matrix, target: np.ndarray) -> np.ndarray:
+        kind = self._gguf.tensors[matrix.tensor].format.name
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
         words[WEIGHTS // 8] = target.ctypes.data
-        words[COLUMNS // 8], words[TILES // 8] = info.shape[1], -(-info.shape[0] // ROWS)
+        words[COLUMNS // 8], words[TILES // 8] = matrix.columns, -(-matrix.rows // ROWS)
         words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
+        if matrix.bias:
+            self._biases.append(self.vector(matrix.bias, matrix.rows, matrix.first, ROWS))
+            words[BIAS // 8] = self._biases[-1].ctypes.data
         return words
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import OptionError, UnsupportedError
 from ..panics import panics_are
 from .grammar_service import LIMITS, NO_FORCING, try_out, warm
-from .schema import check_text, schema_text
+from .schema import check_text, schema_source
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def _compiled(llguidance: Any, source: str, tokenizer: Tokenizer, end: frozenset
 def _source(kind: str, value: Any) -> str:
     """What the user gave, checked, as a Lark grammar in llguidance's dialect."""
     if kind == "json_schema":
-        return f"start: %json {schema_text(value)}"
+        return schema_source(value)
     if kind == "choices":
         texts = [value] if isinstance(value, str) else list(value)
         if not all(isinstance(text, str) and text for text in texts) or not texts:

@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -91,6 +91,8 @@ class SamplingOptions:
         _require("xtc_probability", self.xtc_probability, 0 <= self.xtc_probability <= 1, "from 0 (off) to 1")
         _require("xtc_threshold", self.xtc_threshold, 0 <= self.xtc_threshold <= 1, "from 0 to 1 (above 0.5 it is off)")
         _require("dynatemp_range", self.dynatemp_range, self.dynatemp_range >= 0, "0 (off) or more")
+        _require("dynatemp_range", self.dynatemp_range, math.isfinite(self.temperature + self.dynatemp_range), "finite with the temperature added")
+        _require("mirostat_tau", self.mirostat_tau, math.isfinite(2 * self.mirostat_tau), "small enough for its double to be finite")
         _require("dynatemp_exponent", self.dynatemp_exponent, self.dynatemp_exponent >= 0, "0 or more")
         _require("dry_multiplier", self.dry_multiplier, self.dry_multiplier >= 0, "0 (off) or more")
         _require("dry_base", self.dry_base, self.dry_base >= 1, "1 or more")
@@ -100,6 +102,17 @@ class SamplingOptions:
         _require("mirostat_tau", self.mirostat_tau, self.mirostat_tau >= 0, "0 or more")
         _require("mirostat_eta", self.mirostat_eta, 0 <= self.mirostat_eta <= 1, "from 0 to 1")
 
+    @classmethod
+    def of(cls, options: SamplingOptions | Mapping[str, Any] | None, changes: Mapping[str, Any], where: str = "generate") -> SamplingOptions:
+        """`options`, or the defaults, with `changes`. TypeError names a change that is no option, as Python does for an argument."""
+        if options is not None and not isinstance(options, (SamplingOptions, Mapping)):
+            raise OptionError(f"options must be SamplingOptions or a mapping, found {type(options).__name__}")
+        given = {field.name: getattr(options, field.name) for field in fields(cls)} if isinstance(options, SamplingOptions) else dict(options or {})
+        given.update(changes)
+        if unknown := given.keys() - cls.__dataclass_fields__.keys():
+            raise TypeError(f"{where}() got an unexpected keyword argument {min(map(str, unknown))!r}")
+        return cls(**given)
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages in the order in which they act."""
@@ -108,9 +121,40 @@ class SamplingOptions:
         return MIROSTAT_ORDER if self.mirostat else STAGES
 
 
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of SamplingOptions as keyword arguments, for editors and type checkers; a test compares the two."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    repeat_last_n: int
+    seed: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_last_n: int
+    dry_breakers: Iterable[str]
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: Mapping[int, float] | Mapping[str, float] | Iterable[tuple[int | str, float]]
+    banned: str | Iterable[str]
+    order: str | Iterable[str] | None
+
+
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """One text or several, none of them empty."""
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) and not isinstance(value, Mapping) else (value,)
     for text in found:
         if not isinstance(text, str) or not text:
             raise OptionError(f"{name} must be non-empty texts, found {quoted(text)}")
@@ -120,6 +164,8 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 def biases(value: Any) -> tuple[tuple[int | str, float], ...]:
     """{id or text: bias} or such pairs -> pairs."""
     pairs: list[tuple[int | str, float]] = []
+    if value is not None and (isinstance(value, (str, bytes)) or not isinstance(value, Iterable)):
+        raise OptionError(f"logit_bias must map token ids or texts to numbers, found {value!r:.60}")
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not is_pair or not isinstance(pair[0], (str, int, np.integer)) or isinstance(pair[0], bool) or pair[0] == "":
@@ -133,6 +179,8 @@ def stage_order(value: Any) -> tuple[str, ...] | None:
     """Names of stages -> a tuple of them; None: the usual order."""
     if value is None:
         return None
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise OptionError(f"order must be stages out of {';'.join(STAGES)}, found {value!r:.60}")
     names = [n.strip() for n in value.replace(",", ";").split(";") if n.strip()] if isinstance(value, str) else list(value)
     for i, name in enumerate(names):
         if name not in STAGES:

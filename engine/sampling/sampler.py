@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -185,18 +185,50 @@ def breaker_tokens(breakers: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.array([not token or any(text in token for text in raw) for token in tokens], bool)
 
 
-class TokenLogprob(NamedTuple):
-    """Natural logarithms of the model's own probabilities (softmax of all logits, before any stage)."""
+class _Likely(NamedTuple):
+    id: int
+    logprob: float
 
+
+class LikelyToken(_Likely):
+    """(id, logprob), and .text: of the token alone; bytes that are no whole characters show as U+FFFD, special tokens by their names."""
+
+    text: str = ""
+
+
+class _TokenLogprob(NamedTuple):
     id: int
     logprob: float
     top: list[tuple[int, float]]
-    """The most likely ids with theirs, most likely first, lowest id among equals."""
+
+
+class TokenLogprob(_TokenLogprob):
+    """(id, logprob, top): natural logarithms of the model's own probabilities (softmax of all logits, before any stage). top: the most likely ids with
+    theirs, most likely first, lowest id among equals: LikelyToken. .text: as of LikelyToken."""
+
+    text: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data: {"id", "logprob", "text", "top": [[id, logprob, text], …]}."""
+        return {"id": self.id, "logprob": self.logprob, "text": self.text, "top": [[*entry, getattr(entry, "text", "")] for entry in self.top]}
+
+
+def with_texts(entry: TokenLogprob, tokenizer: Tokenizer) -> TokenLogprob:
+    """The same with the tokens' texts."""
+    def text(id: int) -> str:
+        return tokenizer.token_bytes(id).decode(errors="replace") or tokenizer.token_text(id)
+    top: list[tuple[int, float]] = []
+    for id, logprob in entry.top:
+        top.append(likely := LikelyToken(id, logprob))
+        likely.text = text(id)
+    found = TokenLogprob(entry.id, entry.logprob, top)
+    found.text = text(entry.id)
+    return found
 
 
 @in_default_floats
-def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
-    """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones."""
+def token_logprob(logits: np.ndarray, id: int, n: int, tokenizer: Tokenizer | None = None) -> TokenLogprob:
+    """Of float32 logits [n_vocab]: for token `id`, and for the n most likely ones; with a tokenizer, with their texts."""
     best = top_k(logits, n) if n else np.zeros(0, np.int64)
     best = best[np.argsort(-logits[best], kind="stable")]
     places = [int(id), *best.tolist()]
@@ -208,4 +240,5 @@ def token_logprob(logits: np.ndarray, id: int, n: int) -> TokenLogprob:
         scores, whole = log_probabilities(logits)
         scores = scores[places]
     chosen, *top = (float(score - whole) for score in scores)
-    return TokenLogprob(id, chosen, list(zip(places[1:], top)))
+    found = TokenLogprob(id, chosen, list(zip(places[1:], top)))
+    return found if tokenizer is None else with_texts(found, tokenizer)

@@ -1,12 +1,13 @@
 """JSON schemas, read and prepared for llguidance: the same meaning in fewer words, or an error that names what could not be kept.
 
-    read_schema(JSON text, dict or pydantic model) -> plain data -> prepared() -> JSON text for llguidance's %json
+    read_schema(JSON text, dict or pydantic model) -> plain data -> prepared() -> Lark source, mostly llguidance's %json
 
 llguidance reads numbers as float64, knows neither annotations nor keywords that ask nothing, and can't keep every pair of keywords. So here
 
     annotations (title, default, format: path, …) and keywords that ask nothing (uniqueItems: false, not: false, …) are left out;
     names that `properties` and a pattern share get both schemas, and a pattern that no other name fits goes;
-    integers that float64 would change, and minProperties where one name could be counted twice, are refused by their place in the schema.
+    minProperties where one name could be counted twice is refused by its place in the schema;
+    integers that float64 would change get a grammar of their own (big_numbers.py).
 """
 from __future__ import annotations
 
@@ -29,6 +30,8 @@ EXACT = 1 << 53
 """Integers up to here are what they are as float64, too."""
 MAX_NAMES = 200
 """Names that a pattern may fit to be taken for a list of names."""
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False, "coerce_one_of": False}
+"""How JSON is written: as `json.dumps` does."""
 ASSERTED = frozenset("regex iri iri-reference uri-reference uri-template json-pointer relative-json-pointer idn-email idn-hostname".split())  # noqa: SIM905
 KNOWN = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())  # noqa: SIM905
 """Formats that JSON Schema defines: llguidance's are kept, the others refused by it. All others are annotations (OpenAPI's, pydantic's)."""
@@ -42,17 +45,19 @@ IDLE: dict[str, tuple[Any, ...]] = {
 ONE, LIST, MAP = ("additionalProperties", "items", "contains", "not", "if", "then", "else", "propertyNames", "unevaluatedProperties", "unevaluatedItems"), (
     "allOf", "anyOf", "oneOf", "prefixItems", "items"), ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Keywords whose value is a schema, a list of them, names and schemas."""
+DEFINITIONS = ("$defs", "definitions")
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
-def schema_text(value: Any) -> str:
-    """A schema as the JSON text that llguidance is given. OptionError."""
-    value = read_schema(value)
-    value = value if isinstance(value, dict) else {} if value else {"anyOf": []}
-    _check_counts(value)
-    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False, "coerce_one_of": False}
-    return json.dumps({**prepared(value, ""), "x-guidance": style}, allow_nan=False)
+def schema_source(value: Any) -> str:
+    """A schema as a Lark grammar in llguidance's dialect. OptionError."""
+    from .big_numbers import has_big, lark_source
+    found = read_schema(value)
+    schema = found if isinstance(found, dict) else {} if found else {"anyOf": []}
+    _check_counts(schema)
+    schema = prepared(schema, "")
+    return lark_source(schema) if has_big(schema, schema) else "start: %json " + json.dumps({**schema, "x-guidance": STYLE}, allow_nan=False)
 
 
 def read_schema(value: Any) -> dict[str, Any] | bool:
@@ -145,26 +150,37 @@ def prepared(schema: Any, where: str) -> Any:
     if "contains" not in out:
         out.pop("minContains", None)
         out.pop("maxContains", None)
-    _check_numbers(out, where)
+    _whole_counts(out)
     kind = out.get("format")
     if isinstance(kind, str) and kind not in ASSERTED | KNOWN:
         out.pop("format")
         if re.fullmatch(r"uuid[1-8]", kind):  # pydantic's
             out["format"] = "uuid"
     for key, value in out.items():
-        place = f"{where}/{key}"
-        if key in MAP and isinstance(value, dict):
-            out[key] = {name: prepared(inner, f"{place}/{name}") for name, inner in value.items()}
-        elif key in LIST and isinstance(value, list):
-            out[key] = [prepared(inner, f"{place}/{n}") for n, inner in enumerate(value)]
-        elif key in ONE:
-            out[key] = prepared(value, place)
+        if key in MAP and isinstance(value, dict) or key in LIST and isinstance(value, list):
+            out[key] = type(value)(value)  # a copy
+    for key, name, inner in list(inner_schemas(out)):
+        if name is None:
+            out[key] = prepared(inner, f"{where}/{key}")
+        else:
+            out[key][name] = prepared(inner, f"{where}/{key}/{name}")
     _names(out)
     _check_least(out, where)
     return out
 
 
-def _refuse(where: str, why: str) -> NoReturn:
+def inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(keyword, name or number or None, schema) of the schemas directly within one."""
+    for key, value in schema.items():
+        if key in MAP and isinstance(value, dict):
+            yield from ((key, name, inner) for name, inner in value.items())
+        elif key in LIST and isinstance(value, list):
+            yield from ((key, n, inner) for n, inner in enumerate(value))
+        elif key in ONE:
+            yield key, None, value
+
+
+def refuse(where: str, why: str) -> NoReturn:
     place = where if len(where) <= 80 else "…" + where[-79:]
     raise OptionError(f"{place or 'the schema'}: {why}")
 
@@ -172,31 +188,24 @@ def _refuse(where: str, why: str) -> NoReturn:
 # ---- numbers
 
 
-def _check_numbers(schema: dict[str, Any], where: str) -> None:
+def _whole_counts(schema: dict[str, Any]) -> None:
     for key in COUNTS:
         value = schema.get(key)
         if isinstance(value, float) and value.is_integer():  # JSON Schema: 2.0 is a whole number
             schema[key] = int(value)
-    for key in BOUNDS:
-        if not _kept(value := schema.get(key)):
-            _refuse(f"{where}/{key}", f"{value!s:.40} is beyond 2^53, and would be changed: leave it out, or take strings for such numbers")
-    for key in "const", "enum":
-        for value in _numbers(schema.get(key)):
-            if not _kept(value):
-                _refuse(f"{where}/{key}", f"{value!s:.40} is beyond 2^53, and would be changed: take strings for such numbers")
 
 
-def _kept(value: Any) -> bool:
+def is_kept(value: Any) -> bool:
     """Whether llguidance writes and compares this number as it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) <= EXACT:
         return True
     return isinstance(value, float) and int(Decimal(repr(value))) == value
 
 
-def _numbers(value: Any) -> Iterator[Any]:
+def numbers(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, dict)):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(inner)
+            yield from numbers(inner)
     else:
         yield value
 
@@ -228,7 +237,7 @@ def _check_least(schema: dict[str, Any], where: str) -> None:
     if isinstance(required, list) and len(set(map(str, required))) >= least:
         del schema["minProperties"]
     elif schema.get("additionalProperties", True) is not False or schema.get("patternProperties"):
-        _refuse(f"{where}/minProperties", f"{least} can't be kept, since other names than the required ones could come twice: require names, "
+        refuse(f"{where}/minProperties", f"{least} can't be kept, since other names than the required ones could come twice: require names, "
                                           "or set additionalProperties to false")
 
 

@@ -7,9 +7,10 @@ Sums are float64. These are reports, outside the exactness promise: NumPy's loga
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 LEAST = 8
 """Tokens of the smallest window."""
 _PIECE = 128
@@ -94,42 +96,80 @@ class _Window:
             self.sequence.close()
 
 
+@in_default_floats
 def _summary(nll: np.ndarray, n_windows: int, context: int) -> Perplexity:
     mean = float(nll.mean())
     spread = float(nll.std() / np.sqrt(max(1, len(nll) - 1)))
     return Perplexity(float(np.exp(mean)), float(np.exp(mean) * spread), mean, len(nll), n_windows, context)
 
 
+@dataclass(frozen=True)
+class Running(Generic[T]):
+    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far."""
+
+    done: int
+    total: int
+    perplexity: float
+    result: Callable[[], T]
+
+
+def running_perplexity(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[Running[Perplexity]]:
+    """Perplexity of a text, window by window: the last is `perplexity`'s. Errors as of `perplexity`."""
+    cut, nll = windows(model, text, context, most, special), np.empty(0)
+    for i, ids in enumerate(cut):
+        nll = np.concatenate([nll, _window_nll(model, ids)])
+        result = functools.partial(_summary, nll, i + 1, context)
+        yield Running(i + 1, len(cut), result().perplexity, result)
+
+
 @in_default_floats
+def _window_nll(model: Model, ids: np.ndarray) -> np.ndarray:
+    """float64 [scored tokens of the window]"""
+    return np.concatenate([-logp[np.arange(len(targets)), targets] for targets, logp in _Window(model, ids).pieces()])
+
+
 def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
     """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
-    cut, nll = windows(model, text, context, most, special), []
+    return _last(running_perplexity(model, text, context, most, special), progress)
+
+
+def running_divergence(model: Model, reference: Model, text: str, context: int = 512, most: int | None = None,
+                       special: bool = False) -> Iterator[Running[Divergence]]:
+    """Divergence of `model` from `reference`, window by window: the last is `divergence`'s. OptionError if their vocabularies differ."""
+    if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
+        raise OptionError(f"{model.path} and {reference.path} have different vocabularies: their tokens can't be compared")
+    cut, scored = windows(model, text, context, most, special), np.empty((4, 0))
     for i, ids in enumerate(cut):
-        for targets, logp in _Window(model, ids).pieces():
-            nll.append(-logp[np.arange(len(targets)), targets])
-        if progress:
-            progress("windows", i + 1, len(cut))
-    return _summary(np.concatenate(nll), len(cut), context)
+        scored = np.concatenate([scored, _window_divergence(model, reference, ids)], axis=1)
+        yield Running(i + 1, len(cut), _summary(scored[0], i + 1, context).perplexity, functools.partial(_divergence, scored, i + 1, context))
 
 
 @in_default_floats
+def _window_divergence(model: Model, reference: Model, ids: np.ndarray) -> np.ndarray:
+    """float64 [4, scored tokens of the window]: negative log-likelihoods of model and reference, KL, whether the first choices are the same."""
+    found = []
+    for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
+        rows = np.arange(len(targets))
+        found.append(np.array([-p[rows, targets], -q[rows, targets], (np.exp(q) * (q - p)).sum(axis=1), p.argmax(axis=1) == q.argmax(axis=1)]))
+    return np.concatenate(found, axis=1)
+
+
 def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
                special: bool = False) -> Divergence:
     """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""
-    if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
-        raise OptionError(f"{model.path} and {reference.path} have different vocabularies: their tokens can't be compared")
-    cut = windows(model, text, context, most, special)
-    ours, theirs, kl, same = [], [], [], []
-    for i, ids in enumerate(cut):
-        for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
-            rows = np.arange(len(targets))
-            ours.append(-p[rows, targets])
-            theirs.append(-q[rows, targets])
-            kl.append((np.exp(q) * (q - p)).sum(axis=1))
-            same.append(p.argmax(axis=1) == q.argmax(axis=1))
-        if progress:
-            progress("windows", i + 1, len(cut))
-    each = np.concatenate(kl)
+    return _last(running_divergence(model, reference, text, context, most, special), progress)
+
+
+@in_default_floats
+def _divergence(scored: np.ndarray, n_windows: int, context: int) -> Divergence:
+    ours, theirs, each, same = scored
     marks = {k: float(np.percentile(each, k)) for k in (50, 90, 95, 99, 100)}
-    return Divergence(_summary(np.concatenate(ours), len(cut), context), _summary(np.concatenate(theirs), len(cut), context), float(each.mean()),
-                      float(each.std() / np.sqrt(max(1, len(each) - 1))), marks, float(np.concatenate(same).mean()))
+    return Divergence(_summary(ours, n_windows, context), _summary(theirs, n_windows, context), float(each.mean()),
+                      float(each.std() / np.sqrt(max(1, len(each) - 1))), marks, float(same.mean()))
+
+
+def _last(steps: Iterator[Running[T]], progress: Progress | None) -> T:
+    for step in steps:
+        if progress:
+            progress("windows", step.done, step.total)
+    return step.result()

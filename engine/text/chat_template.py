@@ -1,8 +1,9 @@
 """Chat messages to a prompt, with the template inside the GGUF file (tokenizer.chat_template), or Llama 2's where there is none.
 
-    messages -> render() -> text -> special tokens found -> ids, BOS once at the start
+    messages -> messages.normalise() -> render() -> text -> special tokens found -> ids, BOS once at the start
 
-render() equals Hugging Face's apply_chat_template(tokenize=False). encode() keeps what people write apart from what the template writes: a
+render() equals Hugging Face's apply_chat_template(tokenize=False), of messages as they are. encode() normalises them first (messages.py), and
+keeps what people write apart from what the template writes: a
 "</s>" or "<|eot_id|>" in a message is text, the same in the template is the token. To tell them apart after rendering, encode() renders the
 messages with the first character of every control token's text (and of the beginning of one at a message's end) swapped for a private-use
 character that occurs nowhere, finds the special tokens, and swaps back. A template that changes the letters of a message (upper case, say), or
@@ -11,11 +12,13 @@ Role names go through the template as they are; they are the caller's to choose,
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..child import Fault
-from ..errors import FormatError, OptionError, TokenizerError, UnsupportedError
+from ..errors import FormatError, LlaminaWarning, OptionError, TokenizerError, UnsupportedError
+from .messages import left_out, normalise
 from .template_service import Runner, apart, here
 from .tokenizer.base import Tokenizer
 
@@ -91,9 +94,12 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any) -> list[int]:
         """The prompt's ids. They begin with one BOS, the template's or ours, if the vocabulary begins texts with BOS at all; a BOS that the
         template writes between exchanges (Llama 2) stays. Raises what render() and Tokenizer.encode() raise."""
-        given = self._data(messages, extra)
+        given = self._data(normalise(messages, self._sources), extra)
         swap = _Swap(self.tokenizer, "".join({*self._sources, *(c for text in _strings(list(given)) for c in set(text))}))
-        text = self._render(swap.away(given[0]), swap.away(given[1]), add_generation_prompt)
+        swapped = swap.away(given[0])
+        text = self._render(swapped, swap.away(given[1]), add_generation_prompt)
+        if line := left_out(swapped, text):
+            warnings.warn(f"{self.path}: {line}", LlaminaWarning, stacklevel=2)
         parts = [swap.back(part) if isinstance(part, str) else part for part in self.tokenizer.split(text, parse_special=True)]
         ids = self.tokenizer.encode_parts(parts)
         bos = self.tokenizer.bos_id

@@ -7,7 +7,7 @@
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call> for each, text before, between and after
     function  <function=name>{…}</function> for each
 
-What does not parse stays text: a model's mistake is nothing to raise over.
+What does not parse stays text, beside the calls that do: a model's mistake is nothing to raise over. Markers inside of JSON strings are text.
 """
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ WRITTEN = (PYTHON_TAG, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</
 """Control tokens whose text is wanted to find calls; others have none."""
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\.call\((.*)\)\s*", re.DOTALL)
 _ARGS = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?\[ARGS\]")
+_TAGS = {"hermes": (re.compile("<tool_call>()"), "</tool_call>"), "function": (re.compile(r"<function=([\w.-]+)>"), "</function>")}
+_MOST_BLANKS = 1000
 _DECODER = json.JSONDecoder()
 
 
@@ -121,6 +123,7 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
     def add(name: Any, arguments: Any, id: Any = None) -> bool:
         if isinstance(arguments, str):  # some models write the object as a string
             arguments = _json(arguments)
+        arguments = _plain(arguments)
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return False
         calls.append(ToolCall(name, arguments, id if isinstance(id, str) and id else f"call{first + len(calls):05d}"))  # nine characters: Mistral insists
@@ -128,13 +131,17 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
 
     if format == "mistral":
         content, marker, rest = text.partition("[TOOL_CALLS]")
-        ok = bool(marker) and all(add(*call) for call in _mistral(rest))
+        content += "".join(written for call, written in _mistral(rest) if not add(*call)) if marker else ""
+        ok = bool(marker)
     elif format in ("hermes", "function"):
-        pattern = r"<tool_call>(.*?)(?:</tool_call>|\Z)" if format == "hermes" else r"<function=([\w.-]+)>(.*?)(?:</function>|\Z)"
-        content, ok = re.sub(pattern, "", text, flags=re.DOTALL).replace(PYTHON_TAG, ""), True
-        for match in re.finditer(pattern, text, re.DOTALL):
-            found = _json(match[match.lastindex or 0])
-            ok = ok and (add(match[1], found) if format == "function" else isinstance(found, dict) and add(found.get("name"), found.get("arguments", {})))
+        begins, end = _TAGS[format]
+        content, at, ok = "", 0, True
+        while match := begins.search(text, at):
+            content += text[at:match.start()]
+            found, at = _tagged(text, match.end(), end)
+            if not (add(match[1], found) if format == "function" else isinstance(found, dict) and add(found.get("name"), found.get("arguments", {}))):
+                content += text[match.start():at]  # a bad one stays text, beside the good ones
+        content = (content + text[at:]).replace(PYTHON_TAG, "")
     elif format == "llama3":
         content, marker, rest = text.partition(PYTHON_TAG)
         content, rest = (content, rest) if marker else ("", text)
@@ -143,8 +150,11 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
         if called:
             ok = add(called[1], _keywords(called[2]))
         elif objects:
-            ok = all(isinstance(o, dict) and (bool(marker) or o.get("name") in names) and add(o.get("name"), o.get("parameters", o.get("arguments")))
-                     for o in objects)
+            ok = True
+            for o, written in objects:
+                known = isinstance(o, dict) and (bool(marker) or isinstance(o.get("name"), str) and o["name"] in names)
+                if not (known and add(o.get("name"), o.get("parameters", o.get("arguments")))):
+                    content += written
         else:  # a program for the interpreter
             ok = bool(marker and rest.strip()) and add("code_interpreter", {"code": rest.strip()})
     else:
@@ -159,31 +169,71 @@ def _json(text: str) -> Any:
         return None
 
 
-def _objects(text: str) -> list[Any]:
-    """JSON values one after the other, parted by blanks or semicolons; none if there is anything else."""
+def _plain(arguments: Any) -> Any:
+    """As they come back from JSON; None for what JSON has no way to say (a set, bytes, infinity), for they are to be sent on."""
+    try:
+        return json.loads(json.dumps(arguments, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """(JSON value from there on, its end); (None, at) if there is none. Its strings may hold any marker."""
+    at += len(text[at:at + _MOST_BLANKS]) - len(text[at:at + _MOST_BLANKS].lstrip())
+    try:
+        return _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None, at
+
+
+def _tagged(text: str, at: int, end: str) -> tuple[Any, int]:
+    """(the value between tags that begins there, where the text goes on after the closing tag); None for anything but one value. A last closing tag may
+    be missing."""
+    value, after = _value(text, at)
+    rest = text[after:].lstrip()
+    if value is not None and (not rest or rest.startswith(end)):
+        return value, len(text) - len(rest) + (len(end) if rest else 0)
+    close = text.find(end, at)
+    return None, len(text) if close < 0 else close + len(end)
+
+
+def _objects(text: str) -> list[tuple[Any, str]]:
+    """(JSON value, as it was written), one after the other, parted by blanks or semicolons; none if there is anything else."""
     found, at = [], 0
     while at < len(text):
         if text[at] in " \t\r\n;":
             at += 1
             continue
         try:
-            value, at = _DECODER.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
             return []
-        found.append(value)
+        found.append((value, text[at:end]))
+        at = end
     return found
 
 
-def _mistral(text: str) -> Iterator[tuple[Any, Any, Any]]:
-    """(name, arguments, id); one of Nones for what is no call."""
-    if "[ARGS]" in text:
-        for part in text.split("[TOOL_CALLS]"):
-            head = _ARGS.match(part)
-            yield (head[1], _json(part[head.end():]), head[2]) if head else (None, None, None)
+def _mistral(text: str) -> Iterator[tuple[tuple[Any, Any, Any], str]]:
+    """((name, arguments, id), as it was written); three Nones for what is no call."""
+    nothing = (None, None, None)
+    if _ARGS.match(text):
+        at = 0
+        while at < len(text):
+            head = _ARGS.match(text, at)
+            value, end = _value(text, head.end()) if head else (None, at)
+            rest = text[end:].lstrip()
+            if value is None or rest and not rest.startswith("[TOOL_CALLS]"):
+                end = text.find("[TOOL_CALLS]", at)
+                end, head = len(text) if end < 0 else end, None
+            yield (head[1], value, head[2]) if head else nothing, text[at:end]
+            at = len(text) - len(text[end:].lstrip())
+            at += len("[TOOL_CALLS]") if text.startswith("[TOOL_CALLS]", at) else 0
         return
     found = _json(text.strip())
-    for call in found if isinstance(found, list) else [found]:
-        yield (call.get("name"), call.get("arguments", {}), call.get("id")) if isinstance(call, dict) else (None, None, None)
+    if not isinstance(found, list):
+        found = [found]
+    for call in found:
+        yield (call.get("name"), call.get("arguments", {}), call.get("id")) if isinstance(call, dict) else nothing, json.dumps(call, ensure_ascii=False)
 
 
 def _keywords(text: str) -> dict[str, Any] | None:

@@ -1,0 +1,270 @@
+"""What layers are made of: attention and feed-forward blocks, each of which knows its tensors and its stages.
+
+A block lowers two ways from the same numbers: *fused*, the coarse ops that run unobserved, and *open*, where every site is a buffer of its own that the next
+stage reads; both give the same bits. A fused block takes what still waits to join the residual stream (its norm adds it) and says what it leaves waiting; an
+open one leaves nothing.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
+
+Pending = tuple[Addend, ...]
+
+
+def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
+    if norm:
+        yield Tensor(norm.tensor, (norm.dim,), norm.hf)
+        if norm.bias:
+            yield Tensor(norm.bias, (norm.dim,), norm.hf.replace(".weight", ".bias"))
+
+
+def matrix_tensors(*matrices: Matrix | None) -> Iterator[Tensor]:
+    """Each tensor once, though several matrices may be parts of it."""
+    seen = set()
+    for m in matrices:
+        if m and m.tensor not in seen:
+            seen.add(m.tensor)
+            rows = m.whole or m.rows
+            yield Tensor(m.tensor, (rows, m.columns), m.hf)
+            if m.bias:
+                yield Tensor(m.bias, (rows,), m.hf.replace(".weight", ".bias"))
+
+
+def _join(name: str, layer: int, norm: Norm | None, pending: Pending, readers: tuple[Matrix, ...], records: Records, dim: int) -> Stage:
+    return Stage("join", name, layer, {
+        "add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)), "rows": not all(map(records, readers))}, (name,))
+
+
+def _open_norm(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, before: Site, after: Site) -> Iterator[Stage]:
+    yield Stage("norm", name, layer, {"norm": norm, "dim": dim}, (name,), (before,), (after,))
+    if any(map(records, readers)):
+        yield Stage("quantize", "quantize", layer, {"rows": "normed", "columns": dim, "records": "records"}, (name,))
+
+
+def _linear(name: str, layer: int, matrix: Matrix, rows: str, made: str, out: str, *after: Site) -> Stage:
+    return Stage("linear", name, layer, {"matrix": matrix, "rows": rows, "records": made, "out": out}, (), (), after)
+
+
+def _open_add(name: str, layer: int, add: Pending, dim: int, after: Site) -> Stage:
+    return Stage("add", name, layer, {"add": add, "dim": dim}, (name,), (), (after,))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal attention over the KV cache: norm, q/k/v, positions, attend, output projection.
+
+    heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
+    included, 0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
+    "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
+    length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
+    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows.
+    """
+
+    layer: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    norm: Norm | None
+    q: Matrix
+    k: Matrix | None
+    v: Matrix | None
+    output: Matrix
+    rope: Rope | None
+    kv_layer: int
+    post_norm: Norm | None = None
+    window: int = 0
+    soft_cap: float = 0.0
+    sinks: str = ""
+    qk_norm: str = ""
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    norm_last: bool = False
+    temperature: tuple[float, int] | None = None
+    factor: float = 1.0
+    parallel: bool = False
+    beside: tuple[Matrix, ...] = ()
+
+    @property
+    def group(self) -> tuple[int, int, int]:
+        """Layers with the same numbers here divide attention's work in the same way: (heads, KV heads, columns of a value)."""
+        return self.heads, self.kv_heads, self.value_dim
+
+    @property
+    def leaves(self) -> Addend:
+        return Addend("addend", self.post_norm, self.factor)
+
+    @property
+    def records(self) -> str:
+        """The buffer of the records of its result: not the normed rows' if the block beside it has yet to read these."""
+        return "att_records" if self.parallel else "records"
+
+    def norms(self) -> tuple[Norm, ...]:
+        return tuple(n for n in (self.norm, self.q_norm, self.k_norm, self.post_norm) if n)
+
+    def matrices(self) -> tuple[Matrix, ...]:
+        return tuple(m for m in (self.q, self.k, self.v, self.output) if m)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from norm_tensors(self.norm)
+        yield from matrix_tensors(*self.matrices())
+        for norm in (self.q_norm, self.k_norm):
+            yield from norm_tensors(norm)
+        if self.sinks:
+            yield Tensor(self.sinks, (self.heads,))
+        yield from norm_tensors(self.post_norm)
+
+    def whole_blocks(self) -> bool:
+        """Whether what a piece of attention's work writes is whole blocks of 32 columns, whose records it can make at once."""
+        return self.heads // self.kv_heads * self.value_dim % 32 == 0
+
+    def _projection_norm(self) -> Stage:
+        return Stage("projection_norm", "q k norm", self.layer, {"q_norm": self.q_norm, "k_norm": self.k_norm if self.k else None}, ("queries and keys",))
+
+    def _append(self, turned: bool) -> list[Stage]:
+        return [Stage("append", "append", self.layer, {"attention": self, "turned": turned}, ("keys and values",))] if self.k else []
+
+    def _quantize(self) -> Stage:
+        columns = self.heads * self.value_dim
+        return Stage("quantize", "quantize", self.layer, {"rows": "att", "columns": columns, "records": self.records}, ("attention output",))
+
+    def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
+        i, wants = self.layer, records(self.output)
+        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        whole = self.qk_norm == "whole"
+        stages = [
+            _join("attention norm", i, self.norm, pending, readers, records, self.dim),
+            Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
+            *([self._projection_norm(), *self._append(False)] if whole else []),
+            Stage("attend", "attention", i, {"attention": self, "records": wants and self.whole_blocks()}, ("queries", "attention output")),
+        ]
+        if wants and not self.whole_blocks():
+            stages += [self._quantize()]
+        return [*stages, _linear("attention output", i, self.output, "att", self.records, "addend")], (self.leaves,)
+
+    def open(self, records: Records) -> Iterator[Stage]:
+        i, at = self.layer, f"blocks.{self.layer}."
+        q, kv, z = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.heads * self.value_dim
+        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        yield from _open_norm("attention norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+                              Site(at + "ln1.hook_normalized", "normed", self.dim))
+        yield _linear("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
+        turned = [Site(at + "attn.hook_rot_q", "q", q)]
+        if self.k and self.v:
+            yield _linear("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
+            yield _linear("values", i, self.v, "normed", "records", "v", Site(at + "attn.hook_v", "v", self.kv_heads * self.value_dim))
+            turned.append(Site(at + "attn.hook_rot_k", "k", kv))
+        if self.qk_norm == "whole":
+            yield self._projection_norm()
+        yield Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",), (), tuple(turned))
+        yield from self._append(True)
+        yield Stage("attend", "attention", i, {"attention": self, "records": False, "turned": True}, ("queries", "attention output"), (),
+                    (Site(at + "attn.hook_z", "att", z),))
+        if records(self.output):
+            yield self._quantize()
+        yield _linear("attention output", i, self.output, "att", self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
+        if not self.parallel:
+            yield _open_add("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
+
+    activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows."""
+
+    layer: int
+    dim: int
+    width: int
+    activation: str
+    norm: Norm | None
+    gate: Matrix | None
+    up: Matrix
+    down: Matrix
+    post_norm: Norm | None = None
+    factor: float = 1.0
+    parallel: bool = False
+
+    @property
+    def leaves(self) -> Addend:
+        return Addend("addend_2" if self.parallel else "addend", self.post_norm, self.factor)
+
+    def norms(self) -> tuple[Norm, ...]:
+        return tuple(n for n in (self.norm, self.post_norm) if n)
+
+    def readers(self) -> tuple[Matrix, ...]:
+        return (self.gate, self.up) if self.gate else (self.up,)
+
+    def matrices(self) -> tuple[Matrix, ...]:
+        return (*self.readers(), self.down)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from norm_tensors(self.norm)
+        yield from matrix_tensors(*self.matrices())
+        yield from norm_tensors(self.post_norm)
+
+    def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
+        i, stages = self.layer, []
+        if self.norm or not self.parallel:
+            stages.append(_join("ffn norm", i, self.norm, () if self.parallel else pending, self.readers(), records, self.dim))
+        stages += [
+            Stage("gated", "gate up", i, {"gate": self.gate, "up": self.up, "activation": self.activation, "records": records(self.down)}, ("ffn activation",)),
+            _linear("down", i, self.down, "gate", "down_records", self.leaves.buffer),
+        ]
+        return stages, (*pending, self.leaves) if self.parallel else (self.leaves,)
+
+    def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
+        i, at = self.layer, f"blocks.{self.layer}."
+        if self.norm or not self.parallel:
+            yield from _open_norm("ffn norm", i, self.norm, self.readers(), records, self.dim, Site(at + "hook_mlp_in", "x", self.dim),
+                                  Site(at + "ln2.hook_normalized", "normed", self.dim))
+        if self.gate:
+            yield _linear("gate", i, self.gate, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
+            yield _linear("up", i, self.up, "normed", "records", "up", Site(at + "mlp.hook_pre_linear", "up", self.width))
+        else:
+            yield _linear("up", i, self.up, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
+        yield Stage("activate", "activation", i, {"columns": self.width, "activation": self.activation, "plain": not self.gate}, (), (),
+                    (Site(at + "mlp.hook_post", "gate", self.width),))
+        if records(self.down):
+            yield Stage("quantize", "quantize", i, {"rows": "gate", "columns": self.width, "records": "down_records"}, ("ffn activation",))
+        yield _linear("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
+        yield _open_add("down", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
+
+
+Block = Attention | Mlp
+
+
+@dataclass(frozen=True)
+class Output:
+    """The end of the pass: norm, then the matrix of logits; these times `factor`, then soft-capped (0: not)."""
+
+    norm: Norm
+    matrix: Matrix
+    factor: float = 1.0
+    soft_cap: float = 0.0
+
+    def stages(self, pending: Pending, records: Records) -> list[Stage]:
+        return [
+            Stage("close", "last add", None, {}, ("the last add",)),
+            Stage("wanted_norm", "output norm", None, {"add": pending, "norm": self.norm, "dim": self.norm.dim, "records": records(self.matrix), "rows": True},
+                  ("output norm",), (), (Site("ln_final.hook_normalized", "normed", self.norm.dim),)),
+            Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}),
+        ]
+
+
+def open_layer(blocks: tuple[Block, ...], records: Records) -> list[Stage]:
+    """A layer's stages in open form."""
+    stages: list[Stage] = []
+    pending: Pending = ()
+    for block in blocks:
+        if isinstance(block, Attention):
+            stages += block.open(records)
+            pending = (block.leaves,) if block.parallel else ()
+        else:
+            stages += block.open(records, pending)
+    return stages

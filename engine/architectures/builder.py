@@ -1,0 +1,208 @@
+"""The blocks that most pages are made of, with GGUF's and Hugging Face's usual names filled in: what a page's `layer(k, i)` and `output(k)` call.
+
+    k.norm(i, "attn_norm", "input_layernorm")                          a norm of the residual stream
+    k.rope("halves", base="rope.freq_base_swa", scaled=False)          rotary positions
+    k.attention(i, norm=…, rope=…, window=…)                           any field of blocks.Attention; heads, widths and optional tensors from the file
+    k.glu(i, "silu", norm=…),  k.mlp(i, "gelu_erf", norm=…)            feed-forward blocks
+    k.windows(6)                                                       the sliding window of each layer, 0: none
+    k.output(k.norm(None, "output_norm", "norm"), factor=…)            the end
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..gguf.header import quote
+from .blocks import Attention, Block, Mlp, Output
+from .keys import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, File, Keys
+from .spec import Matrix, Norm, Rope, RopeScaling
+
+RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+
+
+class Builder(Keys):
+    """`Keys` that make blocks. A bias is taken if the file holds one; a page lists those that must be there (`biases`)."""
+
+    def __init__(self, architecture: str, file: File, tensors: Collection[str], n_vocab: int, whole: bool = True):
+        super().__init__(architecture, file, tensors, n_vocab, whole)
+        self._ropes: dict[Any, Rope] = {}
+        self._head_dims: dict[int, int] = {}
+        self._eps: dict[str, float] = {}
+
+    # -- norms and matrices ---------------------------------------------------------------------------------------------------------------
+
+    def norm(self, layer: int | None, name: str, hf: str, *, dim: int = 0, kind: str = "rms") -> Norm:
+        """blk.{layer}.{name}.weight [dim, by default the stream's], in Hugging Face's checkpoint model.layers.{layer}.{hf}.weight; layer None: of the whole model.
+        kind "layer": LayerNorm, with a bias if there is one."""
+        eps = RMS_EPS if kind == "rms" else LAYER_EPS
+        if eps not in self._eps:
+            self._eps[eps] = self.positive(eps)
+        here, theirs = ("", "model.") if layer is None else (f"blk.{layer}.", f"model.layers.{layer}.")
+        bias = f"{here}{name}.bias" if kind == "layer" and self.has(f"{here}{name}.bias") else ""
+        return Norm(f"{here}{name}.weight", dim or self.dim, self._eps[eps], kind, bias, f"{theirs}{hf}.weight")
+
+    def matrix(self, layer: int, name: str, rows: int, columns: int, site: str, hf: str, *, first: int = 0, whole: int = 0, bias: bool = False) -> Matrix:
+        """blk.{layer}.{name}.weight, or rows [first, first + rows) of its `whole`; bias: it must have one, else it has one if the file does."""
+        held = f"blk.{layer}.{name}.bias"
+        return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", held if bias or self.has(held) else "", first, whole,
+                      f"model.layers.{layer}.{hf}.weight")
+
+    # -- attention --------------------------------------------------------------------------------------------------------------------------
+
+    def head_dim(self, heads: int) -> int:
+        """attention.key_length, else the width divided by the heads; rotary positions need it even, and values as wide."""
+        if heads not in self._head_dims:
+            self._head_dims[heads] = self._head_dim(heads)
+        return self._head_dims[heads]
+
+    def _head_dim(self, heads: int) -> int:
+        if not self.given("attention.key_length") and self.dim % heads:
+            self.fail(f"key '{self.name('embedding_length')}' is {self.dim}, which is not a multiple of '{self.name('attention.head_count')}', {heads}")
+        head_dim = self.integer("attention.key_length", MAX_WIDTH, self.dim // heads)
+        if head_dim % 2:
+            self.fail(f"heads have {head_dim} dimensions, expected an even number: rotary positions turn pairs")
+        if (found := self.integer("attention.value_length", MAX_WIDTH, head_dim)) != head_dim:
+            self.refuse(f"key '{self.name('attention.value_length')}' is {found}, but llamina needs it to equal the head size, {head_dim}")
+        return head_dim
+
+    @property
+    def n_heads(self) -> int:
+        """Of the first layer."""
+        return self.per_layer("attention.head_count", MAX_HEADS)[0]
+
+    @property
+    def head_size(self) -> int:
+        """Of the first layer."""
+        return self.head_dim(self.n_heads)
+
+    def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
+        """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
+        options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
+        heads = self.per_layer("attention.head_count", MAX_HEADS)
+        kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
+        n, n_kv = heads[layer], kv[layer]
+        if n % n_kv:
+            self.fail(f"key '{self.name('attention.head_count')}' is {n}, no multiple of '{self.name('attention.head_count_kv')}', {n_kv}")
+        size = self.head_dim(heads[0])
+        if rope and rope.dims > size:
+            self.fail(f"key '{self.name('rope.dimension_count')}' is {rope.dims}, more than heads have dimensions, {size}")
+        site, prefix = "ln1.hook_normalized", "self_attn."
+        rows, k_rows = n * size, n_kv * size
+        if self.has(f"blk.{layer}.attn_qkv.weight"):
+            whole, must = rows + 2 * k_rows, "qkv" in biases
+            q, k, v = (self.matrix(layer, "attn_qkv", r, self.dim, site, prefix + "qkv_proj", first=first, whole=whole, bias=must)
+                       for r, first in ((rows, 0), (k_rows, rows), (k_rows, rows + k_rows)))
+        else:
+            q, k, v = (self.matrix(layer, f"attn_{name}", r, self.dim, site, f"{prefix}{name}_proj", bias=name in biases)
+                       for name, r in (("q", rows), ("k", k_rows), ("v", k_rows)))
+        output = self.matrix(layer, "attn_output", self.dim, rows, "attn.hook_z", prefix + "o_proj", bias="o" in biases)
+        options.setdefault("scale", float(np.float32(1.0) / np.sqrt(np.float32(size))))
+        if options.get("qk_norm"):
+            dims = (size, size) if options["qk_norm"] == "head" else (rows, k_rows)
+            options.setdefault("q_norm", self.norm(layer, "attn_q_norm", prefix + "q_norm", dim=dims[0]))
+            options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]))
+        options.setdefault("kv_layer", layer)
+        return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k, v=v, output=output, rope=rope, **options)
+
+    def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
+        """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`), says which:
+        all but the last of each n (dense_first: the first) are windowed; 0: none, 1: all. default: the window where the file gives none."""
+        window = self.integer("attention.sliding_window", 1 << 40, default, least=0)
+        if self.file.metadata.array_length(self.name("attention.sliding_window_pattern")) is not None:
+            return [window if windowed else 0 for windowed in self.per_layer("attention.sliding_window_pattern", 1, least=0)]
+        n = self.integer("attention.sliding_window_pattern", 1 << 20, pattern, least=0)
+        if n <= 1:
+            return [window if n else 0] * self.n_layers
+        return [window if (i % n != 0 if dense_first else i % n < n - 1) else 0 for i in range(self.n_layers)]
+
+    # -- positions --------------------------------------------------------------------------------------------------------------------------
+
+    def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True) -> Rope:
+        """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be less than the
+        head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
+        at = kind, base, scaled
+        if at not in self._ropes:
+            self._ropes[at] = self._rope(kind, base, default_base, partial, scaled)
+        return self._ropes[at]
+
+    def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool) -> Rope:
+        head_dim = self.head_dim(self.per_layer("attention.head_count", MAX_HEADS)[0])
+        dims = self.integer("rope.dimension_count", MAX_WIDTH, head_dim)
+        if dims != head_dim and not partial:
+            self.refuse(f"key '{self.name('rope.dimension_count')}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
+        if dims % 2:
+            self.fail(f"key '{self.name('rope.dimension_count')}' is {dims}, expected an even number: rotary positions turn pairs")
+        base = self.positive(base_key, default_base)
+        if base <= 1:
+            self.fail(f"key '{self.name(base_key)}' must be greater than 1, found {base}")
+        scaling = self._scaling() if scaled else RopeScaling()
+        if scaling.kind == "longrope":
+            return Rope(kind, dims, base, scaling, "rope_factors_long.weight", "rope_factors_short.weight")
+        return Rope(kind, dims, base, scaling, "rope_freqs.weight" if scaled and self.has("rope_freqs.weight") else "")
+
+    def _scaling(self) -> RopeScaling:
+        long = self.has("rope_factors_long.weight")
+        kind = self.text("rope.scaling.type", "longrope" if long else "linear")
+        if kind not in ("none", "linear", "yarn", *(["longrope"] if long else [])):
+            self.refuse(f"scales rotary positions by {quote(kind)} ({self.name('rope.scaling.type')}); llamina knows none, linear and yarn")
+        # 0 stands for "not set", as in llama.cpp; scale_linear is the key's name of 2023
+        factor = self.number("rope.scaling.factor", 0.0) or self.number("rope.scale_linear", 0.0) or 1.0
+        if not 1e-6 <= factor <= 1e6:
+            self.fail(f"key '{self.name('rope.scaling.factor')}' must be positive, and at most a million, found {factor}")
+        attn_factor = self.positive("rope.scaling.attn_factor", 1.0) * self.positive("rope.scaling.yarn_attn_factor", 1.0)
+        if long:
+            original = self.integer("rope.scaling.original_context_length", MAX_CONTEXT, self.context_length)
+            return RopeScaling("longrope", 1.0, original, attn_factor)
+        if kind == "none" or factor == 1.0:
+            return RopeScaling(attn_factor=attn_factor)
+        if kind == "linear":
+            return RopeScaling(kind, factor, attn_factor=attn_factor)
+        if factor < 1:
+            self.fail(f"key '{self.name('rope.scaling.factor')}' must be at least 1 for yarn, found {factor}")
+        if (extrapolation := self.number("rope.scaling.yarn_ext_factor", 1.0)) not in (1.0, -1.0):  # -1: not set
+            self.refuse(f"key '{self.name('rope.scaling.yarn_ext_factor')}' is {extrapolation}, but llamina needs it to be 1")
+        original = self.integer("rope.scaling.original_context_length", MAX_CONTEXT, 0, least=0) or self.context_length
+        fast, slow = self.positive("rope.scaling.yarn_beta_fast", 32.0), self.positive("rope.scaling.yarn_beta_slow", 1.0)
+        return RopeScaling(kind, factor, original, attn_factor, fast, slow, self.number("rope.scaling.yarn_log_multiplier", 0.0))
+
+    # -- feed-forward, layers, the end ------------------------------------------------------------------------------------------------------------
+
+    def glu(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
+        """A gated feed-forward block under the usual names; rows [gate, up] in one tensor ffn_up if the file has no ffn_gate. biases: of gate, up, down, which must have
+        one. options: fields of Mlp."""
+        width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], "ln2.hook_normalized"
+        if options.pop("fused", False):
+            gate, up = (self.matrix(layer, "ffn_up", width, self.dim, site, "mlp.gate_up_proj", first=first, whole=2 * width, bias="up" in biases)
+                        for first in (0, width))
+        else:
+            gate, up = (self.matrix(layer, f"ffn_{name}", width, self.dim, site, f"mlp.{name}_proj", bias=name in biases) for name in ("gate", "up"))
+        return Mlp(layer, self.dim, width, activation, norm, gate, up, self._down(layer, width, biases), **options)
+
+    def mlp(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
+        """A feed-forward block without a gate: down(act(up(x)))."""
+        width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
+        up = self.matrix(layer, "ffn_up", width, self.dim, "ln2.hook_normalized", "mlp.up_proj", bias="up" in biases)
+        return Mlp(layer, self.dim, width, activation, norm, None, up, self._down(layer, width, biases), **options)
+
+    def _down(self, layer: int, width: int, biases: Collection[str]) -> Matrix:
+        return self.matrix(layer, "ffn_down", self.dim, width, "mlp.hook_post", "mlp.down_proj", bias="down" in biases)
+
+    def layers(self, layer: Callable[[int], Sequence[Block]]) -> tuple[tuple[Block, ...], ...]:
+        """All layers' blocks. FormatError at the first layer that the file holds nothing of, before thousands are described."""
+        held = {int(parts[1]) for name in self.tensors if (parts := name.split(".", 2))[0] == "blk" and parts[1].isascii() and parts[1].isdigit()}
+        found = []
+        for i in range(self.n_layers):
+            found.append(tuple(layer(i)))
+            if self.whole and i not in held:
+                tensor = next(found[-1][0].tensors())
+                self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
+        return tuple(found)
+
+    def output(self, norm: Norm, *, factor: float = 1.0, soft_cap: float = 0.0) -> Output:
+        """The output matrix: output.weight (with output.bias, if there is one), or the embedding if there is none. factor, soft_cap: of the logits."""
+        tied = not self.has("output.weight")
+        name, hf = ("token_embd.weight", "model.embed_tokens.weight") if tied else ("output.weight", "lm_head.weight")
+        bias = "output.bias" if self.has("output.bias") else ""
+        return Output(norm, Matrix(name, self.n_vocab, self.dim, "ln_final.hook_normalized", bias, hf=hf), factor, soft_cap)

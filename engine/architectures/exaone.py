@@ -1,0 +1,16 @@
+"""EXAONE 3 and 3.5: Llama with RoPE on halves (arXiv 2412.04862). Hugging Face's checkpoints have GPT-2's names."""
+from __future__ import annotations
+
+from .blocks import Block
+from .builder import Builder
+from .page import Page
+
+
+def layer(k: Builder, i: int) -> list[Block]:
+    return [
+        k.attention(i, norm=k.norm(i, "attn_norm", "ln_1"), rope=k.rope("halves")),
+        k.glu(i, "silu", norm=k.norm(i, "ffn_norm", "ln_2")),
+    ]
+
+
+PAGE = Page("exaone", "EXAONE 3 and 3.5", layer)

@@ -1,0 +1,133 @@
+"""The words that pages and blocks are written in: tensors, matrices, norms, rotary positions, stages and sites. Plain data, without threads or memory.
+
+    a page (llama.py) ──► blocks (blocks.py) ──► tensors: what a file must hold, and what Hugging Face calls it
+                                             └─► stages: what engine/run/program.py turns into addresses and words for the ops
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One that the file must hold, and its name in a Hugging Face checkpoint ("" if it has none there)."""
+
+    name: str
+    shape: tuple[int, ...]
+    hf: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that activations are multiplied with: rows [first, first + rows) of a tensor, which may hold several (fused q, k and v)."""
+
+    tensor: str
+    rows: int
+    columns: int
+    site: str = ""
+    """Whose rows it reads: what importance data are measured at."""
+    bias: str = ""
+    """Tensor of its bias, rows [first, first + rows) of that, or ""."""
+    first: int = 0
+    whole: int = 0
+    """Rows of the tensor, if the matrix is a part of it."""
+    hf: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name: the tensor's, with the rows if it is a part of one."""
+        return f"{self.tensor}[{self.first}:{self.first + self.rows}]" if self.whole else self.tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of rows of the residual stream, or of heads or projections. kind: "rms" or "layer" (LayerNorm, with a bias if `bias` names one)."""
+
+    tensor: str
+    dim: int
+    eps: float
+    kind: str = "rms"
+    bias: str = ""
+    hf: str = ""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary angles are stretched beyond the trained context: the angle of pair i is position * f_i, where f_i is, with
+    w_i = base^(-2i/dims),
+
+        none:   w_i                linear: w_i / factor
+        yarn:   w_i / factor * (1 - r_i) + w_i * r_i,  r_i = 1 - clamp((i - low) / max(0.001, high - low), 0, 1)
+                low, high = floor, ceil of dims * ln(original_context / (beta * 2 pi)) / (2 ln base), beta = beta_fast, beta_slow
+
+    with low >= 0 and high <= dims - 1. Cosine and sine are multiplied by attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
+    Llama 3's scaling is apart from this: the w_i are first divided by the elements of rope_freqs.weight (Rope.factors).
+    Source: Peng et al., "YaRN" (arXiv 2309.00071), as in llama.cpp's ggml_rope_ext.
+    """
+
+    kind: str = "none"  # "none", "linear", "yarn" or "longrope" (Rope.factors and .short alone)
+    factor: float = 1.0  # > 0; 1 if kind is "none"; > 1 if "yarn"
+    original_context: int = 0  # positions; used by yarn only
+    attn_factor: float = 1.0  # > 0, for any kind
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    log_multiplier: float = 0.0  # m of yarn: cosine and sine are divided by 1 + 0.1 m ln(factor) again
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of a head's first `dims` dimensions; equal ones share a table.
+
+    kind: which two dimensions make a pair, "pairs": neighbours (2i, 2i + 1), GGUF's llama convention, or "halves": (i, i + dims / 2), NeoX.
+    factors: a tensor [dims / 2] that the frequencies are divided by, or "". short: another, for contexts of at most scaling.original_context positions.
+    """
+
+    kind: str
+    dims: int
+    base: float
+    scaling: RopeScaling = RopeScaling()
+    factors: str = ""
+    short: str = ""
+
+    def factors_for(self, context: int) -> str:
+        """The tensor that a model which was loaded for this context divides its frequencies by, or ""."""
+        return self.short if self.short and context <= self.scaling.original_context else self.factors
+
+
+@dataclass(frozen=True)
+class Addend:
+    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor."""
+
+    buffer: str
+    norm: Norm | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A point of the pass with a name (TransformerLens's), and the buffer whose first `columns` hold its rows there."""
+
+    name: str
+    buffer: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: an op of engine/run/ops, what profiles and errors call it, and what the op's words are made from.
+
+    faults: what it calls numbers that are not finite. before, after: the sites of an open stage, visible (and editable) at that moment."""
+
+    op: str
+    name: str
+    layer: int | None
+    args: dict[str, Any] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    before: tuple[Site, ...] = ()
+    after: tuple[Site, ...] = ()
+
+
+Records = Callable[[Matrix], bool]
+"""Whether a matrix reads int8 records (its format's matter), not float rows."""

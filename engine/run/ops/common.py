@@ -1,0 +1,169 @@
+"""What all ops share: a stage's and a step's words, how work is divided between the threads, matmuls by pieces, the end of a stage.
+
+    forward.py:  for each stage:  op(tid, n_threads, team, step, stage) -> 1: aborted, all threads return; else 0
+
+An op is run by all threads of the team at once (SPMD). It divides its work (tiles of output rows and attention's pieces into a share for each thread, tokens
+by a work counter) and ends its own barrier; no float is ever summed across threads. Only the residual stream and the norms of few tokens are every thread's own
+business: all compute the same (OWN).
+
+Stages, steps and matrices are blocks of int64 words: numbers, float32 bits, addresses of NumPy arrays that layout.py keeps alive. Constants are byte offsets.
+"""
+from __future__ import annotations
+
+from ....kernels.activations import GROUP
+from ....kernels.atomics import atomic_exchange, atomic_load, compare_and_swap
+from ....kernels.clock import CLOCK_BYTES, now
+from ....kernels.elementwise import add_rows, jit
+from ....kernels.matmul import call_kernel
+from ....kernels.simd import load_f32x16, load_i64, store_f32x16, store_i64
+from ....kernels.team import GENERATION, barrier, next_of_share
+
+ENTRY = "int64(int64, int64, int64, int64, int64)"
+"""Signature of an op."""
+
+# -- a matrix: 8 words. The last three are the epilogue of a matmul; 0: none
+KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT, BIAS, SCALE, LOW_RANK = range(0, 64, 8)
+"""BIAS: address of float32 [16 * TILES]. SCALE, LOW_RANK: reserved (a factor; an adapter's pair of matrices and which rows have it)."""
+MATRIX_BYTES = 64
+LEAST = 2
+"""Tiles of the smallest piece of work."""
+MANY_TOKENS = 32
+"""From so many on, weights are used from a cache many times, and small pieces of work keep their results in one, too."""
+
+# -- a stage: its header; the op's own words follow
+OP, SIZE, NUMBER, SLOT = range(0, 32, 8)
+"""SIZE: bytes to the next stage. NUMBER: its place in the program. SLOT: where a profile counts its time."""
+HEADER = 32
+
+# -- a step
+(
+    N_TOKENS, FIRST, LAST, TAIL, END, JOIN, OWN, N_WANTED, WANTED, LOGITS, LD_LOGITS, HIDDEN, NOT_FINITE, PROFILE, X, LD_X, NORMED, RECORDS, OWN_ROWS,
+    OWN_BYTES, SCRATCH, SCRATCH_BYTES,
+) = range(0, 8 * 22, 8)
+"""Stages [FIRST, LAST) run, then [TAIL, END). JOIN: the stage that would add what the last of them left (join.py). WANTED: int64 [N_WANTED], tokens whose
+LOGITS are wanted, float32 [N_WANTED, LD_LOGITS]; HIDDEN: their normed rows instead. X: the residual stream, float32 [tokens, LD_X]; NORMED: what the last
+norm made of it, RECORDS: the records made of that. OWN: whether every thread has these three for itself, in its OWN_BYTES at OWN_ROWS. SCRATCH_BYTES: for
+each thread."""
+STEP_WORDS = 22
+
+# -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, then each slot's time so far. What follows a run's last
+# barrier (the output matrix) is the caller's to add
+NOTED, NOTED_AT = CLOCK_BYTES, CLOCK_BYTES + 8
+SLOTS = CLOCK_BYTES + 16
+
+FAULTS = 4
+"""Most kinds of numbers that are not finite that a stage tells apart."""
+
+
+@jit
+def own_memory(step, tid):
+    """A thread's own memory, or 0 if the threads share the residual stream."""
+    if load_i64(step + OWN) == 0:
+        return 0
+    return load_i64(step + OWN_ROWS) + tid * load_i64(step + OWN_BYTES)
+
+
+@jit
+def stream(step, own):
+    """The residual stream that this thread works on."""
+    return own if own != 0 else load_i64(step + X)
+
+
+@jit
+def normed_rows(step, own):
+    """Where its normed rows are."""
+    return own + 4 * GROUP * load_i64(step + LD_X) if own != 0 else load_i64(step + NORMED)
+
+
+@jit
+def normed_records(step, own):
+    """And the records made of them."""
+    return own + 8 * GROUP * load_i64(step + LD_X) if own != 0 else load_i64(step + RECORDS)
+
+
+@jit
+def take(team, slot, tid, n_threads, turn, n, least, most):
+    """Take a piece of a work list of n: of the share of thread tid + turn -> (turn, first, last + 1); turn == n_threads: nothing is left.
+
+    A thread's share is one piece of memory, through which it streams best, and the same one in every step, so that small models stay in its cache; who
+    has done his own helps the others. Half of a share is taken at first, then half of the rest, and so on, least <= piece <= most: so slow cores take
+    fewer and nobody waits long for the last piece.
+    """
+    while turn < n_threads:
+        owner = (tid + turn) % n_threads
+        first, last = owner * n // n_threads, (owner + 1) * n // n_threads
+        taken = next_of_share(team, slot, owner)
+        if least == most:
+            first += taken * least
+        else:
+            for _ in range(taken):
+                first += max(least, min(most, (last - first + 1) // 2))
+        if first < last:
+            return turn, first, min(last, first + max(least, min(most, (last - first + 1) // 2)))
+        turn += 1
+    return turn, 0, 0
+
+
+@jit
+def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens):
+    """Tiles [tile0, tile1) of one matrix. Input: float rows at `floats`, or the records made from them."""
+    x = floats if load_i64(matrix + FLOAT_INPUT) else records
+    tile1 = min(tile1, load_i64(matrix + TILES))
+    call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile0, tile1, x, ld_floats, out, ldo, n_tokens)
+    bias = load_i64(matrix + BIAS)
+    if bias != 0:
+        for m in range(n_tokens):
+            add_rows(out + 4 * (m * ldo + 16 * tile0), bias + 64 * tile0, 16 * (tile1 - tile0))
+
+
+@jit
+def matmul(matrix, tid, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
+    """Take pieces of one matrix until none is left."""
+    tiles, turn = load_i64(matrix + TILES), 0
+    while True:
+        turn, tile0, tile1 = take(team, slot, tid, n_threads, turn, tiles, LEAST, tiles)
+        if turn == n_threads:
+            return
+        piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
+
+
+@jit
+def copy(source, target, n):
+    """n floats, a multiple of 16."""
+    for i in range(0, 4 * n, 64):
+        store_f32x16(target + i, load_f32x16(source + i))
+
+
+@jit
+def spoiled(step, stage, fault):
+    """NaN or infinity came up: 1 + FAULTS * (number of the stage) + (which of its faults) is left in NOT_FINITE by the first to see it."""
+    compare_and_swap(step + NOT_FINITE, 0, 1 + FAULTS * load_i64(stage + NUMBER) + fault)
+
+
+@jit
+def note(profile, slot):
+    """The time since the last note counts for this slot."""
+    time = now(profile)
+    store_i64(profile + slot, load_i64(profile + slot) + time - load_i64(profile + NOTED_AT))
+    store_i64(profile + NOTED_AT, time)
+
+
+@jit
+def end(n_threads, team, step, stage):
+    """A stage's end: the barrier; then, if a profile is wanted, the first thread to leave it notes the time since the one before. -> aborted"""
+    stop = barrier(team, n_threads)
+    profile = load_i64(step + PROFILE)
+    if profile != 0:
+        generation = atomic_load(team + GENERATION)  # can't change before this thread reaches the next barrier
+        if n_threads == 1 or atomic_exchange(profile + NOTED, generation) != generation:
+            note(profile, load_i64(stage + SLOT))
+    return 1 if stop else 0
+
+
+@jit
+def end_alone(tid, step, stage):
+    """The end of a stage that every thread did for itself: no barrier. -> not aborted"""
+    profile = load_i64(step + PROFILE)
+    if profile != 0 and tid == 0:
+        note(profile, load_i64(stage + SLOT))
+    return 0

@@ -1,0 +1,91 @@
+"""The feed-forward block up to `down`: gate = act(gate) * up, or act(up) alone (a plain block), and the records of the result, in one op."""
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ....kernels.activations import INFINITY_BITS, quantize_part
+from ....kernels.compile_cache import Compiled, compiled
+from ....kernels.gates import ROWS
+from ....kernels.matmul import TILES_A_GROUP
+from ....kernels.simd import load_i64
+from .common import (
+    ENTRY,
+    HEADER,
+    KERNEL,
+    LD_X,
+    LEAST,
+    MANY_TOKENS,
+    MATRIX_BYTES,
+    N_TOKENS,
+    end,
+    normed_records,
+    normed_rows,
+    own_memory,
+    piece,
+    spoiled,
+    take,
+)
+
+COMPACT = 4
+"""Blocks of 32 columns of a piece of gate and up with MANY_TOKENS: both pieces of 512 tokens then stay in a second-level cache until they are quantised."""
+
+(W_GATE, W_UP) = range(HEADER, HEADER + 2 * MATRIX_BYTES, MATRIX_BYTES)
+(GATE, UP, LD, OUT_RECORDS, MAKE_RECORDS, KEEP) = range(HEADER + 2 * MATRIX_BYTES, HEADER + 2 * MATRIX_BYTES + 8 * 6, 8)
+"""A plain block has its one matrix in W_GATE and none in W_UP. GATE, UP: addresses of float32 [tokens, LD]. OUT_RECORDS: of the result's. MAKE_RECORDS, KEEP:
+whether `down` reads records, or rows."""
+WORDS = 2 * MATRIX_BYTES // 8 + 6
+
+
+@cache
+def gated(activation: str) -> Compiled:
+    """The op for one activation (kernels/gates.py)."""
+    activate = ROWS[activation]
+
+    def gated(tid, n_threads, team, step, stage):
+        """A piece of work is some columns, an even number of tiles.
+
+        Of many tokens, a thread keeps only the piece at hand, in its own part of GATE and UP: whole rows of 512 tokens would go through memory.
+        """
+        n_tokens, ld_x, own = load_i64(step + N_TOKENS), load_i64(step + LD_X), own_memory(step, tid)
+        inputs, floats = normed_records(step, own), normed_rows(step, own)
+        plain = load_i64(stage + W_UP + KERNEL) == 0
+        gate, up, ld = load_i64(stage + GATE), load_i64(stage + UP), load_i64(stage + LD)
+        records, quantize, worst, pairs = load_i64(stage + OUT_RECORDS), load_i64(stage + MAKE_RECORDS), 0, ld // 32
+        most, compact = pairs, n_tokens >= MANY_TOKENS and not load_i64(stage + KEEP) and COMPACT * n_threads <= pairs
+        if n_tokens >= MANY_TOKENS:
+            most = TILES_A_GROUP
+        if compact:
+            most, ld = COMPACT, 32 * COMPACT
+            gate += 4 * tid * n_tokens * ld
+            up += 4 * tid * n_tokens * ld
+        turn = 0
+        while True:
+            turn, pair0, pair1 = take(team, 0, tid, n_threads, turn, pairs, LEAST, most)
+            if turn == n_threads:
+                break
+            left = 4 * 32 * pair0 if compact else 0  # of the first column that is kept
+            piece(stage + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_x, gate - left, ld, n_tokens)
+            if not plain:
+                piece(stage + W_UP, 2 * pair0, 2 * pair1, inputs, floats, ld_x, up - left, ld, n_tokens)
+            for m in range(n_tokens):
+                row, here = 4 * m * ld - left, 4 * 32 * pair0
+                activate(gate + row + here, 0 if plain else up + row + here, 32 * (pair1 - pair0))
+                if quantize:
+                    worst = max(worst, quantize_part(gate + row, 32 * pair0, 32 * pair1, 32 * pairs, m, n_tokens, records))
+        if worst >= INFINITY_BITS:
+            spoiled(step, stage, 0)
+        return end(n_threads, team, step, stage)
+    gated.__name__ = gated.__qualname__ = f"gated_{activation}"
+    return compiled(ENTRY)(gated)
+
+
+def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
+    """args: "gate" (Matrix, or None for a plain block), "up" (Matrix), "activation", "records" (whether `down` reads them)."""
+    a = stage.args
+    for to, matrix in zip((W_GATE, W_UP), [m for m in (a["gate"], a["up"]) if m]):
+        words[to // 8:(to + MATRIX_BYTES) // 8] = layout.matrix(matrix)
+    words[GATE // 8], words[UP // 8], words[OUT_RECORDS // 8] = layout.address("gate"), layout.address("up"), layout.address("down_records")
+    words[LD // 8], words[MAKE_RECORDS // 8], words[KEEP // 8] = -(-a["up"].rows // 32) * 32, a["records"], not a["records"]

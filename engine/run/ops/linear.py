@@ -1,0 +1,114 @@
+"""A matrix of its own (attention output, down), and rows to records where no other op makes them."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ....kernels.activations import INFINITY_BITS, quantize_row
+from ....kernels.compile_cache import compiled
+from ....kernels.elementwise import jit
+from ....kernels.norms import scale_row
+from ....kernels.simd import load_f32, load_f32x16, load_i64, store_f32x16
+from ....kernels.team import next_tile
+from ....kernels.vecmath import soft_cap
+from .common import (
+    ENTRY,
+    HEADER,
+    HIDDEN,
+    LD_LOGITS,
+    LD_X,
+    LEAST,
+    LOGITS,
+    MATRIX_BYTES,
+    N_TOKENS,
+    N_WANTED,
+    TILES,
+    copy,
+    end,
+    matmul,
+    normed_records,
+    normed_rows,
+    own_memory,
+    piece,
+    spoiled,
+    take,
+)
+
+MATRIX = HEADER
+(ROWS, LD_ROWS, RECORDS, OUT, LD_OUT) = range(HEADER + MATRIX_BYTES, HEADER + MATRIX_BYTES + 8 * 5, 8)
+"""ROWS: address of float32 [tokens, LD_ROWS], the input; RECORDS: of the records made of it; OUT: of float32 [tokens, LD_OUT]."""
+WORDS = MATRIX_BYTES // 8 + 5
+(FACTOR, SOFT_CAP) = (ROWS, LD_ROWS)
+"""Of `output`: float32; logits * FACTOR (1: as they are), then SOFT_CAP * tanh(logits / SOFT_CAP) unless it is 0."""
+
+
+@compiled(ENTRY)
+def linear(tid, n_threads, team, step, stage):
+    """OUT = the matrix times each token's row."""
+    matmul(stage + MATRIX, tid, n_threads, team, 0, load_i64(stage + RECORDS), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), load_i64(stage + OUT),
+           load_i64(stage + LD_OUT), load_i64(step + N_TOKENS))
+    return end(n_threads, team, step, stage)
+
+
+@compiled(ENTRY)
+def quantize(tid, n_threads, team, step, stage):
+    """RECORDS of ROWS; the matrix is not read."""
+    n_tokens, rows, ld, records = load_i64(step + N_TOKENS), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), load_i64(stage + RECORDS)
+    m = next_tile(team, 0, 1)
+    while m < n_tokens:
+        if quantize_row(rows + 4 * m * ld, ld, m, n_tokens, records) >= INFINITY_BITS:
+            spoiled(step, stage, 0)
+        m = next_tile(team, 0, 1)
+    return end(n_threads, team, step, stage)
+
+
+@jit
+def _shape_logits(row, factor, cap, columns):
+    if factor != np.float32(1.0):
+        scale_row(row, factor, columns)
+    if cap != np.float32(0.0):
+        for i in range(0, 4 * columns, 64):
+            store_f32x16(row + i, soft_cap(load_f32x16(row + i), cap))
+
+
+@compiled(ENTRY)
+def output(tid, n_threads, team, step, stage):
+    """The wanted tokens' logits, or their normed rows if these are wanted instead. Nothing follows in a run, so no barrier ends it."""
+    n_wanted, own, ld, ldo = load_i64(step + N_WANTED), own_memory(step, tid), load_i64(step + LD_X), load_i64(step + LD_LOGITS)
+    if n_wanted == 0:
+        return 0
+    if load_i64(step + HIDDEN) != 0:
+        for i in range(tid, n_wanted, n_threads):
+            copy(normed_rows(step, own) + 4 * i * ld, load_i64(step + LOGITS) + 4 * i * ldo, ldo)
+        return 0
+    matrix, turn, factor, cap = stage + MATRIX, 0, load_f32(stage + FACTOR), load_f32(stage + SOFT_CAP)
+    logits, tiles = load_i64(step + LOGITS), load_i64(matrix + TILES)
+    while True:
+        turn, tile0, tile1 = take(team, 0, tid, n_threads, turn, tiles, LEAST, tiles)
+        if turn == n_threads:
+            return 0
+        piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted)
+        if factor != np.float32(1.0) or cap != np.float32(0.0):
+            for i in range(n_wanted):
+                _shape_logits(logits + 4 * (i * ldo + 16 * tile0), factor, cap, 16 * (tile1 - tile0))
+
+
+def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
+    """args: "matrix", and the buffers "rows", "records", "out", whose rows are as far apart as their columns, rounded up to 32."""
+    a, m = stage.args, stage.args["matrix"]
+    words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(m)
+    words[ROWS // 8], words[RECORDS // 8], words[OUT // 8] = (layout.address(a[name]) for name in ("rows", "records", "out"))
+    words[LD_ROWS // 8], words[LD_OUT // 8] = -(-m.columns // 32) * 32, -(-m.rows // 32) * 32
+
+
+def fill_quantize(words: np.ndarray, stage: Any, layout: Any) -> None:
+    """args: the buffers "rows" and "records", "columns"."""
+    a = stage.args
+    words[ROWS // 8], words[RECORDS // 8], words[LD_ROWS // 8] = layout.address(a["rows"]), layout.address(a["records"]), -(-a["columns"] // 32) * 32
+
+
+def fill_output(words: np.ndarray, stage: Any, layout: Any) -> None:
+    """args: "matrix", "factor", "soft_cap" (0: none)."""
+    words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(stage.args["matrix"])
+    words.view(np.float32)[FACTOR // 4], words.view(np.float32)[SOFT_CAP // 4] = stage.args["factor"], stage.args["soft_cap"]

@@ -1,0 +1,50 @@
+"""All ops by the names that stages use. An op is a compiled function, the number of its words (the header aside), and what writes them.
+
+    fill(words, stage, layout): words int64 from the stage's start, zeroed; layout: engine/run/layout.py's, which knows addresses
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ....kernels.compile_cache import Compiled
+from . import attend, gated, join, linear, open_form, qkv
+
+
+class Op(NamedTuple):
+    """One op."""
+
+    function: Compiled | Callable[[str], Compiled]
+    """Compiled, or what gives the one for a stage's activation."""
+    words: int
+    fill: Callable[[np.ndarray, Any, Any], None]
+
+    def address(self, stage: Any) -> int:
+        """Of the compiled function for a stage."""
+        function = self.function if isinstance(self.function, Compiled) else self.function(stage.args["activation"])
+        return function.address
+
+
+def _nothing(words: np.ndarray, stage: Any, layout: Any) -> None:
+    pass
+
+
+OPS = {
+    "join": Op(join.join, join.WORDS, join.fill),
+    "close": Op(join.close, 0, _nothing),
+    "wanted_norm": Op(join.wanted_norm, join.WORDS, join.fill),
+    "qkv": Op(qkv.qkv, qkv.WORDS, qkv.fill),
+    "attend": Op(attend.attend, attend.WORDS, attend.fill),
+    "linear": Op(linear.linear, linear.WORDS, linear.fill),
+    "quantize": Op(linear.quantize, linear.WORDS, linear.fill_quantize),
+    "output": Op(linear.output, linear.WORDS, linear.fill_output),
+    "gated": Op(gated.gated, gated.WORDS, gated.fill),
+    "add": Op(open_form.add, join.WORDS, join.fill),
+    "norm": Op(open_form.norm, join.WORDS, join.fill),
+    "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
+    "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
+    "append": Op(open_form.append, open_form.WORDS, open_form.fill),
+    "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
+}
