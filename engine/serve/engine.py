@@ -43,8 +43,8 @@ class Event:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     error: LlaminaError | ApiError | None = None
-    prompt: tuple[int, int] | None = None
-    """(tokens of the prompt computed, all), while it is read."""
+    prompt: tuple[int, int, int] | None = None
+    """(tokens of the prompt that are computed, those among them that the prefix cache gave, all), while it is read."""
 
 
 class Ticket:
@@ -96,7 +96,8 @@ class _Live:
         self.ticket, self.index = ticket, index
         self.generation = ticket.generations[index]
         self.job: Job | None = None
-        self.told_ids = self.told_logprobs = self.told_prompt = 0
+        self.told_ids = self.told_logprobs = 0
+        self.told_prompt: tuple[int, int, int] | None = None
 
 
 class Engine:
@@ -244,11 +245,20 @@ class Engine:
             return
         self.busy_seconds += time.perf_counter() - since
         for live in list(self._live):
+            self._tell_prompt(live)
             if live.job is not None and live.job.finished:
                 self._go(live)
-            elif live.job is not None and live.job.done != live.told_prompt and not live.generation.ids:
-                live.told_prompt = live.job.done
-                live.ticket.post(Event(live.index, prompt=(live.job.done, len(live.job.ids))))
+
+    @staticmethod
+    def _tell_prompt(live: _Live) -> None:
+        """How much of the prompt is read."""
+        if live.job is None or live.generation.ids:
+            return
+        total, sequence = len(live.generation.history), live.job.sequence
+        now = (min(total, sequence.length), sequence.reused, total)
+        if now != live.told_prompt:
+            live.told_prompt = now
+            live.ticket.post(Event(live.index, prompt=now))
 
     def _go(self, live: _Live) -> None:
         """As far as an answer gets until a step is needed."""
@@ -263,6 +273,7 @@ class Engine:
                 job = generation.prepare()
                 if job is not None:
                     live.job = job
+                    self._tell_prompt(live)
                     return
                 self._tell(live, generation.advance())
                 if generation.finish_reason is not None:
