@@ -161,7 +161,8 @@ class Written(Mapping[str, Any]):
             if default is REQUIRED:
                 raise FormatError(f"{self.path}: key {quote(key)} is missing")
             return default
-        return self._keys[key]
+        value = self._keys[key]
+        return np.asarray(value) if kind is np.ndarray else value
 
     def array_length(self, key: str) -> int | None:
         value = self._keys.get(key)
