@@ -320,6 +320,11 @@ class Generation:
         """The answer as a message, if it answers messages (`Model.chat`)."""
         return None
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._marks.strip(self._stops.found) if self._stops.found and self.finish_reason == "stop" else None
+
     def text(self) -> str:
         """Run to the end; all pieces, also those taken before, as one string."""
         for _ in self:

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import openai_responses
+from . import anthropic, openai_responses
 from .call import Call
 from .errors import ApiError, of
 from .guard import Guard, Rules, shape_of
@@ -36,16 +36,18 @@ class Limits:
 class Server:
     """What routes find as request.app.state.server."""
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
-        self.registry, self.limits = registry, limits
+    def __init__(self, registry: Registry, limits: Limits, defaults: Mapping[str, Any] | None = None) -> None:
+        """defaults: sampling options, and max_tokens, of requests that say nothing of them; they go before what a model's file recommends."""
+        self.registry, self.limits, self.defaults = registry, limits, dict(defaults or {})
         self.workers = asyncio.Semaphore(limits.workers)
 
 
-def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0) -> ASGIApp:
+def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0,
+                defaults: Mapping[str, Any] | None = None) -> ASGIApp:
     """The whole server as an ASGI application; it closes the registry when it ends."""
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.server = Server(registry, limits or Limits())
+        app.state.server = Server(registry, limits or Limits(), defaults)
         yield
         await asyncio.to_thread(registry.close, drain_seconds)
     app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
@@ -58,6 +60,7 @@ def routes() -> list[Route]:
     return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
             *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
             *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
+            Route("/v1/messages", anthropic.messages, methods=["POST"]), Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
             *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 

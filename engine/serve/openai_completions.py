@@ -50,12 +50,11 @@ def read_prompts(given: Any) -> list[Any]:
     raise ApiError(400, f"prompt must be a string, a list of strings, of token ids, or of lists of token ids, found {quoted(given, 60)}", "prompt")
 
 
-def read(body: Fields, model: Model) -> CompletionAsked:
+def read(body: Fields, model: Model, defaults: dict[str, Any]) -> CompletionAsked:
     asked = CompletionAsked()
     asked.prompts = read_prompts(body.any("prompt", ""))
-    options = sampling(body, model.config.n_vocab, model.sampling_defaults)
-    tokens = limit(body, "max_tokens", "max_completion_tokens", "n_predict") if any(n in body for n in ("max_tokens", "max_completion_tokens", "n_predict")) \
-        else DEFAULT_TOKENS
+    options = sampling(body, model.config.n_vocab, defaults)
+    tokens = limit(body, {"max_tokens": DEFAULT_TOKENS, **defaults}, "max_tokens", "max_completion_tokens", "n_predict")
     asked.options = {**options, "max_tokens": tokens, "stop": stops(body), "ignore_eos": body.truth("ignore_eos"), **obey(body)}
     asked.n, asked.echo = body.integer("n", 1, 1, MAX_N), body.truth("echo")
     if body.integer("best_of", asked.n, 1, MAX_N) != asked.n:
@@ -80,7 +79,7 @@ async def completions(request: Request) -> Response:
         body = await call.body()
         served = await call.model(body.text("model"))
         model, _ = served.loaded
-        asked, salt = read(body, model), salt_of(body)
+        asked, salt = read(body, model, call.defaults()), salt_of(body)
         call.ignored = body.done(IGNORED)
         prompts: list[list[int]] = []
 
