@@ -32,6 +32,7 @@ from .kv_cache import PagePool, Sequence, pages_of
 from .layout import Layout, round_up
 from .memory import MemoryPlan, plan
 from .ops import common as f
+from .page_pool import Census
 from .program import Placed, Program
 from .weights import Progress, Weights
 
@@ -190,6 +191,10 @@ class Runtime:
     def awaited(self) -> bool:
         """Whether somebody waits for KV memory."""
         return self._pool.awaited
+
+    def kv_pages(self) -> Census:
+        """How many KV pages are owned, shared, free and cached."""
+        return self._pool.census()
 
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""

@@ -119,6 +119,7 @@ def _salt(body: Fields) -> str:
 
 
 async def messages(request: Request) -> Response:
+    """The next message of a conversation, in Anthropic's form."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))
@@ -133,6 +134,7 @@ async def messages(request: Request) -> Response:
 
 
 async def count_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a conversation has."""
     async with Call(request) as call:
         body = await call.body()
         model, _ = (await call.model(body.text("model"))).loaded

@@ -5,6 +5,7 @@ Everything is checked here, before anything is computed; who calls this says whi
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,12 @@ def limit(body: Fields, defaults: Mapping[str, Any], *names: str) -> int | None:
     given = [value for name in names if (value := body.integer(name, None, -1, 1 << 31)) is not None]
     found = given[0] if given else defaults.get("max_tokens")
     return None if found == -1 else found
+
+
+def draw_seed(asked: Asked) -> None:
+    """A seed, if none is given: one for all answers of a request, which tells them apart by their numbers."""
+    if asked.options.get("seed") is None:
+        asked.options["seed"] = secrets.randbits(32)
 
 
 def stops(body: Fields) -> list[str]:

@@ -71,6 +71,7 @@ def salt_of(body: Fields) -> str:
 
 
 async def chat_completions(request: Request) -> Response:
+    """The next message of a conversation."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))

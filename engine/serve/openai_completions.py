@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import quoted
-from .asked import MAX_N, MAX_TOP_LOGPROBS, Asked, limit, obey, sampling, stops
+from .asked import MAX_N, MAX_TOP_LOGPROBS, Asked, draw_seed, limit, obey, sampling, stops
 from .call import Call
 from .engine import Ticket
 from .errors import ApiError, of
@@ -68,13 +68,13 @@ def read(body: Fields, model: Model, defaults: dict[str, Any]) -> CompletionAske
 
 def make(model: Model, asked: CompletionAsked) -> tuple[list[list[int]], list[Generation]]:
     """(ids of each prompt, answers: n to the first prompt, n to the second, …)"""
-    if asked.options.get("seed") is None:
-        asked.options["seed"] = secrets.randbits(32)
+    draw_seed(asked)
     prompts = [model.prompt_ids(p) for p in asked.prompts]
     return prompts, [model.generate(ids, sample_index=i, logprobs=asked.top_logprobs, **asked.options) for ids in prompts for i in range(asked.n)]
 
 
 async def completions(request: Request) -> Response:
+    """An answer to a prompt, or to several."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))

@@ -96,6 +96,7 @@ def read_input(given: Any, instructions: str | None) -> list[Any]:
 
 
 async def responses(request: Request) -> Response:
+    """The next items of a conversation."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))
