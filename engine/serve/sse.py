@@ -57,7 +57,8 @@ class Stream(Response):
         pieces, waiting = aiter(self._pieces), None
         while True:
             waiting = waiting or asyncio.ensure_future(anext(pieces, None))
-            done, _ = await asyncio.wait({waiting, watch}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {waiting, watch}
+            done, _ = await asyncio.wait(awaited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
             if watch in done:
                 waiting.cancel()
                 return
