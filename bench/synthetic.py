@@ -1,4 +1,4 @@
-"""Llama GGUF files with random weights, of any size: what a benchmark needs, without a download.
+"""GGUF files with random weights, of any size: what a benchmark needs, without a download. Llama's shapes are here, other families' in family_shapes.py.
 
     python -m llamina.bench.synthetic SHAPE TYPE PATH [--seed N]          e.g. 1b q4_k_m model.gguf
     write_model(path, "7b", "q4_0")                                       the same from Python
@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..engine.errors import OptionError
 from ..kernels.formats.table import FORMATS
+from .family_shapes import FAMILY_SHAPES, FamilyShape
 
 if TYPE_CHECKING:
     import gguf
@@ -42,11 +43,12 @@ class Shape:
     rms_eps: float = 1e-5
 
 
-SHAPES = {
+SHAPES: dict[str, Shape | FamilyShape] = {
     "256": Shape(256, 4, 8, 4, 768, n_vocab=2048),  # smallest that K-quants fit
     "15m": Shape(288, 6, 6, 6, 768),  # karpathy's stories15M
     "1b": Shape(2048, 22, 32, 4, 5632),  # TinyLlama 1.1B
     "7b": Shape(4096, 32, 32, 32, 11008, context_length=4096),  # Llama 2 7B
+    **FAMILY_SHAPES,
 }
 
 _SCALES = {
@@ -145,7 +147,7 @@ def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, int] | t
 
     yield "token_embd.weight", (shape.n_vocab, shape.dim), more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
     for i in range(n):
-        important = more if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2 else base
+        important = more if _important(i, n) else base
         yield f"blk.{i}.attn_norm.weight", (shape.dim,), "F32", 0.0
         yield matrix(f"blk.{i}.attn_q", q, shape.dim)
         yield matrix(f"blk.{i}.attn_k", kv, shape.dim)
@@ -160,8 +162,35 @@ def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, int] | t
         yield matrix("output", shape.n_vocab, shape.dim, more)
 
 
-def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) -> Path:
-    """Write a model of `shape` (a Shape, or a key of SHAPES) with random weights of `type` ("q4_0", "q4_k_m", "f16", ...) to `path`; same seed, same
+def _important(layer: int, n: int) -> bool:
+    return layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+
+
+_INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp writes where rows are no multiple of 256 columns."""
+
+
+def family_matrices(shape: FamilyShape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
+    """The same of a family's shape: each tensor that its page asks for. Fused q, k and v have one step more than most, as in llama.cpp."""
+    base, more = _MIXES.get(type, (type.upper(), type.upper()))
+    config = shape.config()
+    for tensor in config.tensors():
+        name, dims = tensor.name, tensor.shape
+        if len(dims) == 1:
+            yield name, dims, "F32", 0.0
+            continue
+        layer, format = int(name.split(".")[1]) if name.startswith("blk.") else 0, base
+        if ("attn_v" in name or "ffn_down" in name) and _important(layer, config.n_layers) or name == config.output.matrix.tensor:
+            format = more
+        elif "attn_qkv" in name and type == "q4_k_m":
+            format = "Q5_K"
+        if dims[1] % FORMATS[format].columns:
+            format = _INSTEAD.get(format, format)
+        yield name, dims, format, 1.0 if name == "token_embd.weight" and not config.tied_output else dims[1] ** -0.5
+
+
+def write_model(path: Path | str, shape: Shape | FamilyShape | str, type: str, seed: int = 0) -> Path:
+    """Write a model of `shape` (a key of SHAPES, or what stands there) with random weights of `type` ("q4_0", "q4_k_m", "f16", ...) to `path`; same seed, same
     file. OptionError: unknown shape or type, or one that does not fit the other."""
     import gguf
 
@@ -172,15 +201,20 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
     type = type.lower()
     if type not in _FILE_TYPES:
         raise OptionError(f"unknown type {type!r}: choose from {', '.join(_FILE_TYPES)}")
-    tensors = list(matrices(shape, type))
+    family = shape if isinstance(shape, FamilyShape) else None
+    tensors = list(family_matrices(shape, type) if isinstance(shape, FamilyShape) else matrices(shape, type))
     for name, dims, format, _ in tensors:
         if dims[-1] % FORMATS[format].columns:
             raise OptionError(f"{name} has {dims[-1]} columns, which {format} cannot hold: it needs a multiple of {FORMATS[format].columns}")
 
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(f"random {shape.dim}x{shape.n_layers} {type}")
+    writer = gguf.GGUFWriter(path, family.architecture if family else "llama")
+    writer.add_name(f"random {shape.architecture} {type}" if isinstance(shape, FamilyShape) else f"random {shape.dim}x{shape.n_layers} {type}")
     writer.add_file_type(_FILE_TYPES[type])
-    add_metadata(writer, shape)
+    if isinstance(shape, FamilyShape):
+        add_keys(writer, shape.metadata())
+        add_vocabulary(writer, shape.n_vocab)
+    else:
+        add_metadata(writer, shape)
     for name, dims, format, _ in tensors:
         size = FORMATS[format].row_bytes(dims[-1]) * (dims[0] if len(dims) == 2 else 1)
         writer.add_tensor_info(name, dims, np.dtype(np.float32), size, gguf.GGMLQuantizationType[format])
@@ -192,6 +226,16 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
         writer.write_tensor_data(random_blocks(rng, format, dims[0], dims[1], std) if len(dims) == 2 else np.ones(dims, np.float32))
     writer.close()
     return Path(path)
+
+
+def add_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
+    """Give a writer keys with values of any kind."""
+    for key, value in keys.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]
+            add(key, value)
 
 
 def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -225,7 +269,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a Llama GGUF file with random weights.")
+    parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a GGUF file with random weights.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("type", choices=_FILE_TYPES)
     parser.add_argument("path", type=Path)
