@@ -67,8 +67,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        for line in tokenizer.vocabulary.notes if note else ():
-            note(f"vocabulary: {line}")
+        if note:
+            for line in tokenizer.vocabulary.notes:
+                note(f"vocabulary: {line}")
         with memory_errors(str(gguf.path)):
             from .run.runtime import Runtime
             if draft is not None and allowed is not None:

@@ -94,7 +94,8 @@ def write_family(
     """A model of any architecture that has a page, with random weights: the tensors that its page asks for.
 
     keys: below the architecture's name, over FAMILY's (None takes one away). tensors: names of optional ones that it shall have ("output.weight", biases,
-    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of write_small_model.
+    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of
+    write_small_model.
     """
     values = {k: v for k, v in {**FAMILY, **(keys or {})}.items() if v is not None}
     asked = [name.replace("*", str(i)) for name in tensors for i in range(values["block_count"] if "*" in name else 1)]

@@ -213,10 +213,10 @@ class Runtime:
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
-    def new_sequence(self, cached: bool = False) -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others to begin with."""
+    def new_sequence(self, cached: bool = False, salt: bytes = b"") -> Sequence:
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt to begin with."""
         self._check_open()
-        return Sequence(self._pool, self.context, cached)
+        return Sequence(self._pool, self.context, cached, salt)
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:

@@ -1,0 +1,118 @@
+"""The application: routes, and what a server of them shares."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from . import openai_responses
+from .call import Call
+from .errors import ApiError, of
+from .guard import Guard, Rules, shape_of
+from .openai_chat import chat_completions, input_tokens
+from .openai_completions import completions
+from .registry import Registry, Served
+
+
+@dataclass(frozen=True)
+class Limits:
+    """total_seconds: of a whole answer that is not streamed. workers: requests that are checked (templates, grammars) at once."""
+
+    total_seconds: float = 3600.0
+    workers: int = 4
+
+
+class Server:
+    """What routes find as request.app.state.server."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self.registry, self.limits = registry, limits
+        self.workers = asyncio.Semaphore(limits.workers)
+
+
+def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0) -> ASGIApp:
+    """The whole server as an ASGI application; it closes the registry when it ends."""
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.server = Server(registry, limits or Limits())
+        yield
+        await asyncio.to_thread(registry.close, drain_seconds)
+    app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
+    return Guard(app, rules or Rules())
+
+
+def routes() -> list[Route]:
+    def both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
+        return [Route("/v1" + path, endpoint, methods=[method]), Route(path, endpoint, methods=[method])]
+    return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
+            *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
+            *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
+            *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
+            Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
+
+
+async def health(request: Request) -> Response:
+    server: Server = request.app.state.server
+    dead = [engine.failure for engine in server.registry.engines() if engine.failure]
+    return JSONResponse({"status": "error", "error": dead[0]}, 500) if dead else JSONResponse({"status": "ok"})
+
+
+def describe(served: Served) -> dict[str, Any]:
+    """OpenAI's model object, with the context under the names that llama-server, vLLM and LM Studio have for it."""
+    found: dict[str, Any] = {"id": served.name, "object": "model", "created": served.created, "owned_by": "llamina"}
+    if served.model is not None:
+        c = served.model.config
+        found |= {"max_model_len": served.model.context, "context_length": served.model.context,
+                  "meta": {"n_ctx": served.model.context, "n_ctx_train": c.context_length, "n_vocab": c.n_vocab, "n_embd": c.dim,
+                           "size": served.model.memory_plan.weights}}
+    return found
+
+
+async def models(request: Request) -> Response:
+    server: Server = request.app.state.server
+    return JSONResponse({"object": "list", "data": [describe(served) for served in server.registry.all()]})
+
+
+async def one_model(request: Request) -> Response:
+    server: Server = request.app.state.server
+    name = request.path_params["name"]
+    for served in server.registry.all():
+        if served.name == name:
+            return JSONResponse(describe(served))
+    raise ApiError(404, f"the model {name[:80]!r} does not exist here", "model", "model_not_found")
+
+
+async def no_embeddings(request: Request) -> Response:
+    async with Call(request) as call:
+        body = await call.body()
+        served = await call.model(body.text("model"))
+        raise ApiError(501, f"{served.name} writes text: it has no head for embeddings or ranking", code="not_supported")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    found = of(error)
+    return JSONResponse(shape_of(request.url.path, found), found.status, headers=found.headers)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: f"there is nothing at {request.url.path[:120]}", 405: f"{request.method} is not for {request.url.path[:120]}"}
+    found = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
+    return JSONResponse(shape_of(request.url.path, found), found.status, headers=dict(error.headers or {}))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    traceback.print_exception(error, file=sys.stderr)
+    found = of(error)
+    return JSONResponse(shape_of(request.url.path, found), found.status)
