@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from .errors import ApiError, of
-from .guard import Guard, Rules, shape_of
+from .errors import ApiError, of, shape_of
+from .guard import Guard, Rules
 from .openai_chat import chat_completions
 from .openai_completions import completions
 from .registry import Registry, Served
@@ -25,7 +25,7 @@ from .registry import Registry, Served
 
 @dataclass(frozen=True)
 class Limits:
-    """total_seconds: of a whole answer that is not streamed. workers: requests that are checked (templates, grammars) at once."""
+    """total_seconds: of an answer, from when it was taken to its end. workers: requests that are checked (templates, grammars) at once."""
 
     total_seconds: float = 3600.0
     workers: int = 4

@@ -74,7 +74,7 @@ def _biases(given: Any, n_vocab: int) -> dict[int, float]:
     for id, bias in pairs:
         try:
             number = int(id) if not isinstance(id, bool) and str(id).strip() == str(int(id)) else None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             number = None
         if number is None or not 0 <= number < n_vocab:
             raise ApiError(400, f"logit_bias: {quoted(id, 40)} is no token id of this model (0 to {n_vocab - 1})", "logit_bias")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .registry import Served
 
 
+LARGE = 1 << 16
+"""Bytes of a body from which on it is parsed in a worker thread: others' events go out meanwhile."""
+
+
 class Call:
     """`async with Call(request) as call: …; return call.stream(…)`, or `await call.whole(…)`. What it holds is given back when the block, or the stream, ends."""
 
@@ -31,6 +35,7 @@ class Call:
         self.ticket: Ticket | None = None
         self.ignored: list[str] = []
         self._handed = False
+        self._late: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Call:
         return self
@@ -40,6 +45,8 @@ class Call:
             self._end()
 
     def _end(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
         if self.ticket is not None:
             self.ticket.cancel()
         if self.served is not None:
@@ -48,7 +55,7 @@ class Call:
 
     async def body(self) -> Fields:
         raw = await self.request.body()
-        return Fields(parse_json(raw or b"{}"))
+        return Fields(parse_json(raw or b"{}") if len(raw) < LARGE else await self.make(lambda: parse_json(raw)))
 
     async def model(self, name: Any) -> Served:
         self.served = await self.server.registry.acquire(name)
@@ -77,6 +84,9 @@ class Call:
                 generation.close()
             raise
         self.ticket = ticket
+        seconds = self.server.limits.total_seconds
+        late = ApiError(408, f"the answer took longer than {seconds:g} seconds and was given up", code="timeout")
+        self._late = asyncio.get_running_loop().call_later(seconds, ticket.give_up, late)
         return ticket
 
     @property
@@ -92,10 +102,7 @@ class Call:
     async def whole(self, collect: Callable[[Ticket], Awaitable[Any]]) -> Response:
         """`collect(ticket)` as JSON."""
         assert self.ticket is not None
-        try:
-            found = await asyncio.wait_for(whole(self.request, self.ticket, collect), self.server.limits.total_seconds)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"the answer took longer than {self.server.limits.total_seconds:g} seconds and was given up", code="timeout") from None
+        found = await whole(self.request, self.ticket, collect)
         return Response(status_code=499) if found is None else self.json(found)
 
     def json(self, value: Any) -> Response:
