@@ -16,7 +16,7 @@ from llamina.engine.serve.fields import MAX_DEPTH, parse_json
 from llamina.engine.serve.errors import ApiError
 from llamina.engine.serve.guard import Rules
 from llamina.engine.serve.protocol import Deadlines
-from serving import CHAT, LONG, Serving, read_all, serving, within
+from sockets import CHAT, LONG, Serving, read_all, serving, within
 
 KEY, OTHER = "schlüssel-1", "key-2"
 
@@ -225,7 +225,7 @@ def test_template_options_replace_nothing(server: Serving, option: str) -> None:
     """What the template is given by us cannot be given by a request."""
     plain: Any = server.post("/v1/chat/completions", CHAT)
     reply = server.post("/v1/chat/completions", {**CHAT, "chat_template_kwargs": {option: "x"}})
-    assert reply.status in (200, 400), reply.body
+    assert reply.status in (200, 400) and (reply.status == 400 or option not in ("messages", "tools", "bos_token")), reply.body
     if reply.status == 200:
         assert reply.json()["usage"]["prompt_tokens"] == plain.json()["usage"]["prompt_tokens"]
 

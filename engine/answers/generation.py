@@ -58,8 +58,8 @@ class Generation:
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
         may wait for KV memory that others hold."""
         if len(prompt) > model.context:
-            raise ContextFullError(
-                f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)")
+            raise ContextFullError.of(f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)",
+                                      len(prompt), model.context)
         if keep is not None and keep > model.context // 2:
             raise OptionError(f"{keep} tokens are to be kept when the context is full, at most half of its {model.context} can be")
         self.ids: list[int] = []

@@ -16,9 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from . import openai_responses
+from .call import Call
 from .errors import ApiError, of, shape_of
 from .guard import Guard, Rules
-from .openai_chat import chat_completions
+from .openai_chat import chat_completions, input_tokens
 from .openai_completions import completions
 from .registry import Registry, Served
 
@@ -54,6 +56,9 @@ def routes() -> list[Route]:
     def both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
         return [Route("/v1" + path, endpoint, methods=[method]), Route(path, endpoint, methods=[method])]
     return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
+            *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
+            *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
+            *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 
 
@@ -86,6 +91,13 @@ async def one_model(request: Request) -> Response:
         if served.name == name:
             return JSONResponse(describe(served))
     raise ApiError(404, f"the model {name[:80]!r} does not exist here", "model", "model_not_found")
+
+
+async def no_embeddings(request: Request) -> Response:
+    async with Call(request) as call:
+        body = await call.body()
+        served = await call.model(body.text("model"))
+        raise ApiError(501, f"{served.name} writes text: it has no head for embeddings or ranking", code="not_supported")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""From a request's fields to arguments of `Model.generate` and `Model.chat`: sampling options under their OpenAI names and our own, what the answer must obey, limits.
+"""From a request's fields to arguments of `Model.generate` and `Model.chat`: sampling options under OpenAI's names and our own, what the answer must obey.
 
 Everything is checked here, before anything is computed; who calls this says which further fields there are.
 """
@@ -15,11 +15,11 @@ from .errors import ApiError
 from .fields import Fields
 
 MAX_STOPS, MAX_STOP = 16, 400
+MAX_GRAMMAR = 1 << 17
 MAX_N, MAX_TOP_LOGPROBS, MAX_BIASES = 16, 20, 1024
-OURS = {name: kind for name, kind in (
-    ("top_k", int), ("min_p", float), ("typical_p", float), ("top_n_sigma", float), ("repeat_penalty", float), ("repeat_last_n", int), ("dry_multiplier", float),
-    ("dry_base", float), ("dry_allowed_length", int), ("dry_last_n", int), ("xtc_probability", float), ("xtc_threshold", float), ("dynatemp_range", float),
-    ("dynatemp_exponent", float), ("mirostat", int), ("mirostat_tau", float), ("mirostat_eta", float))}
+WHOLE = ("top_k", "repeat_last_n", "dry_allowed_length", "dry_last_n", "mirostat")
+NUMBERS = ("min_p", "typical_p", "top_n_sigma", "repeat_penalty", "dry_multiplier", "dry_base", "xtc_probability", "xtc_threshold", "dynatemp_range",
+           "dynatemp_exponent", "mirostat_tau", "mirostat_eta")
 """Our own samplers, under their own names, which are llama-server's, too."""
 
 
@@ -33,6 +33,9 @@ class Asked:
     include_usage: bool = False
     top_logprobs: int | None = None
     timings_per_token: bool = False
+    return_progress: bool = False
+    ignore_eos: bool = False
+    verbose: bool = False
 
 
 def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,8 +48,8 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any]) -> dict[st
     seed = body.integer("seed", None, -1, 2**64 - 1)
     if seed is not None and seed >= 0:
         found["seed"] = seed
-    for name, kind in OURS.items():
-        value = body.integer(name, None, -1, 1 << 31) if kind is int else body.number(name, None, -1e6, 1e6)
+    for name in (*WHOLE, *NUMBERS):
+        value = body.integer(name, None, -1, 1 << 31) if name in WHOLE else body.number(name, None, -1e6, 1e6)
         if value is not None:
             found[name] = max(0, value) if name == "top_k" else value
     order = body.list("samplers", None, 32)
@@ -99,29 +102,37 @@ def stops(body: Fields) -> list[str]:
     return [s for s in body.strings("stop", MAX_STOPS, MAX_STOP) if s]
 
 
+def obey_format(body: Fields, name: str) -> dict[str, Any]:
+    """response_format of chats; text.format of responses, which has the schema without a further object around it."""
+    format = body.sub(name)
+    if format is None:
+        return {}
+    kind = format.text("type", "text", ("text", "json_object", "json_schema"))
+    schema, inner = format.any("schema"), format.sub("json_schema")
+    for fields in filter(None, (format, inner)):
+        fields.text("name"), fields.text("description"), fields.truth("strict", None)
+    if inner is not None:
+        schema = inner.any("schema", schema)
+        inner.done()
+    format.done()
+    if schema is not None and not isinstance(schema, (dict, bool)):
+        raise ApiError(400, f"{name}: the schema must be an object, found {quoted(schema, 60)}", name)
+    if kind == "json_schema" and schema is None:
+        raise ApiError(400, f"{name}: type json_schema needs a schema", name)
+    if kind == "text":
+        return {}
+    return {"json_schema": {"type": "object"} if schema is None or schema == {} else schema}
+
+
 def obey(body: Fields) -> dict[str, Any]:
-    """response_format, and the names of our own and llama-server: json_schema, grammar (Lark here), regex, choices. At most one."""
-    found: dict[str, Any] = {}
-    format = body.sub("response_format")
-    if format is not None:
-        kind = format.text("type", "text", ("text", "json_object", "json_schema"))
-        schema = format.object("schema")
-        if kind == "json_schema":
-            inner = format.sub("json_schema")
-            if inner is not None:
-                inner.text("name"), inner.text("description"), inner.truth("strict", None)
-                schema = inner.object("schema", schema)
-                inner.done()
-            if schema is None:
-                raise ApiError(400, "response_format.json_schema.schema is missing", "response_format")
-            found["json_schema"] = schema
-        elif kind == "json_object":
-            found["json_schema"] = schema or {"type": "object"}
-        format.done()
-    for name in ("json_schema", "regex", "lark"):
-        value = body.any(name)
-        if value is not None:
-            found["grammar" if name == "lark" else name] = value
+    """response_format, and the names of our own and llama-server: json_schema, grammar (GBNF, or Lark as with `lark`), regex, choices. At most one."""
+    found = obey_format(body, "response_format")
+    for name in ("json_schema", "regex"):
+        if (value := body.any(name)) is not None:
+            found[name] = value
+    for name in ("grammar", "lark"):
+        if text := body.text(name, most=MAX_GRAMMAR):
+            found["grammar"] = text if name == "lark" or "::=" not in text else from_gbnf(text)
     choices = body.list("choices", None, 1000)
     if choices is not None:
         found["choices"] = choices
@@ -130,40 +141,15 @@ def obey(body: Fields) -> dict[str, Any]:
     return found
 
 
-def tool_choice(body: Fields, tools: list[Any] | None) -> tuple[str, list[Any] | None]:
-    """(auto, none, required; the tools that may be called). A named one: required, of that alone."""
-    choice = body.any("tool_choice", "auto")
-    if isinstance(choice, dict):
-        inner = choice.get("function", choice)
-        name = inner.get("name") if isinstance(inner, dict) else None
-        named = [tool for tool in tools or [] if isinstance(tool, dict) and (tool.get("function", tool) or {}).get("name") == name]
-        if not named:
-            raise ApiError(400, f"tool_choice names {quoted(name, 60)}, which is not among the tools", "tool_choice")
-        return "required", named
-    if choice not in ("auto", "none", "required"):
-        raise ApiError(400, f'tool_choice must be "auto", "none", "required" or name a function, found {quoted(choice, 60)}', "tool_choice")
-    if choice == "required" and not tools:
-        raise ApiError(400, "tool_choice is required, and there are no tools", "tool_choice")
-    return choice, tools
-
-
-def plain_text(value: Any, where: str) -> str:
-    """A message's content as text: a string, or parts of type text. Image and audio parts are refused by name."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ApiError(400, f"{where} must be a string or a list of parts, found {quoted(value, 60)}", where)
-    texts = []
-    for i, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text", part.get("refusal")) if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
-            shown = kind if isinstance(kind, str) else quoted(part, 60)
-            raise ApiError(400, f"{where}[{i}]: parts of type {shown} are not taken: this server reads text only", f"{where}[{i}]", "unsupported_content")
-        texts.append(text)
-    return "\n".join(texts) if len(texts) > 1 else "".join(texts)
+def from_gbnf(text: str) -> str:
+    """llama.cpp's form of grammars as Lark. ApiError."""
+    try:
+        from llguidance.gbnf_to_lark import gbnf_to_lark
+        return gbnf_to_lark(text)
+    except ImportError:
+        raise ApiError(400, "grammar: grammars need the package llguidance, which is missing on this server", "grammar") from None
+    except Exception as error:  # its parser raises what comes up
+        raise ApiError(400, f"grammar is not valid GBNF: {' '.join(str(error).split())[:160]}", "grammar") from None
 
 
 def arguments_text(arguments: Any) -> str:

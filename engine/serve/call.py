@@ -26,7 +26,7 @@ LARGE = 1 << 16
 
 
 class Call:
-    """`async with Call(request) as call: …; return call.stream(…)`, or `await call.whole(…)`. What it holds is given back when the block, or the stream, ends."""
+    """`async with Call(request) as call: …; return call.stream(…)`, or `await call.whole(…)`. What it holds is given back at the end."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -73,9 +73,10 @@ class Call:
         """The answers that `work` makes, handed to the engine. salt: whose prefix cache they share."""
         generations = await self.make(work)
         assert self.served is not None
-        mine = salt or getattr(self.request.state, "key", "")
+        key = getattr(self.request.state, "key", "")
+        mine = hashlib.sha256(repr((key, salt)).encode()).digest()[:16] if key or salt else b""  # a name under one key is another under the next
         for generation in generations:
-            generation.cache_salt = hashlib.sha256(mine.encode()).digest()[:16] if mine else b""
+            generation.cache_salt = mine
         ticket = Ticket(generations, asyncio.get_running_loop())
         try:
             self.served.loaded[1].submit(ticket)

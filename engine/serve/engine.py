@@ -43,8 +43,8 @@ class Event:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     error: LlaminaError | ApiError | None = None
-    prompt: tuple[int, int] | None = None
-    """(tokens of the prompt computed, all), while it is read."""
+    prompt: tuple[int, int, int] | None = None
+    """(tokens of the prompt that are computed, those among them that the prefix cache gave, all), while it is read."""
 
 
 class Ticket:
@@ -103,7 +103,8 @@ class _Live:
         self.ticket, self.index = ticket, index
         self.generation = ticket.generations[index]
         self.job: Job | None = None
-        self.told_ids = self.told_logprobs = self.told_prompt = 0
+        self.told_ids = self.told_logprobs = 0
+        self.told_prompt: tuple[int, int, int] | None = None
 
 
 class Engine:
@@ -133,8 +134,7 @@ class Engine:
             n = len(ticket.generations)
             if n > self.parallel + self.queue:
                 raise ApiError(400, f"{n} answers are asked for at once, this server takes {self.parallel + self.queue} (--parallel, --queue)", "n")
-            free = max(0, self.parallel - len(self._live) - len(self._waiting))
-            if len(self._waiting) + n - min(n, free) > self.queue:
+            if len(self._live) + len(self._waiting) + n > self.parallel + self.queue:
                 raise ApiError(429, f"{len(self._live)} answers are under way and {len(self._waiting)} wait already: try again later", code="queue_full",
                                headers={"Retry-After": str(self.wait_estimate)})
             ticket._engine = self
@@ -255,11 +255,20 @@ class Engine:
             return
         self.busy_seconds += time.perf_counter() - since
         for live in list(self._live):
+            self._tell_prompt(live)
             if live.job is not None and live.job.finished:
                 self._go(live)
-            elif live.job is not None and live.job.done != live.told_prompt and not live.generation.ids:
-                live.told_prompt = live.job.done
-                live.ticket.post(Event(live.index, prompt=(live.job.done, len(live.job.ids))))
+
+    @staticmethod
+    def _tell_prompt(live: _Live) -> None:
+        """How much of the prompt is read."""
+        if live.job is None or live.generation.ids:
+            return
+        total, sequence = len(live.generation.history), live.job.sequence
+        now = (min(total, sequence.length), sequence.reused, total)
+        if now != live.told_prompt:
+            live.told_prompt = now
+            live.ticket.post(Event(live.index, prompt=now))
 
     def _go(self, live: _Live) -> None:
         """As far as an answer gets until a step is needed."""
@@ -274,6 +283,7 @@ class Engine:
                 job = generation.prepare()
                 if job is not None:
                     live.job = job
+                    self._tell_prompt(live)
                     return
                 self._tell(live, generation.advance())
                 if generation.finish_reason is not None:

@@ -1,6 +1,7 @@
 """What a client gets when something is wrong: one exception, shown in the form that the endpoint's clients know."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import ClosedError, ContextFullError, LlaminaError, OptionError, OutOfMemoryError, TokenizerError, UnsupportedError
@@ -32,16 +33,26 @@ class ApiError(Exception):
         return {"error": self.message}
 
 
+def too_long(error: ContextFullError) -> ApiError:
+    """With llama-server's words and numbers, which its clients look for."""
+    if error.tokens is None:
+        return ApiError(400, str(error), code="context_length_exceeded", more={"type": "exceed_context_size_error"})
+    return ApiError(400, f"the request has {error.tokens} tokens, which exceeds the available context size of {error.context}: shorten it, or serve with a "
+                         "larger --context (nothing was cut off)", code="context_length_exceeded",
+                    more={"type": "exceed_context_size_error", "n_prompt_tokens": error.tokens, "n_ctx": error.context})
+
+
 def of(error: BaseException) -> ApiError:
     """What one of llamina's errors is to a client. Whatever else comes up is our fault: 500, without details of the program."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextFullError):
-        return ApiError(400, str(error), code="context_length_exceeded", more={"type": "exceed_context_size_error"})
+        return too_long(error)
     if isinstance(error, UnsupportedError):
         return ApiError(400, str(error), code="unsupported")
     if isinstance(error, (OptionError, TokenizerError)):
-        return ApiError(400, str(error))
+        place = re.match(r"(?:messages|tools|input)\[\d+\][\w.\[\]]*", str(error))
+        return ApiError(400, str(error), place[0].rstrip(".") if place else None)
     if isinstance(error, OutOfMemoryError):
         return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
     if isinstance(error, ClosedError):

@@ -153,6 +153,6 @@ class Fields:
         """Refuse what nobody asked for -> which of `ignored` were there and not null."""
         unknown = sorted(name for name in self._left - set(ignored) if self._data[name] is not None)
         if unknown:
-            raise ApiError(400, f"unknown or unsupported parameter {self._where}{quoted(unknown[0], 60)}: take it out of the request", self._where + unknown[0][:60],
-                           "unsupported_parameter")
+            name = self._where + unknown[0][:60]
+            raise ApiError(400, f"unknown or unsupported parameter {quoted(name, 120)}: take it out of the request", name, "unsupported_parameter")
         return sorted(name for name in self._left if self._data[name] is not None)

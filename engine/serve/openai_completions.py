@@ -4,6 +4,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from .call import Call
 from .engine import Ticket
 from .errors import ApiError, of
 from .fields import Fields
-from .openai_chat import IGNORED
+from .openai_chat import IGNORED, read_stream, salt_of
 from .shapes import STOPPED, legacy_logprobs, timings, usage
 from .sse import event
 
@@ -27,10 +28,12 @@ MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's
 
 
+@dataclass
 class CompletionAsked(Asked):
-    prompts: list[Any]
-    echo: bool
-    chars: int
+    """prompts: texts and lists of ids. echo: give each prompt back before the answer."""
+
+    prompts: list[Any] = field(default_factory=list)
+    echo: bool = False
 
 
 def read_prompts(given: Any) -> list[Any]:
@@ -49,7 +52,7 @@ def read_prompts(given: Any) -> list[Any]:
 
 def read(body: Fields, model: Model) -> CompletionAsked:
     asked = CompletionAsked()
-    asked.prompts = read_prompts(body.any("prompt", "<|endoftext|>" if model.tokenizer.bos_id is None else ""))
+    asked.prompts = read_prompts(body.any("prompt", ""))
     options = sampling(body, model.config.n_vocab, model.sampling_defaults)
     tokens = limit(body, "max_tokens", "max_completion_tokens", "n_predict") if any(n in body for n in ("max_tokens", "max_completion_tokens", "n_predict")) \
         else DEFAULT_TOKENS
@@ -59,11 +62,7 @@ def read(body: Fields, model: Model) -> CompletionAsked:
         raise ApiError(400, "best_of other than n is not supported", "best_of")
     if body.text("suffix"):
         raise ApiError(400, "suffix (filling in the middle) is not supported", "suffix")
-    asked.stream = body.truth("stream")
-    more = body.sub("stream_options")
-    if more is not None:
-        asked.include_usage = more.truth("include_usage")
-        more.done({"include_obfuscation"})
+    read_stream(asked, body)
     asked.top_logprobs = body.integer("logprobs", None, 0, MAX_TOP_LOGPROBS)
     return asked
 
@@ -81,8 +80,7 @@ async def completions(request: Request) -> Response:
         body = await call.body()
         served = await call.model(body.text("model"))
         model, _ = served.loaded
-        asked = read(body, model)
-        salt = body.text("cache_salt", "", most=200) or body.text("user", "", most=500) or ""
+        asked, salt = read(body, model), salt_of(body)
         call.ignored = body.done(IGNORED)
         prompts: list[list[int]] = []
 
@@ -108,10 +106,10 @@ async def _heads(call: Call, model: Model, asked: CompletionAsked, prompts: list
     if not asked.echo:
         return [("", [], [])] * len(prompts)
 
-    def one(ids: list[int]) -> Head:
+    def one(given: Any, ids: list[int]) -> Head:
         found = [None, *model.logprobs(ids, asked.top_logprobs)] if asked.top_logprobs is not None else []
-        return model.detokenize(ids), ids, found
-    return [await call.make(lambda ids=ids: one(ids)) for ids in prompts]
+        return given if isinstance(given, str) else model.detokenize(ids), ids, found
+    return [await call.make(lambda given=given, ids=ids: one(given, ids)) for given, ids in zip(asked.prompts, prompts)]
 
 
 async def _whole(model: Model, asked: CompletionAsked, ticket: Ticket, heads: list[Head], common: dict[str, Any]) -> dict[str, Any]:
@@ -123,14 +121,14 @@ async def _whole(model: Model, asked: CompletionAsked, ticket: Ticket, heads: li
     choices = []
     for i, (text, g) in enumerate(zip(texts, ticket.generations)):
         head, ids, found = heads[i // asked.n]
-        told = None if asked.top_logprobs is None else legacy_logprobs(model.tokenizer, [*found, *g.logprobs], [*ids, *(t.id for t in g.logprobs)])
+        told = None
+        if asked.top_logprobs is not None:
+            before = legacy_logprobs(model.tokenizer, found, ids)
+            after = legacy_logprobs(model.tokenizer, g.logprobs, [t.id for t in g.logprobs], len(head))
+            told = {name: before[name] + after[name] for name in before}
         choices.append({"index": i, "text": head + text, "logprobs": told, "finish_reason": STOPPED.get(g.finish_reason or "", "stop")})
-    firsts = ticket.generations[::asked.n]
-    total = usage(ticket.generations)
-    total["prompt_tokens"] = sum(g.stats.prompt_tokens for g in firsts)
-    total["prompt_tokens_details"]["cached_tokens"] = sum(g.stats.reused_tokens for g in firsts)
-    total["total_tokens"] = total["prompt_tokens"] + total["completion_tokens"]
-    return {**common, "choices": choices, "usage": total, "timings": timings(ticket.generations[0]), "seed": ticket.generations[0].stats.seed}
+    return {**common, "choices": choices, "usage": usage(ticket.generations, asked.n),
+            "timings": timings(ticket.generations[0]), "seed": ticket.generations[0].stats.seed}
 
 
 async def _pieces(model: Model, asked: CompletionAsked, ticket: Ticket, heads: list[Head], common: dict[str, Any]) -> AsyncIterator[str]:
@@ -161,5 +159,5 @@ async def _pieces(model: Model, asked: CompletionAsked, ticket: Ticket, heads: l
         if e.text or told or reason:
             yield chunk(i, e.text, told, reason)
     if asked.include_usage:
-        yield event({**common, "choices": [], "usage": usage(ticket.generations)})
+        yield event({**common, "choices": [], "usage": usage(ticket.generations, asked.n)})
     yield event("[DONE]")

@@ -13,22 +13,34 @@ STOPPED = {"eos": "stop", "stop": "stop", "length": "length", "context": "length
 """Our finish reasons -> OpenAI's."""
 
 
-def usage(generations: Sequence[Generation]) -> dict[str, Any]:
-    """Tokens of one prompt and all answers to it."""
+def usage(generations: Sequence[Generation], each: int | None = None) -> dict[str, Any]:
+    """Tokens of all answers and of their prompts, `each` answers to a prompt, which counts once (None: all to one)."""
     stats = [g.stats for g in generations]
-    prompt, made = stats[0].prompt_tokens, sum(s.generated_tokens for s in stats)
+    firsts = stats[::each or len(stats)]
+    prompt, made = sum(s.prompt_tokens for s in firsts), sum(s.generated_tokens for s in stats)
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": stats[0].reused_tokens}}
+            "prompt_tokens_details": {"cached_tokens": sum(s.reused_tokens for s in firsts)}}
 
 
 def timings(generation: Generation) -> dict[str, Any]:
-    """llama-server's."""
+    """llama-server's. The first token is made of the prompt's last logits, so the rate is that of the others."""
     s = generation.stats
     n, more = s.prompt_tokens - s.reused_tokens, max(0, s.generated_tokens - 1)
     prompt_ms, made_ms = 1000 * s.prompt_seconds, 1000 * s.generate_seconds
-    return {"cache_n": s.reused_tokens, "prompt_n": n, "prompt_ms": prompt_ms, "prompt_per_token_ms": prompt_ms / n if n else None,
-            "prompt_per_second": 1000 * n / prompt_ms if prompt_ms else None, "predicted_n": s.generated_tokens, "predicted_ms": made_ms,
-            "predicted_per_token_ms": made_ms / more if more else None, "predicted_per_second": 1000 * more / made_ms if made_ms else None}
+    return {"cache_n": s.reused_tokens, "prompt_n": n if prompt_ms else 0, "prompt_ms": prompt_ms, "prompt_per_token_ms": _ratio(prompt_ms, n),
+            "prompt_per_second": _ratio(1000 * n, prompt_ms), "predicted_n": s.generated_tokens, "predicted_ms": made_ms,
+            "predicted_per_token_ms": _ratio(made_ms, more), "predicted_per_second": _ratio(1000 * more, made_ms)}
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def progress(prompt: tuple[int, int, int], generation: Generation) -> dict[str, Any]:
+    """llama-server's, while a prompt is read."""
+    done, cached, total = prompt
+    return {"prompt_progress": {"total": total, "cache": cached, "processed": done, "time_ms": round(1000 * generation.stats.prompt_seconds)},
+            "timings": timings(generation)}
 
 
 def token_entry(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
@@ -39,7 +51,8 @@ def token_entry(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]
 
 def chat_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob]) -> dict[str, Any]:
     """OpenAI's shape of chat answers."""
-    return {"content": [{**token_entry(tokenizer, t.id, t.logprob), "top_logprobs": [token_entry(tokenizer, id, p) for id, p in t.top]} for t in found], "refusal": None}
+    content = [{**token_entry(tokenizer, t.id, t.logprob), "top_logprobs": [token_entry(tokenizer, id, p) for id, p in t.top]} for t in found]
+    return {"content": content, "refusal": None}
 
 
 def legacy_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob | None], ids: Sequence[int], at: int = 0) -> dict[str, Any]:
