@@ -1,4 +1,4 @@
-"""How much KL divergence a unit of relative output error causes, by kind of matrix: the table in convert/fit.py.
+"""What share of a relative output error reaches the logits, by kind of matrix: the table in convert/fit.py.
 
     python -m llamina.bench.sensitivity MODEL TEXT_FILE [FORMAT]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..convert.convert import convert
+from ..convert.fit import logit_energy
 from ..convert.importance import collect
 from ..convert.sources import open_source
 from ..engine.model import load
@@ -24,7 +25,7 @@ KINDS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn
 
 
 def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256, windows: int = 40) -> dict[str, float]:
-    """Kind -> KL per unit of summed relative output error, in nats."""
+    """Kind -> KL divergence by that of the same relative error in all logits (fit.logit_energy)."""
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         reference, trial = Path(folder) / "reference.gguf", Path(folder) / "trial.gguf"
@@ -32,6 +33,7 @@ def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256
         opened = open_source(reference)
         tied = all(t.name != "output.weight" for t in opened.tensors)
         with load(reference, context=context) as exact:
+            energy = logit_energy(opened, {})
             importance = {k: v.sums / v.count for k, v in collect(exact, text, context, windows).items()}
             for kind in KINDS:
                 tensor = "token_embd" if kind == "output" and tied else kind
@@ -39,14 +41,15 @@ def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256
                 convert(source, trial, "f16", verify=False, overrides=[f"{pattern}={name}"])
                 with load(trial, context=context) as model:
                     kl = divergence(model, exact, text, context, most=windows).mean_kl
-                error = 0.0
+                error, matrices = 0.0, 0
                 for t in opened.tensors:
                     if t.name.split(".")[-2] == tensor:
                         x = t.rows(0, t.shape[0])
                         y = registry.decode(name.upper(), encode(name.upper(), x))
                         w = importance[t.name]
+                        matrices += 1
                         error += float((np.square(x.astype(np.float64) - y) * w).sum() / (np.square(x.astype(np.float64)) * w).sum())
-                result[kind] = kl / error
+                result[kind] = kl / (0.5 * energy * error / matrices)
         opened.close()
     return result
 
@@ -54,4 +57,4 @@ def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256
 if __name__ == "__main__":
     found = sensitivities(sys.argv[1], Path(sys.argv[2]).read_text(), sys.argv[3] if len(sys.argv) > 3 else "q3_k")
     for kind, value in found.items():
-        print(f"{kind:12s} {value:.4f} nats per unit of relative error, {value / found['ffn_up']:.2f} times ffn_up's")
+        print(f"{kind:12s} {value:.3f} of the relative error, squared, is in the logits")

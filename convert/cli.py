@@ -33,16 +33,24 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--output-type", metavar="FORMAT", help="Format of the output matrix (the embedding, if tied).")
 @click.option("--embedding-type", metavar="FORMAT", help="Format of the token embedding.")
 @click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix, GGUF or .dat): weighs the columns' errors.")
+@click.option("--context", type=int, metavar="N", help="Positions to say instead of the trained ones; a model with sliding windows (Mistral 0.1, Zephyr) "
+              "is the same without them within one window.")
+@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Set a metadata key, such as general.name=mine; may be given several times. Nothing after = "
+              "takes it out.")
+@click.option("--vocab-only", is_flag=True, help="Write the vocabulary and metadata only, no tensors.")
 @click.option("--split-max-size", "split", metavar="SIZE", help="Write shards of at most SIZE bytes of data, such as 500M or 2G.")
 @click.option("--allow-nan", is_flag=True, help="Replace NaN and infinite weights by 0 instead of refusing them.")
 @click.option("--verify/--no-verify", default=None, help="Check the result and write a report beside it.  [default: if it is smaller than 1 GB]")
 @click.option("--verify-text", metavar="FILE", help="Also run result and source on this text: KL divergence and top-1 agreement.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; say what there would be, how large, and about how long it takes.")
 @click.option("--threads", type=int, metavar="N", help="Threads to encode with.  [default: all that may be used]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None,
-            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, split: str | None,
-            allow_nan: bool, verify: bool | None, verify_text: str | None, threads: int | None, quiet: bool) -> None:
+            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, context: int | None,
+            meta: tuple[str, ...], vocab_only: bool, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
+            dry_run: bool, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
     SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one), or
@@ -56,22 +64,27 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
       llamina convert model.f16.gguf model.gguf --fit 4GB --importance imatrix.gguf
       llamina convert stories15M.bin stories15M.gguf --type q8_0 --tokenizer tokenizer.model
       llamina convert model-00001-of-00003.gguf model.gguf --type keep
+      llamina convert ./zephyr-7b-beta zephyr.gguf --type q4_k_m --context 4096 --meta general.name=Zephyr --dry-run
     """
     from .convert import convert
     from .sources import open_source
+    from .writer import check_target
+    if vocab_only and type_ is None and fit is None and bits is None:
+        type_ = "keep"
     if [type_, fit, bits].count(None) != 2:
         raise OptionError("say what the result shall be by one of --type, --fit and --bits")
+    check_target(Path(out), [Path(source)], overwrite)  # before anything is downloaded or measured
     weights = None
     if importance:
         from .importance import read
         weights = read(Path(importance))
     text = read_text(verify_text) if verify_text else None
-    with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer, progress.loading)) as opened:
+    with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer, progress.loading, context)) as opened:
         planned = None
         if type_ is None:
             from .fit import parse_bits, plan
             planned = plan(opened, file_bytes=parse_size(fit) if fit else None, bits=parse_bits(bits) if bits else None, importance=weights, threads=threads,
-                           progress=progress.counting)
+                           progress=progress.counting, text=text, folder=Path(out).absolute().parent)
             opened.notes += planned.explain()  # each matrix stands in the report
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
@@ -79,8 +92,13 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             embedding_type=embedding_type, importance=weights, threads=threads,
             progress=lambda what, done, total: (progress.counting if what == "windows" else progress.loading)(what, done, total),
             split=None if split is None else parse_size(split), allow_nan=allow_nan,
-            verify=False if verify is False and text is None else verify, verify_text=text)
+            verify=False if verify is False and text is None else verify, verify_text=text, overwrite=overwrite, meta=meta, vocab_only=vocab_only,
+            dry_run=dry_run)
         progress.clear()
+    if dry_run:
+        for line in dry_summary(report):
+            print(line)
+        return
     if not quiet:
         for line in summary(report):
             print(line, file=sys.stderr)
@@ -105,11 +123,27 @@ def summary(report: Report) -> list[str]:
     lines = [f"llamina: {note}" for note in report.notes[:20]]
     if len(report.notes) > 20:
         lines.append(f"llamina: and {len(report.notes) - 20} more such remarks{' (all are in the report)' if report.verification else ''}")
-    mix = ", ".join(f"{n} {name}" for name, n in report.mix.items())
     shards = f" in {len(report.paths)} shards" if len(report.paths) > 1 else ""
-    lines.append(f"{report.paths[0]}: {size(report.bytes)}{shards}, {report.bits_per_weight:.2f} bits per weight ({mix}), {report.seconds:.1f} s"
+    if not report.tensors:
+        return [*lines, f"{report.paths[0]}: {size(report.bytes)}, vocabulary only, {report.seconds:.1f} s"]
+    lines.append(f"{report.paths[0]}: {size(report.bytes)}{shards}, {report.bits_per_weight:.2f} bits per weight ({mix(report)}), {report.seconds:.1f} s"
                  + (f"; {fallbacks} matrices fell back to another format" if fallbacks else ""))
     if (v := report.verification) and v.passed:
         kl = f", mean KL {v.divergence.mean_kl:.6f}, same top token {100 * v.divergence.top1_agreement:.2f} %" if v.divergence else ""
-        lines.append(f"verified: vocabulary, {len(v.tensors)} tensors{kl}; report in {v.files[1]}")
+        what = "all but the vocabulary, which llamina does not know" if v.unchecked else "vocabulary"
+        lines.append(f"verified: {what}, {len(v.tensors)} tensors{kl}; report in {v.files[1]}")
     return lines
+
+
+def mix(report: Report) -> str:
+    """ "113 Q4_K, 29 Q6_K, 45 F32"."""
+    return ", ".join(f"{n} {name}" for name, n in report.mix.items())
+
+
+def dry_summary(report: Report) -> list[str]:
+    """What a dry run found: the answer, so for stdout."""
+    shards = f" in {len(report.paths)} shards" if len(report.paths) > 1 else ""
+    lines = [f"would convert {report.source} ({report.kind}, {len(report.tensors)} tensors) to {report.paths[0]}{shards}",
+             f"about {size(report.bytes)}, {report.bits_per_weight:.2f} bits per weight ({mix(report)})",
+             f"about {report.seconds:.0f} s to encode, then verification"]
+    return [*lines, *(f"note: {note}" for note in report.notes)]

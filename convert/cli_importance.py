@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 @click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Tokens of a window.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows.  [default: the whole text]")
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
-def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, threads: int | None, quiet: bool) -> None:
+def command(model: str, text: str, output: str, context: int, windows: int | None, special: bool, overwrite: bool, threads: int | None,
+            quiet: bool) -> None:
     """Run MODEL (best unquantised) over a text file and write the mean squared activation of every column of every matrix. Ctrl-C ends it early and writes
     what was measured.
 
@@ -37,7 +39,7 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
     from .importance import collecting, write
     from .writer import check_target
     body = read_text(text)
-    check_target(Path(output), [] if is_hub_name(model) else [resolve(model), Path(text)])
+    check_target(Path(output), [] if is_hub_name(model) else [resolve(model), Path(text)], overwrite)
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:
         last: tuple[int, int, dict[str, Columns]] | None = None
         interrupted = False
@@ -49,7 +51,7 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
         if last is None:  # a text has at least one window
             raise KeyboardInterrupt
         done, total, columns = last
-        write(Path(output), columns, Path(text).name, context)
+        write(Path(output), columns, Path(text).name, context, overwrite)
         count = next(iter(columns.values())).count
         progress.note(f"{output}: importance of {len(columns)} matrices, measured on {count} tokens"
                       + (f": stopped after {done} of {total} windows, whose measurement is kept" if interrupted else ""))

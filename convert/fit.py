@@ -4,15 +4,16 @@
     error table, sizes, budget ──knapsack: one price per byte, then the remainder──► plan {tensor: format}, explained line by line
 
 The error of a matrix W in a format is the relative error of its output, sum (W - Wq)^2 a^2 / sum W^2 a^2, with a^2 the mean squared activation of each column
-where an importance matrix is given (1 where not), times the sensitivity of its kind: how much KL divergence of the model's predictions a unit of that
-relative error causes. The sensitivities are measured (bench/sensitivity.py, on the demo model); they are an average, so a plan is an expectation, not a proof.
+where an importance matrix is given (1 where not), times the share of it that reaches the logits (SENSITIVITY, measured), times half the logits' mean square:
+so it is about the KL divergence of the model's predictions, in nats. It is an expectation, not a proof; with a text, fit_trial.py measures.
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..kernels.float_env import in_default_floats
 from ..kernels.formats import registry
 from ..kernels.formats.encoders import encode
 from ..kernels.formats.table import FORMATS
+from .importance import usable_weights, weights_for
 from .sources import Source, SourceTensor
 
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
@@ -30,10 +32,12 @@ CANDIDATES_32 = ("IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
 _SAMPLE = 1 << 18
 """Weights of a matrix that are tried."""
 SENSITIVITY = {
-    "attn_q": 1.25, "attn_k": 1.15, "attn_v": 2.1, "attn_output": 1.55, "ffn_gate": 1.25, "ffn_up": 1.0, "ffn_down": 2.25, "output": 4.4, "token_embd": 1.0,
+    "attn_q": 0.2, "attn_k": 0.2, "attn_v": 0.5, "attn_output": 0.25, "ffn_gate": 0.35, "ffn_up": 0.33, "ffn_down": 0.69, "output": 1.0, "token_embd": 0.5,
 }
-"""KL divergence per unit of relative output error, for all matrices of a kind, relative to ffn_up's: means of two small models (demo: Q3_K on its own
-stories; a 0.66M TinyStories model: Q4_0; they agree to within a third). The tied embedding counts as output; the untied one was not measured."""
+"""What share of a matrix's relative error reaches the logits, squared, as a share of theirs. For matrices of a layer: all layers' together, so that each
+counts by the number of layers. The output matrix (a tied embedding, too) makes the logits themselves, so all of its error is there: it is one matrix
+against n layers, which is why it deserves so many more bits than they. Layers': measured on SmolLM2 135M (30 layers, IQ4_NL, wiki.test.raw); smaller
+models (demo, a 0.66M TinyStories one) have the same order, and shares up to twice as large. The untied embedding is a guess."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Plan:
     bytes: int
     error: float
     uniform: dict[str, tuple[int, float]]
+    tried: dict[str, float] = field(default_factory=dict)  # with a text: name -> KL divergence measured, the least first
 
     @property
     def formats(self) -> dict[str, str]:
@@ -76,6 +81,8 @@ class Plan:
         if affordable:
             f, b, e = min(affordable, key=lambda x: x[2])
             lines.append(f"all matrices {f}: {b} bytes, expected error {e:.4g} ({e / max(self.error, 1e-300):.2f} times the plan's)")
+        if self.tried:
+            lines.append("measured on the text, KL in nats: " + ", ".join(f"{name} {kl:.4g}" for name, kl in self.tried.items()) + "; the first is taken")
         return lines
 
     def as_markdown(self) -> list[str]:
@@ -95,32 +102,54 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "budget": self.budget, "bytes": self.bytes, "expected_error": self.error,
+            "budget": self.budget, "bytes": self.bytes, "expected_error": self.error, "tried": self.tried,
             "uniform": {f: {"bytes": b, "expected_error": e} for f, (b, e) in self.uniform.items()},
             "matrices": [{"name": m.name, "shape": list(m.shape), "format": m.chosen.format, "bytes": m.chosen.bytes, "expected_error": m.chosen.error,
                           "options": [o.__dict__ for o in m.options]} for m in self.matrices],
         }
 
 
-def sensitivity(name: str, tied: bool) -> float:
+def sensitivity(name: str, tied: bool, n_layers: int) -> float:
     """Of a tensor, by its kind; tied: the embedding is the output matrix, too."""
     kind = name.split(".")[-2]
-    return SENSITIVITY["output"] if tied and kind == "token_embd" else SENSITIVITY.get(kind, 1.0)
+    if tied and kind == "token_embd":
+        kind = "output"
+    return SENSITIVITY.get(kind, 0.5) / (n_layers if name.startswith("blk.") else 1)
 
 
-def measure(tensor: SourceTensor, weights: np.ndarray | None, tied: bool, threads: ThreadPoolExecutor | None = None) -> tuple[Option, ...]:
-    """What a matrix costs in every candidate format: bytes of the whole, error on a sample of its rows."""
+def sample(tensor: SourceTensor, most: int = _SAMPLE) -> np.ndarray:
+    """Rows spread over a matrix, about `most` weights: float32."""
     rows, columns = tensor.shape
-    n = max(1, min(rows, _SAMPLE // columns))
+    n = max(1, min(rows, most // columns))
     starts = np.unique(np.linspace(0, rows - 1, n).astype(np.int64))
-    x = np.concatenate([tensor.rows(int(r), int(r) + 1) for r in starts]) if n < rows else tensor.rows(0, rows)
+    return tensor.read(starts) if n < rows else tensor.rows(0, rows)
+
+
+def logit_energy(source: Source, importance: Mapping[str, np.ndarray]) -> float:
+    """Mean square of a logit, about: half of it, times a small relative error of all logits, is the KL divergence that this error causes, in nats
+    (the second order of KL, errors of logits being independent). The output's input is normed, so a column's mean square is its gain's, unless measured."""
+    tensors = {t.name: t for t in source.tensors}
+    output = tensors.get("output.weight") or tensors.get("token_embd.weight")
+    if output is None:
+        return 1.0
+    norm = tensors.get("output_norm.weight")
+    squares = importance.get(output.name)
+    if squares is None:
+        squares = np.square(norm.rows(0, 1)[0]) if norm is not None else np.ones(output.shape[1])
+    return float((np.square(sample(output), dtype=np.float64) * squares.astype(np.float64)).sum(axis=1).mean()) or 1.0
+
+
+def measure(tensor: SourceTensor, weights: np.ndarray | None, weight: float, threads: ThreadPoolExecutor | None = None) -> tuple[Option, ...]:
+    """What a matrix costs in every candidate format: bytes of the whole, error on a sample of its rows. weight: nats for a unit of relative error."""
+    rows, columns = tensor.shape
+    x = sample(tensor)
     importance = np.ones(columns) if weights is None else weights.astype(np.float64)
     energy = float((x.astype(np.float64) ** 2 * importance).sum())
     options = []
     for name in CANDIDATES if columns % 256 == 0 else CANDIDATES_32 if columns % 32 == 0 else ("F16",):
         y = registry.decode(name, encode(name, x, weights, threads))
         error = float((np.square(x.astype(np.float64) - y) * importance).sum()) / energy if energy > 0 else 0.0
-        options.append(Option(name, rows * FORMATS[name].row_bytes(columns), error * sensitivity(tensor.name, tied)))
+        options.append(Option(name, rows * FORMATS[name].row_bytes(columns), error * weight))
     return tuple(options)
 
 
@@ -146,7 +175,12 @@ def allocate(table: list[tuple[Option, ...]], budget: int) -> list[Option]:
             low = middle
         else:
             high = middle
-    chosen = [_cheapest(options, high) for options in table]
+    return spend(table, [_cheapest(options, high) for options in table], budget)
+
+
+def spend(table: list[tuple[Option, ...]], chosen: list[Option], budget: int) -> list[Option]:
+    """The same or better formats, as long as the budget lasts: the step that takes most error away for its bytes first."""
+    chosen = list(chosen)
     left = budget - sum(o.bytes for o in chosen)
     while True:
         best = None
@@ -165,11 +199,13 @@ def allocate(table: list[tuple[Option, ...]], budget: int) -> list[Option]:
 
 @in_default_floats
 def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = None, importance: Mapping[str, np.ndarray] | None = None,
-         threads: int | None = None, progress: Callable[[str, int, int], None] | None = None) -> Plan:
-    """Formats for a source's matrices within a file size, or a mean number of bits per weight. OptionError: an impossible budget."""
+         threads: int | None = None, progress: Callable[[str, int, int], None] | None = None, text: str | None = None, folder: Path | None = None) -> Plan:
+    """Formats for a source's matrices within a file size, or a mean number of bits per weight. OptionError: an impossible budget.
+
+    text: the plan and the largest recipes that fit are tried on it, in files in `folder`, and the one with the least KL divergence from the source is taken."""
     if (file_bytes is None) == (bits is None):
         raise OptionError("give either a file size to fit into or a number of bits per weight")
-    importance = importance or {}
+    importance = usable_weights(dict(importance or {}))
     matrices = [t for t in source.tensors if len(t.shape) == 2]
     vectors = sum(4 * int(np.prod(t.shape)) for t in source.tensors if len(t.shape) != 2)
     weights = sum(int(np.prod(t.shape)) for t in source.tensors)
@@ -181,20 +217,27 @@ def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = 
         assert file_bytes is not None
         budget = file_bytes - vectors - header_bytes(source)
     tied = all(t.name != "output.weight" for t in matrices)
+    n_layers = len({t.name.split(".")[1] for t in matrices if t.name.startswith("blk.")}) or 1
+    nats = 0.5 * logit_energy(source, importance)
     with ThreadPoolExecutor(threads) as pool:
         table = []
         for i, tensor in enumerate(matrices):
-            table.append(measure(tensor, importance.get(tensor.name), tied, pool))
+            weights_of = weights_for(importance, tensor.name, tensor.shape[1])
+            table.append(measure(tensor, weights_of, nats * sensitivity(tensor.name, tied, n_layers), pool))
             if progress:
                 progress("measuring formats", i + 1, len(matrices))
     chosen = allocate(table, budget)
+    tried: dict[str, float] = {}
+    if text is not None:
+        from .fit_trial import best_of
+        chosen, tried = best_of(source, [t.name for t in matrices], table, chosen, budget, importance, text, threads, folder, progress)
     uniform = {}
     for name in dict.fromkeys((*CANDIDATES, *CANDIDATES_32)):
         same = [next((o for o in options if o.format == name), None) for options in table]
         if all(same):
             uniform[name] = sum(o.bytes for o in same if o), sum(o.error for o in same if o)
     planned = [Planned(t.name, t.shape, o, options) for t, o, options in zip(matrices, chosen, table)]
-    return Plan(planned, budget, sum(o.bytes for o in chosen), sum(o.error for o in chosen), uniform)
+    return Plan(planned, budget, sum(o.bytes for o in chosen), sum(o.error for o in chosen), uniform, tried)
 
 
 def header_bytes(source: Source) -> int:

@@ -8,14 +8,14 @@ llama.cpp, tools/imatrix (general.type "imatrix", per tensor `NAME.in_sum2` [col
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..engine.errors import FileError, FormatError, OptionError
+from ..engine.files import new_file, writing
 from ..engine.gguf.file import open_gguf
 from ..engine.run.runtime import Feed
 from ..engine.score.perplexity import windows
@@ -24,6 +24,8 @@ from ..kernels.float_env import in_default_floats
 if TYPE_CHECKING:
     from ..engine.model import Model
 
+RANGE = 40  # powers of two that a largest weight may be from 1
+RUN = 16  # columns of the smallest block that has a scale of its own
 Importance = dict[str, np.ndarray]
 """Tensor name -> float32 [columns], mean squared activation."""
 
@@ -86,12 +88,13 @@ def _observe_window(model: Model, collector: Collector, ids: np.ndarray) -> None
         sequence.close()
 
 
-def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> None:
-    """llama.cpp's imatrix GGUF, written beside and renamed. FileError."""
+def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int, overwrite: bool = True) -> None:
+    """llama.cpp's imatrix GGUF. FileError."""
     import gguf
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        writer = gguf.GGUFWriter(str(partial), "")
+
+    from .writer import write_through
+    with writing(path), new_file(path, overwrite=overwrite) as new:
+        writer = gguf.GGUFWriter(None, "")
         writer.kv_data[0].pop("general.architecture", None)
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [dataset])
@@ -100,15 +103,11 @@ def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int) -> 
         for name, c in sorted(columns.items()):
             writer.add_tensor(name + ".in_sum2", np.ascontiguousarray(c.sums, np.float32)[None])
             writer.add_tensor(name + ".counts", np.array([[c.count]], np.float32))
+        write_through(writer, new.file)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        new.file.flush()
 
 
 def read(path: Path) -> Importance:
@@ -129,7 +128,10 @@ def read(path: Path) -> Importance:
             count = _floats(file, tensor + ".counts", path).sum()
             if not count > 0 or not np.isfinite(sums).all() or (sums < 0).any():
                 raise FormatError(f"{path}: tensor {name!r} holds negative, NaN or infinite sums, or has a count of {count:g}")
-            result[tensor] = (sums / count).astype(np.float32)
+            with np.errstate(over="ignore"):
+                result[tensor] = (sums / count).astype(np.float32)
+            if not np.isfinite(result[tensor]).all():
+                raise FormatError(f"{path}: tensor {name!r} holds sums that are infinite by their count of {count:g}")
     if not result:
         raise FormatError(f"{path}: holds no importance (no tensor ends in .in_sum2)")
     return result
@@ -171,7 +173,28 @@ def _floats(file: Any, name: str, path: Path) -> np.ndarray:
     return np.ascontiguousarray(file.data(name)).view(np.float32).ravel().astype(np.float64)
 
 
-def weights_for(importance: Importance, name: str, columns: int) -> np.ndarray | None:
+def usable_weights(importance: Mapping[str, np.ndarray]) -> Importance:
+    """The same, fit for the encoders' float32 sums, whatever the scale: only what columns weigh against each other counts.
+
+    Each matrix's weights are scaled by a power of two, exactly, where they are very large or small. A run of columns that the text never met weighs a
+    millionth of the mean, not nothing: an encoder asked to minimise no error at all would make such a block zero."""
+    return {name: _usable(weights) for name, weights in importance.items()}
+
+
+def _usable(weights: np.ndarray) -> np.ndarray:
+    if not weights.size or not np.isfinite(weights).all() or not float(weights.max()) > 0:
+        return np.ones_like(weights) if np.isfinite(weights).all() else weights
+    exponent = int(np.frexp(weights.max())[1])
+    if abs(exponent) > RANGE:
+        weights = np.ldexp(weights, -exponent)
+    floor = np.float32(max(float(weights.mean(dtype=np.float64)) * 1e-6, 1e-30))
+    low = np.maximum.reduceat(weights, np.arange(0, weights.size, RUN)) < floor * np.float32(1e-6)
+    if low.any():
+        weights = np.where(np.repeat(low, RUN)[:weights.size], floor, weights)
+    return weights
+
+
+def weights_for(importance: Mapping[str, np.ndarray], name: str, columns: int) -> np.ndarray | None:
     """The encoder's weights of a tensor's columns, or None if it was not measured. OptionError if it was measured for another width."""
     found = importance.get(name)
     if found is None:

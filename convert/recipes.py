@@ -68,9 +68,15 @@ class Choice(NamedTuple):
     format: str
     wanted: str | None = None
 
-    @property
-    def fallback(self) -> str | None:
-        return self.wanted and f"{self.name}: {self.wanted} does not fit its columns, {self.format} instead"
+
+def fallbacks(choices: Iterable[Choice], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One line for each kind of fallback: format, stand-in, number of columns."""
+    kinds: dict[tuple[str, str, int], list[str]] = {}
+    for c in choices:
+        if c.wanted:
+            kinds.setdefault((c.wanted, c.format, shapes[c.name][-1]), []).append(c.name)
+    return [f"{wanted} does not fit {cols} columns, {format} instead: {len(names)} {'matrix' if len(names) == 1 else 'matrices'}, such as {names[0]}"
+            for (wanted, format, cols), names in kinds.items()]
 
 
 def recipe_name(name: str) -> str:

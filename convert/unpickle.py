@@ -4,8 +4,8 @@
 
 A pickle is a program. This interpreter knows the opcodes that torch.save writes, and its values are plain data: a GLOBAL is but a name, looked up in a
 fixed table of what tensors are made of; there is nothing to import, call or subclass. Any other opcode or name is refused by its name. Keys of
-dicts are strings or numbers, every length is checked against the file, and the number of opcodes is bounded, so that hostile files cost little time
-and memory. Storages must be stored uncompressed, as torch does, which rules out zip bombs.
+dicts are strings or whole numbers, every length is checked against the file, and the number of opcodes and of what they spell out is bounded, so that
+hostile files cost little time and memory. Storages must be stored uncompressed, as torch does, which rules out zip bombs.
 
 Sources: pickletools' documentation of the opcodes; torch/serialization.py and torch/_utils.py (persistent ids, _rebuild_tensor_v2).
 """
@@ -24,8 +24,10 @@ from ..engine.gguf.header import quote
 from .sources.base import SourceFile, Stored
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 405B model's shard has less than one million
-MAX_OPCODES = 4_000_000
+MAX_OPCODES = 500_000
 MAX_ENTRIES = 200_000
+MAX_PLAIN, MAX_DEPTH = 10_000, 8  # of settings beside the weights
+MAX_KEY = 1 << 32  # whole numbers as keys: larger ones can be chosen so that all meet in one place of a dict
 MAX_ELEMENTS = 1 << 40
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6 begins with this number, pickled
 
@@ -86,7 +88,8 @@ def load_state_dict(file: SourceFile) -> tuple[dict[str, Stored], dict[str, Any]
     if isinstance(found, dict):
         inner = next((key for key in ("model", "state_dict", "module") if isinstance(found.get(key), dict)), None)
         if inner:
-            rest = {key: value for key, value in found.items() if isinstance(key, str) and key != inner}
+            left = [MAX_PLAIN]
+            rest = {key: _plain(value, left) for key, value in found.items() if isinstance(key, str) and key != inner}
             found = found[inner]
     tensors: dict[str, Stored] = {}
     for key, value in found.items() if isinstance(found, dict) else ():
@@ -99,6 +102,20 @@ def load_state_dict(file: SourceFile) -> tuple[dict[str, Stored], dict[str, Any]
     if not tensors:
         raise FormatError(f"{file.path}: holds no state dict (a dict of tensors), found a {type(found).__name__}")
     return tensors, rest
+
+
+def _plain(value: Any, left: list[int], depth: int = 0) -> Any:
+    """Settings beside the weights, copied as far as they are plain and small: a pickle's values may share parts, so that a few bytes of it spell out more
+    than memory holds, or nest without end. left: how many more values; what goes beyond is but named."""
+    left[0] -= 1
+    if value is None or isinstance(value, (bool, float, str)) or isinstance(value, int) and abs(value) < 1 << 64:
+        return value
+    if left[0] > 0 and depth < MAX_DEPTH:
+        if isinstance(value, dict) and len(value) <= left[0]:
+            return {key: _plain(item, left, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and len(value) <= left[0]:
+            return type(value)(_plain(item, left, depth + 1) for item in value)
+    return f"({type(value).__name__})"
 
 
 def _directory(file: SourceFile) -> tuple[dict[str, tuple[int, int]], str]:
@@ -152,6 +169,7 @@ class _Machine:
         self.file, self.entries, self.prefix = file, entries, prefix
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.filled = 0
 
     def fail(self, message: str) -> NoReturn:
         raise FormatError(f"{self.file.path}: damaged or hostile pickle: {message}")
@@ -194,9 +212,12 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(pairs) % 2:
             self.fail("items for something that is no dict")
+        self.filled += len(pairs)
+        if self.filled > 4 * MAX_OPCODES:  # an OrderedDict's list can be said again and again
+            self.fail(f"more than {4 * MAX_OPCODES} items of dicts")
         for key, value in zip(pairs[::2], pairs[1::2]):
-            if not isinstance(key, (str, int, float)):
-                self.fail(f"a dict's key is a {type(key).__name__}")
+            if not isinstance(key, (str, int)) or isinstance(key, int) and abs(key) > MAX_KEY:
+                self.fail(f"a dict's key is a {type(key).__name__}, expected a text or a number up to {MAX_KEY}")
             target[key] = value
 
     def extend(self, items: list[Any]) -> None:

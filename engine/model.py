@@ -67,8 +67,9 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         config = ModelConfig.from_gguf(gguf)
         check_tensors(gguf, config)
         tokenizer = load_tokenizer(gguf.metadata, gguf.path)  # before the weights: a damaged vocabulary costs neither their time nor their memory
-        for line in tokenizer.vocabulary.notes if note else ():
-            note(f"vocabulary: {line}")
+        if note:
+            for line in tokenizer.vocabulary.notes:
+                note(f"vocabulary: {line}")
         with memory_errors(str(gguf.path)):
             from .run.runtime import Runtime
             if draft is not None and allowed is not None:
@@ -241,13 +242,13 @@ class Model:
         self._check_open()
         return self.runtime.digest
 
-    def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None) -> Generation:
+    def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None, wait: float = 0.0) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
-        was computed can't be used (another model, a damaged file, …) and the text is computed again. FileError, FormatError (no session, or a damaged
-        header), OptionError, ContextFullError."""
+        was computed can't be used (another model, a damaged file, …) and the text is computed again. wait: see `generate`. FileError,
+        FormatError (no session, or a damaged header), OptionError, ContextFullError."""
         from .answers.answer_state import resume
         self._check_open()
-        return resume(self, path, note)
+        return resume(self, path, note, wait)
 
     # -- sequences ------------------------------------------------------------------------------------------------------------------------
 
@@ -272,7 +273,7 @@ class Model:
     @in_default_floats
     def logits(self, ids: Iterable[int], chunk: int | None = None) -> np.ndarray:
         """Logits after each of `ids`, all fed to an empty context: float32 [len(ids), n_vocab]. chunk: tokens per step (default: as many as a
-        step takes); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        step gives rows of); the bits don't depend on it. OptionError, ContextFullError, OutOfMemoryError, NumericError."""
         self._check_open()
         ids, chunk = self._check_ids(ids), count("chunk", chunk)
         if len(ids) > self.context:
@@ -280,7 +281,7 @@ class Model:
         out = np.empty((len(ids), self.config.n_vocab), np.float32)
         sequence = self.runtime.new_sequence()
         try:
-            step = min(chunk or self.runtime.max_batch, self.runtime.max_batch)
+            step = min(chunk or self.runtime.max_logits, self.runtime.max_logits)
             for start in range(0, len(ids), step):
                 out[start:start + step] = self.feed(sequence, ids[start:start + step], "all")
         finally:

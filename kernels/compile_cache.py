@@ -144,7 +144,7 @@ def _choose() -> tuple[Path | None, str | None]:
     """(folder, note): the first place that can be written, and what the user should know about the choice."""
     name = _PREFIX + fingerprint()
     asked = os.environ.get("LLAMINA_COMPILE_CACHE")
-    reasons = []
+    reasons: list[str] = []
     for i, place in enumerate(_places()):
         why = _ready(place / name)
         if why is None:

@@ -3,13 +3,14 @@
     path = write_small_model(tmp_path / "m.gguf", "Q4_0")                          the default configuration
     path = write_small_model(path, "Q4_K", dim=256, ffn_dim=512, head_dim=32)      any field of bench.synthetic.Shape
     path = write_small_model(path, "F32", rope={"type": "yarn", "factor": 4.0, "original_context_length": 64})
+    path = write_family(path, "qwen3", {"attention.key_length": 24}, "Q4_0", tensors=["output.weight"])          a model of any page
 
 Norm weights are not ones, so that a forgotten one shows. Floats go through `gguf.quants.quantize`; formats that it cannot write (K-quants) get random
 valid blocks. Logits have a standard deviation of about 2 (1 if the output is tied): some tokens are likelier than others.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.quants import quantize
-from llamina.bench.synthetic import Shape, add_metadata, matrices, random_blocks
+from llamina.bench.synthetic import Shape, add_keys, add_metadata, add_vocabulary, matrices, random_blocks
+from llamina.engine.architectures.config import written_config
 
 SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=288, context_length=1024)
 SMALL_256 = replace(SMALL, dim=256, ffn_dim=256, n_heads=8, n_kv_heads=4)  # what K-quants need
@@ -72,6 +74,49 @@ def write_small_model(
         writer.add_tensor(name, data, raw_dtype=type_)
     if freq_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.asarray(freq_factors, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+FAMILY = {
+    "block_count": 3, "embedding_length": 64, "attention.head_count": 4, "attention.head_count_kv": 2, "feed_forward_length": 96, "context_length": 1024,
+    "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5,
+}
+
+
+def write_family(
+    path: Path, architecture: str, keys: dict[str, Any] | None = None, format: str = "F32", *, tensors: Collection[str] = (), n_vocab: int = SMALL.n_vocab,
+    seed: int = 0, edit: Callable[[str, np.ndarray], np.ndarray] | None = None,
+) -> Path:
+    """A model of any architecture that has a page, with random weights: the tensors that its page asks for.
+
+    keys: below the architecture's name, over FAMILY's (None takes one away). tensors: names of optional ones that it shall have ("output.weight", biases,
+    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of
+    write_small_model.
+    """
+    values = {k: v for k, v in {**FAMILY, **(keys or {})}.items() if v is not None}
+    asked = [name.replace("*", str(i)) for name in tensors for i in range(values["block_count"] if "*" in name else 1)]
+    metadata = {f"{architecture}.{key}": value for key, value in values.items()}
+    config = written_config(architecture, metadata, asked, n_vocab, path)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(f"small {architecture}")
+    add_keys(writer, metadata)
+    add_vocabulary(writer, n_vocab)
+    rng, type_ = np.random.default_rng(seed), gguf.GGMLQuantizationType[format]
+    for tensor in config.tensors():
+        name, dims = tensor.name, tensor.shape
+        if len(dims) == 1:
+            x = rng.uniform(1, 3, dims) if "rope" in name else rng.standard_normal(dims) * 0.3 + (0 if "bias" in name or "sinks" in name else 1)
+            x = x.astype(np.float32)
+            writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
+            continue
+        std = dims[1] ** -0.5 * (2 if name == "output.weight" else dims[1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
+        x = (rng.standard_normal(dims) * std).astype(np.float32)
+        data = quantize(edit(name, x).astype(np.float32) if edit else x, type_)
+        writer.add_tensor(name, data if data.dtype == np.uint8 else data.view(np.uint8), raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

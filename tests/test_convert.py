@@ -90,8 +90,9 @@ def test_fallbacks_are_told(tmp_path: Path) -> None:
     by_name = {t.name: t for t in report.tensors}
     assert (by_name["blk.0.attn_q.weight"].format, by_name["blk.0.attn_q.weight"].wanted) == ("Q5_0", "Q4_K")
     assert (by_name["blk.0.ffn_down.weight"].format, by_name["output.weight"].format) == ("F16", "Q8_0")
-    told = [n for n in report.notes if "does not fit its columns" in n]
-    assert len(told) == sum(t.wanted is not None for t in report.tensors) == 16
+    told = [n for n in report.notes if "does not fit" in n]  # a line for each kind, not for each tensor
+    assert sum(t.wanted is not None for t in report.tensors) == 16 and sorted(told) == sorted(set(told)) and len(told) == 4
+    assert any("Q4_K does not fit 64 columns, Q5_0 instead: " in n and "matrices, such as" in n for n in told)
     assert "(for Q4_K)" in (tmp_path / "m.report.md").read_text() and report.verification.passed
 
 
@@ -181,7 +182,7 @@ module._encode = slow
 try:
     if sys.argv[3] == "terminate":
         from llamina.engine.cli import main
-        sys.exit(main(["convert", sys.argv[1], sys.argv[2], "--type", "f16", "--threads", "1", "-q"]))
+        sys.exit(main(["convert", sys.argv[1], sys.argv[2], "--type", "f16", "--threads", "1", "-q", "--overwrite"]))
     module.convert(sys.argv[1], sys.argv[2], "f16", threads=1)
 except KeyboardInterrupt:
     print("interrupted")
@@ -201,7 +202,9 @@ def test_interrupted(model: Path, tmp_path: Path, how: str, sent: signal.Signals
     assert out.read_bytes() == b"old" and model.read_bytes() == before
     left = sorted(os.listdir(tmp_path))
     if how == "kill":
-        assert len(left) == 2 and left[0].startswith(".m.gguf.partial-")
+        assert len(left) == 2 and left[0].startswith(".m.gguf.llamina-")
+        convert(model, tmp_path / "other.gguf", "f16", verify=False)  # the next run into that folder takes it away
+        assert sorted(os.listdir(tmp_path)) == ["m.gguf", "other.gguf"]
     else:
         assert left == ["m.gguf"] and ("interrupted" in rest) == (how == "interrupt")
     assert child.returncode == {"kill": -signal.SIGKILL, "interrupt": 0, "terminate": 143}[how]

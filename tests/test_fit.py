@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from llamina.convert.fit import Option, allocate, plan
+from llamina.convert.convert import convert
+from llamina.convert.fit import Option, allocate, plan, sensitivity, spend
 from llamina.convert.sources import open_source
 from llamina.engine.cli import main
 from llamina.engine.errors import OptionError
@@ -59,13 +60,43 @@ def test_command_keeps_to_the_size(tmp_path, capfd):
     assert main(["convert", str(DEMO), str(out), "--fit", "3.2MB", "--no-verify"]) == 0
     assert 3.0e6 < out.stat().st_size <= 3.2e6
     assert "expected error" in capfd.readouterr().err
-    assert main(["convert", str(DEMO), str(out), "--bits", "4.7", "-q"]) == 0
+    assert main(["convert", str(DEMO), str(out), "--bits", "4.7", "-q", "--overwrite"]) == 0
     report = json.loads((tmp_path / "fit.report.json").read_text())
     planned = {m["name"]: m["format"] for m in report["plan"]["matrices"]}
     assert len(planned) == 43 and all(planned.get(t["name"], t["format"]) == t["format"] for t in report["tensors"]) and report["bits_per_weight"] <= 4.7
     assert sum(m["expected_error"] for m in report["plan"]["matrices"]) == pytest.approx(report["plan"]["expected_error"])
     assert "| next smaller | next larger |" in (tmp_path / "fit.report.md").read_text()
-    assert main(["convert", str(DEMO), str(out), "--fit", "1MB", "--no-verify"]) == 2
+    assert main(["convert", str(DEMO), str(out), "--fit", "1MB", "--no-verify", "--overwrite"]) == 2
     assert "raise the budget" in capfd.readouterr().err
-    assert main(["convert", str(DEMO), str(out), "--fit", "3MB", "--type", "q4_0"]) == 2
+    assert main(["convert", str(DEMO), str(out), "--fit", "3MB", "--type", "q4_0", "--overwrite"]) == 2
     assert "one of --type, --fit and --bits" in capfd.readouterr().err
+
+
+def test_the_output_matrix_is_one_against_all_layers():
+    """Its error is whole in the logits, a layer's only one part of many: the deeper a model, the more bits the (tied) output gets."""
+    assert sensitivity("token_embd.weight", True, 30) == sensitivity("output.weight", False, 30) > 40 * sensitivity("blk.3.ffn_down.weight", True, 30)
+    assert sensitivity("token_embd.weight", False, 30) < sensitivity("output.weight", False, 30)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spending_only_improves(seed):
+    rng = np.random.default_rng(seed)
+    table = random_table(rng, 8)
+    start = [options[0] for options in table]
+    budget = int(sum(o.bytes for o in start) * 2)
+    more = spend(table, start, budget)
+    assert sum(o.bytes for o in more) <= budget and all(a.error <= b.error for a, b in zip(more, start)) and more != start
+
+
+def test_never_worse_than_a_recipe_on_the_text(tmp_path):
+    """With a text, plan and recipes of the size are measured, and the best is taken."""
+    text = "Once upon a time there was a little fox who lived in a wood. One day he met a bird. " * 4
+    with open_source(DEMO) as source:
+        size = sum(t.bytes for t in convert(source, tmp_path / "r.gguf", "q4_k_m", verify=False).tensors if len(t.shape) == 2)
+        weights = sum(int(np.prod(t.shape)) for t in source.tensors)
+        vectors = sum(4 * int(np.prod(t.shape)) for t in source.tensors if len(t.shape) == 1)
+        found = plan(source, bits=8 * (size + vectors + 64) / weights, text=text, folder=tmp_path)
+    assert len(found.tried) >= 3 and list(found.tried.values()) == sorted(found.tried.values())
+    assert "the plan" in found.tried and "q4_k_m" in found.tried and found.bytes <= found.budget
+    assert "measured on the text" in found.explain()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["r.gguf"]

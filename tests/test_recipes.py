@@ -4,7 +4,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from llamina.convert.recipes import ENCODABLE, FALLBACKS, RECIPES, Choice, Sizes, choose, fitting, more_bits, parse_overrides, recipe_format, recipe_name
+from llamina.convert.recipes import (
+    ENCODABLE,
+    FALLBACKS,
+    RECIPES,
+    Choice,
+    Sizes,
+    choose,
+    fallbacks,
+    fitting,
+    more_bits,
+    parse_overrides,
+    recipe_format,
+    recipe_name,
+)
 from llamina.engine.errors import OptionError
 from llamina.engine.gguf.file import open_gguf
 from llamina.kernels.formats.encoders import ENCODERS
@@ -94,7 +107,11 @@ def test_fallbacks() -> None:
     assert fitting("F32", 33) == "F32" and fitting("BF16", 33) == "BF16"
     choice, = choose(LLAMA_7B, [("blk.0.attn_q.weight", (64, 96), "F32")], "q4_k_m")
     assert choice == Choice("blk.0.attn_q.weight", "Q5_0", "Q4_K")
-    assert choice.fallback == "blk.0.attn_q.weight: Q4_K does not fit its columns, Q5_0 instead"
+    more = choose(LLAMA_7B, [("blk.0.attn_q.weight", (64, 96), "F32"), ("blk.1.attn_q.weight", (64, 96), "F32"), ("blk.0.attn_k.weight", (64, 33), "F32")],
+                  "q4_k_m")
+    assert fallbacks(more, {"blk.0.attn_q.weight": (64, 96), "blk.1.attn_q.weight": (64, 96), "blk.0.attn_k.weight": (64, 33)}) == [
+        "Q4_K does not fit 96 columns, Q5_0 instead: 2 matrices, such as blk.0.attn_q.weight",
+        "Q4_K does not fit 33 columns, F16 instead: 1 matrix, such as blk.0.attn_k.weight"]
 
 
 TENSORS = [("token_embd.weight", (512, 256), "F16"), ("blk.0.attn_norm.weight", (256,), "F32"), ("blk.0.attn_q.weight", (256, 256), "BF16"),

@@ -65,11 +65,10 @@ def test_killed_clients(server: Serving) -> None:
             time.sleep(0.02)
         for i, connection in enumerate(connections):
             reset(connection) if i % 3 else connection.close()
-    stays.shutdown(socket.SHUT_WR)
-    stays.settimeout(30)
     got = b""
     while b"[DONE]" not in got:
-        got += stays.recv(65536)
+        got += (piece := stays.recv(65536))
+        assert piece, got[-300:]
     stays.close()
 
 
@@ -139,7 +138,7 @@ CHAT_FIELDS = ["model", "messages", "n", "seed", "stop", "temperature", "top_p",
 TEXT_FIELDS = ["prompt", "echo", "suffix", "best_of", "logprobs", "ignore_eos", "n_predict", *(f for f in CHAT_FIELDS if f not in ("messages", "tools"))]
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(chat=st.booleans(), data=st.data())
 def test_wrong_types_everywhere(server: Serving, chat: bool, data: st.DataObject) -> None:
     """Any value in any field: an answer or a 400 that says why; never a fault of ours."""
@@ -156,7 +155,7 @@ def test_wrong_types_everywhere(server: Serving, chat: bool, data: st.DataObject
         assert all("error" not in event for event in reply.events()), (body, reply.body)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(message=st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "x"]), VALUES, max_size=4),
        tool=VALUES)
 def test_wrong_messages(server: Serving, message: Any, tool: Any) -> None:
@@ -198,7 +197,7 @@ def test_a_fault_of_the_engine(server: Serving, monkeypatch: pytest.MonkeyPatch)
     scheduler = type(server.engine.model.scheduler)
     with server.paused():
         held = [server.begin(LONG), server.begin({**LONG, "stream": False})]
-        within(lambda: server.engine.counts[0] == 2)
+        within(lambda: sum(server.engine.counts) == 2)
 
         def broken(self: Any, *args: Any, **kwargs: Any) -> None:
             raise RuntimeError("a test's fault")
@@ -285,11 +284,12 @@ def test_the_program_ends_and_begins_again(expected: Any) -> None:
 def test_stopping_with_answers_that_take_too_long() -> None:
     """The time to drain is over: an error event, not a cut line."""
     with serving(drain_seconds=0.0) as server:
+        engine = server.engine
         with server.paused():
             held = [server.begin(LONG) for _ in range(3)]
             within(lambda: sum(server.engine.counts) == 3)
             threading.Thread(target=server.registry.close, args=(0.05,)).start()
-            within(lambda: server.engine._stopping)
+            within(lambda: engine._stopping)
             assert server.post("/v1/completions", SHORT).status == 503
         for s in held:
             assert b'"code":"stopping"' in http_end(s)

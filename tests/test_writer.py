@@ -115,7 +115,7 @@ def test_targets_that_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(b"x")
     with pytest.raises(OptionError, match="m-00002-of-00003"):
         Output(tmp_path / "m.gguf", META, TENSORS, 40, [shard])
-    assert source.read_bytes() == shard.read_bytes() == b"x" and not [n for n in os.listdir(tmp_path) if "partial" in n]
+    assert source.read_bytes() == shard.read_bytes() == b"x" and not [n for n in os.listdir(tmp_path) if n.endswith(".part")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
@@ -176,4 +176,4 @@ def test_kill_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     child.wait(30)
     left = os.listdir(tmp_path)
-    assert len(left) == 1 and left[0].startswith(".m.gguf.partial-") and not left[0].endswith(".gguf")
+    assert len(left) == 1 and left[0].startswith(".m.gguf.llamina-") and not left[0].endswith(".gguf")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FormatError, UnsupportedError, why
 from ...engine.files import StableFile, Stamp, read_file
 from ...engine.gguf.header import quote, refuse_pointer
+
+if TYPE_CHECKING:
+    from .vocabulary import Vocab
 
 NOT_FLOAT = "weights in whole numbers need scales that only their quantiser knows; convert the unquantised checkpoint"
 MAX_JSON = 1 << 28  # the largest tokenizer.json known have 20 MB
@@ -252,6 +255,7 @@ class Source:
     notes: list[str] = field(default_factory=list)  # one-line remarks for the user
     closing: Callable[[], None] = field(default=lambda: None, repr=False)
     open_files: Sequence[Stamp] = field(default=(), repr=False)
+    vocabulary: Vocab | None = None  # with the file it was read from; None: the metadata's own (GGUF)
 
     def check(self) -> None:
         """FileError if a file with weights was changed since it was opened, or another took its place."""
@@ -269,7 +273,7 @@ class Source:
 
 
 def assemble(
-    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[SourceFile], vocabulary: Mapping[str, Any], files: Sequence[Path],
+    kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[SourceFile], vocabulary: Vocab, files: Sequence[Path],
     notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str,
 ) -> Source:
     """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
@@ -297,12 +301,12 @@ def assemble(
     metadata = {"general.architecture": "llama", "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
     metadata.update(general or {})
     metadata.update(llama_metadata(config))
-    metadata.update(vocabulary)
+    metadata.update(vocabulary.metadata())
 
     def close() -> None:
         for map in maps:
             map.close()
-    return Source(kind, path, metadata, tensors, list(files), list(notes), close, [map.stamp for map in maps])
+    return Source(kind, path, metadata, tensors, list(files), [*notes, *vocabulary.notes], close, [map.stamp for map in maps], vocabulary)
 
 
 def _leaves(rows: Rows) -> Iterator[Stored]:

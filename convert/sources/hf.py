@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,32 +17,37 @@ from ...engine.gguf.header import quote
 from ..names import from_hf, interleaved_order, to_hf, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Permuted, Rows, Scaled, Source, SourceFile, Stored, assemble, read_json
+from .hf_card import read_card, sampling
 from .hf_config import read_config
+from .hf_fields import SIZES
 from .hf_tokenizer import read_tokenizer
 from .safetensors_file import merge_shards, read_safetensors, shards_of
 
 _SCALES = (".weight_scale_inv", ".weight_scale")
 _UNUSED_SCALES = (".input_scale", ".activation_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""In the order in which transformers looks for them (modeling_utils.py)."""
 
 
-def open_hf(path: Path, tokenizer: Path | None = None) -> Source:
-    """A folder, or one weights file in it. tokenizer: a tokenizer file instead of the folder's."""
+def open_hf(path: Path, tokenizer: Path | None = None, context: int | None = None) -> Source:
+    """A folder, or one weights file in it. tokenizer: a tokenizer file instead of the folder's. context: of hf_config.read_config."""
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise FileError(f"{folder / 'config.json'}: is missing: a Hugging Face checkpoint needs it beside the weights")
     maps: list[SourceFile] = []
     try:
-        tensors, files = _weights(path, maps)
-        return hf_source("hf", path, folder, tensors, maps, files, tokenizer)
+        notes: list[str] = []
+        tensors, files = _weights(path, maps, notes)
+        return hf_source("hf", path, folder, tensors, maps, files, tokenizer, context, notes)
     except BaseException:
         for map in maps:
             map.close()
         raise
 
 
-def _weights(path: Path, maps: list[SourceFile]) -> tuple[dict[str, Stored], list[Path]]:
-    """All tensors under their HF names, and the files that hold them. `maps` gets what must be closed."""
+def _weights(path: Path, maps: list[SourceFile], notes: list[str]) -> tuple[dict[str, Stored], list[Path]]:
+    """All tensors under their HF names, and the files that hold them: of several, those that transformers takes. `maps` gets what must be closed."""
     def read(file: Path) -> dict[str, Stored]:
         if file.suffix == ".safetensors" or not path.is_dir() and file.suffix not in (".bin", ".pt", ".pth"):
             map, held = read_safetensors(file)
@@ -54,40 +58,57 @@ def _weights(path: Path, maps: list[SourceFile]) -> tuple[dict[str, Stored], lis
 
     if not path.is_dir():
         return read(path), [path]
-    for index, whole in ("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"):
-        if (path / index).is_file():
-            expected = shards_of(path / index)
-            parts = [(path / name, read(path / name)) for name in expected]
-            return merge_shards(parts, expected, path / index), [path / index, *(file for file, _ in parts)]
-        if (path / whole).is_file():
-            return read(path / whole), [path / whole]
+    explicit = read_json(path / "config.json").get("transformers_weights")
+    if explicit is not None and explicit not in _WEIGHTS:
+        raise UnsupportedError(f"{path / 'config.json'}: field 'transformers_weights' names {quote(explicit)}, expected one of {', '.join(_WEIGHTS)}")
+    there = [name for name in _WEIGHTS if (path / name).is_file()]
+    taken = explicit or next(iter(there), None)
+    if taken and not (path / taken).is_file():
+        raise FileError(f"{path / taken}: is missing, config.json names it (transformers_weights): get it")
+    if others := [name for name in there if name != taken]:
+        notes.append(f"weights taken from {taken}, as transformers does; {', '.join(others)} left out")
+    if (path / "adapter_config.json").is_file():
+        notes.append("an adapter lies in the folder (adapter_config.json): it is not merged, the result is the model without it")
+    if taken and taken.endswith(".index.json"):
+        expected = shards_of(path / taken)
+        parts = [(path / name, read(path / name)) for name in expected]
+        return merge_shards(parts, expected, path / taken), [path / taken, *(file for file, _ in parts)]
+    if taken:
+        return read(path / taken), [path / taken]
     shards = sorted(p.name for p in path.iterdir() if re.fullmatch(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)", p.name))
     if shards:
         raise FileError(f"{path}: has shards such as {shards[0]}, but no {shards[0].split('-')[0]}.{shards[0].rsplit('.', 1)[1]}.index.json: get it too")
     raise FileError(f"{path}: has no model.safetensors or pytorch_model.bin, nor an index of shards")
 
 
-def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[SourceFile], files: list[Path], tokenizer: Path | None) -> Source:
+def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored], maps: list[SourceFile], files: list[Path], tokenizer: Path | None,
+              context: int | None = None, notes: Sequence[str] = ()) -> Source:
     """A Source from tensors in HF naming and the settings in `folder`."""
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
-    notes: list[str] = []
-    config, factors = read_config(fields, folder.resolve().name)
-    found = _mapped(fields, config, tensors, notes)
-    _settle_output(path, config, found, notes)
-    rows = found["token_embd.weight"].shape[0]
-    if rows != config.n_vocab:
-        raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
+    config, factors, remarks = read_config(fields, folder.resolve().name, context)
+    notes = [*notes, *remarks]
+    try:
+        found = _mapped(fields, config, tensors, notes)
+        if _settle_output(path, config, found, notes) != config.tied_output:
+            config = read_config(Fields(fields.path, {**fields.values, "tie_word_embeddings": False}), folder.resolve().name, context)[0]
+        rows = found["token_embd.weight"].shape[0]
+        if rows != config.n_vocab:
+            raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
+    except FormatError as error:
+        if silent := [key for key in SIZES if key not in fields.values]:
+            raise FormatError(f"{error} (config.json does not say {', '.join(silent)}: the class's own defaults were taken)") from None
+        raise
+    if any(stored.dtype in FLOAT8 for stored in tensors.values()):
+        notes.append("the source is FP8 already: what it lost then stays lost")
     if factors is not None:
         found["rope_freqs.weight"] = Constant(factors)
     generation = folder / "generation_config.json"
     settings = Fields(generation, read_json(generation)) if generation.is_file() else None
-    vocab, template = read_tokenizer(folder, fields, settings, tokenizer)
+    vocab, template, read = read_tokenizer(folder, fields, settings, tokenizer)
     vocab.fit(config.n_vocab)
-    general = _sampling(settings) | _card(folder)
-    metadata = vocab.metadata() | template
-    beside = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.json", "chat_template.jinja")
-    read = [folder / "config.json", *([generation] if settings else []), vocab.path, *(p for p in (folder / name for name in beside) if p.is_file())]
-    return assemble(kind, path, config, found, maps, metadata, [*files, *dict.fromkeys(read)], [*notes, *vocab.notes], general, to_hf)
+    general = sampling(settings) | read_card(folder)
+    read = [folder / "config.json", *([generation] if settings else []), *read]
+    return assemble(kind, path, config, found, maps, vocab, [*files, *dict.fromkeys(read)], notes, general | template, to_hf)
 
 
 def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
@@ -96,6 +117,7 @@ def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], 
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
     block = _check_quantization(fields)
+    plain = not scales and fields.values.get("quantization_config") is None  # FP8 as a mere type of storage
     skipped = 0
     for name, stored in tensors.items():
         if name in scales:
@@ -107,11 +129,15 @@ def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], 
         if gguf_name is None:
             raise UnsupportedError(f"{stored.file.path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
         rows: Rows = stored
-        for suffix in _SCALES:
-            scale_name = name.removesuffix(".weight") + suffix
-            if scale_name in scales and name.endswith(".weight"):
-                used.add(scale_name)
-                rows = _scaled(stored, scales[scale_name], block)
+        own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
+        if len(own) > 1:
+            raise FormatError(f"{stored.file.path}: tensor {quote(name)} has two scales, {quote(own[0])} and {quote(own[1])}")
+        if own:
+            used.add(own[0])
+            rows = _scaled(stored, scales[own[0]], block)
+        elif stored.dtype in FLOAT8 and not plain:
+            raise FormatError(f"{stored.file.path}: tensor {quote(name)} is {stored.dtype}, but its scale ({quote(name.removesuffix('.weight') + _SCALES[0])}) "
+                              "is missing: without it the weights are unknown; get the checkpoint again")
         heads = {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(gguf_name.split(".", 2)[-1])
         if heads:
             if stored.shape != (heads * config.head_dim, config.dim):
@@ -172,9 +198,10 @@ def _block_side(size: int, count: int) -> int:
     return side
 
 
-def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> None:
-    """One matrix or two for embedding and output. A tied matrix may be stored under either name, or both."""
-    embedding, output = "token_embd.weight", "output.weight"
+def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> bool:
+    """One matrix or two for embedding and output -> whether they are tied, which they are not if they differ. A tied matrix may be stored under either
+    name, or both."""
+    embedding, output, tied = "token_embd.weight", "output.weight", config.tied_output
     if not config.tied_output and embedding in found and output not in found:
         raise FormatError(f"{path}: tensor 'lm_head.weight' is missing, and config.json does not say tie_word_embeddings")
     if config.tied_output and output in found:
@@ -183,36 +210,14 @@ def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], note
             notes.append("the tied embedding was stored as lm_head.weight only")
         elif found[output].shape == found[embedding].shape and _equal(found[output], found[embedding]):
             del found[output]
-        else:  # transformers ties by the setting, whatever the file holds
-            del found[output]
-            notes.append("lm_head.weight differs from the embedding and was left out, as config.json says tie_word_embeddings")
+        else:  # transformers 5: what is there and differs is not tied
+            tied = False
+            notes.append("lm_head.weight differs from the embedding and is kept, though config.json says tie_word_embeddings")
     if embedding not in found:
         raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole Llama model")
+    return tied
 
 
 def _equal(a: Rows, b: Rows) -> bool:
     n = a.shape[0]
     return all(np.array_equal(a.read(part), b.read(part), equal_nan=True) for part in (np.arange(i, min(n, i + 1024)) for i in range(0, n, 1024)))
-
-
-def _sampling(settings: Fields | None) -> dict[str, Any]:
-    """The sampling that the checkpoint's authors recommend (generation_config.json), under GGUF's general.sampling.* keys."""
-    if settings is None or settings.values.get("do_sample") is False:
-        return {}
-    keys: dict[str, tuple[str, Callable[[Any], Any]]] = {
-        "temperature": ("temp", float), "top_p": ("top_p", float), "min_p": ("min_p", float), "top_k": ("top_k", int),
-        "repetition_penalty": ("penalty_repeat", float)}
-    found = {name: settings.get(name, (int, float), None) for name in keys}
-    return {f"general.sampling.{keys[name][0]}": keys[name][1](value) for name, value in found.items() if value is not None and 0 <= value < 1e6}
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """Licence, from the front matter of the model card (README.md)."""
-    try:
-        with open(folder / "README.md", encoding="utf-8", errors="replace") as card:
-            text = card.read(65536)
-    except OSError:
-        return {}
-    front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.S)
-    licence = re.search(r"^license:[ \t]*[\"']?([\w.\-+ ]{1,100}?)[\"']?[ \t]*$", front[1], re.M) if front else None
-    return {"general.license": licence[1]} if licence else {}

@@ -1,47 +1,95 @@
-"""The tokenizer of a Hugging Face folder: its vocabulary, added tokens, special ids and chat template.
+"""The tokenizer of a Hugging Face folder: its vocabulary, added tokens, special ids and chat templates (hf_template.py).
 
 tokenizer.model (SentencePiece) comes first, as it is the original; tokenizer.json is read where there is none. Added tokens come from tokenizer.json,
 tokenizer_config.json and added_tokens.json; ids from tokenizer_config.json, then generation_config.json and config.json.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...engine.errors import FileError, FormatError
 from ...engine.gguf.header import quote
+from ...engine.text.tokenizer.vocabulary import CONTROL
 from .base import Fields, read_json
+from .hf_template import read_templates
+from .tokenizer_json import LEADING_SPACE, steps
 from .vocabulary import Vocab, read_vocabulary_file
 
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
-def read_tokenizer(folder: Path, config: Fields, generation: Fields | None, given: Path | None) -> tuple[Vocab, dict[str, Any]]:
-    """The vocabulary, and metadata with the chat template. given: a tokenizer file instead of the folder's."""
+def read_tokenizer(folder: Path, config: Fields, generation: Fields | None, given: Path | None) -> tuple[Vocab, dict[str, Any], list[Path]]:
+    """The vocabulary, metadata with the chat templates, and the files read. given: a tokenizer file instead of the folder's."""
     path = given or next((p for p in (folder / "tokenizer.model", folder / "tokenizer.json") if p.is_file()), None)
     if path is None:
         raise FileError(f"{folder}: has neither tokenizer.model nor tokenizer.json: get one, or give one with --tokenizer")
     vocab = read_vocabulary_file(path)
+    beside = folder / "tokenizer.json"
+    fast = read_json(beside) if beside.is_file() else {}
     settings = Fields(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {})
-    own = path.name == "tokenizer.json" or path.read_bytes()[:1] == b"{"
+    own = vocab.from_json
     if not own:
-        for id, text, special in _added(folder, settings):
+        for id, text, special in _added(folder, settings, fast):
             known = id < len(vocab.tokens) and vocab.tokens[id] == text
             if not known or special:
                 vocab.add(id, text, special)
         vocab.add_bos, vocab.add_eos = settings.get("add_bos_token", bool, True), settings.get("add_eos_token", bool, False)
+    elif vocab.model == "llama" and not _generic(vocab, settings):
+        vocab.add_bos = settings.get("add_bos_token", bool, vocab.add_bos)
+        vocab.add_eos = settings.get("add_eos_token", bool, vocab.add_eos)
+    _space_prefix(vocab, settings, fast)
+    _flags(vocab, settings, fast)
     _special_ids(vocab, settings, config, generation)
-    return vocab, _template(folder, settings)
+    templates, files = read_templates(folder, settings, vocab.notes)
+    read = [path, *(p for p in (beside, folder / "added_tokens.json", settings.path) if p.is_file()), *files]
+    return vocab, templates, read
 
 
-def _added(folder: Path, settings: Fields) -> Iterator[tuple[int, str, bool]]:
+def _generic(vocab: Vocab, settings: Fields) -> bool:
+    """Whether tokenizer.json says all, as the class named by tokenizer_config.json is not one that builds its own rules of settings."""
+    return vocab.from_json and settings.values.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _space_prefix(vocab: Vocab, settings: Fields, fast: Mapping[str, Any]) -> None:
+    """Whether a space is put before a text, where tokenizer_config.json says; and a note where GGUF can't say it all.
+
+    transformers: class LlamaTokenizer heeds add_prefix_space and legacy, whatever tokenizer.json says; the generic classes follow tokenizer.json alone."""
+    if vocab.model != "llama":
+        return
+    generic = _generic(vocab, settings)
+    prefix = settings.get("add_prefix_space", bool, None)
+    if prefix is not None and not generic and prefix != vocab.add_space_prefix:
+        vocab.add_space_prefix = prefix
+        if not prefix:
+            vocab.exceptions.discard("leading space")
+            vocab.notes = [note for note in vocab.notes if note != LEADING_SPACE.format(vocab.path.name)]
+    legacy = settings.get("legacy", bool, None)
+    scheme = next((step.get("prepend_scheme") for step in steps(fast.get("pre_tokenizer"), "pretokenizers") if step.get("type") == "Metaspace"), None)
+    first = scheme == "first" if generic or legacy is None else not legacy
+    if vocab.add_space_prefix and first:
+        vocab.notes.append("this tokenizer (legacy: false) puts a space before a text's beginning only; GGUF's SentencePiece kind has no word for that, and "
+                           "puts one after each special token, too: text right after a special token begins with one more space")
+
+
+def _flags(vocab: Vocab, settings: Fields, fast: Mapping[str, Any]) -> None:
+    """A note on what added tokens ask for and GGUF can't say."""
+    decoder = settings.get("added_tokens_decoder", dict, {})
+    listed = fast.get("added_tokens")
+    added = [t for t in (*decoder.values(), *(listed if isinstance(listed, list) else ())) if isinstance(t, dict)]
+    for flag, what in ("lstrip", "takes the spaces before it"), ("rstrip", "takes the spaces after it"), ("single_word", "counts only as a whole word"):
+        texts = list(dict.fromkeys(str(t.get("content")) for t in added if t.get(flag) is True))
+        if texts:
+            more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+            vocab.notes.append(f"added token {quote(texts[0])}{more} {what} ({flag}), which GGUF can't say: such spaces stay as they are")
+
+
+def _added(folder: Path, settings: Fields, fast: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of tokens that files beside tokenizer.model add."""
     seen: set[int] = set()
     decoder = settings.get("added_tokens_decoder", dict, {})
-    listed: list[Any] = []
-    if (folder / "tokenizer.json").is_file():
-        listed = read_json(folder / "tokenizer.json").get("added_tokens") or []
+    listed: Any = fast.get("added_tokens") or []
     for key, token in [*decoder.items(), *((t.get("id"), t) for t in listed if isinstance(t, dict))]:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not str(key).isdecimal() or len(str(key)) > 9:
             raise FormatError(f"{settings.path}: an added token must have an id and a content, found {quote(token)}")
@@ -66,6 +114,9 @@ def _special_ids(vocab: Vocab, settings: Fields, config: Fields, generation: Fie
         if isinstance(text, str) and text in places:
             vocab.ids[name] = places[text]
     ends: list[int] = []
+    silent = {key: id for key, id in (("bos_token_id", 1), ("eos_token_id", 2))
+              if key[:3] not in vocab.ids and _is_id(id, vocab) and vocab.types[id] == CONTROL}
+    config = Fields(config.path, {**silent, **config.values})  # transformers' classes take these where config.json says nothing
     for fields in (generation, config):
         if fields is None:
             continue
@@ -89,28 +140,3 @@ def _special_ids(vocab: Vocab, settings: Fields, config: Fields, generation: Fie
 
 def _is_id(id: Any, vocab: Vocab) -> bool:
     return type(id) is int and 0 <= id < len(vocab.tokens)
-
-
-def _template(folder: Path, settings: Fields) -> dict[str, Any]:
-    """tokenizer.chat_template, and .tool_use where there is one: from chat_template.jinja, else chat_template.json, else tokenizer_config.json."""
-    keys: dict[str, Any] = {}
-    found: Any = settings.values.get("chat_template")
-    file = folder / "chat_template.json"
-    if file.is_file():
-        found = read_json(file).get("chat_template", found)
-    if (folder / "chat_template.jinja").is_file():
-        try:
-            found = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"{folder / 'chat_template.jinja'}: cannot be read: {error}") from None
-    if isinstance(found, str):
-        keys["tokenizer.chat_template"] = found
-    elif isinstance(found, list):
-        for entry in found:
-            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not isinstance(entry.get("template"), str):
-                raise FormatError(f"{settings.path}: field 'chat_template' must be a text, or a list of names and templates")
-            key = "tokenizer.chat_template" if entry["name"] == "default" else f"tokenizer.chat_template.{entry['name']}"
-            keys[key] = entry["template"]
-    elif found is not None:
-        raise FormatError(f"{settings.path}: field 'chat_template' must be a text or a list, found {quote(found)}")
-    return keys

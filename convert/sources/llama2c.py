@@ -73,9 +73,11 @@ class _Reader:
             found = self.v0(config)
         else:
             found = self.v1(config) if version == 1 else self.v2(config, group)
+        if self.at != self.file.size:
+            self.fail(f"has {self.file.size - self.at} bytes more than its header describes: it is another kind of file, or of another version")
         vocab = find_vocabulary(self.path, tokenizer, config.n_vocab)
-        notes = [*vocab.notes, f"llama2.c v{version}" + (f", int8 in groups of {group}" if group else "")]
-        return assemble("llama2c", self.path, config, found, [self.file], vocab.metadata(), [self.path, vocab.path], notes)
+        notes = [f"llama2.c v{version}" + (f", int8 in groups of {group}" if group else "")]
+        return assemble("llama2c", self.path, config, found, [self.file], vocab, [self.path, vocab.path], notes)
 
     def header(self) -> tuple[ModelConfig, int, int]:
         file, version, group, tied = self.file, 0, 0, True
@@ -93,6 +95,9 @@ class _Reader:
                 [group] = struct.unpack_from("<i", head, 37)
                 if not 1 <= group <= 1 << 20:
                     self.fail(f"its group size is {group}")
+            if head[41 if version == 2 else 37:256].strip(b"\0"):
+                raise UnsupportedError(f"{self.path}: its header says more than llama2.c's of version {version}: another program's file, which llamina "
+                                       "does not know")
         else:
             numbers = list(struct.unpack_from("<7i", head))
             tied, numbers[5], self.at = numbers[5] > 0, abs(numbers[5]), 28
@@ -157,6 +162,7 @@ def find_vocabulary(path: Path, tokenizer: Path | None, n_vocab: int) -> Vocab:
     else:
         vocab = _beside(path, n_vocab)
     vocab.remove_extra_whitespaces = False  # run.c, these models' own engine, keeps every space
+    vocab.exceptions.add("other rules")
     return vocab
 
 

@@ -1,4 +1,5 @@
-"""Meta's releases: params.json, consolidated.00.pth, consolidated.01.pth, ... (one for each model-parallel rank), tokenizer.model. Mistral's early ones too.
+"""Meta's releases: params.json, consolidated.00.pth, consolidated.01.pth, ... (one for each model-parallel rank), tokenizer.model.
+Mistral's too: consolidated.safetensors, whole or in parts, with tekken.json or tokenizer.model.v3.
 
 Each rank holds a slice of every matrix (names.META_SPLIT_AXIS says along which axis) and all norms; the slices are put together row by row as they
 are asked for. q and k are in GGUF's order already. params.json gives heads and RoPE; the rest is seen from the tensors: ffn_dim, the vocabulary's size (which
@@ -19,33 +20,38 @@ from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Joined, Rows, Source, SourceFile, Stored, assemble, read_json
 from .hf_config import llama3_factors
+from .safetensors_file import merge_shards, read_safetensors, shards_of
 from .vocabulary import Vocab, llama3_specials, read_vocabulary_file
 
 MAX_SHARDS = 128
 _KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps", "rope_theta",
-          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "rope_freq_base", "max_seq_len", "max_batch_size", "sliding_window", "use_biases"}
+          "use_scaled_rope", "rope_scaling_factor", "high_freq_factor", "max_seq_len", "max_position_embeddings", "max_batch_size", "sliding_window",
+          "use_biases", "tied_embeddings"}
+_NEUTRAL = {"model_type": ("transformer",), "causal": (True,)}
+_CONTEXTS = ("max_seq_len", "max_position_embeddings")
 
 
-def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
-    """A folder of a release, or one of its files. tokenizer: default is tokenizer.model in the folder or the one above (Llama 1)."""
+def open_meta(path: Path, tokenizer: Path | None = None, context: int | None = None) -> Source:
+    """A folder of a release, or one of its files. tokenizer: default is Mistral's tekken.json or tokenizer.model in the folder, or the one above (Llama 1).
+    context: instead of the trained one; a model with sliding windows is the same without them within one window."""
     folder = path if path.is_dir() else path.parent
     fields = Fields(folder / "params.json", read_json(folder / "params.json"))
     maps: list[SourceFile] = []
     try:
         shards = _shards(folder, maps)
-        config, factors = _config(fields, folder, shards)
+        config, factors = _config(fields, folder, shards, context)
         found = _join(shards, config)
         if factors is not None:
             found["rope_freqs.weight"] = Constant(factors)
         vocab = _vocabulary(folder, tokenizer, bool(fields.values.get("use_scaled_rope")))
         vocab.fit(config.n_vocab)
         files = [*(map.path for map in maps), folder / "params.json", vocab.path]
-        notes = [*vocab.notes, f"context length {config.context_length} by the kind of release: params.json does not say"]
-        if fields.values.get("max_seq_len"):
+        notes = [f"context length {config.context_length} by the kind of release: params.json does not say"]
+        if any(fields.values.get(key) for key in _CONTEXTS):
             notes.pop()
         if len(maps) > 1:
             notes.insert(0, f"{len(maps)} shards joined")
-        return assemble("meta", path, config, found, maps, vocab.metadata(), files, notes, theirs=to_meta)
+        return assemble("meta", path, config, found, maps, vocab, files, notes, theirs=to_meta)
     except BaseException:
         for map in maps:
             map.close()
@@ -55,6 +61,8 @@ def open_meta(path: Path, tokenizer: Path | None = None) -> Source:
 def _shards(folder: Path, maps: list[SourceFile]) -> list[dict[str, Stored]]:
     """The tensors of each shard, by rank, without what has no effect. FileError: one is missing; FormatError: they do not belong together."""
     found = sorted(p.name for p in folder.iterdir() if re.fullmatch(r"consolidated\.\d\d\.pth", p.name))
+    if not found and any(folder.glob("consolidated*.safetensors")):
+        return [_safetensors(folder, maps)]
     if not found or len(found) > MAX_SHARDS:
         raise FileError(f"{folder}: has {len(found)} files consolidated.NN.pth, expected 1 to {MAX_SHARDS}")
     for rank in range(len(found)):
@@ -77,6 +85,24 @@ def _shards(folder: Path, maps: list[SourceFile]) -> list[dict[str, Stored]]:
     return shards
 
 
+def _safetensors(folder: Path, maps: list[SourceFile]) -> dict[str, Stored]:
+    """Mistral's releases: one file, or parts with an index, which hold whole tensors each."""
+    whole, index = folder / "consolidated.safetensors", folder / "consolidated.safetensors.index.json"
+
+    def read(path: Path) -> dict[str, Stored]:
+        map, held = read_safetensors(path)
+        maps.append(map)
+        return held
+    if whole.is_file():
+        tensors = read(whole)
+    elif index.is_file():
+        expected = shards_of(index)
+        tensors = merge_shards([(folder / name, read(folder / name)) for name in expected], expected, index)
+    else:
+        raise FileError(f"{index}: is missing, but parts such as {next(folder.glob('consolidated*.safetensors')).name} are there: get it, too")
+    return {key: stored for key, stored in tensors.items() if not without_effect(key)}
+
+
 def _check_distinct(folder: Path, names: list[str], shards: list[dict[str, Stored]]) -> None:
     """FormatError if a slice is in two shards: one was copied over another."""
     key = next((key for key in shards[0] if key.endswith("attention.wq.weight") and len(shards[0][key].shape) == 2), None)
@@ -89,9 +115,11 @@ def _check_distinct(folder: Path, names: list[str], shards: list[dict[str, Store
         seen[rows.tobytes()] = name
 
 
-def _config(fields: Fields, folder: Path, shards: list[dict[str, Stored]]) -> tuple[ModelConfig, np.ndarray | None]:
+def _config(fields: Fields, folder: Path, shards: list[dict[str, Stored]], asked: int | None) -> tuple[ModelConfig, np.ndarray | None]:
     f, held, n_shards = fields, shards[0], len(shards)
     for key, value in f.values.items():
+        if key in _NEUTRAL and value in _NEUTRAL[key]:
+            continue
         if key not in _KNOWN and value not in (None, False, 0, "", [], {}) or key == "use_biases" and value:
             raise UnsupportedError(f"{f.path}: field {quote(key)} is {quote(value)}: llamina does not know it, and ignoring it would make another model")
     dim, n_layers, n_heads = f.integer("dim", MAX_WIDTH), f.integer("n_layers", MAX_LAYERS), f.integer("n_heads", MAX_HEADS)
@@ -116,16 +144,19 @@ def _config(fields: Fields, folder: Path, shards: list[dict[str, Stored]]) -> tu
     if scaled:  # 8 for Llama 3.1 and 3.3; 32 for the 1B and 3B models of 3.2, whose params.json may not say it
         factor = f.number("rope_scaling_factor", 32.0 if dim <= 3072 else 8.0)
         factors = llama3_factors(head_dim, base, factor, 1.0, f.number("high_freq_factor", 4.0), 8192)
-    context = f.integer("max_seq_len", MAX_CONTEXT, None) or _context(f, base, scaled)
+    context = next((n for n in (f.integer(key, MAX_CONTEXT, None) for key in _CONTEXTS) if n), None) or _context(f, base, scaled)
     window = f.integer("sliding_window", 1 << 40, None)
-    if window is not None and window < context:
+    if window is not None and window < (asked or context):
         raise UnsupportedError(f"{f.path}: needs sliding windows, which llamina lacks: sliding_window = {window} of context {context}; "
-                               f"without the field, and with max_seq_len {window}, the model is the same within {window} positions")
+                               f"--context {window} converts it for texts of {window} positions, within which the model is the same")
+    tied = "output.weight" not in held
+    if f.get("tied_embeddings", bool, tied) != tied:
+        raise FormatError(f"{f.path}: field 'tied_embeddings' is {str(not tied).lower()}, but tensor 'output.weight' is {'missing' if tied else 'there'}")
     return llama_config(
         name=folder.resolve().name, n_layers=n_layers, dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
         ffn_dim=min(held["layers.0.feed_forward.w1.weight"].shape[0] * n_shards, MAX_WIDTH), n_vocab=n_vocab, context_length=context,
         rms_eps=f.number("norm_eps", 1e-5), rope_dim=head_dim, rope_base=base, rope_scaling=RopeScaling(), rope_freq_factors=factors is not None,
-        tied_output="output.weight" not in held), factors
+        tied_output=tied), factors
 
 
 def _context(fields: Fields, base: float, scaled: bool) -> int:
@@ -164,8 +195,10 @@ def _axis(name: str, stored: Stored, config: ModelConfig) -> int | None:
 
 
 def _vocabulary(folder: Path, tokenizer: Path | None, scaled_rope: bool) -> Vocab:
-    path = tokenizer or next((p for p in (folder / "tokenizer.model", folder.parent / "tokenizer.model") if p.is_file()), None)
+    mistral = sorted((p for p in folder.glob("tokenizer.model.v*") if p.is_file()), key=lambda p: p.name, reverse=True)
+    places = (folder / "tekken.json", folder / "tokenizer.model", *mistral, folder.parent / "tokenizer.model")
+    path = tokenizer or next((p for p in places if p.is_file()), None)
     if path is None:
-        raise FileError(f"{folder / 'tokenizer.model'}: is missing: get it, or give one with --tokenizer")
+        raise FileError(f"{folder / 'tokenizer.model'}: is missing: get it (or tekken.json), or give one with --tokenizer")
     return read_vocabulary_file(path, special=llama3_specials(scaled_rope))
 

@@ -8,39 +8,35 @@ Two kinds of BPE are known. Which one a file is, its normaliser and pre-tokenise
   merges may reach across spaces: kind "llama". That kind has no merges but scores: it always joins the neighbours whose concatenation has the
   highest score, the leftmost first. So a token's score is minus its place among all tokens ordered by the first merge that makes them:
   the same order, as long as no pair that is *not* in the merges, but whose concatenation is a token, comes in between. Trained vocabularies behave, yet nothing
-  guarantees it, so `check` tokenises hard strings and some hundred random ones with both.
+  guarantees it, so tokenizer_check.py tokenises hard strings and some hundred random ones with both.
 
 Source: the JSON that huggingface/tokenizers writes (tokenizers/src/models/bpe, .../normalizers, .../pre_tokenizers).
 """
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from ...engine.errors import FormatError, LlaminaError, UnsupportedError
+from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from ...engine.text.tokenizer import load_tokenizer
 from ...engine.text.tokenizer.bpe import BYTE_OF
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, MAX_TOKENS, NORMAL, UNKNOWN, UNUSED
 from .base import read_json
 from .pre_tokenizer import row_of_steps
+from .tokenizer_check import check_json
 from .vocabulary import Vocab
 
-T = TypeVar("T")
 SPACE = "\u2581"
-HARD_STRINGS = [
-    "Hello, world!", "a", "a  b   c", "line\nline\n\n line", "Once upon a time, there was a cat.", "don't it's WE'LL", "3.14159 and 1234567",
-    "(x+y)*z==0; // ok", "tab\tend ", "émigré naïve", "日本語と漢字",
-    "Привет", "😀👍🏽", "\r\n\r\n", "x" * 70, "end  ", "word\u00a0word", "a\u0301", "<b>&amp;</b>", "Á\u200bB",
-]
+LEADING_SPACE = "{} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one"
 
 
 def read_tokenizer_json(path: Path) -> Vocab:
     """FormatError: damaged. UnsupportedError: a tokenizer that a GGUF file of a kind that llamina knows cannot express."""
-    return _Reader(path).vocab()
+    reader = _Reader(path)
+    vocab = reader.vocab()
+    check_json(vocab, reader.json)
+    return vocab
 
 
 class _Reader:
@@ -68,7 +64,7 @@ class _Reader:
             if model.get(option):
                 self.refuse(f"its model has {option} = {quote(model[option])}, which GGUF cannot express")
         merges = self.merges(model.get("merges"))
-        vocab = Vocab(self.path, "llama", *self.tokens(model.get("vocab")))
+        vocab = Vocab(self.path, "llama", *self.tokens(model.get("vocab")), from_json=True)
         ids = {text: id for id, text in enumerate(vocab.tokens) if vocab.types[id] != UNUSED}
         for rank, (left, right) in enumerate(merges):
             if left not in ids or right not in ids or left + right not in ids:
@@ -90,7 +86,6 @@ class _Reader:
             vocab.types[ids[unknown]], vocab.ids["unknown"] = UNKNOWN, ids[unknown]
         self.added(vocab)
         self.post_processor(vocab)
-        self.check(vocab)
         return vocab
 
     def tokens(self, vocab: Any) -> tuple[list[str], list[int]]:
@@ -120,29 +115,29 @@ class _Reader:
 
     def is_byte_level(self, vocab: Vocab, ignore_merges: bool) -> bool:
         """Whether the text goes through GPT-2's byte alphabet; then sets kind and way of cutting, or refuses one that is not in the table."""
-        steps = _steps(self.object("pre_tokenizer"), "pretokenizers")
-        if not any(step.get("type") == "ByteLevel" for step in steps):
+        found = steps(self.object("pre_tokenizer"), "pretokenizers")
+        if not any(step.get("type") == "ByteLevel" for step in found):
             return False
-        normalizers = [step.get("type") for step in _steps(self.object("normalizer"), "normalizers")]
+        normalizers = [step.get("type") for step in steps(self.object("normalizer"), "normalizers")]
         if set(normalizers) - {"NFC"}:
             self.refuse(f"is byte-level, but with normalizer {quote(normalizers[0])}, which GGUF's byte-level kind does not have")
-        row = row_of_steps(steps, ignore_merges)
+        row = row_of_steps(found, ignore_merges)
         if row is None:
-            self.refuse(f"cuts text into words in a way that llamina does not know: pre_tokenizer {json.dumps(steps, ensure_ascii=False)[:1500]}")
+            self.refuse(f"cuts text into words in a way that llamina does not know: pre_tokenizer {json.dumps(found, ensure_ascii=False)[:1500]}")
         vocab.model, vocab.pre, vocab.nfc = "gpt2", row.names[0], bool(normalizers)
         return True
 
     def space_prefix(self, vocab: Vocab) -> None:
         """Settle how spaces are written, from normaliser and pre-tokeniser, which may hold nothing else."""
         prefix, replaced, first = False, False, False
-        for step in _steps(self.object("normalizer"), "normalizers"):
+        for step in steps(self.object("normalizer"), "normalizers"):
             if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
                 prefix = True
             elif step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
                 replaced = True
             else:
                 self.refuse(f"has the normalizer {json.dumps(step)[:120]}, which GGUF's SentencePiece kind cannot express")
-        for step in _steps(self.object("pre_tokenizer"), "pretokenizers"):
+        for step in steps(self.object("pre_tokenizer"), "pretokenizers"):
             if replaced and step.get("type") == "Split" and step.get("pattern") == {"String": " "}:
                 continue  # Gemma's: no space is left to cut at
             if step.get("type") != "Metaspace" or step.get("replacement", SPACE) != SPACE or step.get("split", True):
@@ -154,7 +149,8 @@ class _Reader:
             self.refuse(f"does not write spaces as {SPACE}, so it is not of SentencePiece's kind, and it is not byte-level either")
         vocab.add_space_prefix = prefix
         if first:
-            vocab.notes.append(f"{self.path.name} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one")
+            vocab.exceptions.add("leading space")
+            vocab.notes.append(LEADING_SPACE.format(self.path.name))
 
     def added(self, vocab: Vocab) -> None:
         tokens = self.json.get("added_tokens") or []
@@ -164,14 +160,11 @@ class _Reader:
             if not isinstance(token, dict) or type(token.get("id")) is not int or not isinstance(token.get("content"), str) or token["id"] < 0:
                 self.fail(f"an added token must have an id and a content, found {quote(token)}")
             vocab.add(token["id"], token["content"], bool(token.get("special")))
-        if strips := [token["content"] for token in tokens if token.get("lstrip") or token.get("rstrip")]:
-            first = quote(strips[0])
-            vocab.notes.append(f"{len(strips)} added tokens take white space beside them, the first: {first}; GGUF can only say so of Phi-3, by its name")
 
     def post_processor(self, vocab: Vocab) -> None:
         """BOS and EOS, where the template puts them around a single text."""
         vocab.add_bos = False
-        for step in _steps(self.object("post_processor"), "processors"):
+        for step in steps(self.object("post_processor"), "processors"):
             template = step.get("single")
             if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
                 continue
@@ -184,54 +177,10 @@ class _Reader:
                     vocab.ids[name] = known[0]
                     vocab.add_bos, vocab.add_eos = vocab.add_bos or name == "bos", vocab.add_eos or name == "eos"
 
-    def check(self, vocab: Vocab) -> None:
-        """Tokenise with both. UnsupportedError at the first difference in a text whose characters the vocabulary knows; a note if only other
-        characters differ."""
-        from tokenizers import Tokenizer
 
-        theirs = self.library(lambda: Tokenizer.from_file(str(self.path)))
-        try:
-            ours = load_tokenizer(vocab.metadata(), self.path)
-        except LlaminaError as error:
-            raise type(error)(f"{error}; so this tokenizer has no GGUF form that llamina knows") from None
-        special = [text for text, type_ in zip(vocab.tokens, vocab.types) if type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
-        known = {c for text, type_ in zip(vocab.tokens, vocab.types) if type_ == NORMAL for c in text} if BYTE not in vocab.types and vocab.scores else None
-        rng = random.Random(0)
-        pieces = [id for id, type_ in enumerate(vocab.types) if type_ == NORMAL]
-        drawn = [[vocab.tokens[rng.choice(pieces)] for _ in range(rng.randint(1, 12))] for _ in range(600)] if pieces else []
-        if vocab.model == "gpt2":
-            texts = [bytes(BYTE_OF.get(c, 63) for c in "".join(some)).decode(errors="replace") for some in drawn]
-        else:
-            texts = ["".join(some).replace(SPACE, " ") for some in drawn]
-        odd = None
-        for text in HARD_STRINGS + texts:
-            text = text.lstrip(" ") if vocab.scores else text
-            if not text or any(s in text for s in special if s):
-                continue
-            want = self.library(lambda text=text: theirs.encode(text, add_special_tokens=False).ids)
-            got = ours.encode(text, bos=False, eos=False)
-            if want == got:
-                continue
-            if known is None or all(c in known for c in text.replace(" ", SPACE)):
-                self.refuse(f"has no equal in GGUF: {quote(text)} is {want[:12]} by its own rules, but would be {got[:12]}")
-            odd = odd or text
-        if odd:
-            vocab.notes.append(f"characters outside the vocabulary are tokenised otherwise than by {self.path.name}, such as in {quote(odd)}")
-
-
-    def library(self, call: Callable[..., T]) -> T:
-        """What the tokenizers library says; FormatError where it fails. It raises bare Exceptions, and its panics are not even those."""
-        try:
-            return call()
-        except BaseException as error:
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            self.fail(f"the tokenizers library cannot use it: {' '.join(str(error).split())[:120]}")
-
-
-def _steps(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+def steps(step: Any, inner: str) -> list[dict[str, Any]]:
     """A normaliser, pre-tokeniser or post-processor as a flat list of its parts."""
-    if step is None:
+    if not isinstance(step, dict):
         return []
     if step.get("type") != "Sequence":
         return [step]

@@ -19,10 +19,12 @@ import numpy as np
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.text.tokenizer.bpe import BYTE_OF
-from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, MAX_TOKENS, NFC_KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, NFC_KEY, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
+MAX_SPLITS = 1 << 27
+"""Sum of the squares of the tokens' lengths of a tiktoken file; Llama 3's has 9 million."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Vocab:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
+    from_json: bool = False  # of a tokenizer.json
+    exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
 
     def __post_init__(self) -> None:
@@ -117,7 +121,12 @@ def read_vocabulary_file(path: Path, *, n_vocab: int | None = None, special: lis
     does not say how many tokens it has: `n_vocab`. special: names of the special tokens that follow a tiktoken file's."""
     data = read_bytes(path)
     refuse_pointer(path, data[:200])
+    if data[2:4] == b"\0\0":  # llama2.c's begins with a small int32, whatever its first byte looks like; none of the others holds a NUL there
+        return _llama2c(path, data, n_vocab)
     if data.lstrip()[:1] == b"{":
+        if path.name.startswith("tekken"):
+            from .tekken import read_tekken
+            return read_tekken(path)
         from .tokenizer_json import read_tokenizer_json
         return read_tokenizer_json(path)
     first = data[:200].split(b"\n", 1)[0].split(b" ")
@@ -167,15 +176,24 @@ def _sentencepiece(path: Path, data: bytes) -> Vocab:
     types: list[int] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
+
+    def raw(message: dict[int, Any], number: int) -> bytes:
+        """A field that must be text: a number there, handed to bytes(), would be a length."""
+        value = message.get(number, b"")
+        if not isinstance(value, bytes):
+            raise ValueError(f"its field {number} is a number where a text belongs")
+        return value
+
     try:
         for number, value in _message(data, "the model"):
             if number == 1:  # SentencePiece { string piece = 1; float score = 2; Type type = 3 [default = NORMAL]; }
                 piece = dict(_message(value, f"piece {len(tokens)}"))
-                tokens.append(piece.get(1, b"").decode())
-                scores.append(struct.unpack("<f", piece.get(2, bytes(4)))[0])
+                tokens.append(raw(piece, 1).decode())
+                scores.append(struct.unpack("<f", raw(piece, 2) or bytes(4))[0])
                 types.append(piece.get(3, NORMAL))
             elif number in (2, 3):
                 (trainer if number == 2 else normalizer).update(_message(value, "the settings"))
+        charsmap, rule = raw(normalizer, 2), raw(normalizer, 1).decode(errors="replace")
     except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise FormatError(f"{path}: is no SentencePiece model, or a damaged one: {error}") from None
     if not tokens:
@@ -194,9 +212,9 @@ def _sentencepiece(path: Path, data: bytes) -> Vocab:
             vocab.ids[name] = id
     vocab.add_space_prefix = bool(normalizer.get(3, 1))
     vocab.remove_extra_whitespaces = bool(normalizer.get(4, 1))
-    if normalizer.get(2):
-        rule = bytes(normalizer.get(1) or b"").decode(errors="replace")
-        vocab.notes.append(f"{path.name} normalises characters ({rule}), which GGUF's SentencePiece kind cannot say: left out")
+    if charsmap:
+        vocab.exceptions.add("normalised")
+        vocab.notes.append(f"{path.name} normalises characters ({rule[:40]!r}), which GGUF's SentencePiece kind cannot say: left out")
     return vocab
 
 
@@ -263,13 +281,7 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
             ranks[token] = len(ranks)
         except ValueError as error:
             raise FormatError(f"{path}: line {number + 1} is no token and rank: {error}") from None
-    assert len(ranks) <= MAX_TOKENS
-    letter = {byte: char for char, byte in BYTE_OF.items()}
-    tokens = ["".join(letter[b] for b in token) for token in ranks]
-    merges: list[str] = []
-    for token, text in zip(ranks, tokens):
-        pairs = [(ranks[token[:i]], ranks[token[i:]], i) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        merges += [f"{text[:i]} {text[i:]}" for _, _, i in sorted(pairs)]
+    tokens, merges = byte_tokens(path, ranks)
     vocab = Vocab(path, "gpt2", tokens, [NORMAL] * len(tokens), merges=merges)
     for text in special:
         vocab.add(len(vocab.tokens), text, True)
@@ -278,3 +290,17 @@ def _tiktoken(path: Path, data: bytes, special: list[str]) -> Vocab:
         if text in place:
             vocab.ids[name] = place[text]
     return vocab
+
+
+def byte_tokens(path: Path, ranks: dict[bytes, int]) -> tuple[list[str], list[str]]:
+    """Tokens in GPT-2's byte alphabet and the merges that make them, of tokens with their ranks, 0, 1, 2, ...
+    FormatError: tokens so long that it would take for ever."""
+    if (work := sum(len(token) ** 2 for token in ranks)) > MAX_SPLITS:
+        raise FormatError(f"{path}: its tokens are too long: finding their parts would take {work} steps, expected at most {MAX_SPLITS}")
+    letter = {byte: char for char, byte in BYTE_OF.items()}
+    tokens = ["".join(letter[b] for b in token) for token in ranks]
+    merges: list[str] = []
+    for token, text in zip(ranks, tokens):
+        pairs = [(ranks[token[:i]], ranks[token[i:]], i) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        merges += [f"{text[:i]} {text[i:]}" for _, _, i in sorted(pairs)]
+    return tokens, merges

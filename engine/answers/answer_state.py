@@ -31,7 +31,7 @@ def state_of(g: Generation) -> dict[str, Any]:
     }
 
 
-def resume(model: Model, path: str | os.PathLike[str], note: Callable[[str], None] | None) -> Generation:
+def resume(model: Model, path: str | os.PathLike[str], note: Callable[[str], None] | None, wait: float = 0.0) -> Generation:
     """See `Model.resume`."""
     found = session.read(path, model, KIND)
     take = session.Reader(found.state, lambda why: FormatError(f"{found.path}: the session is damaged: {why}"))
@@ -43,6 +43,7 @@ def resume(model: Model, path: str | os.PathLike[str], note: Callable[[str], Non
         raise FormatError(f"{found.path}: the session cannot be used: {error}") from None
     if note and (line := session.refusal(found)):
         note(line)
+    g._wait = wait
     return g
 
 

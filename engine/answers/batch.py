@@ -220,7 +220,7 @@ class Batch(Iterator[Result]):
             last = sample + 1 == prompt.samples
             sequence = prompt.sequence if last else prompt.sequence.fork()
             try:
-                generation.begin_with(sequence, prompt.row, wait=not self._live)
+                generation.begin_with(sequence, prompt.row)
             except OutOfMemoryError:
                 if not last:
                     sequence.close()
@@ -228,7 +228,7 @@ class Batch(Iterator[Result]):
             if last:
                 prompt.sequence = None  # it is the answer's now
         else:
-            generation.open(wait=not self._live)
+            generation.open(wait=not self._live and not any(p.sequence for p in self._open))  # who waits must hold nothing
         return generation
 
     # -- going on -------------------------------------------------------------------------------------------------------------------------

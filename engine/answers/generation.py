@@ -181,9 +181,10 @@ class Generation:
             if self._keep is not None or self._banned.texts:
                 back_to = max(0, (len(self._prompt) if self._keep is None else self._keep) - 1)
             seconds = self._wait if wait else 0.0
+            holds = self._sequence.length > 0  # whoever waits must hold nothing: the others might wait for that
             try:
                 try:
-                    self._sequence.begin(self.window[self._sequence.length:-1], total, back_to, seconds if self._model.runtime.awaited else 0.0)
+                    self._sequence.begin(self.window[self._sequence.length:-1], total, back_to, seconds if self._model.runtime.awaited and not holds else 0.0)
                 except OutOfMemoryError:
                     if self._owned:
                         self._sequence.truncate(0)  # what a resumed answer had computed: it may be just what is wanting
@@ -292,11 +293,11 @@ class Generation:
         after = rows[0] if self._job.logits == "all" else rows[-1]  # all: a draft follows the prompt
         return self._sequence.fork(len(self.window)), after.copy()
 
-    def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray, wait: bool = True) -> None:
+    def begin_with(self, sequence: kv_cache.Sequence, row: np.ndarray) -> None:
         """Start from a prompt that was computed already; the sequence belongs to the generation from now on. OutOfMemoryError: then it doesn't."""
         self._sequence, self._owned = sequence, False
         try:
-            self.open(wait)
+            self.open(wait=False)
         except OutOfMemoryError:
             self._sequence, self._owned = None, True
             raise
@@ -319,6 +320,11 @@ class Generation:
     def message(self) -> dict[str, Any] | None:
         """The answer as a message, if it answers messages (`Model.chat`)."""
         return None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._marks.strip(self._stops.found) if self._stops.found and self.finish_reason == "stop" else None
 
     def text(self) -> str:
         """Run to the end; all pieces, also those taken before, as one string."""

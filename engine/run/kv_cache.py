@@ -152,7 +152,7 @@ class Sequence:
                 and self._matched != (self.length, self._pool.prefix.version))
 
     def _known(self, ids: list[int]) -> tuple[list[Entry], Entry | None, int]:
-        """What the prefix cache knows: the entries of whole pages, one that shares the beginning of the next, and how many tokens of it (enough to be worth it)."""
+        """What the prefix cache knows: the entries of whole pages, one that shares the beginning of the next, and how many tokens of it, if enough."""
         if not ids or not self._may_match():
             return [], None, 0
         self._matched = self.length, self._pool.prefix.version

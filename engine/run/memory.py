@@ -54,8 +54,8 @@ class MemoryPlan:
         if self.context >= self.wanted:
             return None
         more = (pages_of(self.wanted) - self.pages) * self.page_bytes
-        return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those with a "
-                f"full context. Allow {size(more)} more, or ask for this context (context={self.context})")
+        return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those "
+                f"with a full context. Allow {size(more)} more, or ask for this context (context={self.context})")
 
 
 def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None, threads: int = 1) -> MemoryPlan:

@@ -7,12 +7,13 @@ What keeps promises is one inequality, true after every operation:
 
     promised + reserved <= free_pages that nobody holds (free, cached, or not yet claimed)
 
-promised: pages that sequences were told they will get. reserved: what sharing may yet cost. A sequence that may go back and grow again (a context shift, a banned
-text) and then finds its page held by others needs another one: a page of k users, r of which may go back, stands for min(r, k - 1) pages more than itself.
+promised: pages that sequences were told they will get. reserved: what sharing may yet cost. A sequence that may go back and grow again (a context shift, a
+banned text) and then finds its page held by others needs another one: a page of k users, r of which may go back, stands for min(r, k - 1) pages more.
 """
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from ..errors import OutOfMemoryError
 from .prefix_cache import Entry, PrefixCache
 
 _POLL = 0.005  # seconds between two looks of who waits: pages may come back from the garbage collector, which can't notify
+_COLLECT = 0.5  # seconds of waiting after which the garbage collector is asked
 
 
 class Page:
@@ -256,7 +258,7 @@ class PagePool:
         """Do `begin` when there is memory for it, those who wait first come first. OutOfMemoryError: not within so many seconds."""
         if seconds <= 0:
             return begin()
-        place, end = object(), time.monotonic() + seconds
+        place, end, looked = object(), time.monotonic() + seconds, time.monotonic()
         self._waiting.append(place)
         try:
             while True:
@@ -268,6 +270,9 @@ class PagePool:
                         raise
                 if time.monotonic() >= end:
                     return begin()
+                if time.monotonic() > looked + _COLLECT:  # answers that were dropped in a circle of references hold memory, too
+                    gc.collect()
+                    looked = time.monotonic()
                 time.sleep(_POLL)
         finally:
             with contextlib.suppress(ValueError):  # a forked child forgets who waited

@@ -9,6 +9,7 @@ What shares a step never changes a bit of the result (docs/exactness.md).
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -87,7 +88,7 @@ class Job:
     def rows(self) -> np.ndarray:
         """float32 [0, 1 or len(ids), n_vocab]. Raises what its step raised."""
         if self.error is not None:
-            raise self.error
+            raise copy.copy(self.error)  # what is raised gets a traceback, whose frames hold this job: with the error itself, a circle that keeps KV pages
         return self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts) if self._parts else np.zeros((0, 0), np.float32)
 
 
@@ -225,8 +226,11 @@ class Scheduler:
         except (LlaminaError, MemoryError) as error:
             if len(parts) == 1 or self._closed:
                 own = error if isinstance(error, LlaminaError) else OutOfMemoryError("the system has no more memory for a step")
+                if self._closed:
+                    own = ClosedError("the model was closed: load it again")
+                own.__context__ = own.__cause__ = None
                 for job, _ in parts:
-                    job.error = ClosedError("the model was closed: load it again") if self._closed else own
+                    job.error = own.with_traceback(None)  # whose frames would hold other jobs' sequences
                 return
             for job, n in parts:  # no sequence has changed
                 self._attempt([(job, n)])

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from .engine import Ticket
 from .errors import ApiError, of
 from .fields import Fields, parse_json
+from .journal import record
 from .sse import Stream, whole
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Call:
         self.ignored: list[str] = []
         self._handed = False
         self._late: asyncio.TimerHandle | None = None
+        self._body: Any = None
 
     async def __aenter__(self) -> Call:
         return self
@@ -49,17 +51,25 @@ class Call:
             self._late.cancel()
         if self.ticket is not None:
             self.ticket.cancel()
+            if self.server.journal is not None and self.served is not None:
+                self.server.journal.write(record(self.request.url.path, self._body, self.served, self.server.defaults, self.ticket))
         if self.served is not None:
             served, self.served = self.served, None
             self.server.registry.release(served)
 
     async def body(self) -> Fields:
         raw = await self.request.body()
-        return Fields(parse_json(raw or b"{}") if len(raw) < LARGE else await self.make(lambda: parse_json(raw)))
+        self._body = parse_json(raw or b"{}") if len(raw) < LARGE else await self.make(lambda: parse_json(raw))
+        return Fields(self._body)
 
     async def model(self, name: Any) -> Served:
         self.served = await self.server.registry.acquire(name)
         return self.served
+
+    def defaults(self) -> dict[str, Any]:
+        """Sampling options of a request that says nothing of them: what the file recommends, and what the server was told."""
+        assert self.served is not None
+        return {**self.served.loaded[0].sampling_defaults, **self.server.defaults}
 
     async def make(self, work: Callable[[], Any]) -> Any:
         """`work()` in a worker thread, few at a time; its errors as the client's."""
@@ -108,6 +118,3 @@ class Call:
 
     def json(self, value: Any) -> Response:
         return JSONResponse(value, headers=self.headers)
-
-    def note(self, options: dict[str, Any], ticket: Ticket) -> None:
-        """For the server's log, if there is one."""

@@ -14,12 +14,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..answers.batch import own_error
 from ..errors import ClosedError, LlaminaError, OutOfMemoryError
+from .counters import Counters
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -114,8 +115,7 @@ class Engine:
         self.model, self.parallel, self.queue = model, parallel, queue
         self.failure: str | None = None
         """Why the thread has died, if it has."""
-        self.tokens = self.prompt_tokens = self.cached_tokens = self.finished = self.failed = 0
-        self.busy_seconds = 0.0
+        self.counters = Counters()
         self._turn = turn or threading.Lock()  # several models take turns: a step wants all cores
         self._changed = threading.Condition()
         self._waiting: deque[_Live] = deque()
@@ -206,6 +206,7 @@ class Engine:
         for live in [x for x in self._live if x.ticket.cancelled]:
             live.generation.close()
             self._live.remove(live)
+            self.counters.ended(live.generation, "cancelled")
             live.ticket.post(Event(live.index, finish_reason="cancelled"))
         if any(x.ticket.cancelled for x in self._waiting):
             with self._changed:
@@ -213,6 +214,7 @@ class Engine:
                 self._waiting = deque(x for x in self._waiting if not x.ticket.cancelled)
             for live in gone:
                 live.generation.close()
+                self.counters.ended(live.generation, "cancelled")
                 live.ticket.post(Event(live.index, finish_reason="cancelled"))
 
     def _admit(self) -> None:
@@ -253,7 +255,7 @@ class Engine:
             for live in list(self._live):
                 self._finish(live, own_error(error))
             return
-        self.busy_seconds += time.perf_counter() - since
+        self.counters.step(len(jobs), time.perf_counter() - since)
         for live in list(self._live):
             self._tell_prompt(live)
             if live.job is not None and live.job.finished:
@@ -299,28 +301,19 @@ class Engine:
             live.told_ids, live.told_logprobs = len(g.ids), min(live.told_logprobs, len(g.logprobs))
         ids, logprobs = g.ids[live.told_ids:], g.logprobs[live.told_logprobs:]
         live.told_ids, live.told_logprobs = len(g.ids), len(g.logprobs)
-        self.tokens += len(ids)
         if g.finish_reason is not None or text or ids:
             live.ticket.post(Event(live.index, text, ids, logprobs, g.finish_reason))
 
     def _finish(self, live: _Live, error: LlaminaError | None) -> None:
         self._live.remove(live)
-        stats = live.generation.stats
-        self.prompt_tokens += stats.prompt_tokens - stats.reused_tokens
-        self.cached_tokens += stats.reused_tokens
         if error is not None:
             self._end(live, error)
         else:
-            self.finished += 1
+            self.counters.ended(live.generation, "finished")
         with self._changed:
             self._changed.notify_all()
 
     def _end(self, live: _Live, error: LlaminaError | ApiError) -> None:
-        self.failed += 1
         live.generation.close()
+        self.counters.ended(live.generation, "failed")
         live.ticket.post(Event(live.index, error=error))
-
-
-def checked(make: Callable[[], Any]) -> Any:
-    """`make()` in a worker thread: what is wrong with a request is told before anything is computed."""
-    return asyncio.to_thread(make)

@@ -43,12 +43,12 @@ class Rules:
 
 class Guard:
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+        self.inner, self._rules = app, rules
         self._keys = [_digest(key.encode()) for key in rules.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.inner(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin, allowed = headers.get("origin"), self._rules.origins
@@ -75,7 +75,7 @@ class Guard:
             if scope["method"] == "POST":
                 body = await self._body(headers, receive)
                 whole, receive = True, _once(body, receive)
-            await self._app(scope, receive, sending)
+            await self.inner(scope, receive, sending)
         except ApiError as error:
             await refuse(error, scope, sending, None if whole else receive)
 

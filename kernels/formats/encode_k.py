@@ -328,14 +328,14 @@ def encode_q3_k(x, w, dst):
             byte |= (_code(codes, 32 * b + i) >> 2) << b
         store_u8(dst + i, byte)
     _pack_two_bits(codes, dst + 32)
-    for i in range(12):
-        store_u8(dst + 96 + i, 0)
-    for s in range(16):
-        value = np.int64(_at(chosen, s)) + 32
-        at = dst + 96 + s % 8
-        store_u8(at, _code(at, 0) | (value & 15) << (4 * (s // 8)))
-        at = dst + 104 + s % 4
-        store_u8(at, _code(at, 0) | (value >> 4) << (2 * (s // 4)))
+    for i in range(8):
+        v0, v1 = np.int64(_at(chosen, i)) + 32, np.int64(_at(chosen, 8 + i)) + 32
+        store_u8(dst + 96 + i, (v0 & 15) | (v1 & 15) << 4)
+    for i in range(4):
+        upper = np.int64(0)
+        for part in range(4):
+            upper |= ((np.int64(_at(chosen, 4 * part + i)) + 32) >> 4) << (2 * part)
+        store_u8(dst + 104 + i, upper)
 
 
 @jit
