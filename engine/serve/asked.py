@@ -78,7 +78,7 @@ def _biases(given: Any, n_vocab: int, texts: bool) -> dict[int | str, float]:
     for id, bias in pairs:
         try:
             number: int | str | None = int(id) if not isinstance(id, bool) and str(id).strip() == str(int(id)) else None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             number = None
         if texts and number is None and isinstance(id, str) and id:
             number = id
