@@ -21,7 +21,7 @@ from ...engine.gguf.header import quote
 from .base import Fields, scaling_keys
 from .hf_fields import class_of, flattened, settled
 from .hf_keys import BASES, BY_KIND, PARTIAL, READERS, Reading
-from .hf_rope import FULL, WINDOWED, HfRope, parameters, read_rope
+from .hf_rope import FULL, MINICPM, PHI3, USUAL, WINDOWED, HfRope, parameters, read_rope
 
 YARN_3 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
           "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}
@@ -134,7 +134,7 @@ class _Config:
             self.fixed_alpha(found[FULL], head_dim)
 
         def read(values: dict[str, Any], fields: Fields, base: float) -> HfRope:
-            return read_rope(fields, values, head_dim, trained, base, partial=PARTIAL.get(kind), long=kind in ("phi3", "minicpm"),
+            return read_rope(fields, values, head_dim, trained, base, partial=PARTIAL.get(kind), known={"phi3": PHI3, "minicpm": MINICPM}.get(kind, USUAL),
                              yarn_multiplier=self.cls.gguf == "mistral3")
         full = read(found[FULL], f, BASES.get(kind, 10000.0))
         if kind not in BY_KIND:

@@ -113,7 +113,7 @@ def _qwen(r: Reading) -> None:
 def smollm3(r: Reading) -> None:
     plain(r)
     every = r.f.integer("no_rope_layer_interval", 1 << 20)
-    turned = r.f.get("no_rope_layers", list, None) or [int((i + 1) % every != 0) for i in range(r.n_layers)]  # 1: has positions
+    turned = r.f.get("no_rope_layers", list, [int((i + 1) % every != 0) for i in range(r.n_layers)])  # 1: has positions
     if [bool(x) for x in turned] != [(i + 1) % 4 != 0 for i in range(r.n_layers)]:
         r.refuse(f"has positions in layers {quote(turned)} (no_rope_layers); GGUF can say only that every fourth layer has none")
     used = r.flag("use_sliding_window") and r.window() is not None
@@ -185,7 +185,8 @@ def gemma3(r: Reading) -> None:
 def _unscaled(r: Reading) -> float:
     """The base of windowed layers, which GGUF's architectures know unscaled only."""
     if r.windowed.scaling.kind != "none" or r.windowed.tensors or r.windowed.scaling.attn_factor != 1:
-        r.refuse(f"scales rotary positions of windowed layers by {quote(r.windowed.values.get('rope_type'))} (rope_parameters.{WINDOWED}), which GGUF can't say")
+        kind = quote(r.windowed.values.get("rope_type"))
+        r.refuse(f"scales rotary positions of windowed layers by {kind} (rope_parameters.{WINDOWED}), which GGUF can't say")
     return r.windowed.base
 
 

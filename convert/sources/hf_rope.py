@@ -17,6 +17,8 @@ from ...engine.gguf.header import quote
 from .base import Fields
 
 FULL, WINDOWED = "full_attention", "sliding_attention"
+USUAL, PHI3, MINICPM = ("default", "linear", "llama3", "yarn"), ("default", "longrope"), ("default", "linear", "longrope")
+"""Kinds of scaling that classes have."""
 
 
 @dataclass
@@ -52,10 +54,10 @@ def parameters(f: Fields, layers: list[str], by_kind: bool) -> dict[str, dict[st
     return {FULL: found}
 
 
-def read_rope(f: Fields, values: dict[str, Any], head_dim: int, trained: int, default_base: float, *, partial: float | None, long: bool,
-              yarn_multiplier: bool) -> HfRope:
-    """One kind of layers' rotary positions. partial: the share of a head that is turned if nothing says so; None: all of it, always. long: long RoPE is known
-    (Phi-3). yarn_multiplier: GGUF keeps mscale_all_dim as it is (mistral3)."""
+def read_rope(f: Fields, values: dict[str, Any], head_dim: int, trained: int, default_base: float, *, partial: float | None,
+              known: tuple[str, ...], yarn_multiplier: bool) -> HfRope:
+    """One kind of layers' rotary positions. partial: the share of a head that is turned if nothing says so; None: all of it, always. known: kinds of
+    scaling that the class has. yarn_multiplier: GGUF keeps mscale_all_dim as it is (mistral3)."""
     where = "rope_scaling" if f.get("rope_scaling", Mapping, {}) else "rope_parameters"  # type: ignore[type-abstract]
     rope = Fields(f.path, {f"{where}.{key}": value for key, value in values.items()})
 
@@ -71,10 +73,9 @@ def read_rope(f: Fields, values: dict[str, Any], head_dim: int, trained: int, de
     if not 0 < dims <= head_dim or dims % 2:
         raise FormatError(f"{f.path}: field 'partial_rotary_factor' turns {dims} of {head_dim} dimensions, expected an even number of them")
     kind = values.get("rope_type", values.get("type", "default"))
-    kind = "longrope" if long and kind in ("su", "yarn") else kind  # Phi-3's older names
-    known = ("default", "linear", "llama3", "yarn", *(["longrope"] if long else []))
+    kind = "longrope" if kind == "su" or kind == "yarn" and known == PHI3 else kind  # Phi-3's older names
     if not isinstance(kind, str) or kind not in known:
-        refuse(f"scales rotary positions by {quote(kind)} (rope_scaling); llamina knows {', '.join(known[1:])}")
+        refuse(f"scales rotary positions by {quote(kind)} (rope_scaling); llamina knows {', '.join(known[1:])} here")
     if kind == "default":
         return HfRope(base, dims, values=values)
     key = "original_max_position_embeddings"  # beside rope_scaling it is stronger than in it
