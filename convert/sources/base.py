@@ -1,4 +1,4 @@
-"""What all checkpoint readers share: stored tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole Llama model.
+"""What all checkpoint readers share: stored tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole model.
 
     reader: ModelConfig + {GGUF name: Rows} -> assemble() -> Source(metadata, tensors, ...)
 

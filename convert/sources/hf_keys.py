@@ -170,7 +170,7 @@ def _later_gemma(r: Reading, pattern: int, every: int, largest: int) -> None:
 
 def gemma2(r: Reading) -> None:
     _later_gemma(r, 2, 2, LARGEST_2)
-    r.keys |= {key: r.f.number(key, 0.0) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    r.keys |= {key: r.f.number(key, None) or 0.0 for key in ("attn_logit_softcapping", "final_logit_softcapping")}
 
 
 def gemma3(r: Reading) -> None:
