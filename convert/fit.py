@@ -228,7 +228,8 @@ def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = 
             table.append(measure(tensor, weights_of, nats * sensitivity(tensor.name, tied, n_layers), pool))
             if progress:
                 progress("measuring formats", i + 1, len(matrices))
-    chosen, tried = allocate(table, budget), {}
+    chosen = allocate(table, budget)
+    tried: dict[str, float] = {}
     if text is not None:
         from .fit_trial import best_of
         chosen, tried = best_of(source, [t.name for t in matrices], table, chosen, budget, importance, text, threads, folder, progress)

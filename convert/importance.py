@@ -8,7 +8,7 @@ llama.cpp, tools/imatrix (general.type "imatrix", per tensor `NAME.in_sum2` [col
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -173,7 +173,7 @@ def _floats(file: Any, name: str, path: Path) -> np.ndarray:
     return np.ascontiguousarray(file.data(name)).view(np.float32).ravel().astype(np.float64)
 
 
-def usable_weights(importance: Importance) -> Importance:
+def usable_weights(importance: Mapping[str, np.ndarray]) -> Importance:
     """The same, fit for the encoders' float32 sums, whatever the scale: only what columns weigh against each other counts.
 
     Each matrix's weights are scaled by a power of two, exactly, where they are very large or small. A run of columns that the text never met weighs a
@@ -194,7 +194,7 @@ def _usable(weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def weights_for(importance: Importance, name: str, columns: int) -> np.ndarray | None:
+def weights_for(importance: Mapping[str, np.ndarray], name: str, columns: int) -> np.ndarray | None:
     """The encoder's weights of a tensor's columns, or None if it was not measured. OptionError if it was measured for another width."""
     found = importance.get(name)
     if found is None:

@@ -207,8 +207,9 @@ def _add(writer: Any, kind: Any, key: str, value: Any) -> None:
         fits = kind.UINT32 if 0 <= value < 1 << 32 else kind.UINT64 if value >= 0 else kind.INT32 if value >= -(1 << 31) else kind.INT64
         writer.add_key_value(key, int(value), fits)
     elif isinstance(value, (float, np.floating)):
-        fits32 = not np.isfinite(value) or abs(value) <= 3.4028234e38
-        writer.add_key_value(key, float(value), kind.FLOAT32 if fits32 else kind.FLOAT64)
+        number = float(value)
+        fits32 = not np.isfinite(number) or abs(number) <= 3.4028234e38
+        writer.add_key_value(key, number, kind.FLOAT32 if fits32 else kind.FLOAT64)
     elif isinstance(value, str):
         writer.add_key_value(key, value, kind.STRING)
     elif isinstance(value, np.ndarray):

@@ -83,7 +83,16 @@ class OptionError(LlaminaError, ValueError):
 
 
 class ContextFullError(LlaminaError):
-    """The prompt does not fit into the context; nothing was truncated."""
+    """The prompt does not fit into the context; nothing was truncated. tokens, context: how many there are and how many fit, where known."""
+
+    tokens: int | None = None
+    context: int | None = None
+
+    @classmethod
+    def of(cls, message: str, tokens: int, context: int) -> ContextFullError:
+        error = cls(message)
+        error.tokens, error.context = tokens, context
+        return error
 
 
 class OutOfMemoryError(LlaminaError, MemoryError):

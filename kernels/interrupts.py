@@ -24,6 +24,7 @@ def raised_at_the_end() -> Iterator[None]:
     def wait(number: int, frame: Any) -> None:
         late.append(number)
     before: dict[int, Callable[[int, Any], Any]] = {}
+    number: int
     try:
         for number in signal.valid_signals():
             handler = signal.getsignal(number)

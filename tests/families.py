@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 384,
-                         "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 32, "rms_norm_eps": 1e-5}
+SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 160,
+                         "vocab_size": 384, "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 32,
+                         "rms_norm_eps": 1e-5}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 
 
@@ -61,8 +62,8 @@ VARIANTS = {
                                                       "short_factor": [1.0 + 0.05 * i for i in range(12)]}}),
     "granite": Variant("Granite", {"head_dim": None, "embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.4,
                                    "attention_multiplier": 0.11}),
-    "granite tied biases": Variant("Granite", {"head_dim": None, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "residual_multiplier": 0.22,
-                                               "embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_multiplier": 0.2}),
+    "granite tied biases": Variant("Granite", {"head_dim": None, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
+                                               "residual_multiplier": 0.22, "embedding_multiplier": 12.0, "logits_scaling": 8.0, "attention_multiplier": 0.2}),
     "ministral3": Variant("Ministral3", {"rope_parameters": {
         "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0,
         "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),

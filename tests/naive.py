@@ -26,7 +26,7 @@ class NaiveLlama:
         self.n_layers = self.get("block_count")
         self.n_heads = self.get("attention.head_count")
         self.n_kv_heads = self.get("attention.head_count_kv", self.n_heads)
-        self.head_dim = self.get("attention.key_length", self.get("embedding_length") // self.n_heads)
+        self.head_dim = self.get("attention.key_length") or self.get("embedding_length") // self.n_heads
         self.eps = self.get("attention.layer_norm_rms_epsilon")
 
     def get(self, key: str, default: Any = None) -> Any:

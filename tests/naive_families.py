@@ -6,6 +6,7 @@ One plain transformer whose parts a family replaces: a class each, that says onl
 """
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Family(NaiveLlama):
     architecture = "llama"
     halves = True
     act = staticmethod(silu)
+
+    def __init__(self, path: Path | str, kv_dtype: type = np.float64):
+        super().__init__(path, kv_dtype)
+        self.n_layers -= self.get("nextn_predict_layers", 0)  # Hugging Face leaves the heads that predict further tokens out as well
+        self.weight = functools.cache(super().weight)  # type: ignore[method-assign]
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.keys.get(f"{self.architecture}.{key}", default)
@@ -75,9 +81,8 @@ class Family(NaiveLlama):
     # -- attention
 
     def qkv(self, h: Array, i: int, at: str) -> tuple[Array, Array, Array]:
-        n, d = len(h), self.head_dim
-        q, k, v = (self.linear(h, at + "attn_" + name) for name in "qkv")
-        return q.reshape(n, self.n_heads, d), k.reshape(n, self.n_kv_heads, d), v.reshape(n, self.n_kv_heads, d)
+        q, k, v = (self.linear(h, at + "attn_" + name).reshape(len(h), -1, self.head_dim) for name in "qkv")
+        return q, k, v
 
     def prepare(self, q: Array, k: Array, i: int, at: str) -> tuple[Array, Array]:
         """Norms and positions."""
@@ -86,8 +91,20 @@ class Family(NaiveLlama):
     def scale(self) -> float:
         return self.head_dim**-0.5
 
+    every: int | None = None
+    """One layer of so many sees everything, the last of them, where the file does not say which."""
+
+    def full(self, i: int) -> bool:
+        """Whether the layer sees everything: Hugging Face's layer_types."""
+        if self.get("attention.sliding_window") is None:
+            return True
+        pattern = self.get("attention.sliding_window_pattern", self.every)
+        if isinstance(pattern, list):
+            return not pattern[i]
+        return bool(pattern) and (i + 1) % pattern == 0
+
     def window(self, i: int) -> int | None:
-        return None
+        return None if self.full(i) else self.get("attention.sliding_window")
 
     def cap(self) -> float | None:
         return None
@@ -97,8 +114,8 @@ class Family(NaiveLlama):
         q, k, v = self.qkv(h, i, at)
         q, k = self.prepare(q, k, i, at)
         out, window, cap = np.empty_like(q), self.window(i), self.cap()
-        for head in range(self.n_heads):
-            kv = head // (self.n_heads // self.n_kv_heads)
+        for head in range(q.shape[1]):
+            kv = head // (q.shape[1] // k.shape[1])
             for t in range(n):
                 first = max(0, t - window + 1) if window else 0
                 scores = k[first:t + 1, kv] @ q[t, head] * self.scale()
@@ -151,9 +168,6 @@ class Family(NaiveLlama):
 class Llama(Family):
     halves = False
 
-    def window(self, i: int) -> int | None:
-        return self.get("attention.sliding_window")
-
 
 class Qwen2(Family):
     architecture = "qwen2"
@@ -180,6 +194,10 @@ class SeedOss(Family):
     def layer(self, x: Array, i: int, at: str) -> Array:
         x = x + self.attend(self.norm(x, at + "attn_norm"), i, at)
         return x + self.feed_forward(self.norm(x, at + "post_attention_norm"), at)
+
+
+class Exaone(Family):
+    architecture = "exaone"
 
 
 class Arcee(Family):
@@ -217,8 +235,7 @@ class Gemma2(Gemma):
         x = x + self.norm(self.attend(self.norm(x, at + "attn_norm"), i, at), at + "post_attention_norm")
         return x + self.norm(self.feed_forward(self.norm(x, at + "ffn_norm"), at), at + "post_ffw_norm")
 
-    def window(self, i: int) -> int | None:
-        return self.get("attention.sliding_window") if i % 2 == 0 else None
+    every = 2
 
     def scale(self) -> float:
         if self.n_layers == 46:  # 27B
@@ -237,11 +254,7 @@ class Gemma3(Gemma2):
     architecture = "gemma3"
     prepare = Qwen3.prepare
 
-    def full(self, i: int) -> bool:
-        return (i + 1) % 6 == 0
-
-    def window(self, i: int) -> int | None:
-        return None if self.full(i) else self.get("attention.sliding_window")
+    every = 6
 
     def scale(self) -> float:
         return (self.get("embedding_length") / self.n_heads) ** -0.5 if self.n_layers == 62 else self.head_dim**-0.5
@@ -263,9 +276,6 @@ class Phi3(Family):
     def feed_forward(self, h: Array, at: str) -> Array:
         gate, up = np.split(self.linear(h, at + "ffn_up"), 2, axis=1)
         return self.linear(silu(gate) * up, at + "ffn_down")
-
-    def window(self, i: int) -> int | None:
-        return self.get("attention.sliding_window")
 
     def pair_frequencies(self, i: int) -> list[float] | None:
         plain = self.plain(self.get("rope.freq_base", 10000.0))
@@ -300,6 +310,23 @@ class Granite(Family):
         return logits / self.get("logit_scale", 1.0)
 
 
+class MiniCPM(Granite):
+    """Written from the authors' modeling_minicpm.py: the configuration of the 1B and 2B where a file says nothing."""
+
+    architecture = "minicpm"
+
+    def embedding_scale(self) -> float:
+        return self.get("embedding_scale", 12.0)
+
+    def layer(self, x: Array, i: int, at: str) -> Array:
+        residual = self.get("residual_scale", 1.4 / math.sqrt(self.n_layers))
+        x = x + residual * self.attend(self.norm(x, at + "attn_norm"), i, at)
+        return x + residual * self.feed_forward(self.norm(x, at + "ffn_norm"), at)
+
+    def last(self, logits: Array) -> Array:
+        return logits / self.get("logit_scale", self.get("embedding_length") / 256)
+
+
 class Mistral3(Family):
     architecture = "mistral3"
     halves = False
@@ -324,11 +351,7 @@ class Olmo2(Family):
         x = x + self.norm(self.attend(x, i, at), at + "post_attention_norm")
         return x + self.norm(self.feed_forward(x, at), at + "post_ffw_norm")
 
-    def full(self, i: int) -> bool:
-        return self.get("attention.sliding_window") is None or (i + 1) % 4 == 0
-
-    def window(self, i: int) -> int | None:
-        return None if self.full(i) else self.get("attention.sliding_window")
+    every = 4
 
     def pair_frequencies(self, i: int) -> list[float] | None:
         return super().pair_frequencies(i) if self.full(i) else self.plain(self.get("rope.freq_base", 10000.0))
@@ -359,9 +382,6 @@ class Glm4(Gemma2):
     def embedding_scale(self) -> float:
         return 1.0
 
-    def window(self, i: int) -> int | None:
-        return None
-
     def scale(self) -> float:
         return self.head_dim**-0.5
 
@@ -388,8 +408,9 @@ class StableLm(Family):
         return x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
 
 
-FAMILIES = {f.architecture: f for f in (Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, Mistral3, Olmo2, Exaone4,
-                                        Glm4, StableLm)}
+FAMILIES = {f.architecture: f for f in (
+    Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, MiniCPM, Mistral3, Olmo2, Exaone, Exaone4, Glm4,
+    StableLm)}
 
 
 def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) -> Array:

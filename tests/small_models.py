@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.quants import quantize
-from llamina.bench.synthetic import Shape, add_metadata, add_vocabulary, matrices, random_blocks
+from llamina.bench.synthetic import Shape, add_keys, add_metadata, add_vocabulary, matrices, random_blocks
 from llamina.engine.architectures.config import written_config
 
 SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=288, context_length=1024)
@@ -94,7 +94,8 @@ def write_family(
     """A model of any architecture that has a page, with random weights: the tensors that its page asks for.
 
     keys: below the architecture's name, over FAMILY's (None takes one away). tensors: names of optional ones that it shall have ("output.weight", biases,
-    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of write_small_model.
+    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of
+    write_small_model.
     """
     values = {k: v for k, v in {**FAMILY, **(keys or {})}.items() if v is not None}
     asked = [name.replace("*", str(i)) for name in tensors for i in range(values["block_count"] if "*" in name else 1)]
@@ -102,12 +103,7 @@ def write_family(
     config = written_config(architecture, metadata, asked, n_vocab, path)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"small {architecture}")
-    for key, value in metadata.items():
-        if isinstance(value, (list, np.ndarray)):
-            writer.add_array(key, list(value))
-        else:
-            add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]
-            add(key, value)
+    add_keys(writer, metadata)
     add_vocabulary(writer, n_vocab)
     rng, type_ = np.random.default_rng(seed), gguf.GGMLQuantizationType[format]
     for tensor in config.tensors():

@@ -135,7 +135,7 @@ CONFIG: dict[str, tuple[Damage, type[LlaminaError], str]] = {
     "not causal": (lambda b: b.set("llama.attention.causal", False), U, "llama.attention.causal = False"),
     "soft caps of NaN": (lambda b: b.set("llama.final_logit_softcapping", float("nan")), U, "llama.final_logit_softcapping = nan"),
     "expert_count an array": (lambda b: b.set("llama.expert_count", [0, 0]), U, "llama.expert_count = "),
-    "sliding window": (lambda b: b.set("llama.attention.sliding_window", 64), U, "llama.attention.sliding_window = 64 of 128"),
+    "window not a number": (lambda b: b.set("llama.attention.sliding_window", "64"), D, "'llama.attention.sliding_window' must be a whole number, found '64'"),
     "0 heads": (lambda b: b.set("llama.attention.head_count", 0), D, "'llama.attention.head_count' must be from 1 to .*, found 0"),
     "0 kv heads": (lambda b: b.set("llama.attention.head_count_kv", 0), D, "'llama.attention.head_count_kv' must be from 1 to .*, found 0"),
     "heads not divisible": (lambda b: b.set("llama.attention.head_count_kv", 3), D, "'llama.attention.head_count' is 4, no multiple of .* 3"),

@@ -58,7 +58,6 @@ VOCABULARY: dict[str, tuple[Callable[[Builder], object], str]] = {
     "scores too few": (lambda b: b.set("tokenizer.ggml.scores", [0.0] * 260), "scores has 260 entries, but tokenizer.ggml.tokens has 261"),
     "types too few": (lambda b: b.set("tokenizer.ggml.token_type", [1] * 3), "token_type has 3 entries, but tokenizer.ggml.tokens has 261"),
     "no byte": (byte_token, "id 7 has the type of a byte but the text '<0xZZ>'"),
-    "bos outside": (lambda b: b.set("tokenizer.ggml.bos_token_id", 261), "bos_token_id is 261, outside the vocabulary of 261 tokens"),
     "no tokens": (lambda b: b.drop("tokenizer.ggml.tokens"), "tokens is missing"),
 }
 

@@ -70,7 +70,7 @@ def test_pairs_of_numbers(model, tmp_path):
     lines = []
     for _ in range(400):
         options = {name: rng.choice([0, 1, 0.5, 1e308, 1.7e308, -1e308, 1e-308, 5e-324, 1e38]) for name in rng.sample(numbers, rng.randint(1, 4))}
-        extra = rng.choice([{}, {"mirostat": 2}, {"order": "temperature;penalties;min_p"}, {"top_k": 0}, {"logprobs": 3},
+        extra: dict[str, Any] = rng.choice([{}, {"mirostat": 2}, {"order": "temperature;penalties;min_p"}, {"top_k": 0}, {"logprobs": 3},
                             {"logit_bias": {"a": 1e308, "b": -1e308}}])
         lines.append(json.dumps({"prompt": "a a a b a a", **options, **extra}))
     for line, record in zip(lines, run(model, tmp_path, lines)):

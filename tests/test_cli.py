@@ -144,7 +144,7 @@ def test_memory_error(run, monkeypatch):
 
 
 def test_one_line():
-    assert one_line("a\nb\t c\x1b[31m\u202e") == "a b\\t c\\x1b[31m\\u202e"
+    assert one_line("a\nb\t c\x1b[31m\u202e") == "a b c\\x1b[31m\\u202e"
 
 
 # ---------------------------------------------------------------------------------------------------------------- generate

@@ -51,7 +51,7 @@ def model_bits(path: Path) -> list[Any]:
     found: list[Any] = []
     with load(path, threads=2) as m:
         ids = random_ids(100, m.config.n_vocab)
-        found += [hashlib.sha256(m.logits(ids).tobytes()).hexdigest(), hashlib.sha256(m.runtime._rope.rows[:100].tobytes()).hexdigest()]
+        found += [hashlib.sha256(rows.tobytes()).hexdigest() for rows in (m.logits(ids), *(t.rows[:100] for t in m.runtime._layout.tables.values()))]
         found.append([[*entry, entry.top] for entry in m.logprobs(ids[:30], 3)])
         options: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True, "logprobs": 2, "seed": 3}
         for case in ({"temperature": 0.0}, {"temperature": 1e-38, "top_k": 0}, {"mirostat": 2, "temperature": 1e-39},

@@ -1,4 +1,5 @@
-"""Every family against transformers' own class (extra `oracle`): tiny random checkpoints, converted to F32 and run; logits of 300 tokens to 1e-4 of the largest."""
+"""Every family against transformers' own class (extra `oracle`): tiny random checkpoints, converted to F32 and run; logits of 300 tokens to
+1e-4 of the largest."""
 from __future__ import annotations
 
 from pathlib import Path

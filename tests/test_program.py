@@ -45,7 +45,8 @@ def everything(k: Builder, i: int) -> list[Block]:
 
 
 PAGE = Page("everything", "made up", everything, embedding_scale=lambda k: k.number("embedding_scale", 1.0),
-            output=lambda k: k.output(k.norm(None, "output_norm", "norm", kind=k.text("norm_kind", "rms")), factor=k.number("logit_scale", 1.0), soft_cap=k.number("final_logit_softcapping", 0.0)))
+            output=lambda k: k.output(k.norm(None, "output_norm", "norm", kind=k.text("norm_kind", "rms")),
+                                      factor=k.number("logit_scale", 1.0), soft_cap=k.number("final_logit_softcapping", 0.0)))
 KEYS = {"block_count": 4, "rope.dimension_count": 8, "attention.sliding_window": 40, "rope.freq_base_swa": 500.0, "embedding_scale": 3.0, "logit_scale": 0.5,
         "final_logit_softcapping": 4.0, "attention.layer_norm_epsilon": 1e-5}
 TENSORS = [*(f"blk.{i}.attn_{m}.bias" for i in (2, 3) for m in ("q", "k", "v", "output")), "blk.2.ffn_up.bias", "blk.3.ffn_down.bias", "blk.2.attn_norm.bias",

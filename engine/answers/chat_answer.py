@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from ..text.tokenizer.stream import StreamDecoder
 
 
-def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None) -> tuple[list[int], str | None,
-    list[str]]:
-    """(ids, how the template wants calls written, names of the tools). OptionError, UnsupportedError, FormatError, TokenizerError."""
+def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
+                begun: str = "") -> tuple[list[int], str | None, list[str]]:
+    """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
+    FormatError, TokenizerError."""
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
         raise OptionError("there are no messages to answer")
     messages = normalise(messages, template.sources)
+    if begun:
+        extra["begun"] = begun
     if not tools:
         return template.encode(messages, **extra), None, []
     extra["tools"] = checked = check_tools(tools)

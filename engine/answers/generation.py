@@ -58,8 +58,8 @@ class Generation:
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
         may wait for KV memory that others hold."""
         if len(prompt) > model.context:
-            raise ContextFullError(
-                f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)")
+            raise ContextFullError.of(f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context "
+                                      "(nothing was cut off)", len(prompt), model.context)
         if keep is not None and keep > model.context // 2:
             raise OptionError(f"{keep} tokens are to be kept when the context is full, at most half of its {model.context} can be")
         self.ids: list[int] = []
@@ -87,6 +87,8 @@ class Generation:
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
+        self.cache_salt = b""
+        """With whose answers it shares the prefix cache; to be set before the first piece."""
         self._given = sequence.length - sequence.reused if sequence else 0  # tokens it begins with, but for those that the prefix cache gave
         self._reused = sequence.length if sequence else 0
         self._job: Job | None = None
@@ -173,7 +175,7 @@ class Generation:
         OutOfMemoryError: nothing is held, try again later."""
         if not self._opened:
             if self._sequence is None:
-                self._sequence = self._model.runtime.new_sequence(cached=True)
+                self._sequence = self._model.runtime.new_sequence(cached=True, salt=self.cache_salt)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
             if self._keep is not None or self._banned.texts:
@@ -318,6 +320,11 @@ class Generation:
     def message(self) -> dict[str, Any] | None:
         """The answer as a message, if it answers messages (`Model.chat`)."""
         return None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._marks.strip(self._stops.found) if self._stops.found and self.finish_reason == "stop" else None
 
     def text(self) -> str:
         """Run to the end; all pieces, also those taken before, as one string."""

@@ -124,7 +124,7 @@ def restore(session: Session, model: Model) -> kv_cache.Sequence:
             file.seek(session.start)
             digest = blake2b(digest_size=_DIGEST)
             for page in sequence.reserved_pages():
-                if file.readinto(page.data) != len(page):
+                if file.readinto(page.data) != len(page):  # type: ignore[attr-defined]
                     break
                 digest.update(page.data)
             whole = file.read(_DIGEST + 1) == digest.digest()

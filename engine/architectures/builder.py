@@ -34,8 +34,8 @@ class Builder(Keys):
     # -- norms and matrices ---------------------------------------------------------------------------------------------------------------
 
     def norm(self, layer: int | None, name: str, hf: str, *, dim: int = 0, kind: str = "rms") -> Norm:
-        """blk.{layer}.{name}.weight [dim, by default the stream's], in Hugging Face's checkpoint model.layers.{layer}.{hf}.weight; layer None: of the whole model.
-        kind "layer": LayerNorm, with a bias if there is one."""
+        """blk.{layer}.{name}.weight [dim, by default the stream's], in Hugging Face's checkpoint model.layers.{layer}.{hf}.weight; layer None: of the
+        whole model. kind "layer": LayerNorm, with a bias if there is one."""
         eps = RMS_EPS if kind == "rms" else LAYER_EPS
         if eps not in self._eps:
             self._eps[eps] = self.positive(eps)
@@ -107,8 +107,8 @@ class Builder(Keys):
         return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k, v=v, output=output, rope=rope, **options)
 
     def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
-        """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`), says which:
-        all but the last of each n (dense_first: the first) are windowed; 0: none, 1: all. default: the window where the file gives none."""
+        """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`),
+        says which: all but the last of each n (dense_first: the first) are windowed; 0: none, 1: all. default: the window where the file gives none."""
         window = self.integer("attention.sliding_window", 1 << 40, default, least=0)
         if self.file.metadata.array_length(self.name("attention.sliding_window_pattern")) is not None:
             return [window if windowed else 0 for windowed in self.per_layer("attention.sliding_window_pattern", 1, least=0)]
@@ -120,8 +120,8 @@ class Builder(Keys):
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
     def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True) -> Rope:
-        """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be less than the
-        head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
+        """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
         at = kind, base, scaled
         if at not in self._ropes:
             self._ropes[at] = self._rope(kind, base, default_base, partial, scaled)
@@ -170,8 +170,8 @@ class Builder(Keys):
     # -- feed-forward, layers, the end ------------------------------------------------------------------------------------------------------------
 
     def glu(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
-        """A gated feed-forward block under the usual names; rows [gate, up] in one tensor ffn_up if the file has no ffn_gate. biases: of gate, up, down, which must have
-        one. options: fields of Mlp."""
+        """A gated feed-forward block under the usual names; fused=True: rows of gate, then of up, in one tensor ffn_up. biases: which of gate, up, down
+        must have one. options: fields of Mlp."""
         width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], "ln2.hook_normalized"
         if options.pop("fused", False):
             gate, up = (self.matrix(layer, "ffn_up", width, self.dim, site, "mlp.gate_up_proj", first=first, whole=2 * width, bias="up" in biases)

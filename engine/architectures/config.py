@@ -25,7 +25,8 @@ from .page import Page
 from .pages import PAGES
 from .spec import Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
 
-__all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector", "written_config"]
+__all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
+           "written_config"]
 
 _VECTOR_FORMATS = ("F32", "F16", "BF16")
 _BLOCK_TENSOR = re.compile(r"blk\.(\d{1,5})\.(.+)")
@@ -84,8 +85,8 @@ class ModelConfig:
         yield from norm_tensors(self.output.norm)
         if not self.tied_output:
             yield from matrix_tensors(self.output.matrix)
-        for rope in dict.fromkeys(a.rope for a in self.attentions()):
-            for name in (rope.factors, rope.short) if rope else ():
+        for rope in dict.fromkeys(a.rope for a in self.attentions() if a.rope):
+            for name in rope.factors, rope.short:
                 if name:
                     yield Tensor(name, (rope.dims // 2,))
 
@@ -245,10 +246,10 @@ def llama_config(
     s = rope_scaling
     keys = {
         "block_count": n_layers, "embedding_length": dim, "context_length": context_length, "attention.head_count": n_heads,
-        "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim, "feed_forward_length": ffn_dim, "attention.layer_norm_rms_epsilon": rms_eps,
-        "rope.dimension_count": rope_dim, "rope.freq_base": rope_base, "rope.scaling.type": s.kind, "rope.scaling.factor": s.factor,
-        "rope.scaling.original_context_length": s.original_context, "rope.scaling.attn_factor": s.attn_factor, "rope.scaling.yarn_beta_fast": s.beta_fast,
-        "rope.scaling.yarn_beta_slow": s.beta_slow,
+        "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim, "feed_forward_length": ffn_dim,
+        "attention.layer_norm_rms_epsilon": rms_eps, "rope.dimension_count": rope_dim, "rope.freq_base": rope_base, "rope.scaling.type": s.kind,
+        "rope.scaling.factor": s.factor, "rope.scaling.original_context_length": s.original_context, "rope.scaling.attn_factor": s.attn_factor,
+        "rope.scaling.yarn_beta_fast": s.beta_fast, "rope.scaling.yarn_beta_slow": s.beta_slow,
     }
     tensors = {*biases, *([] if tied_output else ["output.weight"]), *(["rope_freqs.weight"] if rope_freq_factors else [])}
     return written_config("llama", {"general.name": name, **{f"llama.{key}": value for key, value in keys.items()}}, tensors, n_vocab, path, float32_kv)

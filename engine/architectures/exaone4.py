@@ -5,7 +5,6 @@ from .blocks import Block
 from .builder import Builder
 from .page import Page
 
-
 LARGE = 64
 """Layers of the 32B, whose window and pattern files need not say."""
 

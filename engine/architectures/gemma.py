@@ -1,8 +1,9 @@
-"""Gemma 1, 2 and 3: a stream scaled by the root of its width, GELU gates, and from Gemma 2 on norms after the sublayers, too, and sliding windows (arXiv 2403.08295,
-2408.00118, 2503.19786)."""
+"""Gemma 1, 2 and 3: a stream scaled by the root of its width, GELU gates, and from Gemma 2 on norms after the sublayers, too, and sliding windows
+(arXiv 2403.08295, 2408.00118, 2503.19786)."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .blocks import Attention, Block, Output
 from .builder import Builder
@@ -30,7 +31,7 @@ def gemma_layer(k: Builder, i: int) -> list[Block]:
     ]
 
 
-def sandwich(k: Builder, i: int, window: int, largest: int, rope: Rope, **options: object) -> list[Block]:
+def sandwich(k: Builder, i: int, window: int, largest: int, rope: Rope, **options: Any) -> list[Block]:
     """Norms before and after both sublayers."""
     attention: Attention = k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=rope, window=window, scale=score_scale(k, largest),
                                        post_norm=k.norm(i, "post_attention_norm", "post_attention_layernorm"), **options)
@@ -54,6 +55,7 @@ def capped(k: Builder, default: float) -> Output:
 
 
 GEMMA = Page("gemma", "Gemma 1", gemma_layer, hf=("GemmaForCausalLM",), embedding_scale=stream_scale, hf_norm_plus_one=True)
-GEMMA2 = Page("gemma2", "Gemma 2", gemma2_layer, hf=("Gemma2ForCausalLM",), output=lambda k: capped(k, 30.0), embedding_scale=stream_scale, hf_norm_plus_one=True)
-GEMMA3 = Page("gemma3", "Gemma 3, MedGemma, Rnj-1", gemma3_layer, hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"), output=lambda k: capped(k, 0.0), embedding_scale=stream_scale,
+GEMMA2 = Page("gemma2", "Gemma 2", gemma2_layer, hf=("Gemma2ForCausalLM",), output=lambda k: capped(k, 30.0), embedding_scale=stream_scale,
               hf_norm_plus_one=True)
+GEMMA3 = Page("gemma3", "Gemma 3, MedGemma, Rnj-1", gemma3_layer, hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+              output=lambda k: capped(k, 0.0), embedding_scale=stream_scale, hf_norm_plus_one=True)

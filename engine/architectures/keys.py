@@ -7,7 +7,7 @@ Defaults are llama.cpp's; the keys are described in github.com/ggml-org/ggml, do
 """
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -45,7 +45,8 @@ class File(Protocol):
     @property
     def metadata(self) -> Any: ...
 
-    def get(self, key: str, kind: Any, default: Any = REQUIRED) -> Any: ...
+    @property
+    def get(self) -> Callable[..., Any]: ...
 
 
 class Keys:
@@ -160,7 +161,8 @@ class Written(Mapping[str, Any]):
             if default is REQUIRED:
                 raise FormatError(f"{self.path}: key {quote(key)} is missing")
             return default
-        return self._keys[key]
+        value = self._keys[key]
+        return np.asarray(value) if kind is np.ndarray else value
 
     def array_length(self, key: str) -> int | None:
         value = self._keys.get(key)

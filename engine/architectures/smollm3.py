@@ -5,7 +5,6 @@ from .blocks import Block
 from .builder import Builder
 from .page import Page
 
-
 NO_ROPE_EVERY = 4
 """The file has no key for it; llama.cpp and the published model agree on this."""
 

@@ -29,7 +29,7 @@ from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""
@@ -147,8 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"out of memory: {NO_MEMORY}", 1, state["debug"])
         from ..files import is_path_error, reason, shown
         if is_path_error(error):
-            name = getattr(error, "filename", None)
-            return _fail(f"{shown(name) if name is not None else 'a path'}: cannot be used ({reason(error)})", 1, state["debug"])
+            path = getattr(error, "filename", None)
+            return _fail(f"{shown(path) if path is not None else 'a path'}: cannot be used ({reason(error)})", 1, state["debug"])
         if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_output()
             return _fail(f"standard output: cannot be written ({error.strerror})", 1, state["debug"])

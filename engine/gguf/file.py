@@ -209,7 +209,7 @@ def model_digest(gguf: GGUFFile) -> str:
         for start in 0, middle, max(0, info.n_bytes - _SAMPLE):
             part = sample[:min(_SAMPLE, info.n_bytes - start)]
             gguf.read_into(info.name, start, part)
-            found.update(part)
+            found.update(part.data)
     return found.hexdigest()
 
 

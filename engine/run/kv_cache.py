@@ -54,10 +54,11 @@ class Sequence:
     """One sequence's place in the KV cache: `length` positions hold keys and values, of the tokens `ids`. Made by Runtime.new_sequence().
 
     cached: whole pages are told to the prefix cache as they fill, the last one when the sequence ends. Dropped, it gives its pages back as by `close`.
+    salt: only sequences of the same one share pages: what one client's text has computed is not to be found out by another's waiting time.
     """
 
-    def __init__(self, pool: PagePool, context: int, cached: bool = False):
-        self._pool, self.context, self._cached = pool, context, cached
+    def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b""):
+        self._pool, self.context, self._cached, self._salt = pool, context, cached, salt
         self.length = 0
         self.ids: list[int] = []
         self.reused = 0
@@ -73,6 +74,10 @@ class Sequence:
         self.table = np.zeros(pages_of(context), np.int64)
         """Addresses of the pages, int64 [pages of a full context]."""
         self.table_address = self.table.ctypes.data
+
+    @property
+    def _root(self) -> Entry:
+        return self._pool.prefix.root_of(self._salt)
 
     @property
     def kv_bytes(self) -> int:
@@ -151,7 +156,7 @@ class Sequence:
         if not ids or not self._may_match():
             return [], None, 0
         self._matched = self.length, self._pool.prefix.version
-        found, partial, n = self._pool.prefix.walk(ids, self._chain[-1] if self._chain else None)
+        found, partial, n = self._pool.prefix.walk(ids, self._chain[-1] if self._chain else self._root)
         return (found, partial, n) if partial is not None and partial.page is not None and n >= _WORTH_COPYING else (found, None, 0)
 
     def _take_over(self, ids: list[int], found: list[Entry], partial: Entry | None, n: int) -> None:
@@ -198,14 +203,14 @@ class Sequence:
         if not self._cached or len(self._chain) < i:
             return None
         page = (*self.ids[i * PAGE:], *itertools.islice(ids, (i + 1) * PAGE - self.length))
-        return (id(self._chain[i - 1] if i else self._pool.prefix.root), page) if len(page) == PAGE else None
+        return (id(self._chain[i - 1] if i else self._root), page) if len(page) == PAGE else None
 
     def fork(self, length: int | None = None) -> Sequence:
         """Another sequence with the same first `length` positions (default: all). Whole pages are shared, the last one is copied. OutOfMemoryError."""
         length = self.length if length is None else length
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot fork a sequence of {self.length} positions at {length}")
-        other, pool = Sequence(self._pool, self.context, self._cached), self._pool
+        other, pool = Sequence(self._pool, self.context, self._cached, self._salt), self._pool
         with pool.lock:
             pool.collect()
             whole = self._pages[:length // PAGE]
@@ -289,7 +294,7 @@ class Sequence:
         if self._cached and not self.tentative and len(self._chain) < self.length // PAGE:
             with self._pool.lock:
                 while (i := len(self._chain)) < self.length // PAGE:
-                    parent = self._chain[-1] if self._chain else self._pool.prefix.root
+                    parent = self._chain[-1] if self._chain else self._root
                     self._chain.append(self._pool.prefix.add(parent, self.ids[i * PAGE:(i + 1) * PAGE], self._pages[i]))
 
     def whole_pages(self) -> list[np.ndarray]:
@@ -319,7 +324,7 @@ class Sequence:
         keep, used = pages_of(length), pages_of(self.length)
         parent = None
         if self._cached and self.length % PAGE and keep < used and len(self._chain) == used - 1:  # the text's end goes; it may be wanted again
-            parent = self._chain[used - 2] if used > 1 else self._pool.prefix.root
+            parent = self._chain[used - 2] if used > 1 else self._root
         tail = tuple(self.ids[self.length // PAGE * PAGE:])
         dropped, unwritten = self._pages[keep:used], self._pages[max(keep, used):]
         del self._pages[keep:], self.ids[length:], self._chain[length // PAGE:]

@@ -118,7 +118,7 @@ class Layout:
         if a.rope:
             words[at.ROPE_KIND // 8] = {"pairs": PAIRS, "halves": HALVES}[a.rope.kind]
             words[at.ROPE_DIM // 8], words[at.ROPE_TABLE // 8] = a.rope.dims, self.table(a.rope)
-        if a.qk_norm == "head":
+        if a.qk_norm == "head" and a.q_norm:
             words[at.Q_NORM // 8], words[at.K_NORM // 8], words[at.NORM_LAST // 8] = self.gain(a.q_norm), self.gain(a.k_norm), a.norm_last
             words.view(np.float32)[at.NORM_EPS // 4] = a.q_norm.eps
         if a.temperature:

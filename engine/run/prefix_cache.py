@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .kv_cache import Page
 
 
+MOST_EMPTY = 64
+"""Salts that are remembered though nothing of theirs is kept: a sequence may be about to use one."""
+
+
 class Entry:
     """One page's tokens after its parent's. `page` is None for the root and for an entry that was dropped."""
 
@@ -38,9 +42,18 @@ class PrefixCache:
 
     def __init__(self, seed: bytes) -> None:
         self.root = Entry(blake2b(seed, digest_size=16).digest(), None, (), None)
+        self._roots = {b"": self.root}  # salt -> where its texts begin
         self.version = 0
         """Grows with every page it is told of."""
         self._idle: OrderedDict[int, Entry] = OrderedDict()  # by identity, least recently used first
+
+    def root_of(self, salt: bytes) -> Entry:
+        """Where texts of one salt begin: they share no page with those of another."""
+        if salt not in self._roots:
+            for other in [s for s, root in self._roots.items() if s and not root.children][:-MOST_EMPTY or None]:
+                del self._roots[other]
+            self._roots[salt] = Entry(blake2b(self.root.key + salt, digest_size=16).digest(), None, (), None)
+        return self._roots[salt]
 
     @property
     def idle_pages(self) -> int:
@@ -67,7 +80,7 @@ class PrefixCache:
         """Tell of a page that holds `ids` (up to 64) after parent's -> its entry; an older equal one stays, with its own page."""
         part = tuple(ids)
         key = _key(parent, part)
-        dead = parent.page is None and parent is not self.root
+        dead = parent.page is None and parent.parent is not None
         known = parent.children.get(key)
         if known is not None and known.ids == part:
             return known
@@ -106,7 +119,7 @@ class PrefixCache:
 
     def clear(self) -> list[Page]:
         """Forget everything -> the pages that nobody uses."""
-        return [page for child in list(self.root.children.values()) for page in self.drop(child)]
+        return [page for root in list(self._roots.values()) for child in list(root.children.values()) for page in self.drop(child)]
 
 
 def _key(parent: Entry, ids: Sequence[int]) -> bytes:

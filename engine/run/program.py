@@ -82,7 +82,8 @@ class Program:
 
 def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]]:
     """The stages for people: {"layer", "name", "op", "works_on"}. formats: of each tensor."""
-    return [{"layer": s.layer, "name": s.name, "op": s.op, "works_on": ", ".join(filter(None, (_shown(k, v, formats) for k, v in s.args.items())))} for s in stages]
+    return [{"layer": s.layer, "name": s.name, "op": s.op, "works_on": ", ".join(filter(None, (_shown(k, v, formats) for k, v in s.args.items())))}
+            for s in stages]
 
 
 def _shown(name: str, value: Any, formats: dict[str, str]) -> str:

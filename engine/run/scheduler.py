@@ -113,9 +113,9 @@ class Scheduler:
         self._leader = 0  # the thread that takes the step
         forks.watch(self, 0)
 
-    def run(self, jobs: Sequence[Job], *, first: bool = False) -> None:
-        """Compute until all jobs (first: at least one) are finished; the unfinished ones stop between two chunks and can be run again. A job's own
-        error is kept in it. KeyboardInterrupt and our own bugs are raised."""
+    def run(self, jobs: Sequence[Job], *, first: bool = False, until: Callable[[], bool] | None = None) -> None:
+        """Compute until all jobs (first: at least one) are finished, or after a step `until()` is true; the unfinished ones stop between two chunks and can
+        be run again. A job's own error is kept in it. KeyboardInterrupt and our own bugs are raised."""
         if not jobs:
             return
         enough = any if first else all
@@ -139,6 +139,8 @@ class Scheduler:
                         self._busy, self._running = False, []
                         self._queue = [job for job in self._queue if not job.finished]
                         self._changed.notify_all()
+                if until is not None and until():
+                    return
         finally:
             self._leave(jobs)
 

@@ -91,15 +91,16 @@ class ChatTemplate:
         data, FormatError for a template that fails or uses too much time or memory."""
         return self._render(*self._data(messages, extra), add_generation_prompt)
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any) -> list[int]:
-        """The prompt's ids. They begin with one BOS, the template's or ours, if the vocabulary begins texts with BOS at all; a BOS that the
-        template writes between exchanges (Llama 2) stays. Raises what render() and Tokenizer.encode() raise."""
+    def encode(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, *, begun: str = "", **extra: Any) -> list[int]:
+        """The prompt's ids. begun: the beginning of the answer, which is to be continued; text, whatever it looks like. They begin with one BOS, the
+        template's or ours, if the vocabulary begins texts with BOS at all; a BOS that the template writes between exchanges (Llama 2) stays. Raises what render() and Tokenizer.encode() raise."""
         given = self._data(normalise(messages, self._sources), extra)
-        swap = _Swap(self.tokenizer, "".join({*self._sources, *(c for text in _strings(list(given)) for c in set(text))}))
+        swap = _Swap(self.tokenizer, "".join({*self._sources, *begun, *(c for text in _strings(list(given)) for c in set(text))}))
         swapped = swap.away(given[0])
         text = self._render(swapped, swap.away(given[1]), add_generation_prompt)
         if line := left_out(swapped, text):
             warnings.warn(f"{self.path}: {line}", LlaminaWarning, stacklevel=2)
+        text += swap.away(begun)
         parts = [swap.back(part) if isinstance(part, str) else part for part in self.tokenizer.split(text, parse_special=True)]
         ids = self.tokenizer.encode_parts(parts)
         bos = self.tokenizer.bos_id

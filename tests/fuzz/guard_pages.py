@@ -30,7 +30,7 @@ class Guarded:
             if protect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0):
                 raise OSError(ctypes.get_errno(), "mprotect")
         self.address = base + PAGE + (whole - size if at_end else 0)
-        self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(self.address), np.uint8)
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
 
 
 class Fuzzer:

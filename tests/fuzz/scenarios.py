@@ -112,7 +112,7 @@ class Scenario:
     def run(self) -> list[str]:
         """-> problems."""
         faulthandler.dump_traceback_later(SECONDS, exit=True)
-        what = dict(threads=self.threads, context=self.context, kv=self.kv)
+        what: dict[str, Any] = dict(threads=self.threads, context=self.context, kv=self.kv)
         with load(self.path, **what) as model:
             memory = model.memory_plan.weights + self.pages * model.runtime.page_bytes
         if self.draft:

@@ -39,9 +39,9 @@ from .common import (
 
 (GAIN, BIAS, LAYER_NORM, EPS, DIM, MAKE_RECORDS, KEEP, ADDEND, POST_GAIN, POST_BIAS, FACTOR, ADDEND_2, POST_GAIN_2, POST_BIAS_2, FACTOR_2) = range(
     HEADER, HEADER + 8 * 15, 8)
-"""GAIN, BIAS: addresses of the norm's, or 0 (no GAIN: x itself goes on). LAYER_NORM: whether these norms are LayerNorm, not RMSNorm. MAKE_RECORDS, KEEP: whether
-some matrix reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache. ADDEND: address of float32 [tokens, LD_X], or
-0; POST_GAIN, POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2."""
+"""GAIN, BIAS: addresses of the norm's, or 0 (no GAIN: x itself goes on). LAYER_NORM: whether these norms are LayerNorm, not RMSNorm. MAKE_RECORDS, KEEP:
+whether some matrix reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache. ADDEND: address of
+float32 [tokens, LD_X], or 0; POST_GAIN, POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2."""
 WORDS = 15
 _NEXT = ADDEND_2 - ADDEND
 

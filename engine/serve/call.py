@@ -1,0 +1,111 @@
+"""One request on its way: body -> model -> answers made (checked whole, in a worker thread) -> ticket -> the answer, streamed or whole -> all given back."""
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .engine import Ticket
+from .errors import ApiError, of
+from .fields import Fields, parse_json
+from .sse import Stream, whole
+
+if TYPE_CHECKING:
+    from ..answers.generation import Generation
+    from .app import Server
+    from .registry import Served
+
+
+class Call:
+    """`async with Call(request) as call: …; return call.stream(…)`, or `await call.whole(…)`. What it holds is given back at the end."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.server: Server = request.app.state.server
+        self.served: Served | None = None
+        self.ticket: Ticket | None = None
+        self.ignored: list[str] = []
+        self._handed = False
+
+    async def __aenter__(self) -> Call:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._handed:
+            self._end()
+
+    def _end(self) -> None:
+        if self.ticket is not None:
+            self.ticket.cancel()
+        if self.served is not None:
+            served, self.served = self.served, None
+            self.server.registry.release(served)
+
+    async def body(self) -> Fields:
+        raw = await self.request.body()
+        return Fields(parse_json(raw or b"{}"))
+
+    async def model(self, name: Any) -> Served:
+        self.served = await self.server.registry.acquire(name)
+        return self.served
+
+    def defaults(self) -> dict[str, Any]:
+        """Sampling options of a request that says nothing of them: what the file recommends, and what the server was told."""
+        assert self.served is not None
+        return {**self.served.loaded[0].sampling_defaults, **self.server.defaults}
+
+    async def make(self, work: Callable[[], Any]) -> Any:
+        """`work()` in a worker thread, few at a time; its errors as the client's."""
+        async with self.server.workers:
+            try:
+                return await asyncio.to_thread(work)
+            except Exception as error:
+                raise of(error) from error
+
+    async def start(self, work: Callable[[], list[Generation]], salt: str = "") -> Ticket:
+        """The answers that `work` makes, handed to the engine. salt: whose prefix cache they share."""
+        generations = await self.make(work)
+        assert self.served is not None
+        key = getattr(self.request.state, "key", "")
+        mine = hashlib.sha256(repr((key, salt)).encode()).digest()[:16] if key or salt else b""  # a name under one key is another under the next
+        for generation in generations:
+            generation.cache_salt = mine
+        ticket = Ticket(generations, asyncio.get_running_loop())
+        try:
+            self.served.loaded[1].submit(ticket)
+        except BaseException:
+            for generation in generations:
+                generation.close()
+            raise
+        self.ticket = ticket
+        return ticket
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What was not looked at is said."""
+        return {"x-llamina-ignored": ", ".join(self.ignored)} if self.ignored else {}
+
+    def stream(self, pieces: AsyncIterator[str], **more: Any) -> Response:
+        assert self.ticket is not None
+        self._handed = True
+        return Stream(self.ticket, pieces, self._end, self.headers, **more)
+
+    async def whole(self, collect: Callable[[Ticket], Awaitable[Any]]) -> Response:
+        """`collect(ticket)` as JSON."""
+        assert self.ticket is not None
+        try:
+            found = await asyncio.wait_for(whole(self.request, self.ticket, collect), self.server.limits.total_seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"the answer took longer than {self.server.limits.total_seconds:g} seconds and was given up", code="timeout") from None
+        return Response(status_code=499) if found is None else self.json(found)
+
+    def json(self, value: Any) -> Response:
+        return JSONResponse(value, headers=self.headers)
+
+    def note(self, options: dict[str, Any], ticket: Ticket) -> None:
+        """For the server's log, if there is one."""

@@ -1,0 +1,105 @@
+"""Parts of answers that several endpoints write alike: usage, timings, log-probabilities, why an answer ended."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..answers.generation import Generation
+    from ..sampling.sampler import TokenLogprob
+    from ..text.tokenizer import Tokenizer
+
+STOPPED = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
+"""Our finish reasons -> OpenAI's."""
+
+
+def usage(generations: Sequence[Generation], each: int | None = None) -> dict[str, Any]:
+    """Tokens of all answers and of their prompts, `each` answers to a prompt, which counts once (None: all to one)."""
+    stats = [g.stats for g in generations]
+    firsts = stats[::each or len(stats)]
+    prompt, made = sum(s.prompt_tokens for s in firsts), sum(s.generated_tokens for s in stats)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
+            "prompt_tokens_details": {"cached_tokens": sum(s.reused_tokens for s in firsts)}}
+
+
+def timings(generation: Generation) -> dict[str, Any]:
+    """llama-server's. The first token is made of the prompt's last logits, so the rate is that of the others."""
+    s = generation.stats
+    n, more = s.prompt_tokens - s.reused_tokens, max(0, s.generated_tokens - 1)
+    prompt_ms, made_ms = 1000 * s.prompt_seconds, 1000 * s.generate_seconds
+    return {"cache_n": s.reused_tokens, "prompt_n": n if prompt_ms else 0, "prompt_ms": prompt_ms, "prompt_per_token_ms": _ratio(prompt_ms, n),
+            "prompt_per_second": _ratio(1000 * n, prompt_ms), "predicted_n": s.generated_tokens, "predicted_ms": made_ms,
+            "predicted_per_token_ms": _ratio(made_ms, more), "predicted_per_second": _ratio(1000 * more, made_ms)}
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0
+
+
+def progress(prompt: tuple[int, int, int], generation: Generation) -> dict[str, Any]:
+    """llama-server's, while a prompt is read."""
+    done, cached, total = prompt
+    return {"prompt_progress": {"total": total, "cache": cached, "processed": done, "time_ms": round(1000 * generation.stats.prompt_seconds)},
+            "timings": timings(generation)}
+
+
+def token_entry(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
+    """A token with its bytes; control tokens by their names."""
+    raw = tokenizer.token_bytes(id) or tokenizer.token_text(id).encode()
+    return {"id": id, "token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": logprob}
+
+
+def chat_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """OpenAI's shape of chat answers."""
+    content = [{**token_entry(tokenizer, t.id, t.logprob), "top_logprobs": [token_entry(tokenizer, id, p) for id, p in t.top]} for t in found]
+    return {"content": content, "refusal": None}
+
+
+def legacy_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob | None], ids: Sequence[int], at: int = 0) -> dict[str, Any]:
+    """OpenAI's shape of completions: four lists. None: the first token of an echoed prompt."""
+    tokens, offsets = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids], []
+    for text in tokens:
+        offsets.append(at)
+        at += len(text)
+    top = [None if t is None else {tokenizer.token_bytes(id).decode("utf-8", "replace"): p for id, p in reversed(t.top)} for t in found]
+    return {"tokens": tokens, "token_logprobs": [None if t is None else t.logprob for t in found], "top_logprobs": top, "text_offset": offsets}
+
+
+class Thinking:
+    """Splits an answer as it comes into what stands between <think> and </think> at its beginning, and the rest. inside: the template has opened it already.
+
+    push(text) -> (thought, said)"""
+
+    OPEN, CLOSE = "<think>", "</think>"
+
+    def __init__(self, inside: bool) -> None:
+        self._state, self._held = ("thinking" if inside else "start"), ""
+
+    def push(self, text: str, last: bool = False) -> tuple[str, str]:
+        thought = said = ""
+        self._held += text
+        while True:
+            if self._state == "start":
+                seen = self._held.lstrip()
+                if seen.startswith(self.OPEN):
+                    self._state, self._held = "thinking", seen[len(self.OPEN):]
+                elif self.OPEN.startswith(seen) and not last:
+                    return thought, said
+                else:
+                    self._state = "said"
+            elif self._state == "thinking":
+                before, found, after = self._held.partition(self.CLOSE)
+                if not found:
+                    keep = 0 if last else max((n for n in range(1, len(self.CLOSE)) if self._held.endswith(self.CLOSE[:n])), default=0)
+                    cut = len(self._held) - keep
+                    thought, self._held = thought + self._held[:cut], self._held[cut:]
+                    return thought, said
+                thought, self._held, self._state = thought + before, after, "after"
+            elif self._state == "after":  # the blank lines that part thought and answer
+                self._held = self._held.lstrip("\n")
+                if not self._held:
+                    return thought, said
+                self._state = "said"
+            else:
+                said, self._held = said + self._held, ""
+                return thought, said

@@ -1,0 +1,74 @@
+"""Small models of every page: the cases that its tests run. A family's traps are its keys: windows shorter than the text, patterns given and absent, arrays
+per layer, odd head counts, every scale away from 1.
+
+    path = write_case(tmp_path / "m.gguf", "gemma3", "Q8_0")
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from small_models import random_ids, write_family
+
+N_TOKENS = 100
+"""Crosses a border of KV pages (64), and every window."""
+IDS = random_ids(N_TOKENS)
+SIZES: dict[str, Any] = {"embedding_length": 96, "attention.head_count": 6, "attention.head_count_kv": 2, "feed_forward_length": 160, "context_length": 1024}
+WIDE = {"attention.key_length": 32, "attention.value_length": 32}
+ODD = {"attention.head_count": 3, "attention.head_count_kv": 1}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+UNTIED = ("output.weight",)
+QKV = tuple(f"blk.*.attn_{m}.bias" for m in "qkv")
+ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias", "blk.*.ffn_down.bias")
+WINDOW = {"attention.sliding_window": 30}
+
+
+class Case(NamedTuple):
+    architecture: str
+    keys: dict[str, Any] = {}  # over SIZES; None takes one away
+    tensors: tuple[str, ...] = ()  # the optional ones it has
+
+
+CASES = {
+    "llama": Case("llama", {}, UNTIED),
+    "llama biases": Case("llama", {**ODD, **WIDE}, ALL),
+    "llama window": Case("llama", WINDOW),
+    "llama arrays": Case("llama", {**WIDE, **WINDOW, "attention.head_count": [6, 3, 4], "attention.head_count_kv": [2, 3, 1],
+                                   "feed_forward_length": [160, 64, 96], "attention.sliding_window_pattern": [True, False, True]}),
+    "llama factors": Case("llama", {"rope.freq_base": 500000.0}, ("rope_freqs.weight",)),
+    "llama yarn": Case("llama", YARN),
+    "llama linear": Case("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 3.0}),
+    "qwen2": Case("qwen2", ODD, UNTIED),
+    "qwen3": Case("qwen3", {**WIDE, "rope.freq_base": 1000000.0}),
+    "qwen3 yarn": Case("qwen3", {**YARN, "attention.head_count": 5, "attention.head_count_kv": 1, **WIDE}, UNTIED),
+    "smollm3": Case("smollm3", {"block_count": 5}),
+    "seed_oss": Case("seed_oss", WIDE, UNTIED),
+    "exaone": Case("exaone", {}, ("rope_freqs.weight",)),
+    "exaone4": Case("exaone4", {**WINDOW, **WIDE, "block_count": 6, "nextn_predict_layers": 1}, UNTIED),
+    "exaone4 small": Case("exaone4"),
+    "arcee": Case("arcee", YARN, UNTIED),
+    "hunyuan": Case("hunyuan-dense", WIDE),
+    "ernie4_5": Case("ernie4_5", {}, (*QKV, "blk.*.attn_output.bias")),
+    "gemma": Case("gemma", WIDE),
+    "gemma2": Case("gemma2", {**WIDE, **WINDOW, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "block_count": 4}),
+    "gemma2 27b": Case("gemma2", {**WIDE, **WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "block_count": 46}),
+    "gemma3": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "block_count": 7}),
+    "gemma3 pattern": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.freq_base_swa": 5000.0,
+                                      "attention.sliding_window_pattern": [False, True, True]}),
+    "phi3": Case("phi3", {**WINDOW, "rope.dimension_count": 12}, ("blk.*.attn_qkv.weight", *UNTIED)),
+    "phi3 long": Case("phi3", {"rope.dimension_count": 12, "rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.2},
+                      ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
+    "granite": Case("granite", {"embedding_scale": 3.0, "logit_scale": 4.0, "residual_scale": 0.4, "attention.scale": 0.11}, ALL),
+    "mistral3": Case("mistral3", {**YARN, "rope.scaling.original_context_length": 24, "rope.scaling.yarn_log_multiplier": 1.0,
+                                  "attention.temperature_scale": 0.4}),
+    "olmo2": Case("olmo2", {}, UNTIED),
+    "olmo3": Case("olmo2", {**WINDOW, **YARN, "attention.head_count_kv": 3, "rope.freq_base": 500000.0, "block_count": 5}, UNTIED),
+    "glm4": Case("glm4", {"rope.dimension_count": 8, "block_count": 4, "nextn_predict_layers": 1}, (*QKV, *UNTIED)),
+    "minicpm": Case("minicpm"),
+    "minicpm scales": Case("minicpm", {"embedding_scale": 3.0, "residual_scale": 0.3, "logit_scale": 2.0}, UNTIED),
+}
+
+
+def write_case(path: Path, name: str, format: str = "F32", seed: int = 0) -> Path:
+    case = CASES[name]
+    return write_family(path, case.architecture, {**SIZES, **case.keys}, format, tensors=case.tensors, seed=seed)
