@@ -100,7 +100,7 @@ def numba_facts() -> dict[str, Any]:
     return native_code.numba_facts(_places())
 
 
-def _user_folder() -> Path | None:
+def user_folder() -> Path | None:
     """The user's own cache folder for this package, by the custom of the system; None without a home."""
     if os.name == "nt":
         base = os.environ.get("LOCALAPPDATA")
@@ -133,7 +133,7 @@ def _ready(folder: Path) -> str | None:
 
 def _places() -> list[Path]:
     """Folders that may hold ours, best first, at their real paths."""
-    asked, user, own = os.environ.get("LLAMINA_COMPILE_CACHE"), _user_folder(), PACKAGE / "kernels" / "__pycache__"
+    asked, user, own = os.environ.get("LLAMINA_COMPILE_CACHE"), user_folder(), PACKAGE / "kernels" / "__pycache__"
     users = [user] if user else []
     # An installed package's folder must be empty but for what pip knows: pip leaves what else is there, and Python takes the rest for the package
     in_order = [own, *users] if (PACKAGE / "setup.cfg").exists() else [*users, own]

@@ -193,7 +193,7 @@ class TestFolder:
     def test_an_installed_package_is_left_as_pip_made_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Or `pip uninstall` leaves a folder that Python takes for the package, before an editable install."""
         monkeypatch.delenv("LLAMINA_COMPILE_CACHE", raising=False)
-        monkeypatch.setattr(compile_cache, "_user_folder", lambda: tmp_path / "user")
+        monkeypatch.setattr(compile_cache, "user_folder", lambda: tmp_path / "user")
         monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path / "llamina")
         own = tmp_path / "llamina" / "kernels" / "__pycache__"
         assert compile_cache._places() == [tmp_path / "user", own]

@@ -97,7 +97,7 @@ def test_the_compile_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked.mkdir()
     asked.chmod(0o777)
     monkeypatch.setenv("LLAMINA_COMPILE_CACHE", str(asked))
-    monkeypatch.setattr(compile_cache, "_user_folder", lambda: user)
+    monkeypatch.setattr(compile_cache, "user_folder", lambda: user)
     monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path / "no" / "checkout")
     compile_cache.fingerprint()
     found = compile_cache.cache_folder()

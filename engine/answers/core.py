@@ -12,6 +12,7 @@ import numpy as np
 
 from ...kernels.float_env import in_default_floats
 from ..errors import ClosedError, OptionError
+from ..gguf.digest import full_digest
 from ..run.scheduler import Job, Scheduler
 
 if TYPE_CHECKING:
@@ -83,9 +84,10 @@ class Core(ABC):
 
     @property
     def digest(self) -> str:
-        """What tells this model file from others (session.py says how), computed when it was loaded."""
+        """SHA-256 of the whole model file, as `sha256sum` says it (of a split one: of its shards' digests), computed at first need and kept by path, size and time.
+        FileError: the file has changed since it was loaded, or is gone."""
         self._check_open()
-        return self.runtime.digest
+        return full_digest(self.runtime.stamps)
 
     @in_default_floats
     def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:

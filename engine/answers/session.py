@@ -51,7 +51,7 @@ def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, 
     """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. FileError: then the file is as it was before."""
     target = Path(path)
     pages = sequence.whole_pages() if sequence is not None else []
-    header = {"kind": kind, "model": model.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name, "page_bytes": model.runtime.page_bytes,
+    header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name, "page_bytes": model.runtime.page_bytes,
               "pages": len(pages), "ids": ids, "state": state}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
@@ -99,7 +99,7 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
     found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), start=len(head) + length + _DIGEST)
     if found.kind != kind:
         raise FormatError(f"{path}: is a session of another kind: expected {kind}, found {found.kind[:40]!r}")
-    rows = (("model file", "model", model.digest), ("arithmetic version", "arithmetic", ARITHMETIC_VERSION),
+    rows = (("model file", "model", model.runtime.digest), ("arithmetic version", "arithmetic", ARITHMETIC_VERSION),
             ("type of keys and values", "kv", model.runtime.kv_name), ("page size", "page_bytes", model.runtime.page_bytes))
     for what, name, own in rows:
         if take(name, type(own)) != own and found.refused is None:

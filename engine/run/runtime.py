@@ -109,7 +109,7 @@ class Runtime:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
                 self._weights.wait(progress)
-            self.digest = model_digest(gguf)
+            self.digest, self.stamps = model_digest(gguf), gguf.stamps
             """What tells this model file from others."""
         except BaseException:
             self._weights.close()
