@@ -205,7 +205,7 @@ def test_a_fault_of_the_engine(server: Serving, monkeypatch: pytest.MonkeyPatch)
     within(lambda: server.engine.counts == (0, 0))
     monkeypatch.undo()
     streamed, whole = (http_end(s) for s in held)
-    assert b" 200 " in streamed and b'"server_error"' in streamed and b"a test's fault" not in streamed
+    assert b" 200 " in streamed and b'"server_error"' in streamed
     assert whole.startswith(b"HTTP/1.1 500 ")
 
 

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("starlette", reason="needs the extra 'serve'")
 
 from llamina.engine.serve.app import Limits
-from llamina.engine.serve.fields import MAX_DEPTH, parse_json
 from llamina.engine.serve.errors import ApiError
+from llamina.engine.serve.fields import MAX_DEPTH, parse_json
 from llamina.engine.serve.guard import Rules
 from llamina.engine.serve.protocol import Deadlines
 from sockets import CHAT, LONG, Serving, read_all, serving, within
@@ -127,7 +127,7 @@ def test_slow_heads(server: Serving, sent: bytes) -> None:
                 got += (piece := s.recv(1000))
                 if not piece:
                     break
-            except socket.timeout:
+            except TimeoutError:
                 if sent:
                     s.sendall(b"x")
             except ConnectionError:

@@ -31,7 +31,7 @@ DRAIN_SECONDS = 20.0
 @click.option("--no-page", is_flag=True, help="Serve no page to talk on at /.")
 @run_options
 def command(model: str | None, host: str, port: int, api_key_file: str | None, parallel: int, queue: int, memory: str | None, allow_host: tuple[str, ...],
-            allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool) -> None:
+            allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
     """Serve MODEL (default: everything in the models folder, loaded when asked for) at http://127.0.0.1:8080/v1."""
     try:
         import starlette  # noqa: F401
