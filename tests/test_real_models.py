@@ -11,9 +11,9 @@ import pytest
 from hard_strings import HARD, drawn
 from llamina.bench.peers import llamacpp
 from llamina.engine.gguf.file import open_gguf
+from llamina.engine.home.will_run import problems
 from llamina.engine.model import Model, load, load_vocabulary
 from llamina.engine.text.tokenizer import tokenizer_problem
-from llamina.engine.will_run import problems
 
 SMOLLM2, GEMMA3 = "smollm2-135m-instruct.q4_1.gguf", "gemma-3-270m.q4_k_m.gguf"
 IDS = {SMOLLM2: "1517109feb5aaeee", GEMMA3: "4367f329a8a3310d"}

@@ -219,7 +219,7 @@ class Runtime:
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
     def new_sequence(self, cached: bool = False, salt: bytes = b"") -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt to begin with."""
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt."""
         self._check_open()
         return Sequence(self._pool, self.context, cached, salt)
 

@@ -51,19 +51,21 @@ class Event:
 class Ticket:
     """The answers of one request, on their way through the engine. An asynchronous iterator over events until all have ended; `cancel` from any thread."""
 
-    def __init__(self, generations: Sequence[Generation], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, generations: Sequence[Generation], loop: asyncio.AbstractEventLoop, most_unread: int | None = MOST_UNREAD) -> None:
         self.generations = list(generations)
         self.cancelled = False
         self.began: float | None = None
         self.made = time.perf_counter()
         self._loop, self._events, self._open = loop, asyncio.Queue[Event](), len(self.generations)
         self._posted = self._read = 0  # each counted by one thread alone
+        self._most_unread = most_unread
         self._engine: Engine | None = None
 
     def post(self, event: Event) -> None:
         """From the engine's thread."""
         self._posted += 1
-        if self._posted - self._read > MOST_UNREAD and event.finish_reason is None and event.error is None:
+        unread = self._posted - self._read
+        if self._most_unread is not None and unread > self._most_unread and event.finish_reason is None and event.error is None:
             self.cancel()
             event = Event(event.index, error=ApiError(408, "the client reads too slowly: the answer was given up", code="slow_reader"))
         try:
@@ -76,6 +78,12 @@ class Ticket:
         self.cancelled = True
         if self._engine is not None:
             self._engine.wake()
+
+    def abandon(self) -> None:
+        """`cancel`, from a destructor: takes no lock."""
+        self.cancelled = True
+        if self._engine is not None:
+            self._engine._news = True
 
     def give_up(self, error: ApiError) -> None:
         """End all answers with this error. On the event loop."""

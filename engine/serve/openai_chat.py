@@ -159,7 +159,7 @@ async def _pieces(model: Model, asked: ChatAsked, ticket: Ticket, common: dict[s
                 yield chunk(i, {}, **progress(e.prompt, g))
             continue
         waiting[i] += e.logprobs
-        more = {"timings": timings(g)} if asked.timings_per_token else {}
+        more: dict[str, Any] = {"timings": timings(g)} if asked.timings_per_token else {}
         for part in found[i].push(e.text, last):
             yield chunk(i, delta(part), told=logprobs(i), **more)
         if last:

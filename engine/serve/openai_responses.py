@@ -214,8 +214,9 @@ class Output:
     def _begin(self, kind: str, part: Part) -> list[tuple[str, dict[str, Any]]]:
         id = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}[kind] + secrets.token_hex(12)
         item: dict[str, Any] = {"id": id, "type": kind, "status": "in_progress"}
-        item |= {"message": {"role": "assistant", "content": []}, "reasoning": {"summary": [], "content": []},
-                 "function_call": {"call_id": part.id, "name": part.name, "arguments": ""}}[kind]
+        own: dict[str, dict[str, Any]] = {"message": {"role": "assistant", "content": []}, "reasoning": {"summary": [], "content": []},
+                                          "function_call": {"call_id": part.id, "name": part.name, "arguments": ""}}
+        item |= own[kind]
         self._items.append(item)
         at = {"output_index": len(self._items) - 1}
         told: list[tuple[str, dict[str, Any]]] = [("response.output_item.added", {**at, "item": _copy(item)})]

@@ -59,7 +59,8 @@ class Stream(Response):
         try:
             while True:
                 waiting = waiting or asyncio.ensure_future(anext(pieces, None))
-                done, _ = await asyncio.wait({waiting, watch}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+                awaited: set[asyncio.Future[Any]] = {waiting, watch}
+                done, _ = await asyncio.wait(awaited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
                 if watch in done:
                     return
                 if waiting in done:
