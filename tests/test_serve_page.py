@@ -180,7 +180,8 @@ def test_markdown_is_text(tab: Any) -> None:
     assert tab.locator("#probe :is(strong, h3, li, pre, td)").count() == 6 and "alert(4)" in tab.inner_text("#probe pre")
 
 
-@pytest.mark.parametrize("text", ["*" * 3000, "`" * 3000, "[" * 3000, "> " * 500, "- " * 800, "**a " * 800, "_a" * 2000, "|" * 3000 + "\n|-|\n", "~~~\n" * 500, "1. " * 800])
+@pytest.mark.parametrize("text", ["*" * 3000, "`" * 3000, "[" * 3000, "> " * 500, "- " * 800, "**a " * 800, "_a" * 2000, "|" * 3000 + "\n|-|\n",
+                                  "~~~\n" * 500, "1. " * 800])
 def test_markdown_ends(tab: Any, text: str) -> None:
     """Whatever a model writes is drawn in time."""
     assert tab.evaluate("async (t) => { const { markdown } = await import('/page/markdown.js'); const s = performance.now(); markdown(t); "
@@ -197,7 +198,8 @@ def test_export_and_import(tab: Any, tmp_path: Path) -> None:
     data = json.loads(kept.read_text())
     assert len(data["conversations"]) == 1
     data["conversations"][0]["id"] = "other"
-    data["conversations"] += [{"id": "ring", "title": "", "leaf": "a", "nodes": {"a": {"id": "a", "parent": "a", "role": "user", "content": ""}}}, None, {"id": 3}]
+    ring = {"a": {"id": "a", "parent": "a", "role": "user", "content": ""}}
+    data["conversations"] += [{"id": "ring", "title": "", "leaf": "a", "nodes": ring}, None, {"id": 3}]
     kept.write_text(json.dumps(data))
     tab.set_input_files("#import-file", kept)
     until(tab, "document.querySelectorAll('#list li').length == 2")
