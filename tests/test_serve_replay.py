@@ -25,7 +25,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with serving(Rules(hosts=None, keys=(KEY,)), key=KEY, journal=journal) as server:
         unseeded = {k: v for k, v in CHAT.items() if k != "seed"}
         for route, body in (("/v1/chat/completions", unseeded), ("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 3, "n": 2, "stream": True}),
-                            ("/v1/completions", {"prompt": ["Once", [1, 300]], "max_tokens": 9, "logprobs": 2}), ("/completion", {"prompt": "Once", "n_predict": 5}),
+                            ("/v1/completions", {"prompt": ["Once", [1, 300]], "max_tokens": 9, "logprobs": 2}),
+                            ("/completion", {"prompt": "Once", "n_predict": 5}),
                             ("/v1/messages", {"model": "x", "max_tokens": 6, "messages": CHAT["messages"]}),
                             ("/api/generate", {"model": "x", "prompt": "Once", "stream": False, "options": {"num_predict": 7}}),
                             ("/v1/completions", {"prompt": "Once", "max_tokens": 12, "regex": "[a-f ]+", "temperature": 1.5})):
