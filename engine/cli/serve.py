@@ -31,7 +31,8 @@ DRAIN_SECONDS = 20.0
 @click.option("--no-page", is_flag=True, help="Serve no page to talk on at /.")
 @run_options
 def command(model: str | None, host: str, port: int, api_key_file: str | None, parallel: int, queue: int, memory: str | None, allow_host: tuple[str, ...],
-            allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool) -> None:
+            allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool,
+            verbose: bool) -> None:
     """Serve MODEL (default: everything in the models folder, loaded when asked for) at http://127.0.0.1:8080/v1."""
     try:
         import starlette  # noqa: F401
@@ -51,7 +52,7 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
 
     def make(path: str, memory: int | None) -> Any:
         return load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
-    with Progress(quiet) as progress:
+    with Progress(quiet, verbose) as progress:
         registry = Registry(make, parallel, queue, parse_memory(memory))
         if model is not None:
             registry.serve_one(model, "demo" if model == "demo" else Path(model).stem)

@@ -137,7 +137,8 @@ def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 b = b[:len(a)]
             if a != b:
                 at = next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b))) if name != "finish_reason" else None
-                found.append(f"answer {i}: {name} differ" + (f" from {'character' if name == 'text' else 'token'} {at} on" if at is not None else f": {a}, now {b}"))
+                where = f": {a}, now {b}" if at is None else f" from {'character' if name == 'text' else 'token'} {at} on"
+                found.append(f"answer {i}: {name} differ{where}")
     return found
 
 

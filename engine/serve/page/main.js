@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import * as options from "./options.js";
 import * as store from "./store.js";
-import { alternatives, kept, textOf } from "./tokens.js";
+import { alternatives, dropsBlank, kept, textOf } from "./tokens.js";
 import { body, message } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -42,7 +42,7 @@ function draw() {
   if (running) $("chat").scrollTop = $("chat").scrollHeight;
   const last = [...nodes].reverse().find((n) => n.used);
   used = last?.used ?? 0;
-  $("context").textContent = size ? `${used} of ${size} tokens` : "";
+  $("context").textContent = size ? `${used} / ${size}` : "";
 }
 
 function go(c) {
@@ -59,10 +59,10 @@ function stop() { running?.abort.abort(); }
 
 function closeTokens() { asTokens = null; $("tokens").hidden = true; }
 
-/** The answer to what stands above `parent`'s end. begun: tokens that it begins with. */
-async function answer(parent, begun = null) {
+/** The answer to the path that ends with `parent`. begun: tokens that it begins with; text: of these. */
+async function answer(parent, begun = null, text = "") {
   if (running) return;
-  const node = store.add(here, parent, "assistant", begun ? textOf(begun) : "", { model: $("model").value, tokens: begun ?? [] });
+  const node = store.add(here, parent, "assistant", text, { model: $("model").value, tokens: begun ?? [] });
   const c = here, mine = (running = { node, abort: new AbortController() });
   busy(true);
   draw();
@@ -127,9 +127,14 @@ const actions = {
   tokens(node) { const was = asTokens; closeTokens(); asTokens = was === node.id ? null : node.id; draw(); if (asTokens) say("Choose a token to see its alternatives."); },
   chosen(node, at) {
     $("options").hidden = true;
-    for (const b of document.querySelectorAll("button.token.chosen")) b.classList.remove("chosen");
-    document.querySelector(`article[data-id="${node.id}"] button.token[data-at="${at}"]`)?.classList.add("chosen");
-    alternatives($("tokens"), node.tokens, at, (t) => { closeTokens(); answer(node.parent, [...node.tokens.slice(0, at), { ...t, top: node.tokens[at].top }]); },
+    for (const b of document.querySelectorAll(".token.chosen")) b.classList.remove("chosen");
+    document.querySelector(`article[data-id="${node.id}"] .token[data-at="${at}"]`)?.classList.add("chosen");
+    alternatives($("tokens"), node.tokens, at, (t) => {
+      if (running) return;
+      closeTokens();
+      const begun = [...node.tokens.slice(0, at), { ...t, top: node.tokens[at].top }];
+      answer(node.parent, begun, textOf(begun).slice(dropsBlank(node.tokens, node.content) ? 1 : 0));
+    },
       () => { $("tokens").hidden = true; });
   },
   edit(node) {
@@ -236,7 +241,7 @@ $("menu").onclick = () => $("menu").setAttribute("aria-expanded", String($("side
 $("options-button").onclick = () => toggle($("options").hidden);
 $("theme").onclick = () => theme((document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark" ? "light" : "dark");
 $("attach").onclick = () => $("attach-files").click();
-$("attach-files").onchange = (e) => { attach(e.target.files); e.target.value = ""; };
+$("attach-files").onchange = (e) => { attach([...e.target.files]); e.target.value = ""; };
 $("export").onclick = exportAll;
 $("import").onclick = () => $("import-file").click();
 $("import-file").onchange = (e) => { if (e.target.files[0]) importAll(e.target.files[0]); e.target.value = ""; };

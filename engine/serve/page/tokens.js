@@ -15,17 +15,29 @@ export function shown(bytes) {
   return text.trim() ? text.replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) : text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "(nothing)";
 }
 
-/** Tokens as buttons; one whose character is not yet whole is joined to the next. chosen(index) is called on a click. */
-export function spans(tokens, chosen) {
+/** Whether the answer's text leaves out the blank that its first token begins with (SentencePiece vocabularies write one before every word). */
+export const dropsBlank = (tokens, content) => textOf(tokens.slice(0, 1)).startsWith(" ") && !content.startsWith(" ");
+
+/** Tokens as buttons in the line; one whose character is not yet whole is joined to the next. chosen(index) is called on a click. Arrow keys go from one to
+    the next, so that Tab passes them all at once. */
+export function spans(tokens, content, chosen) {
   const found = document.createDocumentFragment();
   for (let i = 0; i < tokens.length;) {
     let end = i + 1, text = textOf(tokens.slice(i, end));
     while (text.includes("\ufffd") && end < tokens.length && end - i < 4) text = textOf(tokens.slice(i, ++end));
+    if (!i && dropsBlank(tokens, content)) text = text.slice(1);
     const at = i, p = Math.exp(Math.min(...tokens.slice(i, end).map((t) => t.p)));
-    const button = make("button", { type: "button", className: `token p${p > 0.7 ? 0 : p > 0.3 ? 1 : p > 0.08 ? 2 : 3}`, title: percent(p) }, text);
+    const button = make("span", { tabIndex: i ? -1 : 0, className: `token p${p > 0.7 ? 0 : p > 0.3 ? 1 : p > 0.08 ? 2 : 3}`, title: percent(p) }, text);
     button.dataset.at = at;
+    button.setAttribute("role", "button");
     button.setAttribute("aria-label", `${shown(new TextEncoder().encode(text).reduce((a, b) => [...a, b], []))}, ${percent(p)}`);
     button.addEventListener("click", () => chosen(at));
+    button.addEventListener("keydown", (e) => {
+      const next = { ArrowRight: button.nextElementSibling, ArrowLeft: button.previousElementSibling }[e.key];
+      if (e.key === "Enter" || e.key === " ") chosen(at);
+      else if (next) { button.tabIndex = -1; next.tabIndex = 0; next.focus(); } else return;
+      e.preventDefault();
+    });
     found.append(button);
     i = end;
   }

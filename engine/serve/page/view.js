@@ -29,7 +29,7 @@ export function body(node, what, state) {
   if (node.role === "user") text.append(node.content);
   else if (state.asTokens && node.tokens) {
     text.style.whiteSpace = "pre-wrap";
-    text.append(spans(node.tokens, (at) => what.chosen(node, at)));
+    text.append(spans(node.tokens, node.content, (at) => what.chosen(node, at)));
   } else text.append(markdown(node.content));
   return text;
 }
@@ -49,8 +49,7 @@ function tools(c, node, what, state) {
       toggle.setAttribute("aria-pressed", String(state.asTokens));
       row.append(toggle);
     }
-    if (node.rate) row.append(make("span", {}, `${node.count} tokens, ${node.rate.toFixed(1)} a second`));
-    if (node.seed !== undefined) row.append(make("span", {}, `seed ${node.seed}`));
+    if (node.rate) row.append(make("span", {}, `${node.count} tokens, ${node.rate.toFixed(1)} a second${node.seed === undefined ? "" : ` · seed ${node.seed}`}`));
   }
   return row;
 }
