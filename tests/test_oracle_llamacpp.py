@@ -69,7 +69,8 @@ def test_tokens(peer: llamacpp.LlamaCpp, real: Path) -> None:
 def test_it_opens_families_that_convert_took_from_hugging_face(architecture: str, peer: llamacpp.LlamaCpp, tmp_path: Path) -> None:
     """Float32, so that what differs is its KV cache and GELU in half precision. What llama.cpp has no place for is left out: an output matrix of Gemma's own,
     another scale of its scores, windows of EXAONE 4 of less than 64 layers."""
-    changes: dict[str, Any] = {"gemma2": {"query_pre_attn_scalar": 16, "final_logit_softcapping": 20.0}, "exaone4": {"sliding_window": None}}.get(architecture, {})
+    other: dict[str, dict[str, Any]] = {"gemma2": {"query_pre_attn_scalar": 16, "final_logit_softcapping": 20.0}, "exaone4": {"sliding_window": None}}
+    changes = other.get(architecture, {})
     folder, _ = folder_of(tmp_path / "m", architecture, "gemma" in architecture, **changes)
     path, ids = tmp_path / "m.gguf", random_ids(200, 320)
     convert(folder, path, "f32", verify=False, overwrite=True)
