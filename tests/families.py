@@ -54,6 +54,10 @@ VARIANTS = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}}}),
     "gemma3 plain": Variant("Gemma3Text", {"query_pre_attn_scalar": 32, "sliding_window": 130, "num_hidden_layers": 2, "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}}),
+    "gemma2 uncapped": Variant("Gemma2", {"query_pre_attn_scalar": 256, "final_logit_softcapping": None, "attention_bias": True, "sliding_window": 33,
+                                          "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    "gemma3 pattern": Variant("Gemma3Text", {"sliding_window": 11, "num_hidden_layers": 3, "final_logit_softcapping": 5.0, "tie_word_embeddings": False,
+                                             "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
     "phi3": Variant("Phi3", {"head_dim": None}),
     "phi3 window": Variant("Phi3", {"head_dim": None, "sliding_window": 60}),
     "phi3 long": Variant("Phi3", {"head_dim": None, "hidden_size": 192, "original_max_position_embeddings": 128, "max_position_embeddings": 1024,
@@ -67,10 +71,14 @@ VARIANTS = {
     "ministral3": Variant("Ministral3", {"rope_parameters": {
         "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0,
         "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}}),
+    "ministral3 mscale": Variant("Ministral3", {"tie_word_embeddings": True, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1000000.0, "factor": 8.0, "original_max_position_embeddings": 32, "mscale": 0.8, "mscale_all_dim": 1.3,
+        "llama_4_scaling_beta": 0.3}}),
     "olmo2": Variant("Olmo2", {"head_dim": None}),
     "olmo3": Variant("Olmo3", {"head_dim": None, "num_hidden_layers": 5, "sliding_window": 40, "num_key_value_heads": 3, "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0}, "full_attention": {**YARN, "rope_theta": 500000.0}}}),
     "exaone4": Variant("Exaone4", {"num_hidden_layers": 5, "sliding_window": 40, "sliding_window_pattern": 4}),
+    "exaone4 long window": Variant("Exaone4", {"sliding_window": 2000, "sliding_window_pattern": 2}),
     "exaone4 small": Variant("Exaone4", {"sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True,
                                          "layer_types": ["full_attention"] * 3}),
     "glm4": Variant("Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),

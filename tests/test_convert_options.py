@@ -77,12 +77,11 @@ def test_options(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 def test_a_window_and_a_context(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "m", architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=64)
-    with pytest.raises(LlaminaError, match="--context 64"):
-        convert(folder, tmp_path / "m.gguf", "f16")
-    report = convert(folder, tmp_path / "m.gguf", "f16", context=64)
-    assert report.verification.passed
-    with open_gguf(tmp_path / "m.gguf") as file:
-        assert file.metadata["llama.context_length"] == 64
+    for context, window in (None, 64), (64, None):  # within one window the model is the same without
+        report = convert(folder, tmp_path / "m.gguf", "f16", context=context)
+        assert report.verification.passed
+        with open_gguf(tmp_path / "m.gguf") as file:
+            assert file.metadata["llama.context_length"] == (context or 128) and file.metadata.get("llama.attention.sliding_window") == window
 
 
 # ---- no false alarms

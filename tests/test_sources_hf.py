@@ -226,7 +226,8 @@ def test_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"), ({"architectures": None, "model_type": "mamba"}, "mamba"), ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"),
+    ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"), ({"architectures": None, "model_type": "mamba"}, "mamba"),
+    ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"),
     ({"sliding_window": 64}, "sliding_window"),
     ({"quantization_config": {"quant_method": "gptq"}}, "gptq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"), ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),

@@ -170,7 +170,10 @@ def _later_gemma(r: Reading, pattern: int, every: int, largest: int) -> None:
 
 def gemma2(r: Reading) -> None:
     _later_gemma(r, 2, 2, LARGEST_2)
-    r.keys |= {key: r.f.number(key, None) or 0.0 for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    for key in "attn_logit_softcapping", "final_logit_softcapping":
+        r.keys[key] = r.f.number(key, None) or 0.0
+        if not r.keys[key]:
+            r.notes.append(f"{key} = null: written as 0, which means none here; llama.cpp always caps Gemma 2, and divides by it")
 
 
 def gemma3(r: Reading) -> None:
