@@ -11,9 +11,9 @@ import pytest
 from hard_strings import HARD, drawn
 from llamina.bench.peers import llamacpp
 from llamina.engine.gguf.file import open_gguf
+from llamina.engine.home.will_run import problems
 from llamina.engine.model import Model, load, load_vocabulary
 from llamina.engine.text.tokenizer import tokenizer_problem
-from llamina.engine.will_run import problems
 from naive import kl
 from naive_families import naive_family
 

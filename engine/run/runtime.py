@@ -32,6 +32,7 @@ from .kv_cache import PagePool, Sequence, pages_of
 from .layout import Layout, round_up
 from .memory import MemoryPlan, plan
 from .ops import common as f
+from .page_pool import Census
 from .program import Placed, Program
 from .weights import Progress, Weights
 
@@ -191,6 +192,10 @@ class Runtime:
         """Whether somebody waits for KV memory."""
         return self._pool.awaited
 
+    def kv_pages(self) -> Census:
+        """How many KV pages are owned, shared, free and cached."""
+        return self._pool.census()
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
@@ -214,7 +219,7 @@ class Runtime:
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
     def new_sequence(self, cached: bool = False, salt: bytes = b"") -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt to begin with."""
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt."""
         self._check_open()
         return Sequence(self._pool, self.context, cached, salt)
 

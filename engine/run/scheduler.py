@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...kernels import forks
-from ..answers.speculation import Costs
 from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
+from .costs import Costs
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -114,8 +114,8 @@ class Scheduler:
         forks.watch(self, 0)
 
     def run(self, jobs: Sequence[Job], *, first: bool = False, until: Callable[[], bool] | None = None) -> None:
-        """Compute until all jobs (first: at least one) are finished, or after a step `until()` is true; the unfinished ones stop between two chunks and can be run again. A job's own
-        error is kept in it. KeyboardInterrupt and our own bugs are raised."""
+        """Compute until all jobs (first: at least one) are finished, or after a step `until()` is true; the unfinished ones stop between two chunks and can
+        be run again. A job's own error is kept in it. KeyboardInterrupt and our own bugs are raised."""
         if not jobs:
             return
         enough = any if first else all

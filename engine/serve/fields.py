@@ -51,6 +51,9 @@ def parse_json(raw: bytes) -> Any:
     return value
 
 
+Strings = list[str]  # within Fields, `list` is a method
+
+
 class Fields:
     """One JSON object. `where` stands before names in messages ("messages[0].")."""
 
@@ -136,7 +139,7 @@ class Fields:
         value = self.object(name)
         return None if value is None else Fields(value, f"{self._where}{name}.")
 
-    def strings(self, name: str, most: int, longest: int) -> list[str]:
+    def strings(self, name: str, most: int, longest: int) -> Strings:
         """A string or a list of strings -> list."""
         value = self.any(name, [])
         value = [value] if isinstance(value, str) else value
@@ -146,7 +149,7 @@ class Fields:
             raise ApiError(400, f"{self._where}{name}: at most {most} strings of {longest} characters are taken", self._where + name)
         return value
 
-    def done(self, ignored: Collection[str] = ()) -> list[str]:
+    def done(self, ignored: Collection[str] = ()) -> Strings:
         """Refuse what nobody asked for -> which of `ignored` were there and not null."""
         unknown = sorted(name for name in self._left - set(ignored) if self._data[name] is not None)
         if unknown:

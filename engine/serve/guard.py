@@ -1,5 +1,5 @@
-"""Who may ask, and how much: the outermost ring of the application. Host and Origin (a page of another site must not reach a local server), the key, JSON bodies
-of bounded size, read within a time.
+"""Who may ask, and how much: the outermost ring of the application. Host and Origin (a page of another site must not reach a local server), the key, JSON
+bodies of bounded size, read within a time.
 
 Plain ASGI, so that nothing is read of a request that is refused.
 """

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import Ticket
+from .errors import of
 
 KEEP_ALIVE = 5.0
 """Seconds of silence after which a comment shows that the server is alive."""
@@ -54,12 +57,18 @@ class Stream(Response):
         pieces, waiting = aiter(self._pieces), None
         while True:
             waiting = waiting or asyncio.ensure_future(anext(pieces, None))
-            done, _ = await asyncio.wait({waiting, watch}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+            awaited: set[asyncio.Future[Any]] = {waiting, watch}
+            done, _ = await asyncio.wait(awaited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
             if watch in done:
                 waiting.cancel()
                 return
             if waiting in done:
-                piece, waiting = waiting.result(), None
+                try:
+                    piece, waiting = waiting.result(), None
+                except Exception as error:  # our own fault: said, not a stream that just ends
+                    traceback.print_exception(error, file=sys.stderr)
+                    await send({"type": "http.response.body", "body": event(of(error).openai()).encode()})
+                    return
                 if piece is None:
                     await send({"type": "http.response.body", "body": b""})
                     return
