@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_MESSAGES, MAX_TOOLS = 2048, 256
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBEYED = ("json_schema", "regex", "grammar", "choices")
-RESERVED = ("messages", "tools", "add_generation_prompt", "begun", "self")
+RESERVED = ("messages", "tools", "add_generation_prompt", "begun", "self", "bos_token", "eos_token")
 """Variables of templates that have a place of their own in a request."""
 
 

@@ -89,7 +89,6 @@ async def completions(request: Request) -> Response:
             prompts.extend(ids)
             return found
         ticket = await call.start(work, salt)
-        call.note(asked.options, ticket)
         heads = await _heads(call, model, asked, prompts)
         common = {"id": "cmpl-" + secrets.token_hex(12), "object": "text_completion", "created": int(time.time()), "model": served.name,
                   "system_fingerprint": served.fingerprint}

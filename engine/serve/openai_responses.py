@@ -105,7 +105,6 @@ async def responses(request: Request) -> Response:
         metadata, instructions = body.object("metadata", {}), body.text("instructions")
         call.ignored = body.done(IGNORED | ALSO_IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
-        call.note(asked.options, ticket)
         common = {"id": "resp_" + secrets.token_hex(12), "object": "response", "created_at": int(time.time()), "model": served.name,
                   "system_fingerprint": served.fingerprint, "error": None, "incomplete_details": None, "instructions": instructions, "metadata": metadata,
                   "parallel_tool_calls": asked.parallel, "temperature": asked.options.get("temperature"), "top_p": asked.options.get("top_p"),
