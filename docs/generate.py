@@ -1,4 +1,5 @@
-"""Write the pages that are made from the code: docs/formats.md from the format and kernel tables, docs/cli.md from the command line.
+"""Write the pages that are made from the code: docs/formats.md from the format and kernel tables, docs/cli.md from the command line, docs/models.md from the
+architectures' pages and their tests.
 
     python docs/generate.py            write them        (tests/test_docs.py checks that they are current)
 """
@@ -10,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from llamina.engine.architectures.page import Page
+from llamina.engine.architectures.pages import PAGES
 from llamina.engine.cli import llamina as group
 from llamina.engine.cli.help import sections
+from llamina.engine.text.tokenizer.splits import known_names
 from llamina.kernels.formats.floats import FloatPacking
 from llamina.kernels.formats.registry import packing as packing_of
 from llamina.kernels.formats.table import FORMATS, REMOVED, RUNNABLE, BlockFormat
 from llamina.kernels.matmul import ROWS
 
 DOCS = Path(__file__).resolve().parent
+sys.path.append(str(DOCS.parent / "tests"))  # where it is said what is compared with what
 
 FORMATS_HEAD = f"""\
 # Weight formats
@@ -120,9 +125,89 @@ def cli_page() -> str:
     return page
 
 
+MODELS_HEAD = """\
+# Models
+
+<!-- Made by docs/generate.py from engine/architectures/ and tests/: edit there. -->
+
+Families of models that run, by `general.architecture` of their GGUF files. A family is one file, its *page*, from which keys, tensors, stages and memory
+follow.
+
+- *vocabulary*: `tokenizer.ggml.model`, and for merges (`gpt2`) the values of `tokenizer.ggml.pre` that its published files have (struck out: refused);
+  any of docs/tokenizers.md runs.
+- *transformers*: tiny random checkpoints whose logits equal transformers' own class, float32, to 1e-4 of the largest over 300 tokens
+  (tests/test_oracle_families.py).
+- *float64*: small files whose logits equal a float64 twin written from Hugging Face's code, in F32 to 1e-4 of the largest, and in Q8_0 and Q4_0 by their
+  divergence (tests/test_pages.py). The same cases have one digest on every CPU target, and equal bits in the open form (tests/test_page_exactness.py).
+
+| architecture | models | page | vocabulary | transformers | float64 |
+|---|---|---|---|---|---|
+"""
+MODELS_TAIL = """
+## Real models
+
+Against llama.cpp (llama-cpp-python 0.3.36 without repacked weights) on the first tokens of WikiText-2's raw test text (tests/test_real_models.py). KL: to the
+float64 twin on the same dequantised weights, nats a token over 500 tokens. Perplexity: eight windows of 512. Both programs round activations to 8 bits; one
+standard error of the difference between two perplexities is about 0.2 %.
+
+| file | KL, llamina | KL, llama.cpp | perplexity, llamina | llama.cpp | float64 |
+|---|---:|---:|---:|---:|---:|
+| Gemma 3 270M, Q4_K_M | 0.0023 | 0.0048 | 18.084 | 18.166 | 18.089 |
+| SmolLM2 135M Instruct, Q4_1 | 0.0030 | 0.0029 | 24.611 | 24.615 | 24.497 |
+
+Over four windows only, SmolLM2 has 22.926, llama.cpp 22.859 and float64 22.744 (0.8 % and 0.5 % more, with a standard error of 0.26 %): noise of few tokens. In
+Q4_1 it answers "What is the capital of France?" with a loop at temperature 0; so does llama.cpp, after the same seven tokens.
+
+## What is refused, and why
+
+A file is refused by the name of what llamina would have to leave out, before its weights are read; `llamina inspect` says so without loading.
+
+- An architecture without a page: its blocks are not known.
+- A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
+  off are no reason. Among the tensors: mixtures of experts, norms of heads in StableLM 2 12B.
+- Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
+- RoPE scaled otherwise than none, linear, YaRN, by Llama 3's factors or (Phi-3) long and short factors.
+- Values that are not as wide as keys; heads of an odd width.
+- A way of cutting text that has no row in docs/tokenizers.md, where the vocabulary has merges.
+"""
+VOCABULARIES = {
+    "llama": "llama; gpt2: llama-bpe, tekken, smollm, falcon3, deepseek-llm, deepseek-coder", "qwen2": "gpt2: qwen2, deepseek-r1-qwen", "qwen3": "gpt2: qwen2",
+    "gemma": "llama", "gemma2": "llama", "gemma3": "llama", "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
+    "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
+    "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",
+    "stablelm": "gpt2: stablelm2",
+}
+"""Architecture -> what its published files have."""
+
+
+def _vocabulary(architecture: str) -> str:
+    kinds = []
+    for kind in VOCABULARIES[architecture].split("; "):
+        model, _, names = kind.partition(": ")
+        shown = ", ".join(name if name in known_names() else f"~~{name}~~" for name in names.split(", ") if name)
+        kinds.append(f"{model}: {shown}" if shown else model)
+    return "; ".join(kinds)
+
+
+def _model_row(page: Page) -> str:
+    from families import VARIANTS
+    from page_cases import CASES
+
+    file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
+    variants = [name for name, v in VARIANTS.items() if f"{v.kind.removesuffix('Text')}ForCausalLM" in page.hf]
+    cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
+    cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
+             ", ".join(cases)]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def models_page() -> str:
+    return MODELS_HEAD + "".join(map(_model_row, PAGES.values())) + MODELS_TAIL
+
+
 def pages() -> dict[Path, str]:
     """File -> what it should hold."""
-    return {DOCS / "formats.md": formats_page(), DOCS / "cli.md": cli_page()}
+    return {DOCS / "formats.md": formats_page(), DOCS / "cli.md": cli_page(), DOCS / "models.md": models_page()}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.o
 UNTIED = ("output.weight",)
 QKV = tuple(f"blk.*.attn_{m}.bias" for m in "qkv")
 ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias", "blk.*.ffn_down.bias")
+NORM_BIASES = ("blk.*.attn_norm.bias", "blk.*.ffn_norm.bias", "output_norm.bias")
+LAYER_NORM = {"attention.layer_norm_rms_epsilon": None}
 WINDOW = {"attention.sliding_window": 30}
 
 
@@ -64,6 +66,8 @@ CASES = {
     "olmo2": Case("olmo2", {}, UNTIED),
     "olmo3": Case("olmo2", {**WINDOW, **YARN, "attention.head_count_kv": 3, "rope.freq_base": 500000.0, "block_count": 5}, UNTIED),
     "glm4": Case("glm4", {"rope.dimension_count": 8, "block_count": 4, "nextn_predict_layers": 1}, (*QKV, *UNTIED)),
+    "stablelm": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 4}, (*QKV, *UNTIED, *NORM_BIASES)),
+    "stablelm parallel": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": True}, (*UNTIED, *NORM_BIASES)),
     "minicpm": Case("minicpm"),
     "minicpm scales": Case("minicpm", {"embedding_scale": 3.0, "residual_scale": 0.3, "logit_scale": 2.0}, UNTIED),
 }

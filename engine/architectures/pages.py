@@ -1,9 +1,28 @@
 """All pages, by GGUF's name of the architecture. A family's file is imported here and nowhere else."""
 from __future__ import annotations
 
-from . import arcee, ernie4_5, exaone, exaone4, gemma, glm4, granite, hunyuan_dense, llama, minicpm, mistral3, olmo2, phi3, qwen2, qwen3, seed_oss, smollm3
+from . import (
+    arcee,
+    ernie4_5,
+    exaone,
+    exaone4,
+    gemma,
+    glm4,
+    granite,
+    hunyuan_dense,
+    llama,
+    minicpm,
+    mistral3,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+)
 from .page import Page
 
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE, exaone.PAGE,
-    exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE)}
+    exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE)}
