@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("model", required=False, metavar="[MODEL]")
-@click.option("--shape", metavar="NAME", help="Instead of MODEL: random weights in this shape (15m, 1b, 7b), written to a temporary file.")
+@click.option("--shape", metavar="NAME", help="Instead of MODEL: random weights in this shape, written to a temporary file: 15m, 1b, 7b, qwen3-4b, "
+              "gemma3-1b, gemma3-4b, phi4-mini.")
 @click.option("--type", "kind", default="q4_0", show_default=True, metavar="NAME", help="Format of the random weights: q4_0, q4_k_m, q8_0, f16 ...")
 @click.option("--keep", type=click.Path(file_okay=False), metavar="FOLDER", help="Keep the file of random weights here, and use it if it is there already.")
 @click.option("--prompt", type=int, default=512, show_default=True, metavar="N", help="Tokens of the prompt; 0: no such test.")

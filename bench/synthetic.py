@@ -1,4 +1,4 @@
-"""Llama GGUF files with random weights, of any size: what a benchmark needs, without a download.
+"""GGUF files with random weights, of any size and any architecture that has a page: what a benchmark needs, without a download.
 
     python -m llamina.bench.synthetic SHAPE TYPE PATH [--seed N]          e.g. 1b q4_k_m model.gguf
     write_model(path, "7b", "q4_0")                                       the same from Python
@@ -15,7 +15,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from ..kernels.formats.table import FORMATS
 
 if TYPE_CHECKING:
     import gguf
+
+    from ..engine.architectures.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,33 @@ class Shape:
     tied_output: bool = False
     head_dim: int = 0
     rms_eps: float = 1e-5
+    architecture: str = "llama"
+    keys: tuple[tuple[str, Any], ...] = ()
+    """Further metadata below the architecture's name."""
+    tensors: tuple[str, ...] = ()
+    """Optional tensors that it has beside output.weight; "blk.*.attn_qkv.weight": in each layer."""
+
+    def config(self) -> ModelConfig:
+        """What its file will be read as. OptionError or FormatError: no such architecture, or it can't be of this shape."""
+        from ..engine.architectures.config import written_config
+        from ..engine.architectures.pages import PAGES
+        if self.architecture not in PAGES:
+            raise OptionError(f"unknown architecture {self.architecture!r}: choose from {', '.join(PAGES)}")
+        asked = [name.replace("*", str(i)) for name in self.tensors for i in range(self.n_layers if "*" in name else 1)]
+        metadata = {f"{self.architecture}.{key}": value for key, value in self.metadata().items()}
+        return written_config(self.architecture, metadata, asked if self.tied_output else [*asked, "output.weight"], self.n_vocab)
+
+    def metadata(self) -> dict[str, Any]:
+        """Keys below the architecture's name."""
+        head_dim = self.head_dim or self.dim // self.n_heads
+        found: dict[str, Any] = {
+            "context_length": self.context_length, "embedding_length": self.dim, "block_count": self.n_layers, "feed_forward_length": self.ffn_dim,
+            "attention.head_count": self.n_heads, "attention.head_count_kv": self.n_kv_heads, "attention.layer_norm_rms_epsilon": self.rms_eps,
+            "rope.dimension_count": head_dim,
+        }
+        if head_dim * self.n_heads != self.dim:
+            found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+        return found | dict(self.keys)
 
 
 SHAPES = {
@@ -47,6 +76,13 @@ SHAPES = {
     "15m": Shape(288, 6, 6, 6, 768),  # karpathy's stories15M
     "1b": Shape(2048, 22, 32, 4, 5632),  # TinyLlama 1.1B
     "7b": Shape(4096, 32, 32, 32, 11008, context_length=4096),  # Llama 2 7B
+    "qwen3-4b": Shape(2560, 36, 32, 8, 9728, 151936, 40960, True, 128, 1e-6, "qwen3", (("rope.freq_base", 1e6),)),
+    "gemma3-1b": Shape(1152, 26, 4, 1, 6912, 262144, 32768, True, 256, 1e-6, "gemma3", (("attention.sliding_window", 512), ("rope.freq_base", 1e6))),
+    "gemma3-4b": Shape(2560, 34, 8, 4, 10240, 262208, 131072, True, 256, 1e-6, "gemma3", (
+        ("attention.sliding_window", 1024), ("rope.freq_base", 1e6), ("rope.scaling.type", "linear"), ("rope.scaling.factor", 8.0))),
+    "phi4-mini": Shape(3072, 32, 24, 8, 8192, 200064, 131072, True, 128, 1e-5, "phi3", (
+        ("rope.dimension_count", 96), ("rope.scaling.original_context_length", 4096), ("rope.scaling.attn_factor", 1.19)),
+        ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
 }
 
 _SCALES = {
@@ -130,34 +166,27 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
     return pieces, [0.0] * 259 + [-float(i) for i in range(len(made_up))], [2, 3, 3] + [6] * 256 + [1] * len(made_up)
 
 
-def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, int] | tuple[int], str, float]]:
-    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (norm weights) are all ones.
+def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
+    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
 
-    A plain type ("q4_0") is used for every matrix; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value and
-    down matrices of the first and last eighth of the layers and of every third one between, are Q6_K.
+    A plain type ("q4_0") is used for every matrix; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
+    and down matrices of the first and last eighth of the layers and of every third one between, are Q6_K.
     """
     base, more = _MIXES.get(type, (type.upper(), type.upper()))
-    head_dim = shape.head_dim or shape.dim // shape.n_heads
-    q, kv, n = shape.n_heads * head_dim, shape.n_kv_heads * head_dim, shape.n_layers
-
-    def matrix(name: str, rows: int, cols: int, format: str = base) -> tuple[str, tuple[int, int], str, float]:
-        return name + ".weight", (rows, cols), format, cols ** -0.5
-
-    yield "token_embd.weight", (shape.n_vocab, shape.dim), more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
-    for i in range(n):
-        important = more if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2 else base
-        yield f"blk.{i}.attn_norm.weight", (shape.dim,), "F32", 0.0
-        yield matrix(f"blk.{i}.attn_q", q, shape.dim)
-        yield matrix(f"blk.{i}.attn_k", kv, shape.dim)
-        yield matrix(f"blk.{i}.attn_v", kv, shape.dim, important)
-        yield matrix(f"blk.{i}.attn_output", shape.dim, q)
-        yield f"blk.{i}.ffn_norm.weight", (shape.dim,), "F32", 0.0
-        yield matrix(f"blk.{i}.ffn_gate", shape.ffn_dim, shape.dim)
-        yield matrix(f"blk.{i}.ffn_up", shape.ffn_dim, shape.dim)
-        yield matrix(f"blk.{i}.ffn_down", shape.dim, shape.ffn_dim, important)
-    yield "output_norm.weight", (shape.dim,), "F32", 0.0
-    if not shape.tied_output:
-        yield matrix("output", shape.n_vocab, shape.dim, more)
+    n = shape.n_layers
+    for tensor in shape.config().tensors():
+        name, dims = tensor.name, tensor.shape
+        parts = name.split(".")
+        if len(dims) == 1:
+            yield name, dims, "F32", 0.0
+        elif name == "token_embd.weight":
+            yield name, dims, more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
+        elif name == "output.weight":
+            yield name, dims, more, dims[1] ** -0.5
+        else:
+            i = int(parts[1])
+            important = parts[2] in ("attn_v", "attn_qkv", "ffn_down") and (i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2)
+            yield name, dims, more if important else base, dims[1] ** -0.5
 
 
 def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) -> Path:
@@ -177,7 +206,7 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
         if dims[-1] % FORMATS[format].columns:
             raise OptionError(f"{name} has {dims[-1]} columns, which {format} cannot hold: it needs a multiple of {FORMATS[format].columns}")
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(f"random {shape.dim}x{shape.n_layers} {type}")
     writer.add_file_type(_FILE_TYPES[type])
     add_metadata(writer, shape)
@@ -189,25 +218,25 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
     writer.write_ti_data_to_file()
     for i, (_, dims, format, std) in enumerate(tensors):
         rng = np.random.Generator(np.random.SFC64([seed, i]))
-        writer.write_tensor_data(random_blocks(rng, format, dims[0], dims[1], std) if len(dims) == 2 else np.ones(dims, np.float32))
+        vector = np.full(dims, not tensors[i][0].endswith(".bias"), np.float32)
+        writer.write_tensor_data(random_blocks(rng, format, dims[0], dims[1], std) if len(dims) == 2 else vector)
     writer.close()
     return Path(path)
 
 
+def add_keys(writer: gguf.GGUFWriter, metadata: dict[str, Any]) -> None:
+    """Give a writer keys with values of GGUF's usual types for them."""
+    for key, value in metadata.items():
+        if isinstance(value, (list, tuple, np.ndarray)):
+            writer.add_array(key, list(value))
+        else:
+            add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]
+            add(key, value)
+
+
 def add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    """Give a writer the keys of a Llama model of this shape, and a made-up vocabulary."""
-    head_dim = shape.head_dim or shape.dim // shape.n_heads
-    writer.add_context_length(shape.context_length)
-    writer.add_embedding_length(shape.dim)
-    writer.add_block_count(shape.n_layers)
-    writer.add_feed_forward_length(shape.ffn_dim)
-    writer.add_head_count(shape.n_heads)
-    writer.add_head_count_kv(shape.n_kv_heads)
-    writer.add_layer_norm_rms_eps(shape.rms_eps)
-    writer.add_rope_dimension_count(head_dim)
-    if head_dim * shape.n_heads != shape.dim:
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
+    """Give a writer the keys of a model of this shape, and a made-up vocabulary."""
+    add_keys(writer, {f"{shape.architecture}.{key}": value for key, value in shape.metadata().items()})
     add_vocabulary(writer, shape.n_vocab)
 
 
@@ -225,7 +254,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a Llama GGUF file with random weights.")
+    parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a GGUF file with random weights.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("type", choices=_FILE_TYPES)
     parser.add_argument("path", type=Path)

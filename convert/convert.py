@@ -25,6 +25,7 @@ from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.gguf.header import quote
 from ..kernels.float_env import in_default_floats
 from ..kernels.formats.table import FORMATS
+from ..kernels.room import THREAD, need_room
 from ..kernels.threads import usable_threads
 from .importance import usable_weights, weights_for
 from .metadata import parse_meta, result_metadata, set_meta
@@ -272,6 +273,7 @@ class _Job:
         source = self.source
         total = sum(r.bytes for r in reports)
         _compile({p.choice.format for p in pieces if not p.copied})
+        need_room(THREAD * self.threads)
         with ThreadPoolExecutor(self.threads) as pool:
             digests = [pool.submit(_sha256, path) for path in source.files]
             placeholders = [secrets.token_hex(32) for _ in digests]  # nothing that the source could hold, too
@@ -343,7 +345,7 @@ def _compile(formats: set[str]) -> None:
     """All encoders, here in one thread rather than by several that find them missing."""
     from ..kernels.formats.encoders import encoder
     for name in sorted(formats - {"F32"}):
-        encoder(name)
+        _ = encoder(name).ctypes
 
 
 def _sha256(path: Path) -> str:

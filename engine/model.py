@@ -17,7 +17,7 @@ import numpy as np
 from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_sample_index, check_samples
 from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
-from .answers.speculation import Costs, check_draft
+from .answers.speculation import Costs, check_draft, share_with_draft
 from .errors import ClosedError, ContextFullError, OptionError, memory_errors, quoted
 from .gguf.file import GGUFFile, open_gguf
 from .home.library import find, is_hub_name
@@ -27,6 +27,7 @@ from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .answers.async_answer import AsyncAnswer
     from .answers.chat_answer import ChatAnswer
     from .architectures.config import ModelConfig
     from .run import kv_cache
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .run.runtime import Runtime
     from .sampling.grammar import Grammar
     from .sampling.options import SamplingKeywords
+    from .serve.engine import Engine
     from .text.chat_template import ChatTemplate
     from .text.tokenizer import Tokenizer
 
@@ -90,18 +92,6 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
             model.close()
             raise
     return model
-
-
-def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: int | None, memory: int, kv: str | None,
-                     threads: int | None) -> tuple[int, int]:
-    """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
-    from .architectures.config import ModelConfig, check_tensors
-    from .run.memory import draft_share
-    from .run.runtime import most_threads
-    with open_gguf(path) as draft:
-        draft_config = ModelConfig.from_gguf(draft)
-        check_tensors(draft, draft_config)
-        return draft_share(gguf, config, draft, draft_config, context, memory, kv, most_threads(gguf, threads))
 
 
 def parse_memory(value: int | str | None) -> int | None:
@@ -180,6 +170,7 @@ class Model:
         self.speculate = True
         """Whether generations may guess ahead at all."""
         self._template: ChatTemplate | None = None
+        self._engine: Engine | None = None  # of agenerate and achat
         self._closed = False
 
     @property
@@ -361,6 +352,17 @@ class Model:
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
+    def agenerate(self, prompt: str | Iterable[int], **options: Any) -> AsyncAnswer:
+        """`generate` for asyncio: `async for piece in model.agenerate(prompt)`. Arguments and errors are generate's; answers under way at once share their
+        steps, and each has the bits it has alone. See docs/python.md."""
+        from .answers.async_answer import AsyncAnswer
+        return AsyncAnswer(self, self.generate(prompt, **options))
+
+    def achat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> AsyncAnswer:
+        """`chat` for asyncio; see `agenerate`."""
+        from .answers.async_answer import AsyncAnswer
+        return AsyncAnswer(self, self.chat(messages, **options))
+
     def generate_many(self, prompts: Iterable[Any], *, samples: int = 1, ordered: bool = False, live: int = LIVE, **options: Any) -> Batch:
         """Answers to many prompts, computed together: an iterator of `Result`, as they finish, or ordered by prompt. Each is, bit for bit, what `generate`
         gives alone.
@@ -430,6 +432,8 @@ class Model:
         """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""
         if not self._closed:
             self._closed = True
+            if self._engine is not None:
+                self._engine.close()
             self.scheduler.close(self.runtime.close)
             self._gguf.close()
             if self.draft is not None:

@@ -31,6 +31,7 @@ from . import native_code, trusted
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 from .interrupts import raised_at_the_end
 from .new_file import LEFTOVER, write_bytes
+from .room import COMPILE, need_room
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
@@ -313,6 +314,7 @@ class _Store:
             except Exception:  # whatever an unpickler may raise: compile again, which replaces the file
                 with contextlib.suppress(OSError):
                     path.unlink()
+        need_room(COMPILE)
         self.started[str(signature)] = time.perf_counter(), stats.seconds
         stats.compiled += 1
         for callback in list(_listeners):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
+
+from .room import NUMBA, need_room
 
 JIT_OPTIONS = {"nogil": True, "error_model": "numpy"}
 
@@ -23,7 +26,9 @@ def when_numba_comes(register: Callable[[], None]) -> Callable[[], None]:
 
 
 def numba_ready() -> Any:
-    """Import Numba and make everything known to it that has been defined so far -> its typing context."""
+    """Import Numba and make everything known to it that has been defined so far -> its typing context. MemoryError where there isn't room for it."""
+    if "numba.core.registry" not in sys.modules:
+        need_room(NUMBA)
     from numba.core.registry import cpu_target
     while _when_numba_comes:
         _when_numba_comes.pop(0)()

@@ -15,11 +15,11 @@ import pytest
 for needed in ("starlette", "uvicorn", "httpx"):
     pytest.importorskip(needed, reason=f"serving needs {needed}: pip install 'llamina[serve,test]'")
 
-TEMPLATE = """{% if tools %}Tools, to be called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}{% endif %}{% for message in messages %}{{ message.role }}: {{ message.content }}{% for call in message.tool_calls or [] %}
-<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}
-{% endfor %}{% if add_generation_prompt %}assistant:{% if thinking %} <think>{% endif %}{% endif %}"""
+TEMPLATE = """{% if tools %}Tools, to be called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:{{ "\\n" }}
+{%- for tool in tools %}{{ tool | tojson }}{{ "\\n" }}{% endfor %}{% endif %}
+{%- for message in messages %}{{ message.role }}: {{ message.content }}
+{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{{ "\\n" }}{% endfor %}
+{%- if add_generation_prompt %}assistant:{% if thinking %} <think>{% endif %}{% endif %}"""
 """One as small models have it, with what tests need: tools, and thoughts when asked for."""
 
 
@@ -57,7 +57,7 @@ class Server:
     def settled(self) -> bool:
         """No answer is under way any more, and no sequence holds pages."""
         for _ in range(200):
-            if self.engine.counts == (0, 0) and not sum(self.model.runtime._pool.census()[:2]):
+            if self.engine.counts == (0, 0) and not sum(self.model.runtime.kv_pages()[:2]):
                 return True
             time.sleep(0.01)
         return False

@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf.quants import quantize
-from llamina.bench.synthetic import Shape, add_metadata, add_vocabulary, matrices, random_blocks
+from llamina.bench.synthetic import Shape, add_keys, add_metadata, add_vocabulary, matrices, random_blocks
 from llamina.engine.architectures.config import written_config
 
 SMALL = Shape(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, n_vocab=288, context_length=1024)
@@ -103,12 +103,7 @@ def write_family(
     config = written_config(architecture, metadata, asked, n_vocab, path)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"small {architecture}")
-    for key, value in metadata.items():
-        if isinstance(value, (list, np.ndarray)):
-            writer.add_array(key, list(value))
-        else:
-            add: Any = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}[type(value)]
-            add(key, value)
+    add_keys(writer, metadata)
     add_vocabulary(writer, n_vocab)
     rng, type_ = np.random.default_rng(seed), gguf.GGMLQuantizationType[format]
     for tensor in config.tensors():

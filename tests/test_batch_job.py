@@ -183,7 +183,7 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"prompt": "a", "temprature": 1}', "did you mean temperature?"), (b'{"prompt": "a", "tools": [1]}', 'go with "messages"'),
     (b"x" * (MAX_LINE + 1), "is longer than"),
     (b'{"prompt": "a", "threads": 1}', "no option 'threads'"), (b'{"prompt": "a", "x\\ud800": 1}', "no option"), (b'"a" "b"', "is not JSON"),
-    (b"NaN", "must be a text"),
+    (b"NaN", "NaN is no number of JSON"),
 ]
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
                 begun: str = "") -> tuple[list[int], str | None, list[str]]:
-    """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError, FormatError, TokenizerError."""
+    """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
+    FormatError, TokenizerError."""
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
         raise OptionError("there are no messages to answer")

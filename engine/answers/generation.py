@@ -58,8 +58,8 @@ class Generation:
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
         may wait for KV memory that others hold."""
         if len(prompt) > model.context:
-            raise ContextFullError.of(f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context (nothing was cut off)",
-                                      len(prompt), model.context)
+            raise ContextFullError.of(f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context "
+                                      "(nothing was cut off)", len(prompt), model.context)
         if keep is not None and keep > model.context // 2:
             raise OptionError(f"{keep} tokens are to be kept when the context is full, at most half of its {model.context} can be")
         self.ids: list[int] = []
@@ -320,6 +320,11 @@ class Generation:
     def message(self) -> dict[str, Any] | None:
         """The answer as a message, if it answers messages (`Model.chat`)."""
         return None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._marks.strip(self._stops.found) if self._stops.found and self.finish_reason == "stop" else None
 
     def text(self) -> str:
         """Run to the end; all pieces, also those taken before, as one string."""

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import NumericError, OptionError, OutOfMemoryError
+from ..gguf.file import GGUFFile, open_gguf
 from ..sampling.sampler import Sampler
 
 if TYPE_CHECKING:
+    from ..architectures.config import ModelConfig
     from ..model import Model
     from ..run import kv_cache
     from ..run.scheduler import Job
@@ -253,3 +256,15 @@ class Speculator:
     def close(self) -> None:
         if self._model is not None:
             self._model.close()
+
+
+def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: int | None, memory: int, kv: str | None,
+                     threads: int | None) -> tuple[int, int]:
+    """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
+    from ..architectures.config import ModelConfig, check_tensors
+    from ..run.memory import draft_share
+    from ..run.runtime import most_threads
+    with open_gguf(path) as draft:
+        draft_config = ModelConfig.from_gguf(draft)
+        check_tensors(draft, draft_config)
+        return draft_share(gguf, config, draft, draft_config, context, memory, kv, most_threads(gguf, threads))

@@ -170,7 +170,7 @@ class Builder(Keys):
     # -- feed-forward, layers, the end ------------------------------------------------------------------------------------------------------------
 
     def glu(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
-        """A gated feed-forward block under the usual names; rows [gate, up] in one tensor ffn_up if the file has no ffn_gate. biases: of gate, up, down, which
+        """A gated feed-forward block under the usual names; fused=True: rows of gate, then of up, in one tensor ffn_up. biases: which of gate, up, down
         must have one. options: fields of Mlp."""
         width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], "ln2.hook_normalized"
         if options.pop("fused", False):

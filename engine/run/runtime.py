@@ -32,6 +32,7 @@ from .kv_cache import PagePool, Sequence
 from .layout import Layout, round_up
 from .memory import MemoryPlan, plan
 from .ops import common as f
+from .page_pool import Census
 from .program import Placed, Program
 from .weights import Progress, Weights
 
@@ -192,6 +193,10 @@ class Runtime:
         """Whether somebody waits for KV memory."""
         return self._pool.awaited
 
+    def kv_pages(self) -> Census:
+        """How many KV pages are owned, shared, free and cached."""
+        return self._pool.census()
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
@@ -215,7 +220,7 @@ class Runtime:
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
     def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None) -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt to begin with.
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt.
         slides (default: as cached): windowed pages that no query sees are given back."""
         self._check_open()
         return Sequence(self._pool, self.context, cached, salt, slides)
@@ -238,7 +243,8 @@ class Runtime:
             table.fill(last_position + 1)
         logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._step
-        self._layout.geometry[:, attention.TOKENS // 8] = n
+        if s[f.N_TOKENS // 8] != n:
+            self._layout.geometry[:, attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, logits.ctypes.data, logits.shape[1], hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
@@ -254,15 +260,15 @@ class Runtime:
 
     def _layers(self, first: int, last: int, n_wanted: int) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
-        s, program = self._step, self.program
-        n = int(s[f.N_TOKENS // 8])
+        s, layers = self._step, self.program.layers
+        n, n_layers = int(s[f.N_TOKENS // 8]), len(layers)
         s[f.OWN // 8] = n <= GROUP
-        size = max(1, min(self.config.n_layers, int(_RANGE_MACS / (n * self._layer_macs))))
+        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(program.layers[at][0], program.layers[to - 1][-1], n_wanted if to == self.config.n_layers else 0, to - at)
+            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
-                self.on_layers(to / self.config.n_layers)
+                self.on_layers(to / n_layers)
 
     def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
         """All layers, those with a site that somebody looks at in open form, and the end."""
@@ -297,10 +303,9 @@ class Runtime:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
         the residual stream is shared. AbortedError, NumericError."""
         s, program = self._step, self.program
-        end = program.end[-1].end
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
-        s[f.TAIL // 8] = end if open else program.end[0].address
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
+        s[f.TAIL // 8] = program.end[-1].end if open else program.end[0].address
         if open:
             s[f.OWN // 8] = 0
         tokens, work = int(s[f.N_TOKENS // 8]), layers + (1 if n_wanted else 0)

@@ -114,8 +114,8 @@ class Scheduler:
         forks.watch(self, 0)
 
     def run(self, jobs: Sequence[Job], *, first: bool = False, until: Callable[[], bool] | None = None) -> None:
-        """Compute until all jobs (first: at least one) are finished, or after a step `until()` is true; the unfinished ones stop between two chunks and can be run again. A job's own
-        error is kept in it. KeyboardInterrupt and our own bugs are raised."""
+        """Compute until all jobs (first: at least one) are finished, or after a step `until()` is true; the unfinished ones stop between two chunks and can
+        be run again. A job's own error is kept in it. KeyboardInterrupt and our own bugs are raised."""
         if not jobs:
             return
         enough = any if first else all

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import openai_responses
+from . import about, anthropic, llama_server, ollama, openai_responses
 from .call import Call
 from .errors import ApiError, of
 from .guard import Guard, Rules, shape_of
+from .metrics import metrics
 from .openai_chat import chat_completions, input_tokens
 from .openai_completions import completions
 from .registry import Registry, Served
@@ -36,16 +37,18 @@ class Limits:
 class Server:
     """What routes find as request.app.state.server."""
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
-        self.registry, self.limits = registry, limits
+    def __init__(self, registry: Registry, limits: Limits, defaults: Mapping[str, Any] | None = None) -> None:
+        """defaults: sampling options, and max_tokens, of requests that say nothing of them; they go before what a model's file recommends."""
+        self.registry, self.limits, self.defaults = registry, limits, dict(defaults or {})
         self.workers = asyncio.Semaphore(limits.workers)
 
 
-def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0) -> ASGIApp:
+def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0,
+                defaults: Mapping[str, Any] | None = None) -> ASGIApp:
     """The whole server as an ASGI application; it closes the registry when it ends."""
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.server = Server(registry, limits or Limits())
+        app.state.server = Server(registry, limits or Limits(), defaults)
         yield
         await asyncio.to_thread(registry.close, drain_seconds)
     app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
@@ -58,11 +61,20 @@ def routes() -> list[Route]:
     return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
             *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
             *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
+            Route("/v1/messages", anthropic.messages, methods=["POST"]), Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
             *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
+            Route("/completion", llama_server.completion, methods=["POST"]), Route("/metrics", metrics, methods=["GET"]),
+            *[Route(path, endpoint, methods=["POST"]) for path, endpoint in (
+                ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template),
+                ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", no_embeddings))],
+            *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
+                ("/props", about.props), ("/slots", about.slots), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
+                ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 
 
 async def health(request: Request) -> Response:
+    """Whether the server can answer."""
     server: Server = request.app.state.server
     dead = [engine.failure for engine in server.registry.engines() if engine.failure]
     return JSONResponse({"status": "error", "error": dead[0]}, 500) if dead else JSONResponse({"status": "ok"})
@@ -80,11 +92,13 @@ def describe(served: Served) -> dict[str, Any]:
 
 
 async def models(request: Request) -> Response:
+    """The models there are."""
     server: Server = request.app.state.server
     return JSONResponse({"object": "list", "data": [describe(served) for served in server.registry.all()]})
 
 
 async def one_model(request: Request) -> Response:
+    """One of the models."""
     server: Server = request.app.state.server
     name = request.path_params["name"]
     for served in server.registry.all():
@@ -94,6 +108,7 @@ async def one_model(request: Request) -> Response:
 
 
 async def no_embeddings(request: Request) -> Response:
+    """Refused: models that write text have no embeddings."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))

@@ -5,6 +5,7 @@ Everything is checked here, before anything is computed; who calls this says whi
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,16 +39,16 @@ class Asked:
     verbose: bool = False
 
 
-def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of SamplingOptions; what the file recommends (`defaults`) where nothing is asked for."""
-    found: dict[str, Any] = dict(defaults)
+def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:
+    """Options of SamplingOptions; `defaults` where nothing is asked for. texts: biases may name texts, too. ApiError."""
+    found: dict[str, Any] = {name: value for name, value in defaults.items() if name != "max_tokens"}
     for name, least, most in (("temperature", 0.0, 100.0), ("top_p", 0.0, 1.0), ("presence_penalty", -100.0, 100.0), ("frequency_penalty", -100.0, 100.0)):
         value = body.number(name, None, least, most)
         if value is not None:
             found[name] = value
     seed = body.integer("seed", None, -1, 2**64 - 1)
-    if seed is not None and seed >= 0:
-        found["seed"] = seed
+    if seed is not None:
+        found["seed"] = seed if seed >= 0 else None
     for name in (*WHOLE, *NUMBERS):
         value = body.integer(name, None, -1, 1 << 31) if name in WHOLE else body.number(name, None, -1e6, 1e6)
         if value is not None:
@@ -60,7 +61,7 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any]) -> dict[st
         found["dry_breakers"] = tuple(breakers)
     biases = body.any("logit_bias")
     if biases is not None:
-        found["logit_bias"] = _biases(biases, n_vocab)
+        found["logit_bias"] = _biases(biases, n_vocab, texts)
     try:
         SamplingOptions(**found)
     except (ValueError, TypeError) as error:
@@ -68,34 +69,40 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _biases(given: Any, n_vocab: int) -> dict[int, float]:
+def _biases(given: Any, n_vocab: int, texts: bool) -> dict[int | str, float]:
     """OpenAI's {"id": bias} or llama-server's [[id, bias or false], …]."""
     pairs = list(given.items()) if isinstance(given, dict) else given
     if not isinstance(pairs, list) or len(pairs) > MAX_BIASES or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise ApiError(400, f"logit_bias must map at most {MAX_BIASES} token ids to numbers, found {quoted(given, 60)}", "logit_bias")
-    found: dict[int, float] = {}
+    found: dict[int | str, float] = {}
     for id, bias in pairs:
         try:
-            number = int(id) if not isinstance(id, bool) and str(id).strip() == str(int(id)) else None
+            number: int | str | None = int(id) if not isinstance(id, bool) and str(id).strip() == str(int(id)) else None
         except (ValueError, TypeError):
             number = None
-        if number is None or not 0 <= number < n_vocab:
+        if texts and number is None and isinstance(id, str) and id:
+            number = id
+        if number is None or isinstance(number, int) and not 0 <= number < n_vocab:
             raise ApiError(400, f"logit_bias: {quoted(id, 40)} is no token id of this model (0 to {n_vocab - 1})", "logit_bias")
         if bias is False:
             bias = -1e9
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -1e9 <= bias <= 1e9:
-            raise ApiError(400, f"logit_bias of token {number} must be a number, found {quoted(bias, 40)}", "logit_bias")
+            raise ApiError(400, f"logit_bias of token {quoted(number, 40)} must be a number, found {quoted(bias, 40)}", "logit_bias")
         found[number] = float(bias)
     return found
 
 
-def limit(body: Fields, *names: str) -> int | None:
-    """The first of max_tokens' names that is given; -1: none."""
-    found = None
-    for name in names:
-        value = body.integer(name, None, -1, 1 << 31)
-        found = value if found is None else found
+def limit(body: Fields, defaults: Mapping[str, Any], *names: str) -> int | None:
+    """The first of max_tokens' names that is given, else the default's; -1: none."""
+    given = [value for name in names if (value := body.integer(name, None, -1, 1 << 31)) is not None]
+    found = given[0] if given else defaults.get("max_tokens")
     return None if found == -1 else found
+
+
+def draw_seed(asked: Asked) -> None:
+    """A seed, if none is given: one for all answers of a request, which tells them apart by their numbers."""
+    if asked.options.get("seed") is None:
+        asked.options["seed"] = secrets.randbits(32)
 
 
 def stops(body: Fields) -> list[str]:

@@ -54,6 +54,11 @@ class Call:
         self.served = await self.server.registry.acquire(name)
         return self.served
 
+    def defaults(self) -> dict[str, Any]:
+        """Sampling options of a request that says nothing of them: what the file recommends, and what the server was told."""
+        assert self.served is not None
+        return {**self.served.loaded[0].sampling_defaults, **self.server.defaults}
+
     async def make(self, work: Callable[[], Any]) -> Any:
         """`work()` in a worker thread, few at a time; its errors as the client's."""
         async with self.server.workers:

@@ -13,7 +13,7 @@ from ..answers.chat_answer import chat_prompt
 from ..errors import quoted
 from ..text.messages import normalise
 from ..text.tool_calls import check_tools
-from .asked import MAX_TOP_LOGPROBS, Asked, arguments_text
+from .asked import MAX_TOP_LOGPROBS, Asked, arguments_text, draw_seed
 from .errors import ApiError, of
 from .fields import Fields
 from .shapes import STOPPED, Thinking
@@ -179,8 +179,7 @@ def prompt_ids(model: Model, asked: ChatAsked) -> tuple[list[int], str | None]:
 def answers(model: Model, asked: ChatAsked) -> list[Generation]:
     """asked.n answers, checked whole; nothing is computed yet. A seed is drawn if none is given. What a grammar holds begins after the thoughts."""
     more = {"logprobs": asked.top_logprobs}
-    if asked.options.get("seed") is None:
-        asked.options["seed"] = secrets.randbits(32)
+    draw_seed(asked)
     options = {**asked.options, "ignore_eos": True} if asked.ignore_eos else asked.options
     held = asked.forced or bool(obeyed(options))
     if not held and not asked.begun and not asked.ignore_eos:

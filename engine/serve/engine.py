@@ -14,12 +14,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..answers.batch import own_error
 from ..errors import ClosedError, LlaminaError, OutOfMemoryError
+from .counters import Counters
 from .errors import ApiError
 
 if TYPE_CHECKING:
@@ -50,19 +51,19 @@ class Event:
 class Ticket:
     """The answers of one request, on their way through the engine. An asynchronous iterator over events until all have ended; `cancel` from any thread."""
 
-    def __init__(self, generations: Sequence[Generation], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, generations: Sequence[Generation], loop: asyncio.AbstractEventLoop, most_unread: int | None = MOST_UNREAD) -> None:
         self.generations = list(generations)
         self.cancelled = False
         self.began: float | None = None
         self.made = time.perf_counter()
         self._loop, self._events, self._open = loop, asyncio.Queue[Event](), len(self.generations)
-        self._unread = 0
+        self._unread, self._most_unread = 0, most_unread
         self._engine: Engine | None = None
 
     def post(self, event: Event) -> None:
         """From the engine's thread."""
         self._unread += 1
-        if self._unread > MOST_UNREAD and event.finish_reason is None and event.error is None:
+        if self._most_unread is not None and self._unread > self._most_unread and event.finish_reason is None and event.error is None:
             self.cancel()
             event = Event(event.index, error=ApiError(408, "the client reads too slowly: the answer was given up", code="slow_reader"))
         try:
@@ -75,6 +76,12 @@ class Ticket:
         self.cancelled = True
         if self._engine is not None:
             self._engine.wake()
+
+    def abandon(self) -> None:
+        """`cancel`, from a destructor: takes no lock."""
+        self.cancelled = True
+        if self._engine is not None:
+            self._engine._news = True
 
     async def next(self, timeout: float | None = None) -> Event | None:
         """The next event; None: all answers have ended. TimeoutError."""
@@ -107,8 +114,7 @@ class Engine:
         self.model, self.parallel, self.queue = model, parallel, queue
         self.failure: str | None = None
         """Why the thread has died, if it has."""
-        self.tokens = self.prompt_tokens = self.cached_tokens = self.finished = self.failed = 0
-        self.busy_seconds = 0.0
+        self.counters = Counters()
         self._turn = turn or threading.Lock()  # several models take turns: a step wants all cores
         self._changed = threading.Condition()
         self._waiting: deque[_Live] = deque()
@@ -196,6 +202,7 @@ class Engine:
         for live in [x for x in self._live if x.ticket.cancelled]:
             live.generation.close()
             self._live.remove(live)
+            self.counters.ended(live.generation, "cancelled")
             live.ticket.post(Event(live.index, finish_reason="cancelled"))
         if any(x.ticket.cancelled for x in self._waiting):
             with self._changed:
@@ -203,6 +210,7 @@ class Engine:
                 self._waiting = deque(x for x in self._waiting if not x.ticket.cancelled)
             for live in gone:
                 live.generation.close()
+                self.counters.ended(live.generation, "cancelled")
                 live.ticket.post(Event(live.index, finish_reason="cancelled"))
 
     def _admit(self) -> None:
@@ -243,7 +251,7 @@ class Engine:
             for live in list(self._live):
                 self._finish(live, own_error(error))
             return
-        self.busy_seconds += time.perf_counter() - since
+        self.counters.step(len(jobs), time.perf_counter() - since)
         for live in list(self._live):
             self._tell_prompt(live)
             if live.job is not None and live.job.finished:
@@ -289,28 +297,19 @@ class Engine:
             live.told_ids, live.told_logprobs = len(g.ids), min(live.told_logprobs, len(g.logprobs))
         ids, logprobs = g.ids[live.told_ids:], g.logprobs[live.told_logprobs:]
         live.told_ids, live.told_logprobs = len(g.ids), len(g.logprobs)
-        self.tokens += len(ids)
         if g.finish_reason is not None or text or ids:
             live.ticket.post(Event(live.index, text, ids, logprobs, g.finish_reason))
 
     def _finish(self, live: _Live, error: LlaminaError | None) -> None:
         self._live.remove(live)
-        stats = live.generation.stats
-        self.prompt_tokens += stats.prompt_tokens - stats.reused_tokens
-        self.cached_tokens += stats.reused_tokens
         if error is not None:
             self._end(live, error)
         else:
-            self.finished += 1
+            self.counters.ended(live.generation, "finished")
         with self._changed:
             self._changed.notify_all()
 
     def _end(self, live: _Live, error: LlaminaError | ApiError) -> None:
-        self.failed += 1
         live.generation.close()
+        self.counters.ended(live.generation, "failed")
         live.ticket.post(Event(live.index, error=error))
-
-
-def checked(make: Callable[[], Any]) -> Any:
-    """`make()` in a worker thread: what is wrong with a request is told before anything is computed."""
-    return asyncio.to_thread(make)

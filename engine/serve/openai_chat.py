@@ -39,12 +39,12 @@ IGNORED = {"user", "store", "metadata", "service_tier", "prediction", "modalitie
 """What OpenAI's and llama-server's clients send as a matter of course and what changes nothing here."""
 
 
-def read(body: Fields, model: Model) -> ChatAsked:
+def read(body: Fields, model: Model, defaults: dict[str, Any]) -> ChatAsked:
     """Everything but `model`, which was read before. ApiError."""
     asked = ChatAsked(messages=read_messages(body.any("messages")))
     with_begun(asked, body)
-    options = sampling(body, model.config.n_vocab, model.sampling_defaults)
-    asked.options = {**options, "max_tokens": limit(body, "max_completion_tokens", "max_tokens", "n_predict"), "stop": stops(body), **obey(body)}
+    options = sampling(body, model.config.n_vocab, defaults)
+    asked.options = {**options, "max_tokens": limit(body, defaults, "max_completion_tokens", "max_tokens", "n_predict"), "stop": stops(body), **obey(body)}
     asked.n, asked.top_logprobs = body.integer("n", 1, 1, MAX_N), top_logprobs(body)
     read_stream(asked, body)
     asked.ignore_eos = body.truth("ignore_eos")
@@ -71,11 +71,12 @@ def salt_of(body: Fields) -> str:
 
 
 async def chat_completions(request: Request) -> Response:
+    """The next message of a conversation."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))
         model, _ = served.loaded
-        asked, salt = read(body, model), salt_of(body)
+        asked, salt = read(body, model, call.defaults()), salt_of(body)
         call.ignored = body.done(IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
         common = {"id": "chatcmpl-" + secrets.token_hex(12), "created": int(time.time()), "model": served.name, "system_fingerprint": served.fingerprint}
@@ -90,7 +91,7 @@ async def input_tokens(request: Request) -> Response:
     async with Call(request) as call:
         body = await call.body()
         model, _ = (await call.model(body.text("model"))).loaded
-        asked, _ = read(body, model), salt_of(body)
+        asked, _ = read(body, model, call.defaults()), salt_of(body)
         call.ignored = body.done(IGNORED)
         ids, _ = await call.make(lambda: prompt_ids(model, asked))
         return call.json({"object": "response.input_tokens", "input_tokens": len(ids)})

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import quoted
-from .asked import MAX_N, MAX_TOP_LOGPROBS, Asked, limit, obey, sampling, stops
+from .asked import MAX_N, MAX_TOP_LOGPROBS, Asked, draw_seed, limit, obey, sampling, stops
 from .call import Call
 from .engine import Ticket
 from .errors import ApiError, of
@@ -50,12 +50,11 @@ def read_prompts(given: Any) -> list[Any]:
     raise ApiError(400, f"prompt must be a string, a list of strings, of token ids, or of lists of token ids, found {quoted(given, 60)}", "prompt")
 
 
-def read(body: Fields, model: Model) -> CompletionAsked:
+def read(body: Fields, model: Model, defaults: dict[str, Any]) -> CompletionAsked:
     asked = CompletionAsked()
     asked.prompts = read_prompts(body.any("prompt", ""))
-    options = sampling(body, model.config.n_vocab, model.sampling_defaults)
-    tokens = limit(body, "max_tokens", "max_completion_tokens", "n_predict") if any(n in body for n in ("max_tokens", "max_completion_tokens", "n_predict")) \
-        else DEFAULT_TOKENS
+    options = sampling(body, model.config.n_vocab, defaults)
+    tokens = limit(body, {"max_tokens": DEFAULT_TOKENS, **defaults}, "max_tokens", "max_completion_tokens", "n_predict")
     asked.options = {**options, "max_tokens": tokens, "stop": stops(body), "ignore_eos": body.truth("ignore_eos"), **obey(body)}
     asked.n, asked.echo = body.integer("n", 1, 1, MAX_N), body.truth("echo")
     if body.integer("best_of", asked.n, 1, MAX_N) != asked.n:
@@ -69,18 +68,18 @@ def read(body: Fields, model: Model) -> CompletionAsked:
 
 def make(model: Model, asked: CompletionAsked) -> tuple[list[list[int]], list[Generation]]:
     """(ids of each prompt, answers: n to the first prompt, n to the second, …)"""
-    if asked.options.get("seed") is None:
-        asked.options["seed"] = secrets.randbits(32)
+    draw_seed(asked)
     prompts = [model.prompt_ids(p) for p in asked.prompts]
     return prompts, [model.generate(ids, sample_index=i, logprobs=asked.top_logprobs, **asked.options) for ids in prompts for i in range(asked.n)]
 
 
 async def completions(request: Request) -> Response:
+    """An answer to a prompt, or to several."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))
         model, _ = served.loaded
-        asked, salt = read(body, model), salt_of(body)
+        asked, salt = read(body, model, call.defaults()), salt_of(body)
         call.ignored = body.done(IGNORED)
         prompts: list[list[int]] = []
 

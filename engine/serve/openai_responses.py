@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import quoted
-from .asked import MAX_TOP_LOGPROBS, obey_format, sampling, stops
+from .asked import MAX_TOP_LOGPROBS, limit, obey_format, sampling, stops
 from .call import Call
 from .conversation import (
     MAX_MESSAGES,
@@ -42,7 +42,7 @@ ALSO_IGNORED = {"store", "include", "truncation", "reasoning", "background", "ma
 STATEFUL = ("previous_response_id", "conversation", "prompt")
 
 
-def read(body: Fields, model: Model) -> ChatAsked:
+def read(body: Fields, model: Model, defaults: dict[str, Any]) -> ChatAsked:
     """ApiError; also for what would need a memory of earlier requests."""
     for name in STATEFUL:
         if body.any(name) is not None:
@@ -51,12 +51,12 @@ def read(body: Fields, model: Model) -> ChatAsked:
     if body.truth("background"):
         raise ApiError(400, "background is not supported: this server keeps nothing between requests", "background", "unsupported_parameter")
     asked = ChatAsked(messages=read_messages(read_input(body.any("input"), body.text("instructions")), "input"))
-    options = sampling(body, model.config.n_vocab, model.sampling_defaults)
+    options = sampling(body, model.config.n_vocab, defaults)
     text = body.sub("text")
     format = {} if text is None else obey_format(text, "format")
     if text is not None:
         text.done({"verbosity"})
-    asked.options = {**options, "max_tokens": body.integer("max_output_tokens", None, 1, 1 << 31), "stop": stops(body), **format}
+    asked.options = {**options, "max_tokens": limit(body, defaults, "max_output_tokens"), "stop": stops(body), **format}
     asked.top_logprobs = body.integer("top_logprobs", None, 0, MAX_TOP_LOGPROBS)
     asked.stream, asked.timings_per_token, asked.return_progress = body.truth("stream"), body.truth("timings_per_token"), body.truth("return_progress")
     choose(asked, _tools(body.list("tools", None, MAX_TOOLS)), body.any("tool_choice", "auto"))
@@ -96,11 +96,12 @@ def read_input(given: Any, instructions: str | None) -> list[Any]:
 
 
 async def responses(request: Request) -> Response:
+    """The next items of a conversation."""
     async with Call(request) as call:
         body = await call.body()
         served = await call.model(body.text("model"))
         model, _ = served.loaded
-        asked, salt = read(body, model), salt_of(body)
+        asked, salt = read(body, model, call.defaults()), salt_of(body)
         metadata, instructions = body.object("metadata", {}), body.text("instructions")
         call.ignored = body.done(IGNORED | ALSO_IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
@@ -119,7 +120,7 @@ async def input_tokens(request: Request) -> Response:
     async with Call(request) as call:
         body = await call.body()
         model, _ = (await call.model(body.text("model"))).loaded
-        asked, _, _ = read(body, model), salt_of(body), body.object("metadata")
+        asked, _, _ = read(body, model, call.defaults()), salt_of(body), body.object("metadata")
         call.ignored = body.done(IGNORED | ALSO_IGNORED)
         ids, _ = await call.make(lambda: prompt_ids(model, asked))
         return call.json({"object": "response.input_tokens", "input_tokens": len(ids)})
@@ -181,7 +182,7 @@ class Output:
         ended = self._ended()
         yield self._event("response." + ended["status"], response={**ended, "seed": self._generation.stats.seed}, timings=timings(self._generation))
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, /, **fields: Any) -> str:
         self._sequence += 1
         return event({"type": name, "sequence_number": self._sequence - 1, **fields}, name)
 

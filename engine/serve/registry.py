@@ -45,7 +45,7 @@ class Registry:
     """load(path, memory) makes a Model. memory: bytes for all loaded models together, None: no limit but the system's."""
 
     def __init__(self, load: Callable[..., Model], parallel: int, queue: int, memory: int | None = None) -> None:
-        self._load, self._parallel, self._queue, self._memory = load, parallel, queue, memory
+        self._load, self._parallel, self._queue, self.memory = load, parallel, queue, memory
         self._models: dict[str, Served] = {}
         self._single: Served | None = None
         self._turn = threading.Lock()
@@ -55,7 +55,7 @@ class Registry:
     def serve_one(self, path: str, name: str) -> Served:
         """Load and serve one model under every name. Raises as `load`."""
         served = Served(name, path, self.started)
-        self._begin(served, self._load(path, memory=self._memory))
+        self._begin(served, self._load(path, memory=self.memory))
         self._single = self._models[name] = served
         return served
 
@@ -120,7 +120,7 @@ class Registry:
         async with self._room:
             while True:
                 held = sum(s.model.memory_plan.weights + s.model.memory_plan.kv for s in self._models.values() if s.model is not None)
-                room = None if self._memory is None else self._memory - held
+                room = None if self.memory is None else self.memory - held
                 try:
                     if room is not None and room <= 0:
                         raise OutOfMemoryError("the memory allowed is in use by other models")

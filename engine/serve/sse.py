@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import Ticket
+from .errors import of
 
 KEEP_ALIVE = 5.0
 """Seconds of silence after which a comment shows that the server is alive."""
@@ -59,7 +62,12 @@ class Stream(Response):
                 waiting.cancel()
                 return
             if waiting in done:
-                piece, waiting = waiting.result(), None
+                try:
+                    piece, waiting = waiting.result(), None
+                except Exception as error:  # our own fault: said, not a stream that just ends
+                    traceback.print_exception(error, file=sys.stderr)
+                    await send({"type": "http.response.body", "body": event(of(error).openai()).encode()})
+                    return
                 if piece is None:
                     await send({"type": "http.response.body", "body": b""})
                     return

@@ -18,6 +18,8 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = tuple(stops)
         self.held = ""
+        self.found: str | None = None
+        """The stop string that ended the text."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be shown now, whether a stop string was found: it and what follows are dropped)."""
@@ -25,6 +27,8 @@ class StopStrings:
         start = find_first(text, self.stops)
         if start is not None:
             self.held = ""
+            after = _without_marks(text[start:], "")[0]
+            self.found = max((w for w in self.stops if after.startswith(_without_marks(w, "")[0])), key=len, default=None)
             return text[:start], True
         start = may_begin(text, self.stops)
         self.held = text[start:]
