@@ -312,7 +312,8 @@ def append_kernel(kv: KVType) -> Compiled:
     def append(geometry, is_value, kv_head, layer_offset, tokens):
         n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
         stride, bad = 4 * load_i64(geometry + LD_KV), False
-        row, positions, tables, value_dim = load_i64(geometry + TABLE_ROW), load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES), load_i64(geometry + VALUE_DIM)
+        row, value_dim = load_i64(geometry + TABLE_ROW), load_i64(geometry + VALUE_DIM)
+        positions, tables = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES)
         x, gain = load_i64(geometry + K) + 4 * kv_head * head_dim, load_i64(geometry + K_NORM)
         if is_value:
             x, stride = load_i64(geometry + V) + 4 * kv_head * value_dim, 4 * load_i64(geometry + LD_V)

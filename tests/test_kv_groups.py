@@ -168,7 +168,7 @@ def test_a_hit_gets_shorter_where_a_windowed_page_is_missing(keeping: Model, giv
 
 
 @pytest.mark.parametrize("options", [
-    {"context_shift": True, "max_tokens": 60}, {"context_shift": True, "keep": 900, "max_tokens": 60}, {"banned": ["e", "th", "a"], "max_tokens": 120},
+    {"context_shift": True, "max_tokens": 60}, {"context_shift": True, "keep": 700, "max_tokens": 60}, {"banned": ["e", "th", "a"], "max_tokens": 120},
     {"temperature": 0.0, "max_tokens": 200}], ids=["shift", "shift and keep", "banned", "greedy"])
 def test_going_back(keeping: Model, giving: Model, options: dict[str, Any]) -> None:
     prompt = TEXT[:CONTEXT - 30] if "context_shift" in options else TEXT[:1100]

@@ -55,7 +55,8 @@ class Promises(RuleBasedStateMachine):
             sequence.begin(text, max(n, length), back_to)
         except OutOfMemoryError:
             grown = max(n, length)
-            assert (self.layout.units(grown) if cached else self.layout.rows * pages_of(grown)) > free, "a promise was refused that there was memory for without sharing anything"
+            units = self.layout.units(grown) if cached else self.layout.rows * pages_of(grown)
+            assert units > free, "a promise was refused that there was memory for without sharing anything"
             assert sequence.length == 0 and self.pool.free_pages == free
             return
         one = Live(sequence, text[:sequence.length])

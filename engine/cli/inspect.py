@@ -194,7 +194,7 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     weights = weight_bytes(gguf, config)
     layout = kv_layout(config, kv_type(config), context, MOST_TOKENS)
     return kernels, {"weights": weights, "context": context, "kv_per_page": layout.rows * layout.unit, "kv_page_positions": PAGE, "kv": layout.bytes(context),
-                     "kv_windowed": layout.bytes(context) - layout.whole * -(-context // PAGE) * layout.unit}
+                     "kv_windowed": layout.bytes(context) - layout.whole * -(-context // PAGE) * layout.unit if layout.windowed else 0}
 
 
 def _threads(weight_bytes: int) -> dict[str, Any]:
@@ -248,7 +248,8 @@ def _lines(r: dict[str, Any]) -> list[str]:
             lines.append(f"  {one_line(t['name']):{width}}  {t['format']:8} {shape:>16} {size(t['bytes']):>9}  {t['kernel'] or ''}".rstrip())
     if r["memory"]:
         m = r["memory"]
-        lines += ["", f"KV cache: {size(m['kv_per_page'])} for each {m['kv_page_positions']} positions, as they are used"]
+        windowed = f"; a context of {m['context']} takes {size(m['kv'])}, {size(m['kv_windowed'])} of it in layers with windows" if m["kv_windowed"] else ""
+        lines += ["", f"KV cache: {size(m['kv_per_page'])} for each {m['kv_page_positions']} positions, as they are used{windowed}"]
     t = r["tokenizer"]
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]

@@ -7,14 +7,14 @@ addresses that the forward pass reads. Whole pages may be shared: each counts it
 known to the prefix cache, writes into a copy. Stale contents never reach a result, because scores past a query's position are selected away and
 values past it are skipped, or weighted by an integer zero.
 
-Windowed layers (kv_groups.py) have pages of their own beside those of the others. A sequence that `slides` gives back those that no query can see any more, when
-the next step begins; the prefix cache may keep them. Going back to where they would be needed is going back to the beginning: what follows is computed again.
+Windowed layers (kv_groups.py) have pages of their own beside those of the others. A sequence that `slides` gives back those that no query can see any more,
+when the next step begins; the prefix cache may keep them. Going back to where they would be needed is going back to the beginning: what follows is
+computed again.
 """
 from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,6 +24,8 @@ from ...kernels.attention import KVType
 from ...kernels.elementwise import PAGE
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError
+from .held_pages import NEVER as _NEVER
+from .held_pages import HeldPages
 from .kv_groups import SLACK, pages_of
 from .page_pool import Page, PagePool
 from .prefix_cache import Entry
@@ -32,7 +34,6 @@ __all__ = ["KV_TYPES", "PAGE", "Page", "PagePool", "Sequence", "kv_type", "pages
 
 KV_TYPES = {kv.name: kv for kv in (kv_float.F16, kv_q8_0.Q8_0, kv_float.F32)}
 """What keys and values may be kept as."""
-_NEVER = sys.maxsize
 _WORTH_COPYING = 8  # tokens of a partly equal page: fewer are sooner computed
 
 
@@ -44,7 +45,7 @@ def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
     return KV_TYPES[name]
 
 
-class Sequence:
+class Sequence(HeldPages):
     """One sequence's place in the KV cache: `length` positions hold keys and values, of the tokens `ids`. Made by Runtime.new_sequence().
 
     cached: whole pages are told to the prefix cache as they fill, the last one when the sequence ends. Dropped, it gives its pages back as by `close`.
@@ -53,36 +54,21 @@ class Sequence:
     """
 
     def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None):
-        self._pool, self.context, self._cached, self._salt = pool, context, cached, salt
-        self._layout = pool.layout
+        super().__init__(pool, pages_of(context))
+        self.context, self._cached, self._salt = context, cached, salt
         self._slides = (cached if slides is None else slides) and self._layout.windowed > 0
         self.length = 0
         self.ids: list[int] = []
         self.reused = 0
         """Tokens that `match` took over."""
-        self._pages: list[Page] = []
-        self._windows: list[Page] = []  # those of the windowed layers, for the pages from _first on, all that there are
-        self._first = 0
         self._chain: list[Entry] = []  # the entries of its whole pages
-        self._spare = 0  # units promised to it
-        self._promised_length = 0
-        self._floor = _NEVER  # the first of its pages that it may go back over and grow again: such ones are marked in the pool,
-        self._behind = 0  # and so many windowed pages, that it will leave behind before the promised length
         self.tentative = False
         """While true, what is appended may yet be taken back, and is not told to the prefix cache."""
         self._matched: tuple[int, int] | None = None  # (length, the prefix cache's version) of the last look into it
-        self.table = np.zeros((self._layout.rows, pages_of(context)), np.int64)
-        """Addresses of the pages' units, int64 [rows, pages of a full context]; 0: given back."""
-        self.table_address = self.table.ctypes.data
 
     @property
     def _root(self) -> Entry:
         return self._pool.prefix.root_of(self._salt)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Memory of its pages, shared ones counted in full."""
-        return (len(self._pages) * self._layout.whole + len(self._windows) * self._layout.windowed) * self._pool.page_bytes
 
     @property
     def at_page_start(self) -> bool:
@@ -217,12 +203,6 @@ class Sequence:
         self.length = len(self.ids)
         self.reused += self.length - before
 
-    def _spend(self, units: int) -> None:
-        """Of what is promised, so much is taken now."""
-        units = min(units, self._spare)
-        self._spare -= units
-        self._pool._promised -= units
-
     def _drop_unwritten(self) -> None:
         """Give back what was reserved and not written; under the lock."""
         first = pages_of(self.length)
@@ -276,21 +256,6 @@ class Sequence:
 
     # -- growing --------------------------------------------------------------------------------------------------------------------------
 
-    def _marked(self, at: int) -> bool:
-        """Whether a windowed page may be left or gone back over."""
-        return at < self._behind or at >= self._floor
-
-    def _mark(self, floor: int, behind: int) -> None:
-        """From now on it may go back over its pages from `floor` on, and will leave the windowed ones before `behind`."""
-        pool, old = self._pool, self._floor
-        pool.mark(self._pages[floor:old], 1)
-        pool.mark(self._pages[old:floor], -1)
-        marked = [self._marked(at) for at in range(self._first, self._first + len(self._windows))]
-        self._floor, self._behind = floor, behind
-        for at, (page, was) in enumerate(zip(self._windows, marked), self._first):
-            if was != self._marked(at):
-                pool.mark([page], -1 if was else 1)
-
     def _wanting(self, length: int, found: int = 0, seen: int = 0, low: int = 0) -> int:
         """Units to take on the way to `length` positions; those of a shared page it may go back over are reserved with that page. found, seen, low: after so
         many pages, and windowed ones of the last of them, the first seen being `low`, were taken over."""
@@ -342,60 +307,6 @@ class Sequence:
         if self._promised_length:
             self._renew()
 
-    def _make_writable(self, at: int) -> None:
-        """Replace pages that others can see by copies."""
-        page = self._pages[at]
-        if page.users > 1 or page.entry is not None:
-            self._pages[at] = self._copied(page, at >= self._floor)
-        if self._windows:
-            window = self._windows[at - self._first]
-            if window.users > 1 or window.entry is not None:
-                self._windows[at - self._first] = self._copied(window, self._marked(at))
-        self._put(at, self._pages[at], self._windows[at - self._first] if self._windows else None)
-
-    def _copied(self, page: Page, rewinds: bool) -> Page:
-        pool = self._pool
-        if page.users == 1 and pool.free_pages < page.weight:  # nobody but the prefix cache knows it, and there is no page to spare
-            assert page.entry is not None
-            pool.drop(page.entry)
-            return page
-        if page.users > 1 and rewinds:
-            pool.release(page, rewinds)  # with it, what was reserved for this moment; others keep it as it is
-            copy = pool.take(weight=page.weight)
-        else:
-            copy = self._take(page.weight) if page.users > 1 else pool.take(weight=page.weight)
-            pool.release(page, rewinds)
-        copy.copy(page)
-        pool.hold(copy, rewinds)
-        return copy
-
-    def _take(self, weight: int) -> Page:
-        """A page, out of the promised units first."""
-        if self._spare < weight:
-            self._spend(self._spare)
-            return self._pool.take(weight=weight)
-        self._spare -= weight
-        return self._pool.take(promised=True, weight=weight)
-
-    def _hold(self, page: Page, window: Page | None = None) -> None:
-        at = len(self._pages)
-        self._pool.hold(page, at >= self._floor)
-        self._pages.append(page)
-        if window is not None:
-            self._pool.hold(window, self._marked(at))
-            self._windows.append(window)
-        elif self._layout.windowed:
-            self._first = at + 1
-        self._put(at, page, window)
-
-    def _put(self, at: int, page: Page, window: Page | None) -> None:
-        """Tell the kernels where they are."""
-        for row, unit in enumerate(page.units + window.units if window else page.units):
-            self.table[row, at] = unit.ctypes.data
-
-    def _window_at(self, at: int) -> Page | None:
-        return self._windows[at - self._first] if self._first <= at < self._first + len(self._windows) else None
-
     def append(self, ids: Iterable[int]) -> None:
         """The keys and values of `ids` were written after the present ones."""
         self.ids.extend(map(int, ids))
@@ -414,11 +325,6 @@ class Sequence:
         if self._layout.windowed and self._first > self._layout.first(n * PAGE):
             return 0, 0, []
         return n, min(n, self._first), self.units(n)
-
-    def units(self, pages: int | None = None) -> list[np.ndarray]:
-        """The contents of the first `pages` pages (default: all, also those reserved and not written), page after page, uint8 [page_bytes] each."""
-        windows = (self._window_at(at) for at in range(len(self._pages)))
-        return [unit for page, window in zip(self._pages[:pages], windows) for unit in page.units + (window.units if window else [])]
 
     # -- going back -----------------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes: weights, of all that is there before any text: the matrices, and with them `buffers` (of a step, logits, tables); kv: the KV cache's budget,
-    claimed page by page as it is promised. context: positions of a sequence; pages: units of `layout` in kv, without windows of 64 positions each; tokens, logits: most of a step; wanted: the
+    claimed page by page as it is promised. context: positions of a sequence; pages: units of `layout` in kv, without
+    windows of 64 positions each; tokens, logits: most of a step; wanted: the
     context that would be there if there were memory for it."""
 
     weights: int

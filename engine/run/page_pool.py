@@ -37,8 +37,8 @@ _COLLECT = 0.5  # seconds of waiting after which the garbage collector is asked
 
 
 class Page:
-    """64 positions of a group's layers. units: uint8 [page_bytes] each, 64-byte aligned; users: sequences that hold it; rewinders: those of them that may go back
-    before its end and grow again, or leave it behind for another; entry: its place in the prefix cache."""
+    """64 positions of a group's layers. units: uint8 [page_bytes] each, 64-byte aligned; users: sequences that hold it; rewinders: those of them that may go
+    back before its end and grow again, or leave it behind for another; entry: its place in the prefix cache."""
 
     __slots__ = ("units", "users", "rewinders", "entry")
 
@@ -89,7 +89,8 @@ class _Returned(NamedTuple):
 
 
 class PagePool:
-    """All pages of one model. `max_pages` is the budget in units of `page_bytes`; memory is claimed as it is promised or taken, and stays claimed until the pool is dropped.
+    """All pages of one model. `max_pages` is the budget in units of `page_bytes`; memory is claimed as it is promised or taken, and stays claimed
+    until the pool is dropped.
 
     Pages come back through a queue, because a sequence may be dropped by the garbage collector at any moment, in any thread, in the middle of a method here.
     """
@@ -272,7 +273,8 @@ class PagePool:
     def give(self, pages: Iterable[Page], *, rewound: int = 0, kept: bool = False, promised: int = 0, parent: Entry | None = None,
              ids: tuple[int, ...] = (), window: Page | None = None) -> None:
         """Hand pages back, first to last, and what was promised. rewound: the index from which on the sequence might have gone back over them; kept: only that
-        comes to an end. parent: the entry after which the last page holds `ids`, a text's end; window: the windowed page beside it, which is handed back next."""
+        comes to an end. parent: the entry after which the last page holds `ids`, a text's end; window: the windowed page beside
+        it, which is handed back next."""
         self._returned.append(_Returned(list(pages), kept, rewound, promised, parent, ids, window))
 
     def collect(self) -> None:
