@@ -20,7 +20,7 @@ def expected() -> set[str]:
         folder, _, file = name.rpartition("/")
         top = name.split("/")[0]
         if top in PACKAGE_FOLDERS:
-            ships = file.endswith((".py", ".c")) or folder == "engine/data"
+            ships = file.endswith((".py", ".c")) or folder in ("engine/data", "engine/serve/page")
         else:
             ships = not folder and (file.endswith(".py") or file == "py.typed")
         if ships:

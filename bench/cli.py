@@ -59,7 +59,7 @@ def command(model: str | None, shape: str | None, kind: str, keep: str | None, p
     batches = _numbers(batch)
     if not prompt and not generate:
         raise OptionError("nothing to measure: --prompt and --generate are both 0")
-    from ..engine.model import resolve
+    from ..engine.home.resolve import resolve
     from .report import as_csv, markdown, rate, report, tests_of
     tests: list[Test] = tests_of(prompt, generate, batches, context_depth)
     with Progress(quiet) as progress, _file(model and str(resolve(model, progress.loading)), shape, kind, keep, progress) as path:

@@ -35,7 +35,7 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
       llamina convert model.f16.gguf model.q4_k_m.gguf --type q4_k_m --importance imatrix.gguf
     """
     from ..engine.home.library import is_hub_name
-    from ..engine.model import resolve
+    from ..engine.home.resolve import resolve
     from .importance import collecting, write
     from .writer import check_target
     body = read_text(text)

@@ -4,42 +4,38 @@
 """
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_sample_index, check_samples
-from .answers.generation import Generation, check_logprobs, check_max_tokens, check_stop
-from .answers.speculation import Costs, check_draft, share_with_draft
-from .errors import ClosedError, ContextFullError, OptionError, memory_errors, quoted
+from .answers.core import Core
+from .answers.generation import Generation, check_logprobs, check_stop
+from .answers.speculation import check_draft, share_with_draft
+from .checks import check_keep, check_max_tokens, count
+from .errors import ContextFullError, OptionError, memory_errors, quoted
 from .gguf.file import GGUFFile, open_gguf
-from .home.library import find, is_hub_name
-from .run.scheduler import Job, Scheduler
+from .home.resolve import DEMO as DEMO
+from .home.resolve import resolve
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .answers.async_answer import AsyncAnswer
     from .answers.chat_answer import ChatAnswer
-    from .architectures.config import ModelConfig
     from .run import kv_cache
     from .run.memory import MemoryPlan
     from .run.runtime import Runtime
-    from .sampling.grammar import Grammar
     from .sampling.options import SamplingKeywords
+    from .serve.async_answer import AsyncAnswer
     from .serve.engine import Engine
-    from .text.chat_template import ChatTemplate
     from .text.tokenizer import Tokenizer
 
-DEMO = Path(__file__).with_name("data") / "demo.gguf"
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -106,103 +102,18 @@ def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[s
         return load_tokenizer(gguf.metadata, gguf.path)
 
 
-def resolve(path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """MODEL as users write it -> the file's path; a str may be a short name in the models folder (library.py), or hf:..., which is downloaded if the
-    hub's cache lacks it; errors then as of hub.model_file."""
-    name = os.fspath(path)
-    if not isinstance(name, str) or not name:
-        raise OptionError(f"the model must be a path or 'demo', found {quoted(path)}")
-    if path == "demo":  # not Path("demo"), which is a file
-        return DEMO
-    if is_hub_name(name):
-        from .home.hub import model_file
-        return model_file(name, progress)
-    return find(name) if isinstance(path, str) else Path(name)
-
-
-def check_keep(context_shift: bool, keep: Any, n_prompt: int | None, default: int) -> int | None:
-    """How many of a prompt's first tokens a context shift keeps; None: no context shift. OptionError."""
-    if not context_shift:
-        if keep is not None:
-            raise OptionError("keep is for context shifts: ask for context_shift, too")
-        return None
-    if keep is None:
-        return default
-    if isinstance(keep, bool) or not isinstance(keep, (int, np.integer)) or keep < 0 or n_prompt is not None and keep > n_prompt:
-        raise OptionError(f"keep must be a whole number from 0 to the length of the prompt, found {quoted(keep)}")
-    return int(keep)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two lists share at their beginning."""
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)
-
-
-def count(name: str, value: Any) -> int | None:
-    """A positive whole number or None."""
-    if value is None:
-        return None
-    try:
-        if not isinstance(value, bool) and operator.index(value) > 0:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be a whole number above 0, found {quoted(value)}")
-
-
-class Model:
+class Model(Core):
     """A model in memory, made by `load`; a context manager. Several may be open at once.
 
     Methods may be called from several threads and generations may be interleaved: steps are taken one at a time, and never change one
     another's results. .config: ModelConfig; .tokenizer; .path; .context: positions; .load_seconds (without compiling), .compile_seconds.
     """
 
+    draft: Model | None
+
     def __init__(self, gguf: GGUFFile, tokenizer: Tokenizer, runtime: Runtime, load_seconds: float = 0.0) -> None:
-        self.path = gguf.path
-        self.tokenizer, self.runtime = tokenizer, runtime
-        self.load_seconds, self.compile_seconds = load_seconds, runtime.compile_seconds
-        self._gguf = gguf
-        self.scheduler = Scheduler(runtime)
-        """Takes all steps."""
-        self.draft: Model | None = None
-        """Guesses for this model; closed with it."""
-        self.speculate = True
-        """Whether generations may guess ahead at all."""
-        self._template: ChatTemplate | None = None
+        super().__init__(gguf, tokenizer, runtime, load_seconds)
         self._engine: Engine | None = None  # of agenerate and achat
-        self._closed = False
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.runtime.config
-
-    @property
-    def context(self) -> int:
-        """Most positions of a prompt with its answer."""
-        return self.runtime.context
-
-    @property
-    def costs(self) -> Costs:
-        """What its steps were measured to take: speculation goes by it."""
-        return self.scheduler.costs
-
-    @costs.setter
-    def costs(self, costs: Costs) -> None:
-        self.scheduler.costs = costs
-
-    @property
-    def threads(self) -> int:
-        return self.runtime.n_threads
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        """How the file wants a conversation written. UnsupportedError or FormatError if it has no usable template."""
-        self._check_open()
-        if self._template is None:
-            from .text.chat_template import ChatTemplate
-            self._template = ChatTemplate.from_metadata(self._gguf.metadata, self.tokenizer)
-        return self._template
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -214,24 +125,12 @@ class Model:
 
     # -- text -----------------------------------------------------------------------------------------------------------------------------
 
-    @in_default_floats
-    def tokenize(self, text: str, *, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Ids of a text. bos: begin with BOS (None: as the file says). special: names of special tokens ("</s>") are those tokens, not text. TokenizerError."""
-        self._check_open()
-        return self.tokenizer.encode(text, bos=bos, parse_special=special)
-
     def detokenize(self, ids: Iterable[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD. OptionError."""
         self._check_open()
         return self.tokenizer.decode(self._check_ids(ids))
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def digest(self) -> str:
-        """What tells this model file from others (session.py says how), computed when it was loaded."""
-        self._check_open()
-        return self.runtime.digest
 
     def resume(self, path: str | os.PathLike[str], note: Callable[[str], None] | None = None, wait: float = 0.0) -> Generation:
         """Go on with an answer that `Generation.save` wrote: what follows is, bit for bit, what would have followed then. note: called with a line if what
@@ -279,13 +178,6 @@ class Model:
             sequence.close()
         return out
 
-    def feed(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last") -> np.ndarray:
-        """Append ids (at least one) to a sequence of this model's runtime, in as many steps as it takes -> the wanted rows of logits, float32
-        [0, 1 or len(ids), n_vocab]. Steps of several threads take turns."""
-        job = Job(sequence, ids, logits)
-        self.scheduler.run([job])
-        return job.rows if len(job.rows) else np.empty((0, self.config.n_vocab), np.float32)
-
     @in_default_floats
     def logprobs(self, ids: Iterable[int], top: int = 0) -> list[TokenLogprob]:
         """Log-probabilities of a text's ids: of each but the first, given those before it, and of the `top` most likely tokens in its place.
@@ -327,7 +219,7 @@ class Model:
         return Generation(self, ids, chosen, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), ignore_eos=ignore_eos,
                           sample_index=check_sample_index(sample_index), logprobs=check_logprobs(logprobs), speculate=speculate, wait=wait,
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
-                          grammar=self._grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+                          grammar=self.grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     @in_default_floats
     def chat(self, messages: str | Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
@@ -350,17 +242,17 @@ class Model:
                           max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
                           speculate=speculate, sample_index=check_sample_index(sample_index),
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
-                          grammar=self._grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+                          grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     def agenerate(self, prompt: str | Iterable[int], **options: Any) -> AsyncAnswer:
         """`generate` for asyncio: `async for piece in model.agenerate(prompt)`. Arguments and errors are generate's; answers under way at once share their
         steps, and each has the bits it has alone. See docs/python.md."""
-        from .answers.async_answer import AsyncAnswer
+        from .serve.async_answer import AsyncAnswer
         return AsyncAnswer(self, self.generate(prompt, **options))
 
     def achat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> AsyncAnswer:
         """`chat` for asyncio; see `agenerate`."""
-        from .answers.async_answer import AsyncAnswer
+        from .serve.async_answer import AsyncAnswer
         return AsyncAnswer(self, self.chat(messages, **options))
 
     def generate_many(self, prompts: Iterable[Any], *, samples: int = 1, ordered: bool = False, live: int = LIVE, **options: Any) -> Batch:
@@ -377,26 +269,6 @@ class Model:
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
             raise OptionError(f"prompts must be a list of prompts, found {type(prompts).__name__}: for a single one use generate")
         return Batch(self, prompts, options, check_samples(samples), ordered, count("live", live) or LIVE)
-
-    def system_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """How many ids of a conversation belong to its system message alone (and to what the template puts before it)."""
-        from .text.messages import normalise
-        system = [m for m in normalise(messages, self.chat_template.sources)[:1] if m["role"] == "system"]
-        a, b = (self.chat_template.encode([*system, {"role": "user", "content": text}]) for text in ("a", "b"))
-        return common_prefix(a, b)
-
-    def _grammar(self, ignore_eos: bool, stop_ids: Iterable[int] = (), **asked: Any) -> Grammar | None:
-        """What `generate`'s json_schema, regex, grammar or choices ask for, compiled. OptionError."""
-        if all(value is None for value in asked.values()):
-            return None
-        if ignore_eos:
-            raise OptionError("ignore_eos and a grammar contradict each other: the grammar says where an answer ends")
-        from .sampling.grammar import compile_grammar
-        found = compile_grammar(self.tokenizer, self.tokenizer.eog_ids | frozenset(stop_ids), **asked)
-        if found is not None:
-            found.asked = {name: value.model_json_schema() if hasattr(value, "model_json_schema") else value
-                           for name, value in asked.items() if value is not None}
-        return found
 
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""
@@ -423,10 +295,6 @@ class Model:
                 raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
             out.append(int(id))
         return out
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError(f"{self.path}: the model was closed: load it again")
 
     def close(self) -> None:
         """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""

@@ -32,6 +32,7 @@ def relu2(x: Array) -> Array:
 class Family(NaiveLlama):
     """What the families share: RMSNorm before attention and feed-forward, biases wherever the file has them, RoPE on halves."""
 
+    head_dim: int
     architecture = "llama"
     halves = True
     act = staticmethod(silu)

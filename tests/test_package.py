@@ -18,6 +18,14 @@ LAYERS = {
     "kernels": {"kernels"}, "engine": {"kernels", "engine"}, "convert": {"kernels", "engine", "convert"}, "bench": {"kernels", "engine", "convert", "bench"},
 }
 """Folder -> what it may import. The command line, engine/cli, sees everything."""
+WINGS = {
+    "gguf": set(), "text": set(), "architectures": {"gguf"}, "run": {"gguf", "architectures"}, "sampling": {"text"},
+    "home": {"gguf", "text", "architectures", "run", "sampling"}, "answers": {"gguf", "text", "architectures", "run", "sampling"},
+    "score": {"gguf", "text", "architectures", "run", "sampling", "answers"},
+}
+"""Wing of engine/ -> the others it may import, for types too (docs/architecture.md). Only engine/cli, engine/serve and the face see everything."""
+FACES = {"__init__", "model", "chat", "selftest"}
+"""Modules at engine's root that see all wings. The others there know no wing, and every wing knows them."""
 TOO_LONG = 450
 
 
@@ -90,6 +98,38 @@ def test_imports_go_one_way() -> None:
             assert top in allowed or top not in LAYERS, f"{path}:{line}: {here[0]} must not import {top}"
             seen.add((here[0], top))
     assert {("engine", "kernels"), ("kernels", "kernels")} <= seen  # the check does see imports
+
+
+def wrong_arrows(root: Path) -> list[str]:
+    """Imports that WINGS doesn't allow, in the engine below `root`; also those inside functions and for types."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        here = path.relative_to(root).with_suffix("").parts
+        if here[0] in {"cli", "serve"} | FACES:
+            continue
+        allowed = WINGS[here[0]] | {here[0]} if len(here) > 1 else set()
+        for level, name, line in imports(path):
+            there = (*("llamina", "engine", *here)[:len(here) + 2 - level], *name.split("."))
+            if level and there[:2] == ("llamina", "engine"):
+                room = (*there[2:], "__init__")[0]
+                is_leaf = (root / f"{room}.py").is_file() and room not in FACES
+                if not is_leaf and room not in allowed:
+                    found.append(f"{path}:{line}: {here[0]} must not import {room}")
+    return found
+
+
+def test_wings_know_only_what_they_may(tmp_path: Path) -> None:
+    """The engine's wings import what WINGS says, and a wrong arrow is seen wherever it stands."""
+    engine = REPOSITORY / "engine"
+    assert not wrong_arrows(engine)
+    assert {p.name for p in engine.iterdir() if (p / "__init__.py").is_file()} == {*WINGS, "cli", "serve"}
+    planted = {"run": "from ..text import stops", "text": "def f():\n    from ..run.runtime import Runtime",
+               "answers": "if TYPE_CHECKING:\n    from ..model import M",
+               "home": "from .. import answers", "score": "from ..cli.options import x", "units": "from .run import memory"}
+    for wing, text in planted.items():
+        (tmp_path / wing).mkdir(exist_ok=True)
+        (tmp_path / (f"{wing}.py" if wing == "units" else f"{wing}/a.py")).write_text(text + "\n")
+    assert len(wrong_arrows(tmp_path)) == len(planted)
 
 
 def test_module_docstrings() -> None:

@@ -11,7 +11,7 @@ from ...engine.errors import FileError, FormatError, OptionError
 from ...engine.files import paths
 from ...engine.gguf.header import quote, refuse_pointer
 from ...engine.home.library import is_hub_name
-from ...engine.model import resolve
+from ...engine.home.resolve import resolve
 from .base import Source
 
 KINDS = ("hf", "meta", "pytorch", "llama2c", "gguf")

@@ -13,7 +13,7 @@ from . import session
 from .generation import Generation, check_logprobs, check_max_tokens, check_stop
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from .core import Core
 
 KIND = "answer"
 
@@ -31,7 +31,7 @@ def state_of(g: Generation) -> dict[str, Any]:
     }
 
 
-def resume(model: Model, path: str | os.PathLike[str], note: Callable[[str], None] | None, wait: float = 0.0) -> Generation:
+def resume(model: Core, path: str | os.PathLike[str], note: Callable[[str], None] | None, wait: float = 0.0) -> Generation:
     """See `Model.resume`."""
     found = session.read(path, model, KIND)
     take = session.Reader(found.state, lambda why: FormatError(f"{found.path}: the session is damaged: {why}"))
@@ -47,7 +47,7 @@ def resume(model: Model, path: str | os.PathLike[str], note: Callable[[str], Non
     return g
 
 
-def _build(model: Model, found: session.Session, take: session.Reader) -> Generation:
+def _build(model: Core, found: session.Session, take: session.Reader) -> Generation:
     given = take("options", dict)
     if unknown := given.keys() - {field.name for field in fields(SamplingOptions)}:
         raise OptionError(f"unknown options {', '.join(sorted(unknown))}")
@@ -69,7 +69,7 @@ def _build(model: Model, found: session.Session, take: session.Reader) -> Genera
     stop_ids = frozenset() if found.foreign else frozenset(take.numbers("stop_ids"))
     g = Generation(model, prompt, options, max_tokens=limit, stop=check_stop(take.texts("stop")), stop_ids=stop_ids, ignore_eos=ignore_eos,
                    sample_index=take("sample_index", int), logprobs=check_logprobs(take("logprobs", int, None)), speculate=take("speculate", bool),
-                   grammar=model._grammar(ignore_eos, stop_ids, **asked), keep=take("keep", int, None))
+                   grammar=model.grammar(ignore_eos, stop_ids, **asked), keep=take("keep", int, None))
     if g._keep is not None and g._keep < 0 or not 0 <= g._sampler.sample_index < 1 << 64 or not 0 <= take("seed", int) < 1 << 64:
         raise OptionError("seed, sample index or what to keep are out of range")
     g._sampler.seed = take("seed", int)

@@ -22,10 +22,10 @@ from ..errors import InternalError, LlaminaError, OptionError, OutOfMemoryError,
 from ..sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..run import kv_cache
     from ..run.scheduler import Job
     from ..sampling.sampler import TokenLogprob
+    from .core import Core
     from .generation import Generation
     from .stats import Stats
 
@@ -112,7 +112,7 @@ class _Answer:
 class Batch(Iterator[Result]):
     """What `Model.generate_many` returns: an iterator, and a context manager. close(), or dropping it, gives up what is under way and frees its memory."""
 
-    def __init__(self, model: Model, prompts: Iterable[Any], options: Mapping[str, Any], samples: int, ordered: bool, live: int) -> None:
+    def __init__(self, model: Core, prompts: Iterable[Any], options: Mapping[str, Any], samples: int, ordered: bool, live: int) -> None:
         self._model, self._prompts, self._options, self._samples = model, enumerate(prompts), dict(options), samples
         self._ordered, self._most = ordered, live
         self._open: deque[_Prompt] = deque()  # with answers to begin, oldest first

@@ -1,6 +1,6 @@
 """A batch job: a file of prompts, a line of JSON each, to a file of answers in the same order.
 
-    lines -> Line (or an error record) -> Model.generate_many -> records -> Journal (batch_journal.py) -> the output file
+    lines -> Line (or an error record) -> Core.generate_many -> records -> Journal (batch_journal.py) -> the output file
 
 A record depends on nothing but its line, the model and the options (docs/exactness.md), and holds no time: so a run that was interrupted anywhere and a run
 that wasn't write the same bytes.
@@ -24,10 +24,10 @@ from ..sampling.options import MAX_SEED, SamplingOptions
 from .batch import LIVE, own_error
 
 if TYPE_CHECKING:
-    from ..model import Model
     from .batch import Result
     from .batch_journal import Journal
     from .batch_stream import RecordStream
+    from .core import Core
 
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
@@ -165,7 +165,7 @@ class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
 
-    def __init__(self, model: Model, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *,
+    def __init__(self, model: Core, source: Path, journal: Journal | RecordStream, lines: int, digest: str, options: Mapping[str, Any], *,
                  seed: int | None = None, kv: str | None = None, chat: bool = False, system: str | None = None,
                  parallel: int | None = None, template: str | None = None) -> None:
         """template: that was given instead of the model's own, for the journal."""

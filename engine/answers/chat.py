@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
-from ..model import Model, common_prefix
 from ..sampling.sampler import SamplingOptions
 from ..text.messages import normalise
 from . import session
+from .core import Core, common_prefix
 from .generation import Generation, check_max_tokens, check_stop
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Chat:
     """A conversation with a model; a context manager. `messages` is the history: {"role": "system" | "user" | "assistant", "content": str}, with the last
     answer once it has ended."""
 
-    def __init__(self, model: Model, system: str | None = None) -> None:
+    def __init__(self, model: Core, system: str | None = None) -> None:
         """Raises UnsupportedError or FormatError if the model has no usable chat template."""
         self.model, self.template = model, model.chat_template
         self._system = [] if system is None else [{"role": "system", "content": system}]
@@ -59,7 +59,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": text}]
         ids, left_out = self._encode(messages, context_shift)
         chosen, limit, stops = SamplingOptions.of(options, sampling, "ask"), check_max_tokens(max_tokens), check_stop(stop)
-        obey = self.model._grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
+        obey = self.model.grammar(ignore_eos, self.template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices)
         keep = common_prefix(self._computed, ids[:-1])  # the last id is always fed: its logits are wanted
         self._sequence.truncate(keep)
         self._computed = self._computed[:keep]

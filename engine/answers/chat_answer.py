@@ -14,12 +14,12 @@ from ..text.tool_calls import ToolCall, Visible, calls_before, check_tools, pars
 from .generation import Generation
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..sampling.sampler import SamplingOptions
     from ..text.tokenizer.stream import StreamDecoder
+    from .core import Core
 
 
-def chat_prompt(model: Model, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
+def chat_prompt(model: Core, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
                 begun: str = "") -> tuple[list[int], str | None, list[str]]:
     """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
     FormatError, TokenizerError."""
@@ -41,7 +41,7 @@ class ChatAnswer(Generation):
     """An iterator over pieces of the answer's text, like Generation. If tools were given, calls of them are no part of the text but in .tool_calls, known
     at the end. .message: {"role": "assistant", "content": …, "tool_calls": …}, to be appended to the messages of the next turn."""
 
-    def __init__(self, model: Model, messages: Sequence[Mapping[str, Any]], options: SamplingOptions, *, tools: Sequence[Mapping[str, Any]] | None = None,
+    def __init__(self, model: Core, messages: Sequence[Mapping[str, Any]], options: SamplingOptions, *, tools: Sequence[Mapping[str, Any]] | None = None,
                  template_options: Mapping[str, Any] | None = None, **more: Any) -> None:
         ids, self._format, self._names = chat_prompt(model, messages, tools, template_options)
         self._first = calls_before(messages)

@@ -39,7 +39,7 @@ def renderable(answer: Generation) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from ..cli.markdown import printable
+    from ..text.terminal import printable
     return Group(Text(printable(answer.so_far)), Text(" · ".join(figures(answer)), style="dim"))
 
 
@@ -85,7 +85,7 @@ def stream(answer: Generation) -> None:
     if answer.finish_reason is None:
         change = _place(picture())
         if change is None:
-            from ..cli.markdown import printable
+            from ..text.terminal import printable
             print(printable(answer.so_far), end="", flush=True)
             for piece in answer:
                 print(printable(piece), end="", flush=True)

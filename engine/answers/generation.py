@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import check_max_tokens
 from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
 from ..run.scheduler import Job
 from ..sampling.banned import BannedTexts
@@ -27,10 +28,10 @@ from .speculation import DraftModel, Speculator
 from .stats import Stats, peak_memory
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..run import kv_cache
     from ..sampling.grammar import Grammar
     from ..text.tokenizer.stream import StreamDecoder
+    from .core import Core
 
 __all__ = ["Generation", "Stats", "StopStrings", "check_logprobs", "check_max_tokens", "check_stop", "peak_memory"]
 
@@ -49,7 +50,7 @@ class Generation:
     _written: frozenset[int] = frozenset()
     """Control tokens whose text stands in the answer."""
 
-    def __init__(self, model: Model, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
+    def __init__(self, model: Core, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
                  logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
@@ -394,15 +395,6 @@ class Generation:
     def __del__(self) -> None:
         if hasattr(self, "_prompt_seconds"):  # not if the constructor refused its arguments
             self.close()
-
-
-def check_max_tokens(max_tokens: Any) -> int | None:
-    """None or -1 (until the context is full) -> None; else a count from 0 on. OptionError."""
-    if max_tokens is None:
-        return None
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, (int, np.integer)) or max_tokens < -1:
-        raise OptionError(f"max_tokens must be a whole number from 0 on, or -1 (until the context is full), found {quoted(max_tokens)}")
-    return None if max_tokens == -1 else int(max_tokens)
 
 
 def check_logprobs(n: Any) -> int | None:

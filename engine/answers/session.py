@@ -24,8 +24,8 @@ from ..files import new_file, open_regular, reason, shown, writing
 from ..units import size
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..run import kv_cache
+    from .core import Core
 
 MAGIC = b"LLAMINA\x01"
 MAX_HEADER = 32 << 20
@@ -49,7 +49,7 @@ class Session:
     start: int = 0  # of the pages in the file
 
 
-def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
+def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
     """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. FileError: then the file is as it was before."""
     target = Path(path)
     n, windows, pages = sequence.saved() if sequence is not None else (0, 0, [])
@@ -68,7 +68,7 @@ def save(path: str | os.PathLike[str], model: Model, kind: str, state: dict[str,
         new.file.write(digest.digest())
 
 
-def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
+def read(path: str | os.PathLike[str], model: Core, kind: str) -> Session:
     """A file's header, held against the model. FileError; FormatError if it is no session of this kind or its header is damaged."""
     target = Path(path)
     with open_regular(target, "a session") as file:
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike[str], model: Model, kind: str) -> Session:
             raise FileError(f"{shown(target)}: the session cannot be read ({reason(error)})") from None
 
 
-def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Session:
+def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Session:
     def damaged(why: str) -> FormatError:
         return FormatError(f"{path}: is a damaged session ({why}): move it away to begin anew")
     head = file.read(len(MAGIC) + 8)
@@ -120,7 +120,7 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Model, kind: str) -> Se
     return found
 
 
-def restore(session: Session, model: Model) -> kv_cache.Sequence:
+def restore(session: Session, model: Core) -> kv_cache.Sequence:
     """A private sequence with the session's pages; an empty one if they are refused (then .refused says why)."""
     if session.refused is not None or not session.pages:
         return model.runtime.new_sequence(cached=True)

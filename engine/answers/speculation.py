@@ -18,53 +18,20 @@ import numpy as np
 
 from ..errors import NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, open_gguf
+from ..run.costs import Costs, mix
 from ..sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from ..architectures.config import ModelConfig
-    from ..model import Model
     from ..run import kv_cache
     from ..run.scheduler import Job
+    from .core import Core
 
 MAX_DRAFT = 23
 """Most tokens of a draft."""
 _NGRAMS = (4, 3, 2)  # longest first
 _PRIORS = {4: 0.7, 3: 0.5, 2: 0.25, 0: 0.7}  # share of tokens expected to be accepted, by n-gram; 0: the draft model
-_SLOPE = 0.07  # of a step of one, for each further token, until measured
 _SHARE, _FIRST_CREDIT, _MOST_CREDIT = 0.02, 0.3, 6.0  # of the account: of the time; of a step of one
-
-
-class Costs:
-    """What a step of M tokens of one model takes, measured as it runs: `one` in seconds, the others as multiples of it. Kept for the model's life."""
-
-    def __init__(self) -> None:
-        self.one = 0.0
-        self.draft = 0.0
-        """Seconds that the draft model takes for a token."""
-        self._ratios: dict[int, float] = {}
-        self._since_one = 0  # steps since one of one token
-
-    def observe(self, m: int, seconds: float) -> None:
-        """A step of m tokens took so long. Where steps of one don't occur (several answers at once), `one` follows the others."""
-        self._since_one = 0 if m == 1 else self._since_one + 1
-        if m == 1 or not self.one or self._since_one > 50 and m in self._ratios:
-            one = seconds / self.ratio(m)
-            self.one = _mix(self.one, one, 0.2) if self.one else one
-        else:
-            self._ratios[m] = _mix(self._ratios.get(m, self.ratio(m)), max(1.0, seconds / self.one), 0.25)
-
-    def ratio(self, m: int) -> float:
-        """Steps of one that a step of m takes."""
-        known = sorted(self._ratios)
-        last = known[-1] if known else 1
-        if m > last:
-            return (self._ratios[last] if known else 1.0) + _SLOPE * (m - last)
-        return float(np.interp(m, [1, *known], [1.0, *(self._ratios[k] for k in known)]))
-
-
-def _mix(old: float, new: float, share: float) -> float:
-    """A running mean that one outlier doesn't spoil."""
-    return old + share * (min(new, 3 * old) - old)
 
 
 class PromptLookup:
@@ -100,7 +67,7 @@ def continuation(history: Sequence[int], start: int, n: int) -> list[int]:
 class DraftModel:
     """A small model of the same vocabulary; chooses by the same options and random numbers as the large one, so that both often agree."""
 
-    def __init__(self, model: Model, sampler: Sampler) -> None:
+    def __init__(self, model: Core, sampler: Sampler) -> None:
         self.model, self._main = model, sampler
         self._sampler = Sampler(sampler.options, sampler.sample_index, model.tokenizer)
         self._sampler.seed = sampler.seed
@@ -135,7 +102,7 @@ class DraftModel:
             self._sequence = None
 
 
-def check_draft(model: Model, draft: Model) -> None:
+def check_draft(model: Core, draft: Core) -> None:
     """OptionError unless both models have one vocabulary."""
     if draft.tokenizer.vocab_digest() != model.tokenizer.vocab_digest() or draft.config.n_vocab != model.config.n_vocab:
         raise OptionError(f"the draft model {draft.path} has another vocabulary than {model.path} ({draft.config.n_vocab} and {model.config.n_vocab} tokens, "
@@ -216,7 +183,7 @@ class Speculator:
         draft = self._model.propose(history, length, dropped)
         if draft:
             seconds = (self._clock() - before) / len(draft)
-            self._costs.draft = _mix(self._costs.draft, seconds, 0.25) if self._costs.draft else seconds
+            self._costs.draft = mix(self._costs.draft, seconds, 0.25) if self._costs.draft else seconds
         return draft
 
     def _length(self, most: int) -> int:

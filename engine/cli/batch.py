@@ -71,8 +71,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
     from ..answers.batch_job import BatchJob, count_lines
     from ..answers.batch_journal import Journal
     from ..answers.batch_stream import RecordStream
-    from ..answers.generation import check_max_tokens
-    from ..model import count
+    from ..checks import check_max_tokens, count
     obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)

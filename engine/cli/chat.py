@@ -71,7 +71,7 @@ def command(model: str, question: str | None, prompt: str | None, file: str | No
       echo "Tell me a story about a fox." | llamina chat --seed 7
     """
     from ..answers.chat import Chat
-    from ..answers.generation import check_max_tokens
+    from ..checks import check_max_tokens
     from ..text.template_service import warm
     check_model_name(model, "give the model first, as in: llamina chat demo \"Tell me a story\"")
     obey = pop_grammar(sampling)

@@ -193,7 +193,7 @@ _ORDER = ("help", "system", "reset", "undo", "retry", "save", "load", "stats", "
 
 def check_options(options: dict[str, Any]) -> None:
     """OptionError unless a question could be asked with these."""
-    from ..answers.generation import check_max_tokens
+    from ..checks import check_max_tokens
     check_max_tokens(options["max_tokens"])
     for name in "ignore_eos", "context_shift":
         if not isinstance(options.get(name, False), bool):

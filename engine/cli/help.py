@@ -11,6 +11,7 @@ COMMANDS = {
         "generate": "Continue a text, or answer a question.",
         "chat": "Talk with a model, or ask it one question.",
         "batch": "Answer a file of prompts, many at once.",
+        "serve": "Answer over HTTP, for every client.",
     },
     "Models": {
         "pull": "Fetch a model from the Hugging Face hub.",

@@ -41,8 +41,9 @@ def command(model: str, context: int | None, as_json: bool, show_settings: bool,
       llamina inspect model.gguf --settings
       llamina inspect model.gguf --program
     """
+    from ..checks import count
     from ..gguf.file import open_gguf
-    from ..model import count, resolve
+    from ..home.resolve import resolve
     with Progress() as progress, contextlib.ExitStack() as stack:
         remote = _remote(model, progress, stack) if not show_settings else None
         path = None if remote else resolve(model, progress.loading)

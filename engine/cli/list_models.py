@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
       llamina list --json
     """
     from ..home.library import describe, entries, models_folder
-    from ..model import DEMO
+    from ..home.resolve import DEMO
     with Progress() as progress:
         progress.stage("reading the models' headers")
         found = [*entries(), describe(DEMO, "demo")]

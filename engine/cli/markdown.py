@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..text.terminal import printable
+
 _MARKED = re.compile(r"( *(?:[-*+]|\d{1,9}[.)]|>+) +(?:\[[ xX]\] +)?)(?=\S)")  # of a list or quote
 _HEADING = re.compile(r" {0,3}#{1,6} ")
 _RULE = re.compile(r" {0,3}([-*_])( *\1){2,} *$")
@@ -23,11 +25,6 @@ _INLINE = re.compile(  # spans of at most 300 characters, so that no line takes 
 _STYLES = {"code": "cyan", "bold": "bold", "strike": "strike", "italic": "italic"}
 MAX_LINE = 10_000
 """Characters of a line that is looked at for emphasis."""
-
-
-def printable(text: str) -> str:
-    """Without control characters, which could drive the terminal."""
-    return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c <= "\x9f"))
 
 
 def shown(piece: str) -> str:

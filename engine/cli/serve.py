@@ -1,6 +1,7 @@
 """`llamina serve`: HTTP for every client that speaks OpenAI's, Anthropic's, llama-server's or ollama's language."""
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from .options import complete_model, run_options
 from .progress import Progress, tell
 
 KEY_VARIABLE = "LLAMINA_API_KEY"
+DRAIN_SECONDS = 20.0
+"""How long running answers may go on when the server is told to stop."""
 
 
 @click.command("serve", short_help="Serve a model, or the models folder, over HTTP.")
@@ -24,18 +27,22 @@ KEY_VARIABLE = "LLAMINA_API_KEY"
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache of all models, such as 4GB.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that clients may call this server by.")
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="A web site whose pages may use this server, such as https://example.org.")
+@click.option("--log", metavar="FILE", help="Write requests and answers to FILE, for `llamina replay`.  [default: they are written nowhere]")
+@click.option("--no-page", is_flag=True, help="Serve no page to talk on at /.")
 @run_options
 def command(model: str | None, host: str, port: int, api_key_file: str | None, parallel: int, queue: int, memory: str | None, allow_host: tuple[str, ...],
-            allow_origin: tuple[str, ...], threads: int | None, context: int | None, kv: str | None, quiet: bool) -> None:
+            allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool) -> None:
     """Serve MODEL (default: everything in the models folder, loaded when asked for) at http://127.0.0.1:8080/v1."""
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(f"serving needs the extra 'serve' ({error.name} is missing): pip install 'llamina[serve]'") from None
     from ..model import load, parse_memory
     from ..serve.app import application
     from ..serve.guard import Rules
+    from ..serve.journal import Journal
+    from ..serve.protocol import Deadlines, HttpServer, config
     from ..serve.registry import Registry
     keys = read_keys(api_key_file)
     local = host in ("127.0.0.1", "localhost", "::1") or host.startswith("127.")
@@ -49,19 +56,16 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
         if model is not None:
             registry.serve_one(model, "demo" if model == "demo" else Path(model).stem)
         progress.clear()
-    rules = Rules(None if not local else allow_host, allow_origin, tuple(keys))
-    config = uvicorn.Config(application(registry, rules), host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=75,
-                            timeout_graceful_shutdown=25, server_header=False, limit_concurrency=2048, backlog=512)
-    server = uvicorn.Server(config)
-    original = server.startup
+    rules = Rules(None if not local else (host, *allow_host), allow_origin, tuple(keys))
 
-    async def startup(sockets: Any = None) -> None:
-        await original(sockets)
-        if server.started and not quiet:
-            at = server.servers[0].sockets[0].getsockname()[1]
-            tell(f"llamina serves {model or 'the models folder'} at http://{host if ':' not in host else f'[{host}]'}:{at}/v1 (Ctrl-C stops it)")
-    server.startup = startup  # type: ignore[method-assign]
-    server.run()
+    def told(address: str, port: int) -> None:
+        if not quiet:
+            tell(f"llamina serves {model or 'the models folder'} at http://{address if ':' not in address else f'[{address}]'}:{port}/v1 (Ctrl-C stops it)")
+    with contextlib.closing(Journal(log)) if log is not None else contextlib.nullcontext() as journal:
+        app = application(registry, rules, drain_seconds=0.0, journal=journal, with_page=not no_page)
+        server = HttpServer(config(app, host, port, Deadlines(), DRAIN_SECONDS), told, lambda: registry.close(DRAIN_SECONDS))
+        with contextlib.suppress(SystemExit):  # uvicorn's way to say that it cannot listen
+            server.run()
     if not server.started:
         raise FileError(f"cannot listen at {host}, port {port}: it is in use, or not an address of this machine; try another --port")
 

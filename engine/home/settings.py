@@ -147,9 +147,9 @@ def _numbers() -> dict[str, type]:
 
 def check_value(name: str, value: Any) -> Any:
     """A setting as the command line's parser wants it. OptionError unless it has the type and range of its option."""
-    from ..answers.generation import check_max_tokens, check_stop
-    from ..model import count
+    from ..checks import check_max_tokens, count
     from ..sampling.options import SamplingOptions
+    from ..text.stops import check_stop
     if name in FLAGS:
         if not isinstance(value, bool):
             raise OptionError(f"must be true or false, found {quoted(value)}")

@@ -69,7 +69,7 @@ def judge(gguf: GGUFFile, context: int | None = None, n_bytes: int | None = None
     tokenizer and the chat template, too, which takes a moment and finds what is damaged inside the vocabulary."""
     from ..text.chat_template import ChatTemplate
     from ..text.tokenizer import load_tokenizer
-    from ..will_run import problems
+    from .will_run import problems
     sizes: Counter[str] = Counter()
     for tensor in gguf.tensors.values():
         sizes[tensor.format.name] += tensor.n_bytes

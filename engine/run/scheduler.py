@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...kernels import forks
-from ..answers.speculation import Costs
 from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
+from .costs import Costs
 
 if TYPE_CHECKING:
     from . import kv_cache

@@ -18,7 +18,7 @@ from ...kernels.float_env import in_default_floats
 from ..errors import OptionError
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from ..answers.core import Core
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Divergence:
     top1_agreement: float
 
 
-def windows(model: Model, text: str, context: int, most: int | None = None, special: bool = False) -> np.ndarray:
+def windows(model: Core, text: str, context: int, most: int | None = None, special: bool = False) -> np.ndarray:
     """Ids of the text in at most `most` windows: int64 [n, context]. special: names of special tokens in the text are those tokens. OptionError if the
     text is too short for one."""
     if most is not None and most < 1:
@@ -79,7 +79,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 class _Window:
     """One model's way through a window: the log-probabilities at the positions that are scored, a piece at a time."""
 
-    def __init__(self, model: Model, ids: np.ndarray):
+    def __init__(self, model: Core, ids: np.ndarray):
         self.model, self.ids = model, ids
         self.first = len(ids) // 2
         self.sequence = model.runtime.new_sequence()
@@ -113,7 +113,7 @@ class Running(Generic[T]):
     result: Callable[[], T]
 
 
-def running_perplexity(model: Model, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[Running[Perplexity]]:
+def running_perplexity(model: Core, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[Running[Perplexity]]:
     """Perplexity of a text, window by window: the last is `perplexity`'s. Errors as of `perplexity`."""
     cut, nll = windows(model, text, context, most, special), np.empty(0)
     for i, ids in enumerate(cut):
@@ -123,17 +123,17 @@ def running_perplexity(model: Model, text: str, context: int = 512, most: int | 
 
 
 @in_default_floats
-def _window_nll(model: Model, ids: np.ndarray) -> np.ndarray:
+def _window_nll(model: Core, ids: np.ndarray) -> np.ndarray:
     """float64 [scored tokens of the window]"""
     return np.concatenate([-logp[np.arange(len(targets)), targets] for targets, logp in _Window(model, ids).pieces()])
 
 
-def perplexity(model: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
+def perplexity(model: Core, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
     """Perplexity of a text, of its first `most` windows. special: as of `windows`. OptionError (window, text too short), TokenizerError, NumericError."""
     return _last(running_perplexity(model, text, context, most, special), progress)
 
 
-def running_divergence(model: Model, reference: Model, text: str, context: int = 512, most: int | None = None,
+def running_divergence(model: Core, reference: Core, text: str, context: int = 512, most: int | None = None,
                        special: bool = False) -> Iterator[Running[Divergence]]:
     """Divergence of `model` from `reference`, window by window: the last is `divergence`'s. OptionError if their vocabularies differ."""
     if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
@@ -145,7 +145,7 @@ def running_divergence(model: Model, reference: Model, text: str, context: int =
 
 
 @in_default_floats
-def _window_divergence(model: Model, reference: Model, ids: np.ndarray) -> np.ndarray:
+def _window_divergence(model: Core, reference: Core, ids: np.ndarray) -> np.ndarray:
     """float64 [4, scored tokens of the window]: negative log-likelihoods of model and reference, KL, whether the first choices are the same."""
     found = []
     for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
@@ -154,7 +154,7 @@ def _window_divergence(model: Model, reference: Model, ids: np.ndarray) -> np.nd
     return np.concatenate(found, axis=1)
 
 
-def divergence(model: Model, reference: Model, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
+def divergence(model: Core, reference: Core, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
                special: bool = False) -> Divergence:
     """KL divergence of `model` from `reference` on a text, with both perplexities. OptionError if their vocabularies differ."""
     return _last(running_divergence(model, reference, text, context, most, special), progress)

@@ -110,12 +110,14 @@ async def slots(request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    """This description: every path, with what it is for."""
+    """This description: every path but the page's own files, with what it is for."""
     paths: dict[str, Any] = {}
     for route in request.app.routes:
         for method in sorted((getattr(route, "methods", None) or set()) & {"GET", "POST", "DELETE"}):
             doc = (getattr(route, "endpoint", None).__doc__ or "").strip().split("\n")[0]
-            about: dict[str, Any] = {"summary": doc or route.path, "responses": {"200": {"description": "the answer"}, "default": {"description": "an error"}}}
+            if not doc:
+                continue
+            about: dict[str, Any] = {"summary": doc, "responses": {"200": {"description": "the answer"}, "default": {"description": "an error"}}}
             if method == "POST":
                 about["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
             paths.setdefault(route.path.replace(":path}", "}"), {})[method.lower()] = about

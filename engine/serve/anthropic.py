@@ -127,7 +127,6 @@ async def messages(request: Request) -> Response:
         asked, salt = read(body, model, call.defaults()), _salt(body)
         call.ignored = body.done(IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
-        call.note(asked.options, ticket)
         common = {"id": "msg_" + secrets.token_hex(12), "type": "message", "role": "assistant", "model": served.name}
         output = Output(model, asked, ticket, common)
         return call.stream(output.pieces()) if asked.stream else await call.whole(lambda t: output.whole())

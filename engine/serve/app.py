@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import about, anthropic, llama_server, ollama, openai_responses
+from . import about, anthropic, llama_server, ollama, openai_responses, page
 from .call import Call
-from .errors import ApiError, of
-from .guard import Guard, Rules, shape_of
+from .errors import ApiError, of, shape_of
+from .guard import Guard, Rules
+from .journal import Journal, Memory
 from .metrics import metrics
 from .openai_chat import chat_completions, input_tokens
 from .openai_completions import completions
@@ -28,7 +29,7 @@ from .registry import Registry, Served
 
 @dataclass(frozen=True)
 class Limits:
-    """total_seconds: of a whole answer that is not streamed. workers: requests that are checked (templates, grammars) at once."""
+    """total_seconds: of an answer, from when it was taken to its end. workers: requests that are checked (templates, grammars) at once."""
 
     total_seconds: float = 3600.0
     workers: int = 4
@@ -37,22 +38,31 @@ class Limits:
 class Server:
     """What routes find as request.app.state.server."""
 
-    def __init__(self, registry: Registry, limits: Limits, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, registry: Registry, limits: Limits, defaults: Mapping[str, Any] | None = None, journal: Journal | Memory | None = None) -> None:
         """defaults: sampling options, and max_tokens, of requests that say nothing of them; they go before what a model's file recommends."""
-        self.registry, self.limits, self.defaults = registry, limits, dict(defaults or {})
+        self.registry, self.limits, self.defaults, self.journal = registry, limits, dict(defaults or {}), journal
         self.workers = asyncio.Semaphore(limits.workers)
 
 
 def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0,
-                defaults: Mapping[str, Any] | None = None) -> ASGIApp:
-    """The whole server as an ASGI application; it closes the registry when it ends."""
+                defaults: Mapping[str, Any] | None = None, journal: Journal | Memory | None = None, with_page: bool = True) -> ASGIApp:
+    """The whole server as an ASGI application; it closes the registry when it ends. journal: where requests and answers are written, if anywhere."""
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.server = Server(registry, limits or Limits(), defaults)
+        app.state.server = Server(registry, limits or Limits(), defaults, journal)
         yield
         await asyncio.to_thread(registry.close, drain_seconds)
-    app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
-    return Guard(app, rules or Rules())
+    app = Starlette(routes=[*routes(), *(page.routes() if with_page else [])], lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
+    rules = rules or Rules()
+    return Guard(app, replace(rules, open_paths={*rules.open_paths, *page.PATHS}) if with_page else rules)
+
+
+@contextlib.asynccontextmanager
+async def running(app: ASGIApp) -> AsyncIterator[Server]:
+    """An application at work without a socket, for `llamina replay`."""
+    assert isinstance(app, Guard) and isinstance(app.inner, Starlette)
+    async with app.inner.router.lifespan_context(app.inner):
+        yield app.inner.state.server
 
 
 def routes() -> list[Route]:

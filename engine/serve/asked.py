@@ -41,7 +41,7 @@ class Asked:
 
 def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any], texts: bool = False) -> dict[str, Any]:
     """Options of SamplingOptions; `defaults` where nothing is asked for. texts: biases may name texts, too. ApiError."""
-    found: dict[str, Any] = {name: value for name, value in defaults.items() if name != "max_tokens"}
+    found: dict[str, Any] = {name: value for name, value in defaults.items() if name not in ("max_tokens", "context_shift")}
     for name, least, most in (("temperature", 0.0, 100.0), ("top_p", 0.0, 1.0), ("presence_penalty", -100.0, 100.0), ("frequency_penalty", -100.0, 100.0)):
         value = body.number(name, None, least, most)
         if value is not None:
@@ -78,7 +78,7 @@ def _biases(given: Any, n_vocab: int, texts: bool) -> dict[int | str, float]:
     for id, bias in pairs:
         try:
             number: int | str | None = int(id) if not isinstance(id, bool) and str(id).strip() == str(int(id)) else None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             number = None
         if texts and number is None and isinstance(id, str) and id:
             number = id

@@ -13,12 +13,17 @@ from starlette.responses import JSONResponse, Response
 from .engine import Ticket
 from .errors import ApiError, of
 from .fields import Fields, parse_json
+from .journal import record
 from .sse import Stream, whole
 
 if TYPE_CHECKING:
     from ..answers.generation import Generation
     from .app import Server
     from .registry import Served
+
+
+LARGE = 1 << 16
+"""Bytes of a body from which on it is parsed in a worker thread: others' events go out meanwhile."""
 
 
 class Call:
@@ -31,6 +36,8 @@ class Call:
         self.ticket: Ticket | None = None
         self.ignored: list[str] = []
         self._handed = False
+        self._late: asyncio.TimerHandle | None = None
+        self._body: Any = None
 
     async def __aenter__(self) -> Call:
         return self
@@ -40,15 +47,20 @@ class Call:
             self._end()
 
     def _end(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
         if self.ticket is not None:
             self.ticket.cancel()
+            if self.server.journal is not None and self.served is not None:
+                self.server.journal.write(record(self.request.url.path, self._body, self.served, self.server.defaults, self.ticket))
         if self.served is not None:
             served, self.served = self.served, None
             self.server.registry.release(served)
 
     async def body(self) -> Fields:
         raw = await self.request.body()
-        return Fields(parse_json(raw or b"{}"))
+        self._body = parse_json(raw or b"{}") if len(raw) < LARGE else await self.make(lambda: parse_json(raw))
+        return Fields(self._body)
 
     async def model(self, name: Any) -> Served:
         self.served = await self.server.registry.acquire(name)
@@ -83,6 +95,9 @@ class Call:
                 generation.close()
             raise
         self.ticket = ticket
+        seconds = self.server.limits.total_seconds
+        late = ApiError(408, f"the answer took longer than {seconds:g} seconds and was given up", code="timeout")
+        self._late = asyncio.get_running_loop().call_later(seconds, ticket.give_up, late)
         return ticket
 
     @property
@@ -98,14 +113,8 @@ class Call:
     async def whole(self, collect: Callable[[Ticket], Awaitable[Any]]) -> Response:
         """`collect(ticket)` as JSON."""
         assert self.ticket is not None
-        try:
-            found = await asyncio.wait_for(whole(self.request, self.ticket, collect), self.server.limits.total_seconds)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"the answer took longer than {self.server.limits.total_seconds:g} seconds and was given up", code="timeout") from None
+        found = await whole(self.request, self.ticket, collect)
         return Response(status_code=499) if found is None else self.json(found)
 
     def json(self, value: Any) -> Response:
         return JSONResponse(value, headers=self.headers)
-
-    def note(self, options: dict[str, Any], ticket: Ticket) -> None:
-        """For the server's log, if there is one."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_MESSAGES, MAX_TOOLS = 2048, 256
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OBEYED = ("json_schema", "regex", "grammar", "choices")
-RESERVED = ("messages", "tools", "add_generation_prompt", "begun", "self")
+RESERVED = ("messages", "tools", "add_generation_prompt", "begun", "self", "bos_token", "eos_token")
 """Variables of templates that have a place of their own in a request."""
 
 
@@ -178,7 +178,7 @@ def prompt_ids(model: Model, asked: ChatAsked) -> tuple[list[int], str | None]:
 
 def answers(model: Model, asked: ChatAsked) -> list[Generation]:
     """asked.n answers, checked whole; nothing is computed yet. A seed is drawn if none is given. What a grammar holds begins after the thoughts."""
-    more = {"logprobs": asked.top_logprobs}
+    more: dict[str, Any] = {"logprobs": asked.top_logprobs}
     draw_seed(asked)
     options = {**asked.options, "ignore_eos": True} if asked.ignore_eos else asked.options
     held = asked.forced or bool(obeyed(options))

@@ -57,13 +57,15 @@ class Ticket:
         self.began: float | None = None
         self.made = time.perf_counter()
         self._loop, self._events, self._open = loop, asyncio.Queue[Event](), len(self.generations)
-        self._unread, self._most_unread = 0, most_unread
+        self._posted = self._read = 0  # each counted by one thread alone
+        self._most_unread = most_unread
         self._engine: Engine | None = None
 
     def post(self, event: Event) -> None:
         """From the engine's thread."""
-        self._unread += 1
-        if self._most_unread is not None and self._unread > self._most_unread and event.finish_reason is None and event.error is None:
+        self._posted += 1
+        unread = self._posted - self._read
+        if self._most_unread is not None and unread > self._most_unread and event.finish_reason is None and event.error is None:
             self.cancel()
             event = Event(event.index, error=ApiError(408, "the client reads too slowly: the answer was given up", code="slow_reader"))
         try:
@@ -83,12 +85,19 @@ class Ticket:
         if self._engine is not None:
             self._engine._news = True
 
+    def give_up(self, error: ApiError) -> None:
+        """End all answers with this error. On the event loop."""
+        for i in range(len(self.generations)):
+            self._read -= 1
+            self._events.put_nowait(Event(i, error=error))
+        self.cancel()
+
     async def next(self, timeout: float | None = None) -> Event | None:
         """The next event; None: all answers have ended. TimeoutError."""
         if not self._open:
             return None
         event = await asyncio.wait_for(self._events.get(), timeout)
-        self._unread -= 1
+        self._read += 1
         if event.finish_reason is not None or event.error is not None:
             self._open -= 1
         return event
@@ -131,8 +140,9 @@ class Engine:
             if self._stopping or self._draining or self.failure:
                 raise ApiError(503, self.failure or "the server is stopping: try another one", code="stopping")
             n = len(ticket.generations)
-            free = max(0, self.parallel - len(self._live) - len(self._waiting))
-            if len(self._waiting) + n - min(n, free) > self.queue:
+            if n > self.parallel + self.queue:
+                raise ApiError(400, f"{n} answers are asked for at once, this server takes {self.parallel + self.queue} (--parallel, --queue)", "n")
+            if len(self._live) + len(self._waiting) + n > self.parallel + self.queue:
                 raise ApiError(429, f"{len(self._live)} answers are under way and {len(self._waiting)} wait already: try again later", code="queue_full",
                                headers={"Retry-After": str(self.wait_estimate)})
             ticket._engine = self
@@ -194,9 +204,11 @@ class Engine:
             self.failure = f"the engine has failed ({type(error).__name__}): restart the server"
             traceback.print_exc(file=sys.stderr)
         finally:
-            for live in [*self._live, *self._waiting]:
+            with self._changed:  # whoever comes after this is refused
+                self._stopping = True
+                left, self._live, self._waiting = [*self._live, *self._waiting], [], deque()
+            for live in left:
                 self._end(live, ClosedError("the server is stopping") if self.failure is None else ApiError(500, self.failure))
-            self._live, self._waiting = [], deque()
 
     def _drop_cancelled(self) -> None:
         for live in [x for x in self._live if x.ticket.cancelled]:

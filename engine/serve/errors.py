@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import ClosedError, ContextFullError, LlaminaError, OptionError, OutOfMemoryError, TokenizerError, UnsupportedError
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
-         408: "timeout_error", 413: "request_too_large", 415: "invalid_request_error", 421: "invalid_request_error", 429: "rate_limit_error",
+         408: "timeout_error", 413: "request_too_large", 415: "invalid_request_error", 421: "invalid_request_error", 431: "invalid_request_error", 429: "rate_limit_error",
          500: "server_error", 501: "not_supported_error", 503: "unavailable_error"}
 
 
@@ -60,3 +60,10 @@ def of(error: BaseException) -> ApiError:
     if isinstance(error, LlaminaError):
         return ApiError(500, str(error))
     return ApiError(500, f"a fault of llamina ({type(error).__name__}); the server's log has more")
+
+
+def shape_of(path: str, error: ApiError) -> dict[str, object]:
+    """An error in the form that a path's clients know."""
+    if path.startswith("/v1/messages"):
+        return error.anthropic()
+    return error.ollama() if path.startswith("/api/") else error.openai()

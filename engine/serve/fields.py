@@ -30,25 +30,31 @@ def parse_json(raw: bytes) -> Any:
         if len(found) != len(pairs):
             raise ValueError("a key comes twice in one object")
         return found
-    depth = deepest = 0
-    for byte in raw:
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    if deepest > 4 * MAX_DEPTH:  # brackets in strings count, too: generous
-        raise ApiError(400, f"the body is nested too deeply: at most {MAX_DEPTH} levels are read", code="invalid_json")
     try:
         value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse, object_pairs_hook=once)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates
+        if b"\\ud" in raw.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # lone surrogates
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8", code="invalid_json") from None
     except UnicodeEncodeError:
         raise ApiError(400, "the body has half of a surrogate pair (\\ud800 … \\udfff)", code="invalid_json") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {' '.join(str(error).split())[:160]}", code="invalid_json") from None
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
+    if level:
+        raise _too_deep()
     return value
+
+
+Strings = list[str]  # within Fields, `list` is a method
+
+
+def _too_deep() -> ApiError:
+    return ApiError(400, f"the body is nested too deeply: at most {MAX_DEPTH} levels are read", code="invalid_json")
 
 
 class Fields:
@@ -136,7 +142,7 @@ class Fields:
         value = self.object(name)
         return None if value is None else Fields(value, f"{self._where}{name}.")
 
-    def strings(self, name: str, most: int, longest: int) -> list[str]:
+    def strings(self, name: str, most: int, longest: int) -> Strings:
         """A string or a list of strings -> list."""
         value = self.any(name, [])
         value = [value] if isinstance(value, str) else value
@@ -146,7 +152,7 @@ class Fields:
             raise ApiError(400, f"{self._where}{name}: at most {most} strings of {longest} characters are taken", self._where + name)
         return value
 
-    def done(self, ignored: Collection[str] = ()) -> list[str]:
+    def done(self, ignored: Collection[str] = ()) -> Strings:
         """Refuse what nobody asked for -> which of `ignored` were there and not null."""
         unknown = sorted(name for name in self._left - set(ignored) if self._data[name] is not None)
         if unknown:

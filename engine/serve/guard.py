@@ -1,11 +1,13 @@
-"""Who may ask, and how much: the outermost ring of the application. Host and Origin (a page of another site must not reach a local server), the key, JSON bodies
-of bounded size, read within a time.
+"""Who may ask, and how much: the outermost ring of the application. Host and Origin (a page of another site must not reach a local server), the key, JSON
+bodies of bounded size, read within a time.
 
-Plain ASGI, so that nothing is read of a request that is refused.
+Plain ASGI, so that nothing is made of a request that is refused. protocol.py bounds what comes before: the head, and how long a connection is held.
 """
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import hmac
 import json
 from collections.abc import Collection
@@ -13,12 +15,15 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, shape_of
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 OPEN = ("/health", "/v1/health")
 """Paths for which no key is asked; the page's own files are added."""
-SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cross-origin-resource-policy": "same-origin"}
+SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cross-origin-resource-policy": "same-origin",
+        "x-frame-options": "DENY"}
+LINGER, PAUSE = 5.0, 0.5
+"""Seconds for which the body of a refused request is still read, and of silence that end this: a connection cut while the client sends loses the refusal."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Rules:
     hosts: Collection[str] | None = ()
     origins: Collection[str] = ()
     keys: tuple[str, ...] = ()
+    max_head: int = 32 << 10
+    max_fields: int = 100
     max_body: int = 8 << 20
     body_seconds: float = 30.0
     open_paths: Collection[str] = field(default_factory=lambda: set(OPEN))
@@ -36,53 +43,61 @@ class Rules:
 
 class Guard:
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+        self.inner, self._rules = app, rules
+        self._keys = [_digest(key.encode()) for key in rules.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.inner(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        origin = headers.get("origin")
+        origin, allowed = headers.get("origin"), self._rules.origins
         extra = dict(SAFE)
-        if origin is not None and origin in self._rules.origins:
-            extra |= {"access-control-allow-origin": origin, "vary": "origin", "access-control-allow-headers": "authorization, content-type, x-api-key",
-                      "access-control-allow-methods": "GET, POST", "access-control-expose-headers": "x-llamina-ignored"}
+        if allowed:
+            extra["vary"] = "origin"
+        if origin is not None and origin in allowed:
+            extra |= {"access-control-allow-origin": origin, "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
+                      "access-control-allow-methods": "GET, POST", "access-control-expose-headers": "x-llamina-ignored",
+                      "cross-origin-resource-policy": "cross-origin"}
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]}
             await send(message)
+        whole = scope["method"] in ("GET", "HEAD", "OPTIONS") and "content-length" not in headers and "transfer-encoding" not in headers
         try:
             self._check(scope, headers, origin)
+            scope = {**scope, "state": {**scope.get("state", {}), "key": self._key(headers)}}
             if scope["method"] == "OPTIONS":
                 await sending({"type": "http.response.start", "status": 204 if "access-control-allow-origin" in extra else 405, "headers": []})
                 await sending({"type": "http.response.body", "body": b""})
                 return
             if scope["method"] == "POST":
-                scope = {**scope, "state": {**scope.get("state", {}), "key": self._key(headers)}}
                 body = await self._body(headers, receive)
-                receive = _once(body, receive)
-            else:
-                scope = {**scope, "state": {**scope.get("state", {}), "key": self._key(headers)}}
-            await self._app(scope, receive, sending)
+                whole, receive = True, _once(body, receive)
+            await self.inner(scope, receive, sending)
         except ApiError as error:
-            await refuse(error, scope, sending)
+            await refuse(error, scope, sending, None if whole else receive)
 
     def _check(self, scope: Scope, headers: dict[str, str], origin: str | None) -> None:
+        fields = scope["headers"]
+        if len(fields) > self._rules.max_fields or sum(len(k) + len(v) + 4 for k, v in fields) + len(scope.get("raw_path", b"")) + len(
+                scope["query_string"]) > self._rules.max_head:
+            raise ApiError(431, f"the request's head is larger than {self._rules.max_head >> 10} KiB or has more than {self._rules.max_fields} fields")
         host = headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._rules.hosts is not None and name.lower() not in (*LOCAL, *self._rules.hosts):
             raise ApiError(421, f"this server does not answer for the host {name[:80]!r} (--host and --allow-host say for which)", code="wrong_host")
-        if origin is not None and origin not in self._rules.origins:
-            own = origin.split("://", 1)[-1]
-            if own != host:
-                raise ApiError(403, "pages of other sites may not use this server (--allow-origin names those that may)", code="wrong_origin")
+        own = origin is None or origin in self._rules.origins or origin.split("://", 1)[-1] == host
+        if headers.get("sec-fetch-site") == "cross-site" and origin is None and headers.get("sec-fetch-mode") != "navigate":
+            own = False  # a picture or script of another site: no Origin comes with it
+        if not own:
+            raise ApiError(403, "pages of other sites may not use this server (--allow-origin names those that may)", code="wrong_origin")
         if scope["method"] == "OPTIONS" or scope["path"] in self._rules.open_paths:
             return
-        if self._rules.keys:
-            given = self._key(headers)
-            matches = [hmac.compare_digest(given.encode(), key.encode()) for key in self._rules.keys]  # all, so that time tells nothing
+        if self._keys:
+            given = _digest(self._key(headers).encode("latin-1"))
+            matches = [hmac.compare_digest(given, key) for key in self._keys]  # all, so that time tells nothing
             if not any(matches):
                 raise ApiError(401, "a key is asked for: Authorization: Bearer KEY, or X-Api-Key: KEY", code="invalid_api_key",
                                headers={"WWW-Authenticate": "Bearer"})
@@ -93,6 +108,8 @@ class Guard:
         return key.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise ApiError(400, "Content-Length and Transfer-Encoding contradict each other")
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         length = headers.get("content-length")
         if kind != "application/json" and length != "0":
@@ -106,7 +123,7 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, end - asyncio.get_running_loop().time()))
             except asyncio.TimeoutError:
-                raise ApiError(408, f"the body did not come within {self._rules.body_seconds:g} seconds", headers={"Connection": "close"}) from None
+                raise ApiError(408, f"the body did not come within {self._rules.body_seconds:g} seconds") from None
             if message["type"] == "http.disconnect":
                 raise ApiError(400, "the client left before its request was whole")
             parts.append(message.get("body", b""))
@@ -117,7 +134,7 @@ class Guard:
                 return b"".join(parts)
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._rules.max_body >> 10} KiB", headers={"Connection": "close"})
+        return ApiError(413, f"the body is larger than {self._rules.max_body >> 10} KiB")
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
@@ -133,15 +150,25 @@ def _once(body: bytes, receive: Receive) -> Receive:
     return given
 
 
-def shape_of(path: str, error: ApiError) -> dict[str, object]:
-    """An error in the form that a path's clients know."""
-    if path.startswith("/v1/messages"):
-        return error.anthropic()
-    return error.ollama() if path.startswith("/api/") else error.openai()
-
-
-async def refuse(error: ApiError, scope: Scope, send: Send) -> None:
+async def refuse(error: ApiError, scope: Scope, send: Send, receive: Receive | None = None) -> None:
+    """Send an error. receive: what is left of the body; it is read and thrown away for some seconds, then the connection closes."""
     body = json.dumps(shape_of(scope["path"], error), ensure_ascii=False).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **{k.lower(): v for k, v in error.headers.items()}}
+    if receive is not None:
+        headers["connection"] = "close"
     await send({"type": "http.response.start", "status": error.status, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": receive is not None})
+    if receive is not None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_throw_away(receive), LINGER)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _throw_away(receive: Receive) -> None:
+    while (message := await asyncio.wait_for(receive(), PAUSE))["type"] == "http.request" and message.get("more_body"):
+        pass
+
+
+def _digest(key: bytes) -> bytes:
+    """Of one length, so that comparing takes one time."""
+    return hashlib.sha256(key).digest()

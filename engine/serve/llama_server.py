@@ -97,7 +97,6 @@ async def completion(request: Request) -> Response:
         asked, salt = read(body, model, call.defaults()), salt_of(body)
         call.ignored = body.done(IGNORED | ALSO_IGNORED)
         ticket = await call.start(lambda: make(model, asked), salt)
-        call.note(asked.options, ticket)
         if asked.stream:
             return call.stream(_pieces(model, served.name, asked, ticket))
         return await call.whole(lambda t: _whole(model, served.name, asked, t))

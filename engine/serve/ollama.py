@@ -83,7 +83,6 @@ async def chat(request: Request) -> Response:
         choose(asked, read_tools(body.list("tools", None, MAX_TOOLS)), "auto")
         call.ignored = [*body.done(IGNORED), *ignored]
         ticket = await call.start(lambda: answers(model, asked))
-        call.note(asked.options, ticket)
         return await _answered(call, model, asked, ticket, served, chat=True)
 
 
@@ -101,7 +100,6 @@ async def generate(request: Request) -> Response:
         ignored = read(body, asked, model, call.defaults())
         call.ignored = [*body.done(IGNORED), *ignored]
         ticket = await call.start((lambda: [model.generate(prompt, **asked.options)]) if raw else (lambda: answers(model, asked)))
-        call.note(asked.options, ticket)
         return await _answered(call, model, asked, ticket, served, chat=False)
 
 

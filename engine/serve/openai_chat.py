@@ -80,7 +80,6 @@ async def chat_completions(request: Request) -> Response:
         call.ignored = body.done(IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
         common = {"id": "chatcmpl-" + secrets.token_hex(12), "created": int(time.time()), "model": served.name, "system_fingerprint": served.fingerprint}
-        call.note(asked.options, ticket)
         if asked.stream:
             return call.stream(_pieces(model, asked, ticket, common))
         return await call.whole(lambda t: _whole(model, asked, t, common))
@@ -160,7 +159,7 @@ async def _pieces(model: Model, asked: ChatAsked, ticket: Ticket, common: dict[s
                 yield chunk(i, {}, **progress(e.prompt, g))
             continue
         waiting[i] += e.logprobs
-        more = {"timings": timings(g)} if asked.timings_per_token else {}
+        more: dict[str, Any] = {"timings": timings(g)} if asked.timings_per_token else {}
         for part in found[i].push(e.text, last):
             yield chunk(i, delta(part), told=logprobs(i), **more)
         if last:

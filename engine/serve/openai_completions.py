@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -88,7 +89,6 @@ async def completions(request: Request) -> Response:
             prompts.extend(ids)
             return found
         ticket = await call.start(work, salt)
-        call.note(asked.options, ticket)
         heads = await _heads(call, model, asked, prompts)
         common = {"id": "cmpl-" + secrets.token_hex(12), "object": "text_completion", "created": int(time.time()), "model": served.name,
                   "system_fingerprint": served.fingerprint}
@@ -108,7 +108,7 @@ async def _heads(call: Call, model: Model, asked: CompletionAsked, prompts: list
     def one(given: Any, ids: list[int]) -> Head:
         found = [None, *model.logprobs(ids, asked.top_logprobs)] if asked.top_logprobs is not None else []
         return given if isinstance(given, str) else model.detokenize(ids), ids, found
-    return [await call.make(lambda given=given, ids=ids: one(given, ids)) for given, ids in zip(asked.prompts, prompts)]
+    return [await call.make(partial(one, given, ids)) for given, ids in zip(asked.prompts, prompts)]
 
 
 async def _whole(model: Model, asked: CompletionAsked, ticket: Ticket, heads: list[Head], common: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,6 @@ async def responses(request: Request) -> Response:
         metadata, instructions = body.object("metadata", {}), body.text("instructions")
         call.ignored = body.done(IGNORED | ALSO_IGNORED)
         ticket = await call.start(lambda: answers(model, asked), salt)
-        call.note(asked.options, ticket)
         common = {"id": "resp_" + secrets.token_hex(12), "object": "response", "created_at": int(time.time()), "model": served.name,
                   "system_fingerprint": served.fingerprint, "error": None, "incomplete_details": None, "instructions": instructions, "metadata": metadata,
                   "parallel_tool_calls": asked.parallel, "temperature": asked.options.get("temperature"), "top_p": asked.options.get("top_p"),
@@ -215,8 +214,9 @@ class Output:
     def _begin(self, kind: str, part: Part) -> list[tuple[str, dict[str, Any]]]:
         id = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}[kind] + secrets.token_hex(12)
         item: dict[str, Any] = {"id": id, "type": kind, "status": "in_progress"}
-        item |= {"message": {"role": "assistant", "content": []}, "reasoning": {"summary": [], "content": []},
-                 "function_call": {"call_id": part.id, "name": part.name, "arguments": ""}}[kind]
+        own: dict[str, dict[str, Any]] = {"message": {"role": "assistant", "content": []}, "reasoning": {"summary": [], "content": []},
+                                          "function_call": {"call_id": part.id, "name": part.name, "arguments": ""}}
+        item |= own[kind]
         self._items.append(item)
         at = {"output_index": len(self._items) - 1}
         told: list[tuple[str, dict[str, Any]]] = [("response.output_item.added", {**at, "item": _copy(item)})]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...kernels import ARITHMETIC_VERSION
-from ..errors import LlaminaError, OutOfMemoryError, quoted
+from ..errors import ClosedError, LlaminaError, OutOfMemoryError, quoted
 from ..home.library import model_files, models_folder, short_name
 from .engine import Engine
 from .errors import ApiError, of
@@ -51,6 +51,7 @@ class Registry:
         self._turn = threading.Lock()
         self.started = int(time.time())
         self._room = asyncio.Lock()
+        self._closing = False
 
     def serve_one(self, path: str, name: str) -> Served:
         """Load and serve one model under every name. Raises as `load`."""
@@ -100,6 +101,8 @@ class Registry:
 
     async def acquire(self, name: Any) -> Served:
         """The model, loaded, and kept loaded until `release`. ApiError."""
+        if self._closing:
+            raise of(ClosedError("the server is stopping"))
         served = self.find(name)
         served.users += 1
         try:
@@ -133,6 +136,9 @@ class Registry:
                     await asyncio.to_thread(self.unload, min(idle, key=lambda s: s.used))
                 except LlaminaError as error:
                     raise of(error) from None
+            if self._closing:  # meanwhile
+                model.close()
+                raise of(ClosedError("the server is stopping"))
             self._begin(served, model)
 
     def unload(self, served: Served) -> None:
@@ -147,7 +153,8 @@ class Registry:
         return [served.engine for served in self._models.values() if served.engine is not None]
 
     def close(self, seconds: float = 0.0) -> None:
-        """Let running answers end for so many seconds, then end everything."""
+        """Take nothing new; let running answers end for so many seconds, then end everything. Harmless twice."""
+        self._closing = True
         threads = [threading.Thread(target=engine.drain, args=(seconds,)) for engine in self.engines()]
         for thread in threads:
             thread.start()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import traceback
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import Ticket
-from .errors import of
+from .errors import of, shape_of
 
 KEEP_ALIVE = 5.0
 """Seconds of silence after which a comment shows that the server is alive."""
@@ -45,7 +46,7 @@ class Stream(Response):
         watch = asyncio.ensure_future(left())
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._send(send, watch)
+            await self._send(send, watch, scope["path"])
         except OSError:
             pass  # the client's end of the connection is gone
         finally:
@@ -53,29 +54,41 @@ class Stream(Response):
             self._ticket.cancel()
             self._end()
 
-    async def _send(self, send: Send, watch: asyncio.Future[None]) -> None:
+    async def _send(self, send: Send, watch: asyncio.Future[None], path: str) -> None:
         pieces, waiting = aiter(self._pieces), None
-        while True:
-            waiting = waiting or asyncio.ensure_future(anext(pieces, None))
-            done, _ = await asyncio.wait({waiting, watch}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
-            if watch in done:
+        try:
+            while True:
+                waiting = waiting or asyncio.ensure_future(anext(pieces, None))
+                awaited: set[asyncio.Future[Any]] = {waiting, watch}
+                done, _ = await asyncio.wait(awaited, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+                if watch in done:
+                    return
+                if waiting in done:
+                    try:
+                        piece, waiting = waiting.result(), None
+                    except Exception as error:  # our own fault, in the middle of an answer: the status is sent, so the stream must say it
+                        traceback.print_exception(error, file=sys.stderr)
+                        await send({"type": "http.response.body", "body": self._failed(path, error).encode()})
+                        return
+                    if piece is None:
+                        await send({"type": "http.response.body", "body": b""})
+                        return
+                elif self._comment:
+                    piece = self._comment
+                else:
+                    continue
+                await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+        finally:
+            if waiting is not None and not waiting.done():
                 waiting.cancel()
-                return
-            if waiting in done:
-                try:
-                    piece, waiting = waiting.result(), None
-                except Exception as error:  # our own fault: said, not a stream that just ends
-                    traceback.print_exception(error, file=sys.stderr)
-                    await send({"type": "http.response.body", "body": event(of(error).openai()).encode()})
-                    return
-                if piece is None:
-                    await send({"type": "http.response.body", "body": b""})
-                    return
-            elif self._comment:
-                piece = self._comment
-            else:
-                continue
-            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                with contextlib.suppress(asyncio.CancelledError):
+                    await waiting
+
+    def _failed(self, path: str, error: Exception) -> str:
+        told = shape_of(path, of(error))
+        if self.media_type != "text/event-stream":
+            return line(told)
+        return event(told, "error" if told.get("type") == "error" else None)
 
 
 async def whole(request: Request, ticket: Ticket, collect: Callable[[Ticket], Awaitable[Any]]) -> Any:

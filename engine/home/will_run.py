@@ -6,16 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import LlaminaError
+from ..errors import LlaminaError
 
 if TYPE_CHECKING:
-    from .gguf.file import GGUFFile
+    from ..gguf.file import GGUFFile
 
 
 def problems(gguf: GGUFFile) -> list[str]:
     """Why the file would be refused: first the architecture and its tensors, then the vocabulary. Weights are not read, nor is the vocabulary's list."""
-    from .architectures.config import ModelConfig, check_tensors
-    from .text.tokenizer import tokenizer_problem
+    from ..architectures.config import ModelConfig, check_tensors
+    from ..text.tokenizer import tokenizer_problem
 
     found = []
     try:

@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InternalError, LlaminaError
-from ..serve.engine import Engine, Ticket
+from .engine import Engine, Ticket
 
 if TYPE_CHECKING:
+    from ..answers.generation import Generation
     from ..model import Model
-    from .generation import Generation
 
 LIVE = 64
 """Most answers of one model under way at once; memory may allow fewer, the others wait."""
