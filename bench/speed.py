@@ -97,7 +97,9 @@ def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted:
                 work[placed.stage.name] = work.get(placed.stage.name, Work()) + matrix(value, tokens * batch)
     seen = tokens * position + tokens * (tokens + 1) // 2  # positions, over all tokens of a sequence
     macs = sum(a.heads * (a.head_dim + a.value_dim) for a in config.attentions())
-    work["attention"] = Work(batch * (position + tokens) * page_bytes / PAGE, 0.0, float(batch * seen * macs))
+    layout = runtime.plan.layout
+    read = (position + tokens) * layout.whole + min(position + tokens, layout.window + tokens) * layout.windowed
+    work["attention"] = Work(batch * read * page_bytes / PAGE, 0.0, float(batch * seen * macs))
     if wanted:
         work["output"] = matrix(config.output.matrix, batch)
     return work
@@ -131,8 +133,8 @@ def fill(sequence: Sequence, length: int, page_bytes: int) -> None:
     sequence.reserve(length)
     # below 1 in half precision, hence finite whatever floats the cache holds
     page = np.random.default_rng(0).uniform(-0.5, 0.5, page_bytes // 2).astype(np.float16)
-    for address in sequence.table[:-(-length // PAGE)]:
-        ctypes.memmove(int(address), page.ctypes.data, page_bytes)
+    for unit in sequence.units():
+        ctypes.memmove(unit.ctypes.data, page.ctypes.data, page_bytes)
     sequence.ids, sequence.length = [0] * length, length
 
 

@@ -69,13 +69,13 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
     QUANTIZE, TOKENS, VALUE_DIM, ROPE_KIND, WINDOW, SOFT_CAP, SINKS, Q_NORM, K_NORM, NORM_EPS, NORM_LAST, Q_SCALES, LD_Q,
-    LD_V,
-) = range(0, 8 * 31, 8)
+    LD_V, TABLE_ROW,
+) = range(0, 8 * 32, 8)
 """QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step].
 VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own
 included, or 0: all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0.
-LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V."""
-GEOMETRY_WORDS = 31
+LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V. TABLE_ROW: bytes from a page table to this layer's row of it."""
+GEOMETRY_WORDS = 32
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
 # PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
 (M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS) = range(0, 8 * 9, 8)
@@ -212,7 +212,7 @@ def attention_kernel(kv: KVType) -> Compiled:
         n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
         group, scale, stride = load_i64(geometry + N_HEADS) // n_kv, load_f32(geometry + SCALE), 4 * load_i64(geometry + LD_ATT)
         m0, m1, position0 = load_i64(item + M0), load_i64(item + M1), load_i64(item + POSITION0)
-        table, page1 = load_i64(item + PAGE_TABLE), load_i64(item + LAST_PAGE)
+        table, page1 = load_i64(item + PAGE_TABLE) + load_i64(geometry + TABLE_ROW), load_i64(item + LAST_PAGE)
         queries, size, query_size = (m1 - m0) * group, PART_HEADER + 4 * v_dim, load_i64(geometry + QUERY_BYTES)
         laid_out = scratch
         span_states = laid_out + queries * query_size
@@ -312,13 +312,14 @@ def append_kernel(kv: KVType) -> Compiled:
     def append(geometry, is_value, kv_head, layer_offset, tokens):
         n_kv, head_dim, v_dim = load_i64(geometry + N_KV_HEADS), load_i64(geometry + HEAD_DIM), load_i64(geometry + V_DIM)
         stride, bad = 4 * load_i64(geometry + LD_KV), False
-        positions, tables, value_dim = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES), load_i64(geometry + VALUE_DIM)
+        row, value_dim = load_i64(geometry + TABLE_ROW), load_i64(geometry + VALUE_DIM)
+        positions, tables = load_i64(geometry + POSITIONS), load_i64(geometry + PAGE_TABLES)
         x, gain = load_i64(geometry + K) + 4 * kv_head * head_dim, load_i64(geometry + K_NORM)
         if is_value:
             x, stride = load_i64(geometry + V) + 4 * kv_head * value_dim, 4 * load_i64(geometry + LD_V)
         for m in range(tokens):
             position = load_i64(positions + 8 * m)
-            page = load_i64(load_i64(tables + 8 * m) + 8 * (position // PAGE)) + layer_offset
+            page = load_i64(load_i64(tables + 8 * m) + row + 8 * (position // PAGE)) + layer_offset
             if is_value:
                 bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, value_dim, v_dim, position % PAGE, page)
             else:

@@ -19,14 +19,16 @@ def check_pool(pool: PagePool) -> None:
     with pool.lock:
         count = pool.census()
         assert count.owned + count.shared + count.free + count.cached == pool.claimed <= pool.max_pages, (count, pool.claimed, pool.max_pages)
-        free = [id(page) for page in pool._free]
-        assert len(set(free)) == len(free) == count.free and set(free) <= {id(p) for p in pool.pages}, "free pages"
-        assert all(p.users == 0 and p.entry is None for p in pool._free), "a free page is held or known"
-        idle = [entry.page for entry in pool.prefix._idle.values()]
-        assert len(idle) == count.cached and all(p is not None and p.users == 0 and p.entry is not None for p in idle), "idle pages"
-        assert all(p.entry is None or p.entry.page is p for p in pool.pages), "a page and its entry"
+        free = [unit.ctypes.data for unit in pool._free]
+        used = [unit.ctypes.data for page in pool.pages for unit in page.units]
+        assert len(set(free)) == len(free) == count.free and len(set(used)) == len(used) and not set(free) & set(used), "free units"
+        assert all(p.users > 0 or p.entry is not None for p in pool.pages), "a page that nobody holds or knows is not free"
+        idle = list(pool.prefix.idle.values())
+        assert sum(p.weight for p in idle) == count.cached == pool.prefix.idle_pages, "idle units"
+        assert all(p.users == 0 and p.entry is not None for p in idle), "idle pages"
+        assert all(p.entry is None or p.entry.page is p or p.entry.window is p for p in pool.pages), "a page and its entry"
         assert all(0 <= p.rewinders <= p.users for p in pool.pages), "more sequences may go back over a page than hold it"
-        assert pool._reserved == sum(max(0, min(p.rewinders, p.users - 1)) for p in pool.pages), "reserved pages"
+        assert pool._reserved == sum(max(0, min(p.rewinders, p.users - 1)) * p.weight for p in pool.pages), "reserved pages"
         assert pool._promised >= 0 and pool._left() >= 0, (pool._promised, pool._left())
 
 
@@ -40,10 +42,19 @@ def check_sequences(pool: PagePool, sequences: Iterable[Sequence]) -> None:
         for s in sequences:
             promised += s._spare
             assert len(s._pages) >= pages_of(s.length)
+            layout = pool.layout
+            if layout.windowed:
+                assert s._first + len(s._windows) == len(s._pages) and s._first <= layout.first(s.length), "windowed pages that may be seen are missing"
+                assert not s._slides or len(s._windows) <= layout.most, "more windowed pages than were planned"
             for at, page in enumerate(s._pages):
-                assert s.table[at] == page.data.ctypes.data
+                window = s._window_at(at)
+                units = page.units + (window.units if window else [])
+                assert s.table[:len(units), at].tolist() == [unit.ctypes.data for unit in units]
                 users[id(page)] += 1
                 rewinders[id(page)] += at >= s._floor
+                if window:
+                    users[id(window)] += 1
+                    rewinders[id(window)] += at >= s._floor or at < s._behind
             if s._promised_length and s._floor == 0:
                 assert s._spare >= s._wanting(s._promised_length), "a promise is not covered"
         for page in pool.pages:

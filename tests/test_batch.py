@@ -142,7 +142,8 @@ def test_waits_for_kv_memory(model):
     model.runtime.clear_prefix_cache()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "max_pages", 7)
-        patch.setattr(pool, "pages", [])
+        patch.setattr(pool, "pages", set())
+        patch.setattr(pool, "claimed", 0)
         patch.setattr(pool, "_free", [])
         prompts = [random_ids(100, seed=s) for s in range(12)]
         most = 0

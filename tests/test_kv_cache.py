@@ -38,7 +38,7 @@ def check(sequence: Sequence, text: list[int]) -> None:
     for i, page in enumerate(sequence._pages[:pages_of(len(text))]):
         part = text[i * PAGE:(i + 1) * PAGE]
         assert page.data[:len(part)].tolist() == part
-        assert sequence.table[i] == page.data.ctypes.data
+        assert sequence.table[0, i] == page.data.ctypes.data
 
 
 def test_random_operations(model, monkeypatch):
@@ -51,7 +51,7 @@ def operations(model: Model, seed: int, monkeypatch: pytest.MonkeyPatch) -> tupl
     """400 of them -> how often memory was refused, how many tokens were taken over."""
     pool = model.runtime._pool
     model.clear_prefix_cache()
-    for name, value in (("max_pages", 24), ("pages", []), ("_free", [])):
+    for name, value in (("max_pages", 24), ("pages", set()), ("claimed", 0), ("_free", [])):
         monkeypatch.setattr(pool, name, value)
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256, 400).tolist()
@@ -161,7 +161,7 @@ def test_kept_pages_give_way_least_recently_used_first(model, monkeypatch):
     pool = model.runtime._pool
     model.clear_prefix_cache()
     gc.collect()
-    for name, value in (("max_pages", 9), ("pages", []), ("_free", [])):
+    for name, value in (("max_pages", 9), ("pages", set()), ("claimed", 0), ("_free", [])):
         monkeypatch.setattr(pool, name, value)
 
     def reused(seed: int) -> int:

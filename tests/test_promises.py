@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from llamina.engine.errors import OutOfMemoryError
 from llamina.engine.run.kv_cache import PAGE, Sequence, pages_of
+from llamina.engine.run.kv_groups import KVLayout
 from llamina.engine.run.page_pool import PagePool
 from pool_check import check_sequences, check_whole
 
 CONTEXT, PAGES = 3 * PAGE, 5
-BASES = [[7 + (i * k) % 90 for i in range(CONTEXT)] for k in (1, 3)]
+BASES = [[7 + (i * k) % 90 for i in range(2 * CONTEXT)] for k in (1, 3)]
 BASE = st.sampled_from([BASES[0], BASES[0], BASES[0], BASES[1]])
 LENGTHS = st.sampled_from([0, PAGE, CONTEXT, 2 * PAGE, PAGE - 9, PAGE + 1, CONTEXT - 1])
 BACK_TO = st.sampled_from([0, 0, None, PAGE, PAGE - 9, PAGE + 1])
@@ -32,9 +34,13 @@ class Live:
 class Promises(RuleBasedStateMachine):
     """Five pages, contexts of three."""
 
+    layout = KVLayout(PAGE)
+    scale, pages, step = 1, PAGES, 2 * CONTEXT
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(PAGE, PAGES)
+        self.context = self.scale * CONTEXT
+        self.pool = PagePool(PAGE, self.pages, layout=self.layout)
         self.live: list[Live] = []
 
     def one(self, at: int) -> Live:
@@ -42,49 +48,65 @@ class Promises(RuleBasedStateMachine):
 
     @rule(base=BASE, n=LENGTHS, length=LENGTHS, back_to=BACK_TO, cached=OFTEN)
     def begin(self, base: list[int], n: int, length: int, back_to: int | None, cached: bool) -> None:
-        sequence, text = Sequence(self.pool, CONTEXT, cached), base[:n]
+        n, length, back_to = n * self.scale, length * self.scale, None if back_to is None else back_to * self.scale
+        sequence, text = Sequence(self.pool, self.context, cached), base[:n]
         free = self.pool.free_pages
         try:
             sequence.begin(text, max(n, length), back_to)
         except OutOfMemoryError:
-            assert pages_of(max(n, length)) > free, "a promise was refused that there was memory for without sharing anything"
+            grown = max(n, length)
+            units = self.layout.units(grown) if cached else self.layout.rows * pages_of(grown)
+            assert units > free, "a promise was refused that there was memory for without sharing anything"
             assert sequence.length == 0 and self.pool.free_pages == free
             return
         one = Live(sequence, text[:sequence.length])
-        one.promised, one.back_to = max(n, length), CONTEXT if back_to is None else back_to
+        one.promised, one.back_to = max(n, length), self.context if back_to is None else back_to
         self.live.append(one)
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), n=LENGTHS, same=OFTEN)
     def write(self, at: int, n: int, same: bool) -> None:
-        """What a step does."""
-        one = self.one(at)
+        one, left = self.one(at), n * self.scale
+        while left > 0:
+            if not self.step_of(one, min(left, self.step), same):
+                return
+            left -= self.step
+
+    def step_of(self, one: Live, n: int, same: bool) -> bool:
+        """What a step does -> whether it could be done."""
         s, start = one.sequence, len(one.text)
         base = next((b for b in BASES if b[:start] == one.text), BASES[0])
-        ids = (base[start:start + n] if same else [int(i) % 97 + 100 for i in range(n)])[:CONTEXT - start]
+        ids = (base[start:start + n] if same else [int(i) % 97 + 100 for i in range(n)])[:self.context - start]
         if not ids:
-            return
+            return False
         try:
             s.reserve(start + len(ids))
         except OutOfMemoryError:
             assert start + len(ids) > one.promised, "a promise was broken"
-            return
+            return False
         for i, id in enumerate(ids, start):
-            page = s._pages[i // PAGE]
-            assert page.users == 1 and (page.entry is None or start <= i // PAGE * PAGE), "written into a page that others can see"
-            page.data[i % PAGE] = id
+            for page in filter(None, (s._pages[i // PAGE], s._window_at(i // PAGE))):
+                assert page.users == 1 and (page.entry is None or start <= i // PAGE * PAGE), "written into a page that others can see"
+                for unit in page.units:
+                    unit[i % PAGE] = id
         s.append(ids)
         one.text += ids
+        return True
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), n=LENGTHS)
     def cut(self, at: int, n: int) -> None:
         one = self.one(at)
+        self.go_back(one, n * self.scale)
+
+    def go_back(self, one: Live, n: int) -> None:
         n = min(n, len(one.text))
         if n < one.back_to and n < len(one.text):
             one.promised = 0  # further back than was said: void
         one.sequence.truncate(n)
-        del one.text[n:]
+        assert one.sequence.length in (n, 0), "neither there nor at the beginning"
+        assert one.sequence.length == n or self.layout.windowed, "a sequence that has everything began anew"
+        del one.text[one.sequence.length:]
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99))
@@ -100,19 +122,20 @@ class Promises(RuleBasedStateMachine):
     @rule(at=st.integers(0, 99), n=LENGTHS)
     def fork(self, at: int, n: int) -> None:
         one = self.one(at)
-        n = min(n, len(one.text))
-        with contextlib.suppress(OutOfMemoryError):
+        n = min(n * self.scale, len(one.text))
+        given_back = (ValueError,) if self.layout.windowed and n < len(one.text) else ()
+        with contextlib.suppress(OutOfMemoryError, *given_back):
             self.live.append(Live(one.sequence.fork(n), one.text[:n]))
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), length=LENGTHS, back_to=BACK_TO)
     def promise(self, at: int, length: int, back_to: int | None) -> None:
-        one = self.one(at)
+        one, length, back_to = self.one(at), length * self.scale, None if back_to is None else back_to * self.scale
         try:
             one.sequence.promise(length, back_to)
         except OutOfMemoryError:
             return
-        one.promised, one.back_to = length, CONTEXT if back_to is None else back_to
+        one.promised, one.back_to = length, self.context if back_to is None else back_to
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), how=st.sampled_from(["close", "drop", "unpromise"]))
@@ -139,11 +162,14 @@ class Promises(RuleBasedStateMachine):
             assert one.sequence.ids == one.text
             for i, page in enumerate(one.sequence._pages[:pages_of(len(one.text))]):
                 part = one.text[i * PAGE:(i + 1) * PAGE]
-                assert page.data[:len(part)].tolist() == part
+                for unit in [unit for some in (page, one.sequence._window_at(i)) if some for unit in some.units]:
+                    assert unit[:len(part)].tolist() == part
 
     @invariant()
     def the_worst_that_may_come_is_covered(self) -> None:
         """All grow to what was promised, having gone back over what others hold as far as they may: counted from what was said, not from the pool's marks."""
+        if self.layout.windowed:
+            return  # see all_at_their_word
         rewinders: Counter[int] = Counter()
         for one in self.live:
             if one.promised:
@@ -159,8 +185,21 @@ class Promises(RuleBasedStateMachine):
         """Go back as far as it was said, and grow as far as was promised."""
         one = self.one(at)
         if one.promised:
-            self.cut(at, min(one.back_to, len(one.text)))
-            self.write(at, max(0, one.promised - len(one.text)), False)
+            self.go_back(one, one.back_to)
+            while len(one.text) < one.promised and self.step_of(one, min(self.step, one.promised - len(one.text)), False):
+                pass
+
+    @precondition(lambda self: self.live)
+    @rule(back=st.lists(st.booleans(), min_size=8, max_size=8))
+    def all_at_their_word(self, back: list[bool]) -> None:
+        """All that may go back do, or don't, and grow in turns as far as was promised: nobody is refused (step_of)."""
+        growing = [one for one in self.live if one.promised]
+        for one, goes in zip(growing, itertools.cycle(back)):
+            if goes:
+                self.go_back(one, one.back_to)
+        while growing:
+            growing = [one for one in growing if len(one.text) < one.promised
+                       and self.step_of(one, min(self.step, one.promised - len(one.text)), False)]
 
     def teardown(self) -> None:
         self.live.clear()
@@ -168,5 +207,22 @@ class Promises(RuleBasedStateMachine):
         check_whole(self.pool)
 
 
+class WindowedPromises(Promises):
+    """Contexts of six pages, whose windowed layers hold three at most; memory for not quite three contexts."""
+
+    layout = KVLayout(PAGE, whole=1, windowed=2, window=20, step=32)
+    scale, pages, step = 2, 30, 32
+
+
+class AllWindowedPromises(Promises):
+    """No layer sees everything; windows of a page and a bit."""
+
+    layout = KVLayout(PAGE, whole=0, windowed=1, window=70, step=16)
+    scale, pages, step = 2, 9, 16
+
+
 TestPromises: Any = Promises.TestCase
+TestWindowedPromises: Any = WindowedPromises.TestCase
+TestAllWindowedPromises: Any = AllWindowedPromises.TestCase
 TestPromises.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestWindowedPromises.settings = TestAllWindowedPromises.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -41,6 +41,8 @@ class Session:
     state: dict[str, Any]
     ids: list[int]
     pages: int
+    windows: int = 0
+    """The first page whose windowed layers' part is there."""
     foreign: bool = False
     """Made with another model: not even the ids mean the same."""
     refused: str | None = None
@@ -50,9 +52,9 @@ class Session:
 def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
     """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. FileError: then the file is as it was before."""
     target = Path(path)
-    pages = sequence.whole_pages() if sequence is not None else []
-    header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name, "page_bytes": model.runtime.page_bytes,
-              "pages": len(pages), "ids": ids, "state": state}
+    n, windows, pages = sequence.saved() if sequence is not None else (0, 0, [])
+    header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name,
+              "page_bytes": model.runtime.page_bytes, "pages": n, "windows": windows, "ids": ids, "state": state}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
         raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
@@ -96,7 +98,9 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
     except (ValueError, RecursionError):
         raise damaged("its header is not JSON") from None
     take = Reader(header, damaged)
-    found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), start=len(head) + length + _DIGEST)
+    layout = model.runtime.plan.layout
+    windows = take("windows", int) if layout.windowed and "windows" in header else 0
+    found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), windows, start=len(head) + length + _DIGEST)
     if found.kind != kind:
         raise FormatError(f"{path}: is a session of another kind: expected {kind}, found {found.kind[:40]!r}")
     rows = (("model file", "model", model.runtime.digest), ("arithmetic version", "arithmetic", ARITHMETIC_VERSION),
@@ -108,7 +112,10 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
         raise damaged("it has ids outside the vocabulary")
     if found.refused is None and not (0 <= found.pages <= len(found.ids) // PAGE and len(found.ids) <= model.context + 1):
         found.refused = f"it has {len(found.ids)} tokens in {found.pages} pages, the context has {model.context}"
-    if found.refused is None and size != found.start + found.pages * model.runtime.page_bytes + _DIGEST:
+    if found.refused is None and not 0 <= windows <= layout.first(found.pages * PAGE):
+        found.refused = f"its {found.pages} pages lack what windows see before page {windows}"
+    units = found.pages * layout.rows - windows * layout.windowed
+    if found.refused is None and size != found.start + units * model.runtime.page_bytes + _DIGEST:
         found.refused = "it has been cut short, or something was added to it"
     return found
 
@@ -117,13 +124,13 @@ def restore(session: Session, model: Core) -> kv_cache.Sequence:
     """A private sequence with the session's pages; an empty one if they are refused (then .refused says why)."""
     if session.refused is not None or not session.pages:
         return model.runtime.new_sequence(cached=True)
-    sequence = model.runtime.new_sequence()
+    sequence = model.runtime.new_sequence(slides=True)
     try:
-        sequence.reserve(session.pages * PAGE)
+        sequence.reserve(session.pages * PAGE, session.windows)
         with open_regular(session.path, "a session") as file:
             file.seek(session.start)
             digest = blake2b(digest_size=_DIGEST)
-            for page in sequence.reserved_pages():
+            for page in sequence.units():
                 if file.readinto(page.data) != len(page):  # type: ignore[attr-defined]
                     break
                 digest.update(page.data)

@@ -182,8 +182,9 @@ def _value(gguf: GGUFFile, key: str) -> Any:
 
 def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dict[str, str], dict[str, int]]:
     """({tensor: what computes with it}, bytes that running takes)."""
-    from ..run.kv_cache import PAGE, kv_type, page_bytes
-    from ..run.memory import DEFAULT_CONTEXT
+    from ..run.kv_cache import PAGE, kv_type
+    from ..run.kv_groups import kv_layout
+    from ..run.memory import DEFAULT_CONTEXT, MOST_TOKENS
     from ..run.weights import matrix_names, weight_bytes
     matrices = matrix_names(config)
     kernels = {name: f"matmul_{gguf.tensors[name].format.name}" for name in matrices}
@@ -192,8 +193,9 @@ def _plan(gguf: GGUFFile, config: ModelConfig, context: int | None) -> tuple[dic
     kernels.update({name: "float32 gain" for name, info in gguf.tensors.items() if name.endswith("_norm.weight") and len(info.shape) == 1})
     context = context or min(config.context_length, DEFAULT_CONTEXT)
     weights = weight_bytes(gguf, config)
-    page = page_bytes(config, kv_type(config))
-    return kernels, {"weights": weights, "context": context, "kv_per_page": page, "kv_page_positions": PAGE, "kv": -(-context // PAGE) * page}
+    layout = kv_layout(config, kv_type(config), context, MOST_TOKENS)
+    return kernels, {"weights": weights, "context": context, "kv_per_page": layout.rows * layout.unit, "kv_page_positions": PAGE, "kv": layout.bytes(context),
+                     "kv_windowed": layout.bytes(context) - layout.whole * -(-context // PAGE) * layout.unit if layout.windowed else 0}
 
 
 def _threads(weight_bytes: int) -> dict[str, Any]:
@@ -247,7 +249,8 @@ def _lines(r: dict[str, Any]) -> list[str]:
             lines.append(f"  {one_line(t['name']):{width}}  {t['format']:8} {shape:>16} {size(t['bytes']):>9}  {t['kernel'] or ''}".rstrip())
     if r["memory"]:
         m = r["memory"]
-        lines += ["", f"KV cache: {size(m['kv_per_page'])} for each {m['kv_page_positions']} positions, as they are used"]
+        windowed = f"; a context of {m['context']} takes {size(m['kv'])}, {size(m['kv_windowed'])} of it in layers with windows" if m["kv_windowed"] else ""
+        lines += ["", f"KV cache: {size(m['kv_per_page'])} for each {m['kv_page_positions']} positions, as they are used{windowed}"]
     t = r["tokenizer"]
     if isinstance(t, dict):
         named = [f"{name} {pair[0]} {pair[1]!r}" for name, pair in t["ids"].items() if pair]

@@ -100,7 +100,8 @@ def judge(gguf: GGUFFile, context: int | None = None, n_bytes: int | None = None
 def _memory(gguf: GGUFFile, context: int | None) -> dict[str, int | None]:
     from ...kernels.threads import default_threads
     from ..architectures.config import ModelConfig, check_tensors
-    from ..run.kv_cache import kv_type, page_bytes, pages_of
+    from ..run.kv_cache import kv_type
+    from ..run.kv_groups import kv_layout
     from ..run.memory import DEFAULT_CONTEXT, MOST_TOKENS
     from ..run.step_memory import step_memory
     from ..run.weights import available_memory, weight_bytes
@@ -109,7 +110,7 @@ def _memory(gguf: GGUFFile, context: int | None) -> dict[str, int | None]:
     kind, wanted = kv_type(config), context or min(config.context_length, DEFAULT_CONTEXT)
     buffers = step_memory(config, kind, default_threads(), wanted).bytes(min(MOST_TOKENS, -(-wanted // 8) * 8))
     return {"trained": config.context_length, "weights": weight_bytes(gguf, config), "buffers": buffers, "context": wanted,
-            "kv": pages_of(wanted) * page_bytes(config, kind), "free": available_memory()}
+            "kv": kv_layout(config, kind, wanted, MOST_TOKENS).bytes(wanted), "free": available_memory()}
 
 
 def without_path(error: LlaminaError, path: Path) -> str:

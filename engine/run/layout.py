@@ -1,6 +1,6 @@
 """Where everything lies that a model's stages name: matrices, gains, activation buffers, attention's geometry, a layer's place in a page of the KV cache.
 
-    ModelConfig, Weights, KV type ──► Layout ──► ops' `fill` functions ask it for addresses (program.py)
+    ModelConfig, Weights, KV type, KVLayout ──► Layout ──► ops' `fill` functions ask it for addresses (program.py)
 
 All arrays are kept alive here; compiled code knows only addresses.
 """
@@ -15,6 +15,7 @@ from ...kernels.elementwise import HALVES, PAIRS
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix, Norm, Rope
+from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
 from .rope import RopeTable, query_scales
 from .step_memory import record_columns, widths
@@ -25,16 +26,6 @@ def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def kv_offsets(config: ModelConfig, kv: KVType) -> tuple[dict[int, int], int]:
-    """({layer that has keys and values: its offset in a page}, bytes of a page): 64 positions of all layers."""
-    offsets, at_byte = {}, 0
-    for a in config.attentions():
-        if a.kv_layer == a.layer:
-            offsets[a.layer] = at_byte
-            at_byte += kv.layer_bytes(a.kv_heads, a.head_dim, a.value_dim)
-    return offsets, at_byte
-
-
 class Layout:
     """Buffers for steps of up to `rows` tokens on `n_threads` threads.
 
@@ -42,9 +33,11 @@ class Layout:
     .groups: {Attention.group: int64 [2], how many of attention's items, and their address}; .tables: {Rope: RopeTable}.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, kv: KVType, rows: int, n_threads: int, context: int, factors: dict[str, np.ndarray]):
+    def __init__(self, config: ModelConfig, weights: Weights, kv: KVType, rows: int, n_threads: int, context: int, factors: dict[str, np.ndarray],
+                 pages: KVLayout):
         self.config, self.weights, self.kv, self.rows, self.context = config, weights, kv, rows, context
-        self.kv_offsets, _ = kv_offsets(config, kv)
+        self._places = dict(pages.places)
+        self.kv_offsets = {layer: offset for layer, (_, offset) in pages.places}
         attentions = list(config.attentions())
         self.buffers = {name: _aligned(4 * rows * round_up(n, 32)).view(np.float32).reshape(rows, -1) for name, n in widths(config).items()}
         self.buffers |= {name: _aligned(record_bytes(rows, round_up(n, 32))) for name, n in record_columns(config).items()}
@@ -103,6 +96,7 @@ class Layout:
                 (at.LD_V, round_up(a.kv_heads * a.value_dim, 32)), (at.Q, self.address("q")), (at.K, self.address("k")), (at.V, self.address("v")),
                 (at.ATT, self.address("att")), (at.RECORDS, self.address(a.records)), (at.POSITIONS, self.tokens[1].ctypes.data),
                 (at.PAGE_TABLES, self.tokens[2].ctypes.data), (at.WINDOW, a.window), (at.SINKS, self.vector(a.sinks)),
+                (at.TABLE_ROW, 8 * pages_of(self.context) * self._places[a.kv_layer][0]),
             ):
                 words[word // 8] = value
             floats = words.view(np.float32)

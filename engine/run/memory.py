@@ -12,7 +12,8 @@ from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from ..units import size
-from .kv_cache import PAGE, kv_type, page_bytes, pages_of
+from .kv_cache import PAGE, kv_type
+from .kv_groups import KVLayout, kv_layout
 from .step_memory import step_memory
 from .weights import available_memory, weight_bytes
 
@@ -26,7 +27,8 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes: weights, of all that is there before any text: the matrices, and with them `buffers` (of a step, logits, tables); kv: the KV cache's budget,
-    claimed page by page as it is promised. context: positions of a sequence; pages: of 64 positions, in kv; tokens, logits: most of a step; wanted: the
+    claimed page by page as it is promised. context: positions of a sequence; pages: units of `layout` in kv, without
+    windows of 64 positions each; tokens, logits: most of a step; wanted: the
     context that would be there if there were memory for it."""
 
     weights: int
@@ -38,22 +40,34 @@ class MemoryPlan:
     tokens: int
     logits: int
     wanted: int
+    layout: KVLayout
 
     @property
     def context_bytes(self) -> int:
         """Of the KV cache of one full context."""
-        return pages_of(self.context) * self.page_bytes
+        return self.layout.bytes(self.context)
+
+    @property
+    def groups(self) -> str:
+        """How a full context is divided, for people; empty without windows."""
+        layout, one = self.layout, self.page_bytes
+        if not layout.windowed:
+            return ""
+        windowed = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one
+        return (f" ({size(self.context_bytes - windowed)} in {layout.whole} layers that see all, {size(windowed)} in {layout.windowed} that see "
+                f"{layout.window} positions)")
 
     def __str__(self) -> str:
-        return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)} ({self.pages * PAGE} "
-                f"positions); a full context of {self.context} takes {size(self.context_bytes)}")
+        positions = "" if self.layout.windowed else f" ({self.pages * PAGE} positions)"
+        return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
+                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
 
     @property
     def shortage(self) -> str | None:
         """A line if the context is smaller than it would be with more memory: answers may end earlier, or lose their beginning earlier."""
         if self.context >= self.wanted:
             return None
-        more = (pages_of(self.wanted) - self.pages) * self.page_bytes
+        more = self.layout.bytes(self.wanted) - self.pages * self.page_bytes
         return (f"the context is {self.context} positions instead of {self.wanted}, because the memory allowed holds no more: long answers differ from those "
                 f"with a full context. Allow {size(more)} more, or ask for this context (context={self.context})")
 
@@ -67,16 +81,18 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     """
     kind = kv_type(config, kv)
     matrices = weight_bytes(gguf, config)
-    one_page = page_bytes(config, kind)
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
-    needed, free = pages_of(wanted), available_memory()
+    layout = kv_layout(config, kind, wanted, MOST_TOKENS)
+    one_page = layout.unit
+    needed, free = layout.units(wanted), available_memory()
     step = step_memory(config, kind, threads, wanted)
     most = min(MOST_TOKENS, -(-wanted // 8) * 8)
     room = min(n for n in (memory, free, 1 << 62) if n is not None) - matrices
     tokens = step.most_tokens(room - needed * one_page, most)
     least = matrices + step.bytes(8)
-    if memory is not None and not tokens and context is None and (memory - least) // one_page > 0 and (free is None or least + one_page <= free):
-        found = plan(gguf, config, (memory - least) // one_page * PAGE, memory, kv, threads)
+    fits = 0 if memory is None else layout.positions((memory - least) // one_page, wanted)
+    if memory is not None and not tokens and context is None and fits > 0 and (free is None or least + layout.bytes(PAGE) <= free):
+        found = plan(gguf, config, fits, memory, kv, threads)
         return replace(found, wanted=wanted)
     if not tokens:
         have, what = (free, "are free") if memory is None or free is not None and free < memory else (memory, "are allowed")
@@ -88,7 +104,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         pages = (memory - weights) // one_page
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
-    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout)
 
 
 def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_config: ModelConfig, context: int | None, memory: int, kv: str | None,
@@ -99,15 +115,16 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
     kind = kv_type(draft_config, kv)
     step = step_memory(draft_config, kind, threads, main.context)
     matrices = weight_bytes(draft, draft_config)
-    one_page = page_bytes(draft_config, kind)
+    layout = kv_layout(draft_config, kind, main.context, MOST_TOKENS)
     left = memory - main.weights + main.buffers - main.context_bytes - step_memory(config, kv_type(config, kv), threads, main.context).bytes(8)
-    least = matrices + step.bytes(8) + one_page
+    least = matrices + step.bytes(8) + layout.bytes(PAGE)
     if main.context < main.wanted or left < least:
         raise OutOfMemoryError(f"{draft.path}: the draft model needs {size(least)}, {size(max(0, left))} of the {size(memory)} allowed are left beside "
                                f"the main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
     tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
-    fits = min(main.context, (left - matrices - step.bytes(8)) // one_page * PAGE)
-    return min(left, matrices + step.bytes(tokens) + pages_of(main.context) * one_page), fits
+    pages = layout.rows * -(-main.context // PAGE)  # a draft goes back anywhere: it keeps all
+    fits = min(main.context, (left - matrices - step.bytes(8)) // (layout.rows * layout.unit) * PAGE)
+    return min(left, matrices + step.bytes(tokens) + pages * layout.unit), fits
 
 
 def parse_memory(value: Any) -> int | None:

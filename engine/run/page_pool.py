@@ -8,7 +8,11 @@ What keeps promises is one inequality, true after every operation:
     promised + reserved <= free_pages that nobody holds (free, cached, or not yet claimed)
 
 promised: pages that sequences were told they will get. reserved: what sharing may yet cost. A sequence that may go back and grow again (a context shift, a
-banned text) and then finds its page held by others needs another one: a page of k users, r of which may go back, stands for min(r, k - 1) pages more.
+banned text) and then finds its page held by others needs another one: a page of k users, r of which may go back, stands for min(r, k - 1) pages more. It is the
+same for a windowed page that a sequence will leave behind for the next one: while others hold it, leaving it frees nothing.
+
+Memory is counted in *units*, all of one size. Without windows a unit is a page; with them, it is a layer's part of 64 positions (kv_groups.py), and pages
+of layers that see all have another number of units than pages of windowed layers.
 """
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ import numpy as np
 from ...kernels import forks
 from ...kernels.elementwise import PAGE
 from ..errors import OutOfMemoryError
+from .kv_groups import KVLayout
 from .prefix_cache import Entry, PrefixCache
 
 _POLL = 0.005  # seconds between two looks of who waits: pages may come back from the garbage collector, which can't notify
@@ -32,23 +37,38 @@ _COLLECT = 0.5  # seconds of waiting after which the garbage collector is asked
 
 
 class Page:
-    """64 positions of all layers. data: uint8 [page_bytes], 64-byte aligned; users: sequences that hold it; rewinders: those of them that may go back before
-    its end and grow again; entry: its place in the prefix cache."""
+    """64 positions of a group's layers. units: uint8 [page_bytes] each, 64-byte aligned; users: sequences that hold it; rewinders: those of them that may go
+    back before its end and grow again, or leave it behind for another; entry: its place in the prefix cache."""
 
-    __slots__ = ("data", "users", "rewinders", "entry")
+    __slots__ = ("units", "users", "rewinders", "entry")
 
-    def __init__(self, data: np.ndarray) -> None:
-        self.data, self.users, self.rewinders = data, 0, 0
+    def __init__(self, units: list[np.ndarray]) -> None:
+        self.units, self.users, self.rewinders = units, 0, 0
         self.entry: Entry | None = None
 
     @property
+    def data(self) -> np.ndarray:
+        """The first unit: of a model without windows, all of it."""
+        return self.units[0]
+
+    @property
+    def weight(self) -> int:
+        """How many units it is made of."""
+        return len(self.units)
+
+    @property
     def extra(self) -> int:
-        """Pages that its users may need beside it."""
-        return max(0, min(self.rewinders, self.users - 1))
+        """Units that its users may need beside it."""
+        return max(0, min(self.rewinders, self.users - 1)) * len(self.units)
+
+    def copy(self, source: Page) -> None:
+        """Become equal to another page of the same group."""
+        for own, other in zip(self.units, source.units):
+            own[:] = other
 
 
 class Census(NamedTuple):
-    """How many of the pages claimed are in each state."""
+    """How many of the units claimed are in each state."""
 
     owned: int
     shared: int
@@ -65,35 +85,35 @@ class _Returned(NamedTuple):
     promised: int
     parent: Entry | None
     ids: tuple[int, ...]
+    window: Page | None
 
 
 class PagePool:
-    """All pages of one model. `max_pages` is the budget; memory is claimed as it is promised or taken, and stays claimed until the pool is dropped.
+    """All pages of one model. `max_pages` is the budget in units of `page_bytes`; memory is claimed as it is promised or taken, and stays claimed
+    until the pool is dropped.
 
     Pages come back through a queue, because a sequence may be dropped by the garbage collector at any moment, in any thread, in the middle of a method here.
     """
 
-    def __init__(self, page_bytes: int, max_pages: int, seed: bytes = b""):
+    def __init__(self, page_bytes: int, max_pages: int, seed: bytes = b"", layout: KVLayout | None = None):
+        self.layout = layout or KVLayout(page_bytes)
         self.page_bytes = page_bytes
         self.max_pages = max_pages
-        self.pages: list[Page] = []
-        """All that were ever claimed."""
+        self.pages: set[Page] = set()
+        """All that are held, or known to the prefix cache."""
+        self.claimed = 0
+        """Units that memory was claimed for."""
         self.prefix = PrefixCache(seed)
         self.lock = threading.RLock()
         self._promised = self._reserved = 0
-        self._free: list[Page] = []
+        self._free: list[np.ndarray] = []  # units
         self._returned: deque[_Returned] = deque()
         self._waiting: deque[object] = deque()  # who waits for memory, first come first
         forks.watch(self, 1)
 
     @property
-    def claimed(self) -> int:
-        """Pages that memory was claimed for."""
-        return len(self.pages)
-
-    @property
     def free_pages(self) -> int:
-        """Pages that can still be handed out, the prefix cache's idle ones among them, and are neither promised nor reserved; never below 0."""
+        """Units that can still be handed out, the prefix cache's idle ones among them, and are neither promised nor reserved; never below 0."""
         with self.lock:
             self.collect()
             return self._left()
@@ -105,8 +125,8 @@ class PagePool:
         """Counts of pages by state; they add up to `claimed`."""
         with self.lock:
             self.collect()
-            return Census(sum(p.users == 1 for p in self.pages), sum(p.users > 1 for p in self.pages),
-                          sum(not p.users and p.entry is None for p in self.pages), sum(not p.users and p.entry is not None for p in self.pages))
+            return Census(sum(p.weight for p in self.pages if p.users == 1), sum(p.weight for p in self.pages if p.users > 1), len(self._free),
+                          sum(p.weight for p in self.pages if not p.users))
 
     # -- who holds what; under the lock ---------------------------------------------------------------------------------------------------
 
@@ -117,13 +137,13 @@ class PagePool:
         page.rewinders += rewinds
         self._reserved += page.extra - before
         if page.entry is not None:
-            self.prefix.used(page.entry)
+            self.prefix.used(page)
 
     def cost(self, page: Page, rewinds: bool) -> int:
-        """How many free pages one more sequence that holds this (used or cached) page costs: 0 or 1."""
+        """How many free units one more sequence that holds this (used or cached) page costs: none, or a page's."""
         if not page.users:
-            return 1
-        return min(page.rewinders + rewinds, page.users) - page.extra
+            return page.weight
+        return min(page.rewinders + rewinds, page.users) * page.weight - page.extra
 
     def release(self, page: Page, rewinds: bool) -> None:
         """One sequence fewer holds the page."""
@@ -133,12 +153,18 @@ class PagePool:
         self._reserved += page.extra - before
         if not page.users:
             if page.entry is None:
-                self._free.append(page)
+                self._recycle([page])
             else:
-                self.prefix.unused(page.entry)
+                self.prefix.unused(page)
+
+    def _recycle(self, pages: Iterable[Page]) -> None:
+        """Nobody holds these pages any more, and nobody knows them."""
+        for page in pages:
+            self.pages.discard(page)
+            self._free += page.units
 
     def mark(self, pages: Iterable[Page], rewinds: int) -> int:
-        """One of the sequences that hold them may (1) or may no longer (-1) go back over these pages -> how many free pages that costs."""
+        """One of the sequences that hold them may (1) or may no longer (-1) go back over these pages -> how many free units that costs."""
         before = self._reserved
         for page in pages:
             extra = page.extra
@@ -148,15 +174,15 @@ class PagePool:
 
     # -- pages and promises ---------------------------------------------------------------------------------------------------------------
 
-    def take(self, promised: bool = False) -> Page:
-        """A page that nobody holds. promised: it is one of those promised. OutOfMemoryError when the budget is used up."""
+    def take(self, promised: bool = False, weight: int = 1) -> Page:
+        """A page of so many units that nobody holds. promised: they are of those promised. OutOfMemoryError when the budget is used up."""
         with self.lock:
             self.collect()
-            if not promised and self._left() < 1:
+            if not promised and self._left() < weight:
                 raise self._full()
-            if page := self._next(spare=not promised):
+            if page := self._next(weight, spare=not promised):
                 if promised:
-                    self._promised -= 1
+                    self._promised -= weight
                 return page
             raise self._full()
 
@@ -164,25 +190,48 @@ class PagePool:
         return OutOfMemoryError(f"the KV cache is full: all {self.max_pages} pages of {PAGE} positions are in use or promised; close other sequences or allow "
                                 "it more memory")
 
-    def _next(self, spare: bool) -> Page | None:
+    def _next(self, weight: int, spare: bool) -> Page | None:
         """The next page, None if there is none. spare: memory that stands behind promises stays there, if more can be claimed."""
-        scarce = spare and len(self._free) + self.prefix.idle_pages - self._promised - self._reserved < 1
-        if (not self._free or scarce) and not self._claim() and scarce:
-            return None
-        if not self._free:
-            self._free += self.prefix.evict()
-        return self._free.pop() if self._free else None
+        behind = self._promised + self._reserved if spare else 0
+        while len(self._free) + self.prefix.idle_pages - behind < weight:
+            if not self._claim():
+                if spare:
+                    return None
+                break
+        while len(self._free) < weight:
+            if not self._claim():
+                if not self.prefix.idle:
+                    return None
+                self._recycle(self.prefix.evict())
+        units = self._free[len(self._free) - weight:]
+        del self._free[len(self._free) - weight:]
+        page = Page(units)
+        self.pages.add(page)
+        return page
 
-    def page_to_copy_to(self, source: Page) -> Page | None:
-        """A page that nobody holds and that is not `source`; None if there is none."""
-        self.hold(source, False)
+    def drop(self, entry: Entry) -> None:
+        """The prefix cache forgets an entry and all after it."""
+        self._recycle(self.prefix.drop(entry))
+
+    def page_to_copy_to(self, *sources: Page) -> list[Page] | None:
+        """Pages like these, that nobody holds, and that are not these; None if there is no memory for them."""
+        found: list[Page] = []
+        for source in sources:
+            self.hold(source, False)
         try:
-            return self._next(spare=False)
+            for source in sources:
+                page = self._next(source.weight, spare=False)
+                if page is None:
+                    self._recycle(found)
+                    return None
+                found.append(page)
+            return found
         finally:
-            self.release(source, False)
+            for source in sources:
+                self.release(source, False)
 
     def _claim(self) -> bool:
-        """Claim memory for a page, if the budget and the system allow."""
+        """Claim memory for a unit, if the budget and the system allow."""
         if self.claimed >= self.max_pages:
             return False
         try:
@@ -191,9 +240,8 @@ class PagePool:
             self.max_pages = self.claimed
             return False
         offset = -raw.ctypes.data % 64
-        page = Page(raw[offset:offset + self.page_bytes])
-        self.pages.append(page)
-        self._free.append(page)
+        self._free.append(raw[offset:offset + self.page_bytes])
+        self.claimed += 1
         return True
 
     def promise(self, pages: int) -> None:
@@ -223,21 +271,22 @@ class PagePool:
     # -- what comes back ------------------------------------------------------------------------------------------------------------------
 
     def give(self, pages: Iterable[Page], *, rewound: int = 0, kept: bool = False, promised: int = 0, parent: Entry | None = None,
-             ids: tuple[int, ...] = ()) -> None:
+             ids: tuple[int, ...] = (), window: Page | None = None) -> None:
         """Hand pages back, first to last, and what was promised. rewound: the index from which on the sequence might have gone back over them; kept: only that
-        comes to an end. parent: the entry after which the last page holds `ids`, a text's end."""
-        self._returned.append(_Returned(list(pages), kept, rewound, promised, parent, ids))
+        comes to an end. parent: the entry after which the last page holds `ids`, a text's end; window: the windowed page beside
+        it, which is handed back next."""
+        self._returned.append(_Returned(list(pages), kept, rewound, promised, parent, ids, window))
 
     def collect(self) -> None:
         """Take in what was handed back; under the lock."""
         while self._returned:
-            pages, kept, rewound, promised, parent, ids = self._returned.popleft()
+            pages, kept, rewound, promised, parent, ids, window = self._returned.popleft()
             self._promised -= promised
             if kept:
                 self.mark(pages[rewound:], -1)
                 continue
             if parent is not None and pages[-1].entry is None:
-                self.prefix.add(parent, ids, pages[-1])
+                self.prefix.add(parent, ids, pages[-1], window)
             for i in reversed(range(len(pages))):  # the last page is the first to be evicted
                 self.release(pages[i], i >= rewound)
 
@@ -245,7 +294,7 @@ class PagePool:
         """Forget all kept beginnings."""
         with self.lock:
             self.collect()
-            self._free += self.prefix.clear()
+            self._recycle(self.prefix.clear())
 
     # -- who waits ------------------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@
 Entries form a tree: an entry is a page of 64 tokens (fewer where a sequence ended) after its parent's. It is found by a hash chain,
 key = blake2b(parent's key, tokens), whose root is seeded with model, arithmetic version and KV type; a hit counts only if the parent is the very entry found
 before and all tokens are equal, so a collision costs time and never a wrong number. Pages that no sequence uses are kept until the pool wants memory,
-and then go least recently used first, a page always before those that come before it in the text.
+and then go least recently used first, a page always before those that come before it in the text. An entry's windowed page may go alone; then the text can
+still be taken over where the windowed pages before are there (kv_cache.py).
 """
 from __future__ import annotations
 
@@ -28,12 +29,13 @@ MOST_EMPTY = 64
 
 
 class Entry:
-    """One page's tokens after its parent's. `page` is None for the root and for an entry that was dropped."""
+    """One page's tokens after its parent's. `page` is None for the root and for an entry that was dropped; `window`: of the windowed layers, or None."""
 
-    __slots__ = ("key", "parent", "ids", "page", "children")
+    __slots__ = ("key", "parent", "ids", "page", "window", "children")
 
     def __init__(self, key: bytes, parent: Entry | None, ids: tuple[int, ...], page: Page | None) -> None:
         self.key, self.parent, self.ids, self.page = key, parent, ids, page
+        self.window: Page | None = None
         self.children: dict[bytes, Entry] = {}
 
 
@@ -45,7 +47,10 @@ class PrefixCache:
         self._roots = {b"": self.root}  # salt -> where its texts begin
         self.version = 0
         """Grows with every page it is told of."""
-        self._idle: OrderedDict[int, Entry] = OrderedDict()  # by identity, least recently used first
+        self.idle: OrderedDict[int, Page] = OrderedDict()
+        """Pages kept for nobody in particular, by identity, least recently used first."""
+        self.idle_pages = 0
+        """Their units: memory that can be had."""
 
     def root_of(self, salt: bytes) -> Entry:
         """Where texts of one salt begin: they share no page with those of another."""
@@ -54,11 +59,6 @@ class PrefixCache:
                 del self._roots[other]
             self._roots[salt] = Entry(blake2b(self.root.key + salt, digest_size=16).digest(), None, (), None)
         return self._roots[salt]
-
-    @property
-    def idle_pages(self) -> int:
-        """Pages kept for nobody in particular: memory that can be had."""
-        return len(self._idle)
 
     def walk(self, ids: Sequence[int], after: Entry | None = None) -> tuple[list[Entry], Entry | None, int]:
         """-> (entries of the whole pages that ids begin with, an entry after them, how many more ids that one shares). after: where to start from."""
@@ -76,32 +76,55 @@ class PrefixCache:
         best = max(shared, key=lambda child: shared[child], default=None)
         return found, best, shared[best] if best else 0
 
-    def add(self, parent: Entry, ids: Sequence[int], page: Page) -> Entry:
-        """Tell of a page that holds `ids` (up to 64) after parent's -> its entry; an older equal one stays, with its own page."""
+    def add(self, parent: Entry, ids: Sequence[int], page: Page, window: Page | None = None) -> Entry:
+        """Tell of a page that holds `ids` (up to 64) after parent's -> its entry; an older equal one stays, with its own page, and gets a windowed page if it
+        has lost its own."""
         part = tuple(ids)
         key = _key(parent, part)
         dead = parent.page is None and parent.parent is not None
         known = parent.children.get(key)
         if known is not None and known.ids == part:
+            if window is not None and window.entry is None and known.window is None and known.page is not None:
+                known.window, window.entry = window, known
+                self.version += 1
             return known
         entry = Entry(key, parent, part, None)
         if not dead and known is None and page.entry is None:
             entry.page, page.entry = page, entry
+            if window is not None and window.entry is None:
+                entry.window, window.entry = window, entry
             self.version += 1
             parent.children[key] = entry
         return entry
 
-    def used(self, entry: Entry) -> None:
-        """A sequence uses the entry's page now."""
-        self._idle.pop(id(entry), None)
+    def used(self, page: Page) -> None:
+        """A sequence uses an entry's page now."""
+        if self.idle.pop(id(page), None) is not None:
+            self.idle_pages -= page.weight
 
-    def unused(self, entry: Entry) -> None:
-        """No sequence uses the entry's page any more."""
-        self._idle[id(entry)] = entry
+    def unused(self, page: Page) -> None:
+        """No sequence uses an entry's page any more."""
+        self.idle[id(page)] = page
+        self.idle_pages += page.weight
 
     def evict(self) -> list[Page]:
-        """Drop the idle entry that was used least recently -> its page, and idle ones after it; nothing if all are in use."""
-        return self.drop(next(iter(self._idle.values()))) if self._idle else []
+        """Forget the idle page that was used least recently -> it, and idle ones after it; of a windowed page it alone. Nothing if all are in use."""
+        page = next(iter(self.idle.values()), None)
+        if page is None:
+            return []
+        entry = page.entry
+        assert entry is not None
+        if entry.window is not page:
+            return self.drop(entry)
+        self.forget_window(entry)
+        self.used(page)
+        return [page]
+
+    @staticmethod
+    def forget_window(entry: Entry) -> None:
+        """The entry's windowed page is its holders' alone."""
+        if entry.window is not None:
+            entry.window.entry, entry.window = None, None
 
     def drop(self, entry: Entry) -> list[Page]:
         """Forget an entry and all that come after it -> those of their pages that nobody uses."""
@@ -109,11 +132,13 @@ class PrefixCache:
             entry.parent.children.pop(entry.key, None)
         free = []
         for dropped in list(_subtree(entry)):
-            page, dropped.page = dropped.page, None
-            if page is not None:
-                page.entry = None
-                if self._idle.pop(id(dropped), None) is not None:
-                    free.append(page)
+            pages, dropped.page, dropped.window = (dropped.page, dropped.window), None, None
+            for page in pages:
+                if page is not None:
+                    page.entry = None
+                    if id(page) in self.idle:
+                        self.used(page)
+                        free.append(page)
             dropped.children.clear()
         return free
 

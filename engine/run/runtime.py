@@ -28,7 +28,7 @@ from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
 from .forward import forward
 from .items import Items
-from .kv_cache import PagePool, Sequence, pages_of
+from .kv_cache import PagePool, Sequence
 from .layout import Layout, round_up
 from .memory import MemoryPlan, plan
 from .ops import common as f
@@ -102,7 +102,8 @@ class Runtime:
                 note(self.plan.shortage)
         self.context, self.wanted_context = self.plan.context, self.plan.wanted
         self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
-        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode())
+        seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
+        self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
         self._weights = Weights(gguf, config, self.n_threads)
         try:
@@ -146,7 +147,7 @@ class Runtime:
         self._entry = forward.address
         names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
         factors = {name: read_vector(gguf, name) for name in names if name}
-        self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors)
+        self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
         self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
@@ -175,11 +176,11 @@ class Runtime:
     @property
     def kv_bytes_per_sequence(self) -> int:
         """Memory of one sequence that fills the context."""
-        return pages_of(self.context) * self._pool.page_bytes
+        return self.plan.context_bytes
 
     @property
     def page_bytes(self) -> int:
-        """Memory of a page, 64 positions of all layers."""
+        """Memory of a page: 64 positions of all layers, or, with windows, of one layer (kv_groups.py)."""
         return self._pool.page_bytes
 
     @property
@@ -218,10 +219,11 @@ class Runtime:
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
-    def new_sequence(self, cached: bool = False, salt: bytes = b"") -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt."""
+    def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None) -> Sequence:
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt.
+        slides (default: as cached): windowed pages that no query sees are given back."""
         self._check_open()
-        return Sequence(self._pool, self.context, cached, salt)
+        return Sequence(self._pool, self.context, cached, salt, slides)
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
