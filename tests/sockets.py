@@ -1,4 +1,5 @@
-"""A server in this process for tests of what goes wrong on the wire (serving.py is for the rest): the demo behind real sockets, with its registry, engine and pages at hand.
+"""A server in this process for tests of what goes wrong on the wire (serving.py is for the rest): the demo behind real sockets, with its registry, engine and
+pages at hand.
 
     with serving() as server:
         server.post("/v1/completions", {"prompt": "x"}) -> Reply(status, headers, body)

@@ -111,7 +111,8 @@ def test_a_hundred_megabytes(server: Serving) -> None:
 @pytest.mark.parametrize("raw", [
     b"", b"{", b"null", b"[]", b"1", b'"x"', b"{}{}", b"\xff\xfe{}", b'{"prompt": "\xff"}', b'{"prompt": "\xc3"}', b'{"prompt": "\\ud800"}', b'{"\\udfff": 1}',
     b'{"prompt": NaN}', b'{"temperature": Infinity}', b'{"temperature": -Infinity}', b'{"temperature": 1e400}', b'{"seed": 1e400}', b'{"max_tokens": -1e400}',
-    b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a\x00b"}', b'{"prompt": ["a", 1]}', b'{"prompt": [[]]}', b'{"prompt": [true]}',
+    b'{"seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a\x00b"}', b'{"prompt": ["a", 1]}', b'{"prompt": [[]]}',
+    b'{"prompt": [true]}',
     b'{"prompt": [99999999]}', b'{"prompt": [-1]}', b'{"prompt": [1e30]}', b'{"prompt": [184467440737095516160]}', b"{'prompt': 'x'}", b"<xml/>",
     b'{"prompt": "x", "stop": [[]]}', b'{"prompt": "x", "logit_bias": {"x": 1}}', b'{"prompt": "x", "logit_bias": [[1]]}'])
 def test_bad_bodies(server: Serving, raw: bytes) -> None:
@@ -127,13 +128,16 @@ def test_bad_bodies(server: Serving, raw: bytes) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8) | st.sampled_from([-1, 0, 1, 2, 1e308, 2**31, 2**63, "auto", "\0", ""]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "name", "content", "role", "function", "schema", "json_schema", "0", "5"]),
+    st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=8) | st.sampled_from([-1, 0, 1, 2, 1e308, 2**31, 2**63, "auto",
+                                                                                                                  "\0", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "name", "content", "role", "function", "schema", "json_schema", "0",
+                                                                                 "5"]),
                                                                inner, max_size=3), max_leaves=6)
 CHAT_FIELDS = ["model", "messages", "n", "seed", "stop", "temperature", "top_p", "max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty",
                "logit_bias", "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "tools", "tool_choice", "parallel_tool_calls", "user",
                "chat_template_kwargs", "top_k", "min_p", "typical_p", "top_n_sigma", "repeat_penalty", "repeat_last_n", "dry_multiplier", "dry_base",
-               "dry_allowed_length", "dry_last_n", "dry_sequence_breakers", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent", "mirostat",
+               "dry_allowed_length", "dry_last_n", "dry_sequence_breakers", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent",
+               "mirostat",
                "mirostat_tau", "mirostat_eta", "samplers", "json_schema", "regex", "lark", "choices", "cache_salt", "metadata", "no_such_field"]
 TEXT_FIELDS = ["prompt", "echo", "suffix", "best_of", "logprobs", "ignore_eos", "n_predict", *(f for f in CHAT_FIELDS if f not in ("messages", "tools"))]
 
@@ -177,7 +181,8 @@ def test_hundreds_of_requests_leave_nothing(server: Serving) -> None:
     def many(n: int) -> None:
         for i in range(n):
             body = [CHAT, SHORT, {**CHAT, "n": 99}, {**SHORT, "stream": True}, {**CHAT, "response_format": {"type": "json_object"}}][i % 5]
-            connection.request("POST", "/v1/chat/completions" if "messages" in body else "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", "/v1/chat/completions" if "messages" in body else "/v1/completions", json.dumps(body),
+                               {"Content-Type": "application/json"})
             connection.getresponse().read()
 
     def left() -> tuple[int, int]:

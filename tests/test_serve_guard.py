@@ -75,7 +75,8 @@ def test_compressed_bodies_are_refused(server: Serving) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nothing", "/v1/models/../models", "//health", "/health/", "/v1/messages"])
 def test_every_route_asks_for_a_key(locked: Serving, path: str, capfd: pytest.CaptureFixture[str]) -> None:
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": KEY.encode().decode("latin-1")}, {"X-Api-Key": "key"},
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": KEY.encode().decode("latin-1")},
+                    {"X-Api-Key": "key"},
                     {"Authorization": f"Basic {OTHER}"}):
         for method, body in (("GET", None), ("POST", b"{}"), ("DELETE", None)):
             reply = locked.request(method, path, body, headers)
@@ -155,7 +156,8 @@ def test_not_http(server: Serving) -> None:
 def test_smuggled_second_request(server: Serving) -> None:
     """Both lengths at once: one request, or none; never two."""
     with server.socket() as s:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5\r\n"
+                  b"Transfer-Encoding: chunked\r\n\r\n"
                   b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         answers = read_all(s)
         assert b"200 OK" not in answers

@@ -25,7 +25,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with serving(Rules(hosts=None, keys=(KEY,)), key=KEY, journal=journal) as server:
         unseeded = {k: v for k, v in CHAT.items() if k != "seed"}
         for route, body in (("/v1/chat/completions", unseeded), ("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 3, "n": 2, "stream": True}),
-                            ("/v1/completions", {"prompt": ["Once", [1, 300]], "max_tokens": 9, "logprobs": 2}), ("/completion", {"prompt": "Once", "n_predict": 5}),
+                            ("/v1/completions", {"prompt": ["Once", [1, 300]], "max_tokens": 9, "logprobs": 2}),
+                            ("/completion", {"prompt": "Once", "n_predict": 5}),
                             ("/v1/messages", {"model": "x", "max_tokens": 6, "messages": CHAT["messages"]}),
                             ("/api/generate", {"model": "x", "prompt": "Once", "stream": False, "options": {"num_predict": 7}}),
                             ("/v1/completions", {"prompt": "Once", "max_tokens": 12, "regex": "[a-f ]+", "temperature": 1.5})):
@@ -54,12 +55,15 @@ def test_the_same_bits(log: Path, run: Any) -> None:
 def test_a_bit_that_differs(log: Path, tmp_path: Path, run: Any, field: str) -> None:
     records = [json.loads(line) for line in log.read_text().splitlines()]
     answer = records[1]["answers"][1]
-    answer[field] = {"text": answer["text"][:-1] + "\u00e9", "ids": [*answer["ids"][:-1], 5], "finish_reason": "stop" if answer["finish_reason"] != "stop" else "eos",
-                     "logprobs": [*answer["logprobs"][:-1], [answer["logprobs"][-1][0], answer["logprobs"][-1][1] * (1 + 2**-23), answer["logprobs"][-1][2]]]}[field]
+    answer[field] = {"text": answer["text"][:-1] + "\u00e9", "ids": [*answer["ids"][:-1], 5],
+                     "finish_reason": "stop" if answer["finish_reason"] != "stop" else "eos",
+                     "logprobs": [*answer["logprobs"][:-1], [answer["logprobs"][-1][0], answer["logprobs"][-1][1] * (1 + 2**-23),
+                                                             answer["logprobs"][-1][2]]]}[field]
     changed = tmp_path / "changed.jsonl"
     changed.write_text("\n".join(map(json.dumps, records)) + "\n")
     result = run("replay", str(changed), "demo", "--threads", "1", "-q")
-    assert result.code == 1 and f"line 2, /v1/chat/completions: answer 1: {field} differ" in result.out and result.out.endswith("7 of 8 requests have the same bits\n")
+    assert result.code == 1 and f"line 2, /v1/chat/completions: answer 1: {field} differ" in result.out
+    assert result.out.endswith("7 of 8 requests have the same bits\n")
 
 
 @pytest.mark.parametrize("text", ["{}\n", "not json\n", '{"path": "/v1/completions"', "[1]\n", "null\n"])

@@ -29,7 +29,8 @@ from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
-    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve", "replay": ".replay",
+    "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
+    "replay": ".replay",
     "selftest": ".selftest", "bench": "...bench.cli",
 }
 """Command -> module, by its name only: commands of the packages above the engine are found here without being imported."""

@@ -19,8 +19,8 @@ NAMES = ("model", "context", "kv")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with; the answers don't depend on it.  [default: measured once]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 def command(file: str, model: str | None, threads: int | None, quiet: bool) -> None:
-    """Run the requests that `llamina serve --log FILE` wrote, one by one, and compare text, token ids and log-probabilities bit by bit. MODEL: the model's file, if
-    it is not where it was. Exit code 1: something differs.
+    """Run the requests that `llamina serve --log FILE` wrote, one by one, and compare text, token ids and log-probabilities bit by bit. MODEL: the model's
+    file, if it is not where it was. Exit code 1: something differs.
 
     \b
     Examples:

@@ -52,7 +52,8 @@ def application(registry: Registry, rules: Rules | None = None, limits: Limits |
         app.state.server = Server(registry, limits or Limits(), defaults, journal)
         yield
         await asyncio.to_thread(registry.close, drain_seconds)
-    app = Starlette(routes=[*routes(), *(page.routes() if with_page else [])], lifespan=lifespan, exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
+    app = Starlette(routes=[*routes(), *(page.routes() if with_page else [])], lifespan=lifespan,
+                    exception_handlers={ApiError: _refused, HTTPException: _not_found, Exception: _failed})
     rules = rules or Rules()
     return Guard(app, replace(rules, open_paths={*rules.open_paths, *page.PATHS}) if with_page else rules)
 

@@ -7,7 +7,8 @@ from typing import Any
 from ..errors import ClosedError, ContextFullError, LlaminaError, OptionError, OutOfMemoryError, TokenizerError, UnsupportedError
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
-         408: "timeout_error", 413: "request_too_large", 415: "invalid_request_error", 421: "invalid_request_error", 431: "invalid_request_error", 429: "rate_limit_error",
+         408: "timeout_error", 413: "request_too_large", 415: "invalid_request_error", 421: "invalid_request_error", 431: "invalid_request_error",
+         429: "rate_limit_error",
          500: "server_error", 501: "not_supported_error", 503: "unavailable_error"}
 
 

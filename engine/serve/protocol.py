@@ -140,8 +140,8 @@ def config(app: Any, host: str, port: int, deadlines: Deadlines, drain_seconds: 
 
 
 class HttpServer(uvicorn.Server):
-    """started(address, port) is called when it listens. stopping() is called, in a thread, when it has been told to stop: connections stay open until it returns,
-    so that running answers end, or get their error. uvicorn itself would cut them."""
+    """started(address, port) is called when it listens. stopping() is called, in a thread, when it has been told to stop: connections stay open until
+    it returns, so that running answers end, or get their error. uvicorn itself would cut them."""
 
     def __init__(self, config: uvicorn.Config, told: Callable[[str, int], None] | None = None, stopping: Callable[[], None] | None = None) -> None:
         super().__init__(config)
