@@ -60,7 +60,7 @@ class Journal:
         except OSError as error:
             if not self._told:
                 self._told = True
-                print(f"llamina: {self.path}: the log cannot be written ({one_line(error)}); answers go on", file=sys.stderr)
+                print(f"llamina: {self.path}: the log cannot be written ({one_line(str(error))}); answers go on", file=sys.stderr)
 
     def close(self) -> None:
         os.close(self._file)
@@ -81,7 +81,7 @@ def read(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise FileError(f"{path}, line {n}: is no record of `llamina serve --log`; a line that a crash cut off can be deleted") from None
                 yield n, found
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path}: cannot be read: {one_line(error)}") from None
+        raise FileError(f"{path}: cannot be read: {one_line(str(error))}") from None
 
 
 class Memory:
