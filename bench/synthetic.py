@@ -98,6 +98,9 @@ _MINIMUM = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 _MIXES = {"q4_k_m": ("Q4_K", "Q6_K"), "q5_k_m": ("Q5_K", "Q6_K")}
 """Type -> (most matrices, the ones that llama.cpp gives more bits)."""
 
+_INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp's mixes have where rows are no multiple of 256 columns (Gemma 3 1B)."""
+
 _FILE_TYPES = {  # general.file_type, llama.h's enum llama_ftype
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q4_k_m": 15, "q5_k": 16,
     "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
@@ -170,8 +173,14 @@ def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], st
     """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
 
     A plain type ("q4_0") is used for every matrix; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
-    and down matrices of the first and last eighth of the layers and of every third one between, are Q6_K.
+    and down matrices of the first and last eighth of the layers and of every third one between, are Q6_K; rows that these can't hold are in _INSTEAD's.
     """
+    for name, dims, format, std in _matrices(shape, type):
+        fits = type not in _MIXES or dims[-1] % FORMATS[format].columns == 0
+        yield name, dims, format if fits else _INSTEAD[format], std
+
+
+def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
     base, more = _MIXES.get(type, (type.upper(), type.upper()))
     n = shape.n_layers
     for tensor in shape.config().tensors():

@@ -32,12 +32,14 @@ CANDIDATES_32 = ("IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
 _SAMPLE = 1 << 18
 """Weights of a matrix that are tried."""
 SENSITIVITY = {
-    "attn_q": 0.2, "attn_k": 0.2, "attn_v": 0.5, "attn_output": 0.25, "ffn_gate": 0.35, "ffn_up": 0.33, "ffn_down": 0.69, "output": 1.0, "token_embd": 0.5,
+    "attn_q": 0.2, "attn_k": 0.2, "attn_v": 0.5, "attn_qkv": 0.9, "attn_output": 0.25, "ffn_gate": 0.35, "ffn_up": 0.33, "ffn_down": 0.69, "output": 1.0,
+    "token_embd": 0.5,
 }
 """What share of a matrix's relative error reaches the logits, squared, as a share of theirs. For matrices of a layer: all layers' together, so that each
 counts by the number of layers. The output matrix (a tied embedding, too) makes the logits themselves, so all of its error is there: it is one matrix
 against n layers, which is why it deserves so many more bits than they. Layers': measured on SmolLM2 135M (30 layers, IQ4_NL, wiki.test.raw); smaller
-models (demo, a 0.66M TinyStories one) have the same order, and shares up to twice as large. The untied embedding is a guess."""
+models (demo, a 0.66M TinyStories one) have the same order, and shares up to twice as large. The untied embedding is a guess, fused
+q, k and v have the sum of the three."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Names of a Llama model's tensors in every kind of checkpoint, and the order of the rows of q and k.
+"""Names of a model's tensors in every kind of checkpoint, and the order of the rows of q and k. Hugging Face's names are the pages' (Tensor.hf).
 
     HF "model.layers.3.self_attn.q_proj.weight", Meta and llama2.c "layers.3.attention.wq.weight" -> GGUF "blk.3.attn_q.weight"
 
@@ -13,12 +13,10 @@ import re
 
 import numpy as np
 
-_HF_TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
-_HF_LAYER = {
-    "input_layernorm.weight": "attn_norm.weight", "self_attn.q_proj.weight": "attn_q.weight", "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight", "self_attn.o_proj.weight": "attn_output.weight", "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight", "mlp.up_proj.weight": "ffn_up.weight", "mlp.down_proj.weight": "ffn_down.weight",
-}
+from ..engine.architectures.config import ModelConfig
+from ..engine.architectures.page import Page
+from ..engine.architectures.spec import Tensor
+
 _META_TOP = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
 _META_LAYER = {
     "attention_norm.weight": "attn_norm.weight", "attention.wq.weight": "attn_q.weight", "attention.wk.weight": "attn_k.weight",
@@ -33,8 +31,10 @@ META_SPLIT_AXIS = {
 tok_embeddings is cut along columns in Llama 1 and 2, along rows in Llama 3: meta.py looks at the shapes. Norms are in every shard."""
 
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
-_WITHOUT_EFFECT = re.compile(r"(model\.)?(layers\.\d+\.(self_attn|attention)\.)?(rotary_emb\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|"
-                             r"freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")
+_HF = re.compile(r"(model\.|language_model\.|transformer\.|lm_head\.)")
+_WITHOUT_EFFECT = re.compile(
+    r"((model|transformer)\.)?((layers|h)\.\d+\.(self_attn|attention|attn\.attention)\.)?"
+    r"((rotary_emb|rotary)\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")
 """Buffers that checkpoints hold beside the weights: RoPE frequencies and masks, which follow from the configuration."""
 
 
@@ -42,14 +42,54 @@ def without_effect(name: str) -> bool:
     return _WITHOUT_EFFECT.fullmatch(name) is not None
 
 
-def from_hf(name: str) -> str | None:
-    """GGUF's name of a tensor in Hugging Face's naming; None if it has none."""
-    return _from(name, _HF_TOP, _HF_LAYER, "model.")
+def is_hf(name: str) -> bool:
+    """Whether a tensor's name is of Hugging Face's kind."""
+    return _HF.match(name) is not None
 
 
-def to_hf(name: str) -> str:
-    """Hugging Face's name of a tensor that a Llama model has under this name in GGUF; others stay."""
-    return _to(name, _HF_TOP, _HF_LAYER, "model.")
+def hf_tensors(page: Page, config: ModelConfig) -> dict[str, Tensor]:
+    """Hugging Face's name -> tensor, of all that a model of this configuration has there, as its page says."""
+    found = {}
+    for tensor in config.tensors():
+        name = tensor.hf
+        for ours, theirs in page.hf_renamed:
+            name = name.replace(ours, theirs)
+        if name:
+            found[name] = tensor
+    return found
+
+
+def of_text(name: str) -> str:
+    """The name in the text part of a model of several parts: "language_model.model.x" and "model.language_model.x" are "model.x"."""
+    return name.removeprefix("language_model.") if name.startswith("language_model.") else name.replace("model.language_model.", "model.", 1)
+
+
+def of_other_part(name: str) -> bool:
+    """Whether a tensor of a model of several parts is not of its text part."""
+    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.", "vision_model."))
+
+
+def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Tensor -> the rows of Hugging Face's that its rows are, for queries' and keys' matrices, biases and gains, where the two pair dimensions otherwise."""
+    if not page.hf_halves:
+        return {}
+    found = {}
+    for a in config.attentions():
+        dims = config.rope.dims
+        for matrix, norm, heads in (a.q, a.q_norm, a.heads), (a.k, a.k_norm, a.kv_heads):
+            if matrix:
+                assert not matrix.whole, "no page has fused rows in another order"
+                found[matrix.tensor] = interleaved_order(heads, a.head_dim, dims)
+                if matrix.bias:
+                    found[matrix.bias] = found[matrix.tensor]
+                if norm:
+                    found[norm.tensor] = interleaved_order(norm.dim // a.head_dim, a.head_dim, dims)
+    return found
+
+
+def norm_gains(config: ModelConfig) -> set[str]:
+    """Tensors that are gains of norms."""
+    return {norm.tensor for block in config.blocks() for norm in block.norms()} | {config.output.norm.tensor}
 
 
 def from_meta(name: str) -> str | None:
@@ -78,7 +118,10 @@ def _to(name: str, top: dict[str, str], layer: dict[str, str], prefix: str) -> s
     return next((f"{prefix}layers.{match[1]}.{theirs}" for theirs, ours in layer.items() if match and ours == match[2]), name)  # type: ignore[index]
 
 
-def interleaved_order(n_heads: int, head_dim: int) -> np.ndarray:
+def interleaved_order(n_heads: int, head_dim: int, dims: int | None = None) -> np.ndarray:
     """int64 [n_heads * head_dim]: the row of HF's query or key matrix that each row of GGUF's is, row h * head_dim + 2i + j being
-    h * head_dim + j * head_dim/2 + i."""
-    return np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
+    h * head_dim + j * dims/2 + i; rows past the `dims` (default: all) that are turned stay."""
+    dims = head_dim if dims is None else dims
+    rows = np.arange(n_heads * head_dim).reshape(n_heads, head_dim)
+    turned = rows[:, :dims].reshape(n_heads, 2, dims // 2).swapaxes(1, 2).reshape(n_heads, dims)
+    return np.concatenate([turned, rows[:, dims:]], axis=1).reshape(-1)

@@ -130,6 +130,10 @@ def _attn_v(recipe: str, base: str, i: int, s: Sizes) -> str:
     return "Q5_K" if s.is_70b and format in ("Q3_K", "Q4_K") else format
 
 
+def _attn_qkv(recipe: str, base: str, i: int, s: Sizes) -> str:
+    return {"q3_k_m": "Q4_K", "q3_k_l": "Q4_K", "q4_k_m": "Q5_K", "q5_k_m": "Q6_K"}.get(recipe, base)
+
+
 def _attn_output(recipe: str, base: str, i: int, s: Sizes) -> str:
     return {"q2_k": "Q3_K", "q3_k_m": "Q4_K", "q3_k_l": "Q5_K"}.get(recipe, base)
 
@@ -151,7 +155,8 @@ def _ffn_down(recipe: str, base: str, i: int, s: Sizes) -> str:
     return base
 
 
-_RULES: dict[str, Callable[[str, str, int, Sizes], str]] = {"attn_v": _attn_v, "attn_output": _attn_output, "ffn_down": _ffn_down}
+_RULES: dict[str, Callable[[str, str, int, Sizes], str]] = {
+    "attn_v": _attn_v, "attn_qkv": _attn_qkv, "attn_output": _attn_output, "ffn_down": _ffn_down}
 
 
 def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:

@@ -226,9 +226,7 @@ def test_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM"), ({"architectures": None, "model_type": "qwen2"}, "qwen2"),
-    ({"attention_bias": True}, "attention_bias"),
-    ({"mlp_bias": True}, "mlp_bias"), ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"),
+    ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"), ({"architectures": None, "model_type": "mamba"}, "mamba"), ({"hidden_act": "gelu"}, "hidden_act"), ({"num_local_experts": 8}, "num_local_experts"),
     ({"sliding_window": 64}, "sliding_window"),
     ({"quantization_config": {"quant_method": "gptq"}}, "gptq"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"), ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
@@ -247,7 +245,7 @@ def test_unsupported_fields(tmp_path: Path, changes: dict[str, Any], word: str) 
     ({"num_hidden_layers": 1 << 40}, "num_hidden_layers"), ({"num_key_value_heads": 3}, "num_key_value_heads"), ({"rms_norm_eps": 0}, "rms_norm_eps"),
     ({"rope_theta": 1e400}, "rope_theta"), ({"num_hidden_layers": 3}, "missing"), ({"num_hidden_layers": 1}, "layers.1"),
     ({"intermediate_size": 64}, "[64, 32]"), ({"head_dim": 16}, "q_proj"), ({"rope_scaling": []}, "rope_scaling"), ({"hidden_size": True}, "hidden_size"),
-    ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+    ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"), ({"attention_bias": True}, "q_proj.bias"), ({"mlp_bias": True}, "gate_proj.bias"),
 ])
 def test_impossible_fields(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
     folder = write_hf(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""What all checkpoint readers share: stored tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole Llama model.
+"""What all checkpoint readers share: stored tensors decoded by rows, the Source they make, and the check that a checkpoint is a whole model.
 
     reader: ModelConfig + {GGUF name: Rows} -> assemble() -> Source(metadata, tensors, ...)
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ...engine.architectures.config import ModelConfig
+from ...engine.architectures.config import ModelConfig, RopeScaling
 from ...engine.errors import FormatError, UnsupportedError, why
 from ...engine.files import StableFile, Stamp, read_file
 from ...engine.gguf.header import quote, refuse_pointer
@@ -169,6 +169,41 @@ class Permuted:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """`base` plus a number: gains of norms that a checkpoint stores less one."""
+
+    base: Rows
+    by: float
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.base.read(index) + np.float32(self.by)
+
+
+@dataclass(frozen=True)
+class PermutedVector:
+    """A vector with its elements in another order: element i is the base's element order[i]."""
+
+    base: Rows
+    order: np.ndarray  # int64 [n]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.base.read(index)[:, self.order]
+
+
+@dataclass(frozen=True)
 class Joined:
     """Equal parts of a matrix, side by side (axis 1) or one below the other (axis 0)."""
 
@@ -274,18 +309,19 @@ class Source:
 
 def assemble(
     kind: str, path: Path, config: ModelConfig, found: Mapping[str, Rows], maps: Sequence[SourceFile], vocabulary: Vocab, files: Sequence[Path],
-    notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str,
+    notes: Sequence[str], general: Mapping[str, Any] | None = None, theirs: Callable[[str], str] = str, keys: Mapping[str, Any] | None = None,
 ) -> Source:
     """A Source, once every tensor that `config` implies is there with its shape, in a type that can be decoded, and no other is.
 
-    found: GGUF name -> rows; theirs: GGUF name -> name in the checkpoint, for messages; maps: closed with the source."""
+    found: GGUF name -> rows; theirs: GGUF name -> name in the checkpoint, for messages; maps: closed with the source; keys: the architecture's (default: a
+    Llama model's of `config`)."""
     expected = dict(config.tensor_shapes())
     tensors = []
     n_weights = 0
     for name, shape in expected.items():
         called = quote(theirs(name))
         if name not in found:
-            raise FormatError(f"{path}: tensor {called} {list(shape)} is missing: the checkpoint is not a whole Llama model")
+            raise FormatError(f"{path}: tensor {called} {list(shape)} is missing: the checkpoint is not a whole model of architecture {config.architecture}")
         rows = found[name]
         if tuple(rows.shape) != shape:
             raise FormatError(f"{path}: tensor {called} must have shape {list(shape)} by the configuration, found {list(rows.shape)}")
@@ -298,9 +334,9 @@ def assemble(
     for name in found:
         if name not in expected:
             raise FormatError(f"{path}: tensor {quote(theirs(name))} is not part of a model of this configuration ({config.n_layers} layers)")
-    metadata = {"general.architecture": "llama", "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
+    metadata = {"general.architecture": config.architecture, "general.type": "model", "general.name": config.name, "general.size_label": size_label(n_weights)}
     metadata.update(general or {})
-    metadata.update(llama_metadata(config))
+    metadata.update({key: value for key, value in keys.items() if not key.startswith("general.")} if keys else llama_metadata(config))
     metadata.update(vocabulary.metadata())
 
     def close() -> None:
@@ -316,28 +352,38 @@ def _leaves(rows: Rows) -> Iterator[Stored]:
     elif isinstance(rows, Joined):
         for part in rows.parts:
             yield from _leaves(part)
-    elif isinstance(rows, (Permuted, Scaled)):
+    elif isinstance(rows, (Permuted, PermutedVector, Shifted, Scaled)):
         yield from _leaves(rows.base)
 
 
 def llama_metadata(config: ModelConfig) -> dict[str, Any]:
     """The keys below `llama.` that describe `config` (github.com/ggml-org/ggml, docs/gguf.md)."""
-    c, scaling = config, config.rope_scaling
+    c = config
     keys: dict[str, Any] = {
         "vocab_size": c.n_vocab, "context_length": c.context_length, "embedding_length": c.dim, "block_count": c.n_layers, "feed_forward_length": c.ffn_dim,
         "attention.head_count": c.n_heads, "attention.head_count_kv": c.n_kv_heads, "attention.key_length": c.head_dim, "attention.value_length": c.head_dim,
         "attention.layer_norm_rms_epsilon": float(c.rms_eps), "rope.dimension_count": c.rope_dim, "rope.freq_base": float(c.rope_base),
     }
+    keys |= scaling_keys(config.rope_scaling)
+    return {"llama." + key: value for key, value in keys.items()}
+
+
+def scaling_keys(scaling: RopeScaling) -> dict[str, Any]:
+    """GGUF's rope.scaling.* of a way to scale rotary positions, as far as it is not the default."""
+    keys: dict[str, Any] = {}
     if scaling.kind != "none":
-        keys |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}
+        keys["rope.scaling.type"] = scaling.kind
+    if scaling.kind in ("linear", "yarn"):
+        keys["rope.scaling.factor"] = float(scaling.factor)
+    if scaling.kind in ("yarn", "longrope"):
+        keys["rope.scaling.original_context_length"] = scaling.original_context
     if scaling.kind == "yarn":
-        keys |= {
-            "rope.scaling.original_context_length": scaling.original_context, "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
-            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
-        }
+        keys |= {"rope.scaling.yarn_beta_fast": float(scaling.beta_fast), "rope.scaling.yarn_beta_slow": float(scaling.beta_slow)}
+        if scaling.log_multiplier:
+            keys["rope.scaling.yarn_log_multiplier"] = float(scaling.log_multiplier)
     if scaling.attn_factor != 1:
         keys["rope.scaling.attn_factor"] = float(scaling.attn_factor)
-    return {"llama." + key: value for key, value in keys.items()}
+    return keys
 
 
 def size_label(n_weights: int) -> str:

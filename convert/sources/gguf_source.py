@@ -18,7 +18,9 @@ _OWN_KEYS = ("split.no", "split.count", "split.tensors.count", "general.alignmen
 
 
 def open_gguf_source(path: Path) -> Source:
-    """A whole or split (first shard) Llama GGUF file whose formats all have kernels. Errors as of open_gguf, ModelConfig.from_gguf and check_tensors."""
+    """A whole or split (first shard) GGUF file of an architecture with a page, in formats with kernels.
+
+    Errors as of open_gguf, ModelConfig.from_gguf and check_tensors."""
     file = open_gguf(path)
     try:
         config = ModelConfig.from_gguf(file)

@@ -8,17 +8,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from ..names import from_hf, interleaved_order, to_hf, without_effect
+from ..names import hf_tensors, norm_gains, of_other_part, of_text, row_orders, without_effect
 from ..unpickle import load_state_dict
-from .base import Constant, Fields, Permuted, Rows, Scaled, Source, SourceFile, Stored, assemble, read_json
+from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shifted, Source, SourceFile, Stored, assemble, read_json
 from .hf_card import read_card, sampling
-from .hf_config import read_config
+from .hf_config import HfModel, read_config
 from .hf_fields import SIZES
 from .hf_tokenizer import read_tokenizer
 from .safetensors_file import merge_shards, read_safetensors, shards_of
@@ -85,35 +86,48 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
               context: int | None = None, notes: Sequence[str] = ()) -> Source:
     """A Source from tensors in HF naming and the settings in `folder`."""
     fields = Fields(folder / "config.json", read_json(folder / "config.json"))
-    config, factors, remarks = read_config(fields, folder.resolve().name, context)
-    notes = [*notes, *remarks]
+    model = read_config(fields, folder.resolve().name, context)
+    notes = [*notes, *model.notes]
     try:
-        found = _mapped(fields, config, tensors, notes)
-        if _settle_output(path, config, found, notes) != config.tied_output:
-            config = read_config(Fields(fields.path, {**fields.values, "tie_word_embeddings": False}), folder.resolve().name, context)[0]
+        if model.parts:
+            tensors = _text_part(model, tensors, notes)
+        found = _mapped(fields, model, tensors, notes)
+        config = model.config(_settle_output(path, model, found, notes))
         rows = found["token_embd.weight"].shape[0]
         if rows != config.n_vocab:
             raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' has {rows} rows, but field 'vocab_size' of config.json is {config.n_vocab}")
     except FormatError as error:
-        if silent := [key for key in SIZES if key not in fields.values]:
+        if silent := [key for key in SIZES if key not in fields.values and not model.parts]:
             raise FormatError(f"{error} (config.json does not say {', '.join(silent)}: the class's own defaults were taken)") from None
         raise
     if any(stored.dtype in FLOAT8 for stored in tensors.values()):
         notes.append("the source is FP8 already: what it lost then stays lost")
-    if factors is not None:
-        found["rope_freqs.weight"] = Constant(factors)
+    found |= {name: Constant(values) for name, values in model.extra.items()}
     generation = folder / "generation_config.json"
     settings = Fields(generation, read_json(generation)) if generation.is_file() else None
+    theirs = {tensor.name: name for name, tensor in hf_tensors(model.page, config).items()}
     vocab, template, read = read_tokenizer(folder, fields, settings, tokenizer)
     vocab.fit(config.n_vocab)
     general = sampling(settings) | read_card(folder)
     read = [folder / "config.json", *([generation] if settings else []), *read]
-    return assemble(kind, path, config, found, maps, vocab, [*files, *dict.fromkeys(read)], notes, general | template, to_hf)
+    return assemble(kind, path, config, found, maps, vocab, [*files, *dict.fromkeys(read)], notes, general | template,
+                    lambda name: theirs.get(name, name), model.keys)
 
 
-def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
-    """GGUF name -> rows. UnsupportedError for a tensor that no Llama model has."""
+def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Stored]:
+    """The tensors of the text part of a model of several parts, under the names that it would have alone."""
+    kept = {of_text(name): stored for name, stored in tensors.items() if not of_other_part(name)}
+    if left := len(tensors) - len(kept):
+        notes.append(f"{left} tensors of {model.parts}'s vision part left out: the result reads text only")
+    return kept
+
+
+def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
+    """GGUF name -> rows. UnsupportedError for a tensor that the page does not know."""
     found: dict[str, Rows] = {}
+    config = model.config(tied=False)
+    known, orders = hf_tensors(model.page, config), row_orders(model.page, config)
+    gains = norm_gains(config) if model.page.hf_norm_plus_one else set()
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
     block = _check_quantization(fields)
@@ -125,9 +139,9 @@ def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], 
         if without_effect(name) or name.endswith(_UNUSED_SCALES) and stored.shape in ((), (1,)):
             skipped += not without_effect(name)
             continue
-        gguf_name = from_hf(name)
-        if gguf_name is None:
-            raise UnsupportedError(f"{stored.file.path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
+        if name not in known:
+            _refuse_unknown(name, stored, config)
+        tensor = known[name]
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:
@@ -138,18 +152,24 @@ def _mapped(fields: Fields, config: ModelConfig, tensors: Mapping[str, Stored], 
         elif stored.dtype in FLOAT8 and not plain:
             raise FormatError(f"{stored.file.path}: tensor {quote(name)} is {stored.dtype}, but its scale ({quote(name.removesuffix('.weight') + _SCALES[0])}) "
                               "is missing: without it the weights are unknown; get the checkpoint again")
-        heads = {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(gguf_name.split(".", 2)[-1])
-        if heads:
-            if stored.shape != (heads * config.head_dim, config.dim):
-                raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {[heads * config.head_dim, config.dim]} by config.json, "
-                                  f"found {list(stored.shape)}")
-            rows = Permuted(rows, interleaved_order(heads, config.head_dim))
-        found[gguf_name] = rows
+        if tensor.name in orders:
+            if stored.shape != tensor.shape:
+                raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
+            rows = (Permuted if len(tensor.shape) == 2 else PermutedVector)(rows, orders[tensor.name])
+        found[tensor.name] = Shifted(rows, 1.0) if tensor.name in gains else rows
     if orphans := sorted(set(scales) - used):
         raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
     if skipped:
         notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
     return found
+
+
+def _refuse_unknown(name: str, stored: Stored, config: ModelConfig) -> NoReturn:
+    layer = re.search(r"\.(?:layers|h)\.(\d{1,6})\.", name)
+    if layer and int(layer[1]) >= config.n_layers:
+        raise FormatError(f"{stored.file.path}: tensor {quote(name)} is not part of a model of this configuration ({config.n_layers} layers)")
+    raise UnsupportedError(f"{stored.file.path}: tensor {quote(name)} is unknown in a model of architecture {config.architecture} with this config.json, and "
+                           "leaving it out would make another model of it")
 
 
 def _check_quantization(fields: Fields) -> tuple[int, int] | None:
@@ -198,13 +218,13 @@ def _block_side(size: int, count: int) -> int:
     return side
 
 
-def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], notes: list[str]) -> bool:
+def _settle_output(path: Path, model: HfModel, found: dict[str, Rows], notes: list[str]) -> bool:
     """One matrix or two for embedding and output -> whether they are tied, which they are not if they differ. A tied matrix may be stored under either
     name, or both."""
-    embedding, output, tied = "token_embd.weight", "output.weight", config.tied_output
-    if not config.tied_output and embedding in found and output not in found:
+    embedding, output, tied = "token_embd.weight", "output.weight", model.tied
+    if not model.tied and embedding in found and output not in found:
         raise FormatError(f"{path}: tensor 'lm_head.weight' is missing, and config.json does not say tie_word_embeddings")
-    if config.tied_output and output in found:
+    if model.tied and output in found:
         if embedding not in found:
             found[embedding] = found.pop(output)
             notes.append("the tied embedding was stored as lm_head.weight only")
@@ -214,7 +234,7 @@ def _settle_output(path: Path, config: ModelConfig, found: dict[str, Rows], note
             tied = False
             notes.append("lm_head.weight differs from the embedding and is kept, though config.json says tie_word_embeddings")
     if embedding not in found:
-        raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole Llama model")
+        raise FormatError(f"{path}: tensor 'model.embed_tokens.weight' is missing: the checkpoint is not a whole model")
     return tied
 
 

@@ -1,42 +1,73 @@
-"""config.json of a Llama or Mistral model -> ModelConfig, and Llama 3's RoPE factors. What llamina would not compute is refused by its field's name
-(hf_fields.py says which field means what, absent or not).
+"""config.json -> the keys of a GGUF file, and what its page makes of them. What llamina would not compute is refused by its field's name.
 
-Source: transformers' configuration_llama.py, modeling_rope_utils.py.
+    flattened (text part) -> class_of, settled (hf_fields.py) -> sizes -> rope (hf_rope.py) -> READERS[class] (hf_keys.py) -> HfModel -> .config()
+
+Source: transformers' configuration_*.py; keys as llama.cpp's converter writes them.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeScaling, llama_config
+from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, ModelConfig, written_config
+from ...engine.architectures.page import Page
+from ...engine.architectures.pages import PAGES
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from .base import Fields
-from .hf_fields import class_of, settled
+from .base import Fields, scaling_keys
+from .hf_fields import class_of, flattened, settled
+from .hf_keys import BASES, BY_KIND, PARTIAL, READERS, Reading
+from .hf_rope import FULL, MINICPM, PHI3, USUAL, WINDOWED, HfRope, parameters, read_rope
+
+YARN_3 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
+          "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}
+"""What Ministral3Config takes where it says nothing of rotary positions."""
 
 
-def read_config(fields: Fields, name: str, context: int | None = None) -> tuple[ModelConfig, np.ndarray | None, list[str]]:
-    """The configuration, Llama 3's frequency factors, float32 [head_dim / 2], or None, and remarks.
+@dataclass
+class HfModel:
+    """What a configuration says. keys: GGUF's, with the architecture's name. biases: names of tensors that have to be there. extra: tensors that are made,
+    not read: float32 vectors. parts: class of a model of several parts, of which this is the text part; "" else."""
 
-    context: instead of the trained one; a model with sliding windows is the same without them within one window.
+    path: Path
+    page: Page
+    keys: dict[str, Any]
+    n_vocab: int
+    tied: bool
+    biases: set[str]
+    extra: dict[str, np.ndarray]
+    notes: list[str]
+    parts: str = ""
+
+    def config(self, tied: bool | None = None) -> ModelConfig:
+        """As the page reads it. tied: embedding and output are one matrix (default: as the configuration says)."""
+        tied = self.tied if tied is None else tied
+        tensors = {*self.biases, *self.extra, *([] if tied else ["output.weight"])}
+        return written_config(self.page.architecture, self.keys, tensors, self.n_vocab, self.path)
+
+
+def read_config(fields: Fields, name: str, context: int | None = None) -> HfModel:
+    """name: the model's. context: instead of the trained one; a model with sliding windows is the same without them within one window.
     FormatError: a field is missing or impossible. UnsupportedError: an architecture or a feature that llamina lacks."""
     return _Config(fields, name, context).read()
 
 
 class _Config:
     def __init__(self, fields: Fields, name: str, context: int | None) -> None:
-        self.cls, remark = class_of(fields)
-        self.given = fields
-        self.fields, self.name, self.context = settled(fields, self.cls), name, context
+        given, self.parts = flattened(fields)
+        self.cls, remark = class_of(given)
+        self.given = given
+        self.fields, self.name, self.context = settled(given, self.cls), name, context
         self.notes = [remark] if remark else []
 
     def refuse(self, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.fields.path}: {message}")
 
-    def read(self) -> tuple[ModelConfig, np.ndarray | None, list[str]]:
+    def read(self) -> HfModel:
         f = self.fields
         dim, n_heads = f.integer("hidden_size", MAX_WIDTH), f.integer("num_attention_heads", MAX_HEADS)
         n_kv_heads = f.integer("num_key_value_heads", MAX_HEADS, n_heads)
@@ -50,106 +81,76 @@ class _Config:
             head_dim = dim // n_heads
         if head_dim % 2:
             self.refuse(f"heads have {head_dim} dimensions; rotary positions turn pairs")
-        trained = f.integer("max_position_embeddings", MAX_CONTEXT)
+        trained, n_vocab = f.integer("max_position_embeddings", MAX_CONTEXT), f.integer("vocab_size", 1 << 30)
         layers = self.layers(n_layers)
-        self.check_window(trained)
         if f.get("auto_map", Mapping, {}):  # type: ignore[type-abstract]
             self.notes.append(f"config.json names code of its own (auto_map), which llamina does not run: read as {self.cls.architectures[0]}")
-        scaling, base, factors = self.rope(trained, head_dim, layers)
-        return llama_config(
-            name=self.name, n_layers=n_layers, dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim,
-            ffn_dim=f.integer("intermediate_size", MAX_WIDTH), n_vocab=f.integer("vocab_size", 1 << 30), context_length=trained,
-            rms_eps=f.number("rms_norm_eps"), rope_dim=head_dim, rope_base=base, rope_scaling=scaling, rope_freq_factors=factors is not None,
-            tied_output=f.get("tie_word_embeddings", bool)), factors, self.notes
+        rope, windowed = self.rope(trained, head_dim, layers)
+        arch = "mistral3" if self.parts.startswith("Mistral3") else self.cls.gguf
+        keys = {
+            "vocab_size": n_vocab, "context_length": trained, "embedding_length": dim, "block_count": n_layers,
+            "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type == "exaone" else ...),
+            "attention.head_count": n_heads, "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim,
+            "attention.layer_norm_rms_epsilon": f.number("rms_norm_eps"), "rope.dimension_count": rope.dims, "rope.freq_base": rope.base,
+            **scaling_keys(rope.scaling),
+        }
+        r = Reading(f, n_layers, dim, n_heads, head_dim, self.context or trained, layers, rope, windowed, given=self.given)
+        READERS["ministral3" if arch == "mistral3" else self.cls.model_type](r)
+        self.notes += r.notes
+        biases = {f"blk.{i}.{part}.bias" for i in range(n_layers) for part in r.biases}
+        fused = {f"blk.{i}.attn_qkv.weight" for i in range(n_layers)} if r.fused else set()
+        full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items()}}
+        return HfModel(f.path, PAGES[arch], full, n_vocab, f.get("tie_word_embeddings", bool), biases | fused, rope.tensors, self.notes, self.parts)
 
     def layers(self, n_layers: int) -> list[str]:
-        """layer_types, which must be full attention everywhere; [] if the file does not say."""
+        """layer_types, [] if the file does not say. Classes without windows: full attention everywhere."""
         layers = self.fields.get("layer_types", list, [])
         if layers and len(layers) != n_layers:
             raise FormatError(f"{self.fields.path}: field 'layer_types' has {len(layers)} entries, 'num_hidden_layers' is {n_layers}")
-        if other := [kind for kind in layers if kind != "full_attention"]:
+        other = [kind for kind in layers if kind != FULL]
+        if other and "layer_types" not in self.cls.defaults:
             self.refuse(f"asks for a feature that llamina lacks: layer_types holds {quote(other[0])}")
+        if "sliding_window" not in self.cls.defaults:
+            self.no_field()
         return layers
 
-    def check_window(self, trained: int) -> None:
-        """Mistral's sliding window must not be smaller than the context (the one asked for, else the trained one)."""
+    def no_field(self) -> None:
+        """A window in a class that has none."""
         f = self.fields
         window = f.integer("sliding_window", 1 << 40, None)
-        if window is None or window >= (self.context or trained):
+        if window is None or window >= (self.context or f.integer("max_position_embeddings", MAX_CONTEXT)):
             return
-        if "sliding_window" not in self.cls.defaults and f.values.get("use_sliding_window") is False:  # a field of neither class
-            self.notes.append(f"sliding_window left out: {self.cls.architectures[0]} has no windows, and config.json says use_sliding_window = false")
+        if f.values.get("use_sliding_window") is not False:
+            self.refuse(f"needs sliding windows, which {self.cls.architectures[0]} does not have: sliding_window = {window}")
+        self.notes.append(f"sliding_window left out: {self.cls.architectures[0]} has no windows, and config.json says use_sliding_window = false")
+
+    def rope(self, trained: int, head_dim: int, layers: list[str]) -> tuple[HfRope, HfRope]:
+        """Of full layers, and of windowed ones."""
+        f, kind = self.fields, self.cls.model_type
+        if kind == "ministral3" and f.values.get("rope_parameters") is None and not f.values.get("rope_scaling"):
+            f = self.fields = Fields(f.path, {**f.values, "rope_parameters": dict(YARN_3)})
+        found = parameters(f, layers, kind in BY_KIND)
+        if kind == "hunyuan_v1_dense":
+            self.fixed_alpha(found[FULL], head_dim)
+
+        def read(values: dict[str, Any], fields: Fields, base: float) -> HfRope:
+            return read_rope(fields, values, head_dim, trained, base, partial=PARTIAL.get(kind), known={"phi3": PHI3, "minicpm": MINICPM}.get(kind, USUAL),
+                             yarn_multiplier=self.cls.gguf == "mistral3")
+        full = read(found[FULL], f, BASES.get(kind, 10000.0))
+        if kind not in BY_KIND:
+            return full, full
+        local = {**f.values, "rope_theta": f.values.get("rope_local_base_freq" if kind == "gemma3_text" else "rope_theta")}
+        if local["rope_theta"] is None:
+            del local["rope_theta"]
+        return full, read(found[WINDOWED], Fields(f.path, local), BY_KIND[kind])
+
+    def fixed_alpha(self, values: dict[str, Any], head_dim: int) -> None:
+        """HunYuan's NTK scaling by a fixed alpha (modeling_hunyuan_v1_dense.py), called "dynamic": a larger base and nothing else."""
+        if values.get("rope_type", values.get("type")) != "dynamic":
             return
-        said = "" if "sliding_window" in self.given.values else " (the field is absent, which means that)"
-        self.refuse(f"needs sliding windows, which llamina lacks: sliding_window = {window}{said} of max_position_embeddings = {trained}; "
-                    f"--context {window} converts it for texts of {window} positions, within which the model is the same")
-
-    def rope(self, trained: int, head_dim: int, layers: list[str]) -> tuple[RopeScaling, float, np.ndarray | None]:
-        f = self.fields
-        # transformers: rope_scaling, if it says anything, replaces rope_parameters; what is inside is stronger than rope_theta beside it
-        given = {key: dict(f.get(key, Mapping, {})) for key in ("rope_scaling", "rope_parameters")}  # type: ignore[type-abstract]
-        where = "rope_scaling" if given["rope_scaling"] else "rope_parameters"
-        values = self.one_for_all(where, given[where], layers)
-        rope = Fields(f.path, {f"{where}.{key}": value for key, value in values.items()})
-        base = rope.number(f"{where}.rope_theta") if "rope_theta" in values else f.number("rope_theta") if "rope_theta" in f.values else 10000.0
-        if base <= 1:
-            raise FormatError(f"{f.path}: field 'rope_theta' must be greater than 1, found {base}")
-        if values.get("partial_rotary_factor") not in (None, 1, 1.0):
-            self.refuse(f"asks for a feature that llamina lacks: partial_rotary_factor = {quote(values['partial_rotary_factor'])}")
-        kind = values.get("rope_type", values.get("type", "default"))
-        if not isinstance(kind, str) or kind not in ("default", "linear", "llama3", "yarn"):
-            self.refuse(f"scales rotary positions by {quote(kind)} (rope_scaling); llamina knows linear, llama3 and yarn")
-        if kind == "default":
-            return RopeScaling(), base, None
-        key = "original_max_position_embeddings"  # beside rope_scaling it is stronger than in it
-        original = f.integer(key, MAX_CONTEXT, None) or rope.integer(f"{where}.{key}", MAX_CONTEXT, trained)
-        if kind == "yarn" and "factor" in values and values["factor"] is None:
-            factor = trained / original
-        else:
-            factor = rope.number(f"{where}.factor")
-        if kind == "linear":
-            return (RopeScaling("linear", factor) if factor != 1 else RopeScaling()), base, None
-        if kind == "llama3":
-            low, high = rope.number(f"{where}.low_freq_factor"), rope.number(f"{where}.high_freq_factor")
-            return RopeScaling(), base, llama3_factors(head_dim, base, factor, low, high, original)
-        if values.get("truncate") is False:
-            self.refuse("asks for a feature that llamina lacks: rope_scaling.truncate = False")
-        if factor < 1:
-            raise FormatError(f"{f.path}: field 'rope_scaling.factor' must be at least 1 for yarn, found {factor}")
-        # GGUF's attention factor is a multiple of yarn's own, 1 + 0.1 ln(factor); transformers' replaces it
-        attention = rope.number(f"{where}.attention_factor", None)
-        if attention is None:
-            mscale, all_dim = (values.get(key) and rope.number(f"{where}.{key}") for key in ("mscale", "mscale_all_dim"))
-            attention = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else _mscale(factor, 1.0)
-        beta_fast, beta_slow = (values.get(key) and rope.number(f"{where}.{key}") or default for key, default in (("beta_fast", 32.0),
-                                                                                                                       ("beta_slow", 1.0)))
-        relative = attention / _mscale(factor, 1.0)
-        relative = 1.0 if math.isclose(relative, 1.0, rel_tol=1e-7) else relative
-        if factor == 1:
-            return RopeScaling(attn_factor=relative), base, None
-        return RopeScaling("yarn", factor, original, relative, beta_fast, beta_slow), base, None
-
-    def one_for_all(self, where: str, found: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-        """RoPE's parameters, which may stand below a kind of layers, if there is but one kind, and the file says that all layers are of it."""
-        nested = [key for key, value in found.items() if isinstance(value, Mapping)]
-        if not nested:
-            return found
-        if nested == ["full_attention"] == list(found) and layers:
-            return dict(found["full_attention"])
-        self.refuse(f"gives rotary positions by kind of layer ({where}.{quote(nested[0])[1:-1]}); llamina knows one for all layers")
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
-
-
-def llama3_factors(head_dim: int, base: float, factor: float, low: float, high: float, original: int) -> np.ndarray:
-    """What Llama 3.1 divides its rotary frequencies by, float32 [head_dim / 2]: 1 for short wavelengths (less than original / high positions), `factor`
-    for long ones (more than original / low), and in between so that the frequency is interpolated linearly in original / wavelength.
-    Source: meta-llama/llama-models, models/llama3/reference_impl/model.py, apply_scaling; llama.cpp stores it as rope_freqs.weight."""
-    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
-    wavelength = 2 * np.pi / frequency
-    if high <= low:
-        raise FormatError(f"rope_scaling.high_freq_factor is {high}, expected more than low_freq_factor, {low}")
-    smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+        alpha = Fields(self.fields.path, {"rope_scaling.alpha": values.get("alpha")}).number("rope_scaling.alpha", None)
+        if alpha is None:
+            self.refuse("scales rotary positions by 'dynamic' without alpha (rope_scaling), which GGUF can't say")
+        base = Fields(self.fields.path, {"rope_theta": values.get("rope_theta", self.fields.values.get("rope_theta"))}).number("rope_theta", 10000.0)
+        values["rope_theta"] = base * alpha ** (head_dim / (head_dim - 2))
+        values["rope_type"] = "default"

@@ -3,7 +3,7 @@
     config.json ──class_of──► ClassFields(defaults, …) ──settled──► Fields with the class's defaults filled in, checked
 
 An absent field is not the same as a null one, and neither is "off": MistralConfig without sliding_window has a window of 4096, with null none. So the
-defaults are transformers' own (configuration_llama.py, configuration_mistral.py, version 5), and tests/test_sources_oracle.py compares both, field by field.
+defaults are transformers' own (configuration_*.py, version 5), and tests/test_sources_oracle.py compares both, field by field.
 Fields that a class does not have are without effect there, as transformers keeps but never reads them; those that name a feature of another
 architecture are refused all the same, because whoever wrote them meant something.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...engine.architectures.pages import PAGES
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from .base import Fields
@@ -19,27 +20,102 @@ from .base import Fields
 
 @dataclass(frozen=True)
 class ClassFields:
-    """defaults: field -> what the class takes if it is absent. nullable: fields for which null is a value."""
+    """gguf: the architecture it becomes. defaults: field -> what the class takes if it is absent. reads: fields of `_OFF` that this class reads. renamed: its
+    own name of a field -> the usual one."""
 
     model_type: str
+    gguf: str
     architectures: tuple[str, ...]
     defaults: dict[str, Any]
-    nullable: frozenset[str]
+    reads: frozenset[str] = frozenset()
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
-_SHARED = {
-    "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "head_dim": None, "hidden_act": "silu",
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_parameters": None, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+_SHARED: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None,
+    "intermediate_size": 11008, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "rope_parameters": None, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
 }
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_NULLABLE = frozenset(("num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id"))
+_GEMMA: dict[str, Any] = {
+    "vocab_size": 256000, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "pad_token_id": 0, "eos_token_id": 1,
+    "bos_token_id": 2, "tie_word_embeddings": True, "attention_bias": False}
+_GEMMA_2: dict[str, Any] = {
+    **_GEMMA, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "layer_types": None}
+_QWEN: dict[str, Any] = {
+    "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
+    "sliding_window": 4096, "max_window_layers": 28, "layer_types": None, "bos_token_id": None, "eos_token_id": None}
+_OLMO: dict[str, Any] = {"vocab_size": 50304, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 50279, "rms_norm_eps": 1e-5, "attention_bias": False}
+
+
+def _class(model_type: str, gguf: str, names: str, changes: dict[str, Any], without: str = "", reads: str = "",
+           renamed: tuple[tuple[str, str], ...] = ()) -> ClassFields:
+    """A class by what it has otherwise than `_SHARED`; reads: more fields that it reads, of those that others refuse."""
+    defaults = {key: value for key, value in {**_SHARED, **changes}.items() if key not in without.split()}
+    return ClassFields(model_type, gguf, tuple(names.split()), defaults, frozenset((*changes, *reads.split())), renamed)
+
+
 CLASSES = (
-    ClassFields("llama", ("LlamaForCausalLM", "LLaMAForCausalLM"),
-                {**_SHARED, "intermediate_size": 11008, "num_key_value_heads": None, "max_position_embeddings": 2048}, _NULLABLE),
-    ClassFields("mistral", ("MistralForCausalLM",),
-                {**_SHARED, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
-                _NULLABLE | {"sliding_window"}),
+    _class("llama", "llama", "LlamaForCausalLM LLaMAForCausalLM", {"attention_bias": False, "mlp_bias": False}),
+    _class("mistral", "llama", "MistralForCausalLM", {
+        "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}),
+    _class("qwen2", "qwen2", "Qwen2ForCausalLM", _QWEN, "head_dim"),
+    _class("qwen3", "qwen3", "Qwen3ForCausalLM", {**_QWEN, "head_dim": 128, "attention_bias": False}),
+    _class("smollm3", "smollm3", "SmolLM3ForCausalLM", {
+        "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "max_position_embeddings": 32768, "pad_token_id": 128004, "bos_token_id": 128000, "eos_token_id": 128001, "use_sliding_window": False,
+        "sliding_window": None, "no_rope_layers": None, "no_rope_layer_interval": 4, "layer_types": None, "tie_word_embeddings": True, "attention_bias": False,
+        "mlp_bias": False}, "head_dim"),
+    _class("seed_oss", "seed_oss", "SeedOssForCausalLM", {
+        "vocab_size": 155136, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 80, "num_key_value_heads": 8,
+        "max_position_embeddings": 524288, "pad_token_id": 1, "bos_token_id": 0, "attention_bias": True, "attention_out_bias": False, "mlp_bias": False,
+        "head_dim": 128}),
+    _class("arcee", "arcee", "ArceeForCausalLM", {
+        "hidden_size": 2560, "intermediate_size": 18432, "hidden_act": "relu2", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "bos_token_id": 128000, "eos_token_id": 128001, "attention_bias": False, "mlp_bias": False}),
+    _class("hunyuan_v1_dense", "hunyuan-dense", "HunYuanDenseV1ForCausalLM", {
+        "vocab_size": 290943, "rms_norm_eps": 1e-5, "pad_token_id": 0, "eod_token_id": 3, "attention_bias": False}),
+    _class("ernie4_5", "ernie4_5", "Ernie4_5ForCausalLM Ernie4_5_ForCausalLM", {
+        "vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "pad_token_id": 0, "tie_word_embeddings": True, "use_bias": False, "head_dim": 128}),
+    _class("gemma", "gemma", "GemmaForCausalLM", {
+        **_GEMMA, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None}, reads="hidden_activation"),
+    _class("gemma2", "gemma2", "Gemma2ForCausalLM", {
+        **_GEMMA_2, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "use_bidirectional_attention": None}, "hidden_act", "hidden_act"),
+    _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration", {
+        **_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False}, "hidden_act", "hidden_act rope_local_base_freq sliding_window_pattern"),
+    _class("phi3", "phi3", "Phi3ForCausalLM", {
+        "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "eos_token_id": 32000, "pad_token_id": 32000, "sliding_window": None}, "head_dim", "partial_rotary_factor"),
+    _class("granite", "granite", "GraniteForCausalLM", {
+        "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "attention_bias": False,
+        "mlp_bias": False}, "head_dim"),
+    _class("ministral3", "mistral3", "Ministral3ForCausalLM Mistral3ForConditionalGeneration", {
+        "vocab_size": 131072, "intermediate_size": 14336, "num_hidden_layers": 34, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 262144, "rms_norm_eps": 1e-5, "pad_token_id": 11, "sliding_window": None}),
+    _class("olmo2", "olmo2", "Olmo2ForCausalLM", _OLMO, "head_dim"),
+    _class("olmo3", "olmo2", "Olmo3ForCausalLM", {**_OLMO, "sliding_window": 4096, "layer_types": None}, "head_dim"),
+    _class("exaone4", "exaone4", "Exaone4ForCausalLM", {
+        "vocab_size": 102400, "intermediate_size": 16384, "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "bos_token_id": 0, "sliding_window": 4096,
+        "sliding_window_pattern": 4, "layer_types": None}, "head_dim"),
+    _class("glm4", "glm4", "Glm4ForCausalLM", {
+        "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07, "pad_token_id": 151329, "eos_token_id": None, "bos_token_id": None,
+        "attention_bias": True}, reads="partial_rotary_factor"),
+    # classes that come with their checkpoints: configuration_exaone.py, configuration_minicpm.py
+    _class("exaone", "exaone", "ExaoneForCausalLM", {
+        "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": None, "rms_norm_eps": 1e-5, "bos_token_id": 0}, reads="activation_function",
+        renamed=(("num_layers", "num_hidden_layers"), ("layer_norm_epsilon", "rms_norm_eps"), ("activation_function", "hidden_act"))),
+    _class("minicpm", "minicpm", "MiniCPMForCausalLM", {
+        "scale_emb": 1.0, "scale_depth": 1.0, "dim_model_base": 1, "attention_bias": False, "tie_word_embeddings": True}),
 )
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_NULLABLE = frozenset((
+    "num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id", "sliding_window",
+    "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern"))
+"""Fields for which null is a value."""
 READ = frozenset(key for c in CLASSES for key in c.defaults) | {
     "architectures", "model_type", "rope_theta", "rope_scaling", "original_max_position_embeddings", "quantization_config", "layer_types", "auto_map",
     "transformers_weights", "sliding_window", "use_sliding_window"}
@@ -47,7 +123,6 @@ WITHOUT_EFFECT = frozenset((
     "initializer_range", "use_cache", "attention_dropout", "hidden_dropout", "residual_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop",  # training
     "pretraining_tp", "chunk_size_feed_forward", "output_hidden_states", "output_attentions", "return_dict", "tie_last_hidden_states",  # how it is computed
     "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "id2label", "label2id", "problem_type", "num_labels",
-    "max_window_layers",  # Qwen 2's: no field of these classes
 ))
 """Fields of these classes that change no logit."""
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -57,10 +132,31 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (), "no_rope_layers": ([],), "use_bias": (False,), "bias": (False,), "is_decoder": (True, False), "add_cross_attention": (False,),
     "cross_attention_layers": ([],), "is_encoder_decoder": (False,), "position_embedding_type": ("rope", "rotary"), "alibi": (False,), "mup": (False,),
     "scale_attn_weights": (True,), "use_parallel_residual": (False,), "parallel_attn": (False,), "per_layer_config": ({},), "pruned_heads": ({},),
-    "num_nextn_predict_layers": (0,), "tie_encoder_decoder": (False,),
+    "num_nextn_predict_layers": (0,), "tie_encoder_decoder": (False,), "use_bidirectional_attention": (False,), "scale_emb": (1, 1.0),
+    "scale_depth": (), "dim_model_base": (), "query_pre_attn_scalar": (), "hidden_activation": ("silu", "swish"), "activation_function": ("silu", "swish"),
+    "attention_out_bias": (False,), "use_mla": (False,), "sparse_config": (), "altup_num_inputs": (), "use_cla": (False,),
 }
 """Fields of features that llamina lacks -> the values that turn them off (null and absence do too)."""
 REFUSED = frozenset(_OFF)
+
+
+def flattened(fields: Fields) -> tuple[Fields, str]:
+    """The text part of a configuration of several parts (Gemma 3, Mistral 3 with a vision part), and that model's class; ("") for others."""
+    text = fields.get("text_config", dict, None)
+    if text is None:
+        return fields, ""
+    names, kind = fields.get("architectures", list, []), fields.get("model_type", str, "")
+    outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}.get(kind or "")
+    if outer is None or names not in ([], [outer]):
+        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
+    above = {key: fields.values[key] for key in ("tie_word_embeddings", "quantization_config", "transformers_weights", "auto_map") if key in fields.values}
+    inner = {key: value for key, value in text.items() if key != "architectures"}
+    return Fields(fields.path, {"model_type": {"gemma3": "gemma3_text", "mistral3": "mistral"}[kind], **inner, **above}), outer
+
+
+def _known() -> str:
+    """What convert takes, for people: the classes that pages name."""
+    return ", ".join(name for page in PAGES.values() for name in page.hf)
 
 
 def class_of(fields: Fields) -> tuple[ClassFields, str | None]:
@@ -70,8 +166,7 @@ def class_of(fields: Fields) -> tuple[ClassFields, str | None]:
     named = next((c for c in CLASSES if len(names) == 1 and names[0] in c.architectures), None)
     typed = next((c for c in CLASSES if c.model_type == kind), None)
     if names and named is None or kind is not None and typed is None and named is None:
-        known = " and ".join(c.architectures[0] for c in CLASSES)
-        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {known} only")
+        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
     if kind is not None and typed is None:
         raise UnsupportedError(f"{fields.path}: field 'model_type' is {quote(kind)}, 'architectures' {quote(names[0])}: they contradict each other")
     found = typed or named or CLASSES[0]
@@ -82,11 +177,12 @@ def class_of(fields: Fields) -> tuple[ClassFields, str | None]:
 
 def settled(fields: Fields, cls: ClassFields) -> Fields:
     """`fields` with the class's defaults where they are absent. FormatError: null for what can't be; UnsupportedError: a feature that llamina lacks."""
-    for key in cls.defaults:
-        if key in fields.values and fields.values[key] is None and key not in cls.nullable:
-            raise FormatError(f"{fields.path}: field '{key}' is null, expected a value (absent, it would be {cls.defaults[key]})")
+    values = {dict(cls.renamed).get(key, key): value for key, value in fields.values.items()}
+    for key, default in cls.defaults.items():
+        if key in values and values[key] is None and default is not None and key not in _NULLABLE:
+            raise FormatError(f"{fields.path}: field '{key}' is null, expected a value (absent, it would be {default})")
     for key, off in _OFF.items():
-        value = fields.values.get(key)
-        if value is not None and value not in off:
+        value = values.get(key)
+        if value is not None and value not in off and key not in cls.reads:
             raise UnsupportedError(f"{fields.path}: asks for a feature that llamina lacks: {key} = {quote(value)}")
-    return Fields(fields.path, {**cls.defaults, **fields.values})
+    return Fields(fields.path, {**cls.defaults, **values})

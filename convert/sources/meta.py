@@ -19,7 +19,7 @@ from ...engine.gguf.header import quote
 from ..names import META_SPLIT_AXIS, from_meta, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Joined, Rows, Source, SourceFile, Stored, assemble, read_json
-from .hf_config import llama3_factors
+from .hf_rope import llama3_factors
 from .safetensors_file import merge_shards, read_safetensors, shards_of
 from .vocabulary import Vocab, llama3_specials, read_vocabulary_file
 

@@ -8,7 +8,7 @@ from typing import Any
 from ...engine.architectures.config import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, RopeScaling, llama_config
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from ..names import from_hf, from_meta, to_meta, without_effect
+from ..names import from_meta, is_hf, to_meta, without_effect
 from ..unpickle import load_state_dict
 from .base import Fields, Rows, Source, SourceFile, Stored, assemble
 from .hf import hf_source
@@ -23,7 +23,7 @@ def open_pytorch(path: Path, tokenizer: Path | None = None, context: int | None 
     file = SourceFile(path)
     try:
         tensors, rest = load_state_dict(file)
-        theirs = sum(from_hf(name) is not None for name in tensors)
+        theirs = sum(map(is_hf, tensors))
         llama2c = sum(from_meta(name) is not None for name in tensors)
         if not theirs and not llama2c:
             raise UnsupportedError(f"{path}: its tensors are no Llama model's in Hugging Face's or llama2.c's naming, the first: {quote(next(iter(tensors)))}")

@@ -22,6 +22,7 @@ from ..run.costs import Costs, mix
 from ..sampling.sampler import Sampler
 
 if TYPE_CHECKING:
+    from ..architectures.config import ModelConfig
     from ..run import kv_cache
     from ..run.scheduler import Job
     from .core import Core

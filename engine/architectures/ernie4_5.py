@@ -13,4 +13,4 @@ def layer(k: Builder, i: int) -> list[Block]:
     ]
 
 
-PAGE = Page("ernie4_5", "ERNIE 4.5", layer, hf=("Ernie4_5ForCausalLM",))
+PAGE = Page("ernie4_5", "ERNIE 4.5", layer, hf=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"))

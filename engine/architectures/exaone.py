@@ -13,4 +13,6 @@ def layer(k: Builder, i: int) -> list[Block]:
     ]
 
 
-PAGE = Page("exaone", "EXAONE 3 and 3.5", layer)
+PAGE = Page("exaone", "EXAONE 3 and 3.5", layer, hf=("ExaoneForCausalLM",), hf_renamed=(
+    ("model.layers.", "transformer.h."), ("self_attn.o_proj", "attn.attention.out_proj"), ("self_attn.", "attn.attention."), ("mlp.gate_proj", "mlp.c_fc_0"),
+    ("mlp.up_proj", "mlp.c_fc_1"), ("mlp.down_proj", "mlp.c_proj"), ("model.embed_tokens", "transformer.wte"), ("model.norm", "transformer.ln_f")))

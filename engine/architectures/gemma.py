@@ -57,5 +57,5 @@ def capped(k: Builder, default: float) -> Output:
 GEMMA = Page("gemma", "Gemma 1", gemma_layer, hf=("GemmaForCausalLM",), embedding_scale=stream_scale, hf_norm_plus_one=True)
 GEMMA2 = Page("gemma2", "Gemma 2", gemma2_layer, hf=("Gemma2ForCausalLM",), output=lambda k: capped(k, 30.0), embedding_scale=stream_scale,
               hf_norm_plus_one=True)
-GEMMA3 = Page("gemma3", "Gemma 3, MedGemma, Rnj-1", gemma3_layer, hf=("Gemma3ForCausalLM",), output=lambda k: capped(k, 0.0), embedding_scale=stream_scale,
-              hf_norm_plus_one=True)
+GEMMA3 = Page("gemma3", "Gemma 3, MedGemma, Rnj-1", gemma3_layer, hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+              output=lambda k: capped(k, 0.0), embedding_scale=stream_scale, hf_norm_plus_one=True)

@@ -21,4 +21,4 @@ def output(k: Builder) -> Output:
     return k.output(k.norm(None, "output_norm", "norm"), factor=1 / k.positive("logit_scale", k.dim / 256))
 
 
-PAGE = Page("minicpm", "MiniCPM 1 and 2", layer, output=output, embedding_scale=lambda k: k.positive("embedding_scale", 12.0), hf_halves=True)
+PAGE = Page("minicpm", "MiniCPM 1 and 2", layer, hf=("MiniCPMForCausalLM",), output=output, embedding_scale=lambda k: k.positive("embedding_scale", 12.0), hf_halves=True)

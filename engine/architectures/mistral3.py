@@ -16,4 +16,4 @@ def layer(k: Builder, i: int) -> list[Block]:
     ]
 
 
-PAGE = Page("mistral3", "Ministral 3, Mistral Small 3.2", layer, hf=("Ministral3ForCausalLM",), hf_halves=True)
+PAGE = Page("mistral3", "Ministral 3, Mistral Small 3.2", layer, hf=("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"), hf_halves=True)

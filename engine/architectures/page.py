@@ -25,8 +25,9 @@ class Page:
     """architecture: GGUF's name (general.architecture); models: which are of it, for people; hf: Hugging Face's class names.
 
     output: the final norm and the matrix of logits. embedding_scale: what embedding rows are multiplied by. hf_halves: Hugging Face's rows of q and k pair
-    halves where GGUF's pair neighbours, so that convert permutes them. hf_norm_plus_one: Hugging Face's gains of norms are stored less one. predictors: the
-    last blocks may be heads that predict further tokens (nextn_predict_layers): they are left out.
+    halves where GGUF's pair neighbours, so that convert permutes them. hf_norm_plus_one: Hugging Face's gains of norms are stored less one. hf_renamed: parts
+    of the usual Hugging Face names, and what they are called here. predictors: the last blocks may be heads that predict further tokens
+    (nextn_predict_layers): they are left out.
     """
 
     architecture: str
@@ -37,4 +38,5 @@ class Page:
     embedding_scale: Callable[[Builder], float] = _one
     hf_halves: bool = False
     hf_norm_plus_one: bool = False
+    hf_renamed: tuple[tuple[str, str], ...] = ()
     predictors: bool = False

@@ -50,11 +50,11 @@ def parse_json(raw: bytes) -> Any:
     return value
 
 
+Strings = list[str]  # within Fields, `list` is a method
+
+
 def _too_deep() -> ApiError:
     return ApiError(400, f"the body is nested too deeply: at most {MAX_DEPTH} levels are read", code="invalid_json")
-
-
-Strings = list[str]  # within Fields, `list` is a method
 
 
 class Fields:

@@ -92,9 +92,9 @@ class ChatTemplate:
         return self._render(*self._data(messages, extra), add_generation_prompt)
 
     def encode(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, *, begun: str = "", **extra: Any) -> list[int]:
-        """The prompt's ids. begun: the beginning of the answer, which is to be continued; text, whatever it looks like. They begin with one BOS, the template's
-        or ours, if the vocabulary begins texts with BOS at all; a BOS that the template writes between exchanges (Llama 2) stays.
-        Raises what render() and Tokenizer.encode() raise."""
+        """The prompt's ids. begun: the beginning of the answer, which is to be continued; text, whatever it looks like. They begin with one BOS, the
+        template's or ours, if the vocabulary begins texts with BOS at all; a BOS that the template writes between exchanges (Llama 2) stays. Raises what
+        render() and Tokenizer.encode() raise."""
         given = self._data(normalise(messages, self._sources), extra)
         swap = _Swap(self.tokenizer, "".join({*self._sources, *begun, *(c for text in _strings(list(given)) for c in set(text))}))
         swapped = swap.away(given[0])

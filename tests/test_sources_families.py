@@ -1,0 +1,220 @@
+"""Hugging Face folders of every family, made by hand: names, order of rows, gains less one, keys; and what comes after: other formats, importance, perplexity.
+
+The weights of a random GGUF model (small_models.write_family) are written as Hugging Face has them, by names spelled out here and an order of rows of this
+file's own, and must come back as they were. tests/test_oracle_families.py compares logits with transformers.
+"""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import sentencepiece_model, write_safetensors
+from llamina import load
+from llamina.convert.convert import convert
+from llamina.convert.fit import plan
+from llamina.convert.importance import collect
+from llamina.convert.sources import open_source
+from llamina.engine.architectures.pages import PAGES
+from llamina.engine.errors import FormatError, UnsupportedError
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.score.perplexity import perplexity
+from runs import logits_of
+from small_models import random_ids, write_family
+
+N_VOCAB = 320
+BASE: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": N_VOCAB,
+    "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 16}
+USUAL = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_qkv": "self_attn.qkv_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+SANDWICH = {**USUAL, **AFTER, "ffn_norm": "pre_feedforward_layernorm"}
+EXAONE = {
+    "token_embd": "transformer.wte", "output_norm": "transformer.ln_f", "output": "lm_head", "attn_norm": "ln_1", "ffn_norm": "ln_2",
+    "attn_q": "attn.attention.q_proj", "attn_k": "attn.attention.k_proj", "attn_v": "attn.attention.v_proj", "attn_output": "attn.attention.out_proj",
+    "ffn_gate": "mlp.c_fc_0", "ffn_up": "mlp.c_fc_1", "ffn_down": "mlp.c_proj"}
+HALVES = {"llama", "smollm3", "arcee", "granite", "mistral3", "minicpm"}
+"""Families whose rows of q and k GGUF has in another order."""
+CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
+    # architecture: names, config.json over BASE, keys that must stand in the file
+    "llama": (USUAL, {"model_type": "llama"}, {}),
+    "qwen2": (USUAL, {"model_type": "qwen2"}, {}),
+    "qwen3": (USUAL, {"model_type": "qwen3"}, {}),
+    "smollm3": (USUAL, {"model_type": "smollm3", "no_rope_layers": [1, 1, 1], "pad_token_id": 0}, {"rope.freq_base": 2e6}),
+    "seed_oss": ({**USUAL, "post_attention_norm": "post_attention_layernorm"}, {"model_type": "seed_oss"}, {}),
+    "arcee": (USUAL, {"model_type": "arcee", "hidden_act": "relu2"}, {}),
+    "hunyuan-dense": ({**USUAL, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}, {
+        "model_type": "hunyuan_v1_dense", "rope_scaling": {"type": "dynamic", "alpha": 100.0, "factor": 1.0}}, {"rope.freq_base": 1e4 * 100 ** (16 / 14)}),
+    "ernie4_5": (USUAL, {"model_type": "ernie4_5"}, {"rope.freq_base": 5e5}),
+    "gemma": (USUAL, {"model_type": "gemma", "hidden_act": "gelu"}, {}),
+    "gemma2": (SANDWICH, {"model_type": "gemma2", "query_pre_attn_scalar": 20, "sliding_window": 40, "final_logit_softcapping": None}, {
+        "attention.scale": 20**-0.5, "attention.sliding_window": 40, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 0.0}),
+    "gemma3": (SANDWICH, {
+        "model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 40, "sliding_window_pattern": 2, "rope_theta": 2e6,
+        "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, {
+        "rope.freq_base": 2e6, "rope.freq_base_swa": 2e4, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
+        "attention.sliding_window_pattern": [True, False, True]}),
+    "phi3": ({**USUAL, "ffn_up": "mlp.gate_up_proj"}, {
+        "model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
+            "type": "su", "long_factor": [1.0 + i for i in range(6)], "short_factor": [1.0 + i / 8 for i in range(6)]}, "partial_rotary_factor": 0.75}, {
+        "rope.dimension_count": 12, "rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64,
+        "rope.scaling.attn_factor": (1 + np.log(16) / np.log(64)) ** 0.5, "attention.sliding_window": 0}),
+    "granite": (USUAL, {"model_type": "granite", "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 5.0}, {
+        "embedding_scale": 3.0, "attention.scale": 0.2, "residual_scale": 0.3, "logit_scale": 5.0}),
+    "mistral3": (USUAL, {"model_type": "ministral3"}, {
+        "rope.scaling.factor": 16.0, "rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1, "rope.freq_base": 1e6}),
+    "olmo2": ({**USUAL, **AFTER}, {"model_type": "olmo3", "sliding_window": 40, "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                                                                                            "original_max_position_embeddings": 64}}, {
+        "attention.sliding_window_pattern": [True, True, True], "rope.scaling.type": "yarn", "rope.freq_base_swa": 5e5}),
+    "exaone4": ({**USUAL, **AFTER}, {"model_type": "exaone4", "sliding_window": 40, "sliding_window_pattern": "LLG"}, {
+        "attention.sliding_window_pattern": [True, True, False]}),
+    "glm4": ({**SANDWICH, "ffn_norm": "post_attention_layernorm", "post_attention_norm": "post_self_attn_layernorm", "post_ffw_norm": "post_mlp_layernorm",
+              "ffn_up": "mlp.gate_up_proj"}, {"model_type": "glm4"}, {"rope.dimension_count": 8}),
+    "exaone": (EXAONE, {"architectures": ["ExaoneForCausalLM"], "model_type": "exaone", "num_hidden_layers": ..., "num_layers": 3, "rms_norm_eps": ...,
+                        "layer_norm_epsilon": 1e-4, "activation_function": "silu"}, {"attention.layer_norm_rms_epsilon": 1e-4}),
+    "minicpm": (USUAL, {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}, {
+        "embedding_scale": 12.0, "residual_scale": 1.4 / 3**0.5, "logit_scale": 4.0}),
+}
+
+
+def theirs(name: str, names: dict[str, str], layers: str) -> str:
+    part = name.removesuffix(".weight").removesuffix(".bias")
+    if match := re.fullmatch(r"blk\.(\d+)\.(.+)", part):
+        return f"{layers}.{match[1]}.{names[match[2]]}.{name.rsplit('.', 1)[1]}"
+    return f"{names[part]}.weight"
+
+
+def halves(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of heads that pair neighbours -> rows that pair halves."""
+    size = len(x) // heads
+    return np.concatenate([np.concatenate([x[h * size:(h + 1) * size:2], x[h * size + 1:(h + 1) * size:2]]) for h in range(heads)])
+
+
+def as_stored(architecture: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under GGUF's names, as Hugging Face has them."""
+    stored = {}
+    for name, x in weights.items():
+        heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
+        x = halves(x, heads) if heads and architecture in HALVES else x
+        stored[name] = x - np.float32(1) if "gemma" in architecture and "norm" in name else x
+    return stored
+
+
+def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint of random weights in Hugging Face's form, and the weights as GGUF has them."""
+    names, config, _ = CASES[architecture]
+    keys: dict[str, Any] = {"attention.key_length": 16, **({"rope.dimension_count": 12} if architecture == "phi3" else {}),
+                            **({"logit_scale": 5.0} if architecture == "granite" else {})}
+    asked = [] if tied else ["output.weight"]
+    asked += ["blk.*.attn_qkv.weight"] if architecture == "phi3" else []
+    asked += [f"blk.*.attn_{x}.bias" for x in "qkv"] if architecture in ("glm4", "seed_oss") else []
+    weights = {}
+    with open_gguf(write_family(path.with_suffix(".gguf"), architecture, keys, tensors=asked, n_vocab=N_VOCAB)) as file:
+        for name in file.tensors:
+            shape = file.tensors[name].shape
+            weights[name] = file.data(name).view("<f4").reshape(shape).copy()
+    layers = "transformer.h" if architecture == "exaone" else "model.layers"
+    stored = {theirs(name, names, layers): x for name, x in as_stored(architecture, weights).items()}
+    if "gemma" in architecture:  # what rounding made of them
+        weights = {name: x - np.float32(1) + np.float32(1) if "norm" in name else x for name, x in weights.items()}
+    path.mkdir()
+    write_safetensors(path / "model.safetensors", stored)
+    values = {**BASE, "tie_word_embeddings": tied, **config, **more}
+    (path / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
+    (path / "tokenizer.model").write_bytes(sentencepiece_model(N_VOCAB))
+    return path, weights
+
+
+def assert_same(source: Any, weights: dict[str, np.ndarray]) -> None:
+    found = {t.name: t.rows(0, t.n_rows).reshape(t.shape) for t in source.tensors if not t.name.startswith("rope_")}
+    assert set(found) == set(weights)
+    for name, x in weights.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
+def test_every_page_has_a_case() -> None:
+    assert {page.architecture for page in PAGES.values() if page.hf} == set(CASES)
+
+
+@pytest.mark.parametrize("tied", (False, True))
+@pytest.mark.parametrize("architecture", CASES)
+def test_folder(tmp_path: Path, architecture: str, tied: bool) -> None:
+    folder, weights = folder_of(tmp_path / "m", architecture, tied)
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert source.metadata["general.architecture"] == architecture
+        for key, value in CASES[architecture][2].items():
+            assert np.asarray(source.metadata[f"{architecture}.{key}"]).tolist() == pytest.approx(value), key
+        if architecture == "gemma3":
+            assert "gemma3.attention.scale" not in source.metadata
+
+
+def test_extra_and_missing_tensors(tmp_path: Path) -> None:
+    folder, weights = folder_of(tmp_path / "m", "qwen3")
+    for name, kind in ("model.layers.0.self_attn.q_proj.bias", UnsupportedError), ("model.layers.7.mlp.up_proj.weight", FormatError):
+        stored = {theirs(n, USUAL, "model.layers"): x for n, x in weights.items()}
+        write_safetensors(folder / "model.safetensors", {**stored, name: np.ones(64, np.float32)})
+        with pytest.raises(kind, match=re.escape(name)):
+            open_source(folder)
+        del stored["model.layers.1.self_attn.q_norm.weight"]
+        write_safetensors(folder / "model.safetensors", stored)
+        with pytest.raises(FormatError, match=r"layers\.1\.self_attn\.q_norm"):
+            open_source(folder)
+
+
+@pytest.mark.parametrize("outer, prefix", (("gemma3", "language_model.model."), ("gemma3", "model.language_model."), ("mistral3", "language_model.model."),
+                                           ("mistral3", "model.language_model.")))
+def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: str) -> None:
+    architecture = outer
+    folder, weights = folder_of(tmp_path / "m", architecture, architecture == "gemma3")
+    names = CASES[architecture][0]
+    stored = {theirs(n, names, "model.layers"): x for n, x in as_stored(architecture, weights).items()}
+    inside = {n.replace("model.", prefix, 1) if n.startswith("model.") else ("language_model." if prefix.startswith("language") else "") + n: x
+              for n, x in stored.items()}
+    vision = "" if prefix.startswith("language") else "model."
+    write_safetensors(folder / "model.safetensors", {**inside, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
+                                                     f"{vision}multi_modal_projector.linear.weight": np.ones((4, 4), np.float32)})
+    text = json.loads((folder / "config.json").read_text())
+    if outer == "mistral3":
+        text |= {"model_type": "mistral", "sliding_window": None}
+    name = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}[outer]
+    (folder / "config.json").write_text(json.dumps({"architectures": [name], "model_type": outer, "text_config": text, "vision_config": {"hidden_size": 4},
+                                                    "tie_word_embeddings": text["tie_word_embeddings"]}))
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert names and source.metadata["general.architecture"] == architecture
+        assert any("2 tensors of" in note and "vision" in note for note in source.notes)
+        assert (f"{architecture}.rope.scaling.type" in source.metadata) == (outer == "gemma3")
+
+
+@pytest.mark.parametrize("architecture", ("gemma3", "phi3"))
+def test_what_comes_after(tmp_path: Path, architecture: str) -> None:
+    """Another format, its check against the source, importance of every matrix, a fitted mix, requantising, perplexity."""
+    folder, _ = folder_of(tmp_path / "m", architecture, architecture == "gemma3")
+    text = "the cat sat on a mat and the dog ran to the hat with him then she said no " * 12
+    exact, small = tmp_path / "exact.gguf", tmp_path / "small.gguf"
+    report = convert(folder, exact, "f32", verify=True, verify_text=text)
+    assert not report.verification.problems and report.mix["F32"] == len(report.tensors)
+    with load(exact, threads=1) as model:
+        measured = collect(model, text, context=64)
+        assert set(measured) == {m.tensor for m in model.config.matrices()}
+        before = perplexity(model, text, context=64).perplexity
+    weights = {name: c.sums / c.count for name, c in measured.items()}
+    again = convert(exact, small, "q8_0", importance=weights, verify=True)
+    assert again.mix["Q8_0"] == sum(len(t.shape) == 2 for t in again.tensors) and not again.verification.problems
+    with load(small, threads=1) as model:
+        assert perplexity(model, text, context=64).perplexity == pytest.approx(before, rel=0.05)
+    with open_source(exact) as source:
+        chosen = plan(source, bits=6.0, importance=weights)
+        fitted = convert(source, tmp_path / "fit.gguf", "q4_0", plan=chosen, overwrite=True, verify=True)
+    assert fitted.bits_per_weight < 6.5
+    ids = random_ids(100, N_VOCAB)
+    a, b = logits_of(exact, ids), logits_of(small, ids)
+    assert 0 < np.abs(a - b).max() < 0.2 * np.abs(a).max()
