@@ -30,6 +30,8 @@ from llamina.engine.serve.protocol import Deadlines, HttpServer, config
 from llamina.engine.serve.registry import Registry
 from pool_check import check_pool
 
+Socket = socket.socket  # within the class the name is a method
+
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "seed": 1}
 LONG: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 400, "seed": 1, "stream": True, "ignore_eos": True}
 
@@ -79,10 +81,10 @@ class Serving:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request("POST", path, raw, {k.replace("_", "-"): v for k, v in headers.items()})
 
-    def socket(self) -> socket.socket:
+    def socket(self) -> Socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
-    def begin(self, body: Any, path: str = "/v1/completions") -> socket.socket:
+    def begin(self, body: Any, path: str = "/v1/completions") -> Socket:
         """Send a request, read nothing."""
         raw = json.dumps(body).encode()
         connection = self.socket()

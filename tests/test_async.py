@@ -25,7 +25,7 @@ async def freed(model: Any) -> bool:
 
 
 def test_many_at_once_are_each_what_they_are_alone(model: llamina.Model) -> None:
-    asked = [(f"Number {i} was", {"seed": i, "max_tokens": 5 + i, "logprobs": 1}) for i in range(24)]
+    asked: list[tuple[str, dict[str, Any]]] = [(f"Number {i} was", {"seed": i, "max_tokens": 5 + i, "logprobs": 1}) for i in range(24)]
     alone = [model.generate(prompt, **options) for prompt, options in asked]
     texts = [g.text() for g in alone]
 

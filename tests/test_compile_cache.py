@@ -1,7 +1,6 @@
 """The compile cache: what a second process finds, closures, corrupt files, processes compiling at once, which folder, cleaning, notes."""
 from __future__ import annotations
 
-import ast
 import json
 import os
 import platform
@@ -280,40 +279,6 @@ class TestFolder:
         assert triple(2) == 6 and len(list(folder.glob("*.nbc"))) == 1
 
 
-def test_the_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("kernels/a.py", "kernels/formats/b.py", "engine/run/forward.py", "engine/other.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("1")
-    monkeypatch.setattr(compile_cache, "PACKAGE", tmp_path)
-
-    def now() -> str:
-        compile_cache.fingerprint.cache_clear()
-        return compile_cache.fingerprint()
-    try:
-        seen = [now()]
-        for name in ("kernels/a.py", "kernels/formats/b.py", "engine/run/forward.py"):
-            (tmp_path / name).write_text("2")
-            seen.append(now())
-        (tmp_path / "kernels/a.py").rename(tmp_path / "kernels/c.py")
-        seen.append(now())
-        assert len(set(seen)) == len(seen)
-        (tmp_path / "engine/other.py").write_text("2")
-        assert now() == seen[-1]
-    finally:
-        compile_cache.fingerprint.cache_clear()
-
-
-def test_the_fingerprint_is_quick() -> None:
-    compile_cache.fingerprint()
-    times = []
-    for _ in range(5):
-        compile_cache.fingerprint.cache_clear()
-        start = time.perf_counter()
-        compile_cache.fingerprint()
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.01
-
-
 def test_listeners_can_leave_and_numba_keeps_its_setting() -> None:
     import numba.core.config
     config: Any = numba.core.config
@@ -389,23 +354,6 @@ def test_code_from_several_processes_is_told_apart(tmp_path: Path) -> None:
         environment = {**os.environ, "LLAMINA_COMPILE_CACHE": str(tmp_path / "cache")}
         return subprocess.run([sys.executable, tmp_path / "twins.py", *args], env=environment, capture_output=True, text=True, check=True).stdout.strip()
     assert [run("1"), run("2"), run("1", "2"), run("2", "1")] == ["1 0", "1 0", "0 2", "0 2"]
-
-
-def test_every_compiled_function_is_in_the_fingerprint() -> None:
-    """Numba doesn't notice edits in files that a function's own file imports: all files of kernels and engine that compile something must be known."""
-    package = compile_cache.PACKAGE
-    known = {path for pattern in compile_cache.SOURCES for path in package.glob(pattern)}
-    makers = {"compiled", "jit", "intrinsic"}
-    found = set()
-    for path in (p for folder in ("kernels", "engine") for p in (package / folder).rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {a.asname or a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "kernels" in (node.module or "") + path.as_posix()
-                 for a in node.names if a.name in makers}
-        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        if names & used:
-            found.add(path)
-    assert package / "kernels" / "matmul.py" in found and package / "engine" / "run" / "forward.py" in found
-    assert not found - known, sorted(p.relative_to(package).as_posix() for p in found - known)
 
 
 def test_no_kernel_depends_on_pickled_objects() -> None:

@@ -41,7 +41,8 @@ def test_completion_of_every_kind_of_prompt(server: Server) -> None:
     assert server.ok("/completion", prompt=[ONCE], **asked)[0]["content"] == text
     mixed = server.ok("/completion", prompt=[*ids, " there was", 300], **asked)
     assert mixed["tokens_evaluated"] == len(ids) + len(server.model.tokenizer.encode(" there was", bos=False)) + 1
-    for bad in (5, {}, [], [[]], {"prompt_string": ONCE, "multimodal_data": ["x"]}, [10**9], [True], None):
+    wrong: list[Any] = [5, {}, [], [[]], {"prompt_string": ONCE, "multimodal_data": ["x"]}, [10**9], [True], None]
+    for bad in wrong:
         assert server.post("/completion", prompt=bad, **asked).status_code == 400
 
 

@@ -101,8 +101,9 @@ def test_what_gguf_cannot_say_is_refused_by_its_field() -> None:
     ]:
         with pytest.raises(UnsupportedError, match=word):
             read(written(family, **changes)).config()
-    for changes in {"use_sliding_window": False, "sliding_window": 40}, {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}:
-        read(written("qwen2", **changes))
+    same: list[dict[str, Any]] = [{"use_sliding_window": False, "sliding_window": 40}, {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}]
+    for fields in same:
+        read(written("qwen2", **fields))
     read(written("qwen2", use_sliding_window=True, sliding_window=40, max_window_layers=0), 40)
 
 

@@ -84,8 +84,8 @@ class Core(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole model file, as `sha256sum` says it (of a split one: of its shards' digests), computed at first need and kept by path, size and time.
-        FileError: the file has changed since it was loaded, or is gone."""
+        """SHA-256 of the whole model file, as `sha256sum` says it (of a split one: of its shards' digests), computed at first need and kept by
+        path, size and time. FileError: the file has changed since it was loaded, or is gone."""
         self._check_open()
         return full_digest(self.runtime.stamps)
 

@@ -2,8 +2,8 @@
 
     full_digest(stamps) -> the user's cache folder knows it ─► told;  else the file is read once (seconds per gigabyte)
 
-What a session or a prefix cache carries is the quick digest of file.py (`model_digest`), which is computed while a model is loaded; this one is for whoever must
-tell files apart for good: a server's fingerprint, files of results. A file that has changed since it was loaded is a FileError.
+What a session or a prefix cache carries is the quick digest of file.py (`model_digest`), which is computed while a model is loaded; this one is for
+whoever must tell files apart for good: a server's fingerprint, files of results. A file that has changed since it was loaded is a FileError.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...kernels.compile_cache import user_folder
 from ...kernels.new_file import write_bytes
 from ...kernels.trusted import read_own
 from ..errors import FileError
-from ..files import Stamp, StableFile
+from ..files import StableFile, Stamp
 
 MOST_KEPT = 1000
 _CHUNK = 1 << 22

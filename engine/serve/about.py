@@ -99,7 +99,7 @@ async def slots(request: Request) -> Response:
         live = engine.live()
         found: list[dict[str, Any]] = []
         for i in range(max(engine.parallel, len(live))):
-            one = {"id": i, "n_ctx": model.context, "is_processing": i < len(live), "speculative": model.draft is not None}
+            one: dict[str, Any] = {"id": i, "n_ctx": model.context, "is_processing": i < len(live), "speculative": model.draft is not None}
             if i < len(live):
                 g = live[i]
                 one["next_token"] = [{"n_decoded": len(g.ids), "has_next_token": g.finish_reason is None}]

@@ -204,8 +204,9 @@ class Output:
         told = []
         if part.kind == "call" or not self._open or self._blocks[-1]["type"] != kind:
             told += [self._close()] if self._open else []
-            new: dict[str, Any] = {"type": kind} | {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""},
-                                                    "tool_use": {"id": part.id.replace("call_", "toolu_"), "name": part.name, "input": {}}}[kind]
+            empty: dict[str, dict[str, Any]] = {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""},
+                                                "tool_use": {"id": part.id.replace("call_", "toolu_"), "name": part.name, "input": {}}}
+            new: dict[str, Any] = {"type": kind, **empty[kind]}
             self._blocks.append(new)
             self._open = True
             told.append({"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": dict(new)})
