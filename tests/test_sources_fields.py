@@ -84,7 +84,7 @@ def test_mistral_without_a_window_field_has_one() -> None:
 
 def test_what_gguf_cannot_say_is_refused_by_its_field() -> None:
     four = {"num_hidden_layers": 4}
-    for family, changes, word in [
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("qwen2", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}, "sliding_window = 40 in 1 of 2 layers"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 0}, "--context 40"),
         ("smollm3", {**four, "no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"), ("smollm3", {**four, "no_rope_layer_interval": 2}, "no_rope_layers"),
@@ -98,10 +98,12 @@ def test_what_gguf_cannot_say_is_refused_by_its_field() -> None:
         ("olmo3", {"layer_types": ["chunked_attention", "full_attention"]}, "chunked_attention"), ("granite", {"hidden_act": "gelu"}, "hidden_act"),
         ("qwen2", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"), ("arcee", {"hidden_act": "silu"}, "hidden_act"),
         ("llama", {"embedding_multiplier": 3.0}, "embedding_multiplier"), ("olmo2", {"sliding_window": 40}, "sliding_window = 40"),
-    ]:
+    ]
+    for family, changes, word in cases:
         with pytest.raises(UnsupportedError, match=word):
             read(written(family, **changes)).config()
-    same: list[dict[str, Any]] = [{"use_sliding_window": False, "sliding_window": 40}, {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}]
+    same: list[dict[str, Any]] = [{"use_sliding_window": False, "sliding_window": 40},
+                                  {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}]
     for fields in same:
         read(written("qwen2", **fields))
     read(written("qwen2", use_sliding_window=True, sliding_window=40, max_window_layers=0), 40)
