@@ -363,12 +363,14 @@ class Team:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             try:
                 self.close()
             except KeyboardInterrupt:  # Python prints and forgets what a destructor raises; there is no other time to end the workers
                 self.close()
                 raise
+        except Exception:  # at the interpreter's end modules may be gone, contextlib among them
+            pass
 
     def __repr__(self) -> str:
         return f"<Team of {self.n_threads} threads{', closed' if self._closed else ''}>"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llamina.engine.answers import session
+from llamina.engine.answers import answer_state, session
 from llamina.engine.answers.chat import Chat
 from llamina.engine.errors import FileError, FormatError, LlaminaError, OptionError
 from llamina.engine.model import Model, load
@@ -307,3 +307,19 @@ def test_interrupted_while_saving(model, folder, tmp_path):
             child.send_signal(signal.SIGINT)
             assert "KeyboardInterrupt" in child.communicate(timeout=60)[1]
         assert list(tmp_path.iterdir()) == [file] and model.resume(file, pytest.fail).text() == ref
+
+
+def test_another_session_put_under_the_name_while_one_is_read(model: Model, tmp_path: Path) -> None:
+    """What was opened is what is read to its end."""
+    path = tmp_path / "same.session"
+    for seed in (1, 2):
+        with model.generate(random_ids(PAGE * 2 + 5, 288, seed), max_tokens=4, temperature=0.0) as g:
+            next(g)
+            if seed == 1:
+                g.save(path)
+                found, ids = session.read(path, model, answer_state.KIND), list(g.window)
+            else:
+                g.save(path)
+    sequence = session.restore(found, model)
+    assert found.refused is None and sequence.ids == ids[:2 * PAGE]
+    sequence.close()

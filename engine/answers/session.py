@@ -47,6 +47,8 @@ class Session:
     """Made with another model: not even the ids mean the same."""
     refused: str | None = None
     start: int = 0  # of the pages in the file
+    file: BinaryIO | None = None
+    """Open until the pages are read."""
 
 
 def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
@@ -71,11 +73,17 @@ def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, 
 def read(path: str | os.PathLike[str], model: Core, kind: str) -> Session:
     """A file's header, held against the model. FileError; FormatError if it is no session of this kind or its header is damaged."""
     target = Path(path)
-    with open_regular(target, "a session") as file:
-        try:
-            return _parse(target, file, os.fstat(file.fileno()).st_size, model, kind)
-        except OSError as error:
-            raise FileError(f"{shown(target)}: the session cannot be read ({reason(error)})") from None
+    file = open_regular(target, "a session")  # stays open until the pages are read: another process may put a new session under the name meanwhile
+    try:
+        found = _parse(target, file, os.fstat(file.fileno()).st_size, model, kind)
+    except OSError as error:
+        file.close()
+        raise FileError(f"{shown(target)}: the session cannot be read ({reason(error)})") from None
+    except BaseException:
+        file.close()
+        raise
+    found.file = file
+    return found
 
 
 def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Session:
@@ -123,11 +131,14 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
 def restore(session: Session, model: Core) -> kv_cache.Sequence:
     """A private sequence with the session's pages; an empty one if they are refused (then .refused says why)."""
     if session.refused is not None or not session.pages:
+        if session.file is not None:
+            session.file.close()
         return model.runtime.new_sequence(cached=True)
     sequence = model.runtime.new_sequence(slides=True)
     try:
         sequence.reserve(session.pages * PAGE, session.windows)
-        with open_regular(session.path, "a session") as file:
+        assert session.file is not None
+        with session.file as file:
             file.seek(session.start)
             digest = blake2b(digest_size=_DIGEST)
             for page in sequence.units():
