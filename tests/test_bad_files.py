@@ -330,7 +330,7 @@ def test_costly_headers(tmp_path: Path) -> None:
                 continue
             start = time.thread_time()
             g = open_gguf(path)
-            assert time.thread_time() - start < 1, what
+            assert time.thread_time() - start < 3, what  # a second on slow machines
             assert len(g.metadata) + len(g.tensors) == (1 if what == "strings" else 2**16)
 
 

@@ -57,7 +57,7 @@ def test_a_loaded_model(tmp_path: Path, change: Callable[[Path], None]) -> None:
         answer = model.generate("Once", max_tokens=4, seed=2)
         answer.text()
         answer.save(tmp_path / "s")
-        return [*said, model.digest, model.sampling_defaults, model.logits([1, 2, 3, 500, 600]).tobytes(), model.resume(tmp_path / "s").text()]
+        return [*said, model.runtime.digest, model.sampling_defaults, model.logits([1, 2, 3, 500, 600]).tobytes(), model.resume(tmp_path / "s").text()]
 
     with llamina.load(DEMO, threads=2) as model:
         expected = everything(model)

@@ -33,7 +33,15 @@ DRAIN_SECONDS = 20.0
 def command(model: str | None, host: str, port: int, api_key_file: str | None, parallel: int, queue: int, memory: str | None, allow_host: tuple[str, ...],
             allow_origin: tuple[str, ...], log: str | None, no_page: bool, threads: int | None, context: int | None, kv: str | None, quiet: bool,
             verbose: bool) -> None:
-    """Serve MODEL (default: everything in the models folder, loaded when asked for) at http://127.0.0.1:8080/v1."""
+    """Serve MODEL (default: everything in the models folder, loaded when asked for) at http://127.0.0.1:8080/v1, with a page to talk on at
+    http://127.0.0.1:8080. Needs the extra serve (pip install 'llamina[serve]'). See docs/serve.md.
+
+    \b
+    Examples:
+      llamina serve demo
+      llamina serve model.gguf --port 9000 --context 8192 --log requests.jsonl
+      llamina serve --memory 8GB --api-key-file keys.txt --host 0.0.0.0
+    """
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
