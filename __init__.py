@@ -1,4 +1,4 @@
-"""llamina: Llama-family language models on ordinary CPUs, offline, exact, in pure Python.
+"""llamina: language models on ordinary CPUs, offline, exact, in pure Python.
 
     import llamina
     with llamina.load("demo") as model:

@@ -76,7 +76,7 @@ debug_option = click.option("--debug", is_flag=True, expose_value=False, callbac
 @click.version_option(__version__, prog_name="llamina", message="%(prog)s %(version)s")
 @debug_option
 def llamina() -> None:
-    """Run Llama-family language models from GGUF files on this CPU: offline, and exact to the bit.
+    """Run language models from GGUF files on this CPU: offline, and exact to the bit.
 
     \b
     Examples:
@@ -88,7 +88,7 @@ def llamina() -> None:
 
 
 OVERVIEW = """\
-llamina runs Llama-family language models on this CPU, offline and exact.
+llamina runs language models on this CPU, offline and exact.
   llamina generate -p "Once upon a time"      continue a text (the demo model)
   llamina chat MODEL                          talk with a model
   llamina chat MODEL "Why is the sky blue?"   ask it one question

@@ -26,6 +26,7 @@ COMMANDS = {
         "bench": "Measure how fast a model is here.",
         "selftest": "Check that this machine computes right.",
         "tokenize": "Turn text to token ids and back.",
+        "replay": "Run a server's log again: the same bits?",
     },
 }
 """Title -> command -> what it does, in a line. One that stands nowhere comes last."""
