@@ -208,8 +208,7 @@ def _page_of(gguf: GGUFFile) -> Page:
         raise refuse(f"holds a {quote(kind)} (general.type), not a model: expected a whole model's .gguf")
     architecture = gguf.get("general.architecture", str)
     if architecture not in PAGES:
-        known = ", ".join(f"'{page.architecture}' ({page.models})" for page in PAGES.values())
-        raise refuse(f"is of architecture {quote(architecture)}; llamina runs {known}")
+        raise refuse(f"is of architecture {quote(architecture)}; llamina runs {', '.join(PAGES)}")
     if not gguf.tensors:
         raise refuse("holds only a vocabulary (no tensors): it can be used to tokenise, but not to generate")
     return PAGES[architecture]
