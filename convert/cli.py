@@ -12,6 +12,7 @@ import click
 from ..engine.cli.options import debug_option, read_text
 from ..engine.cli.progress import Progress, size
 from ..engine.errors import OptionError
+from ..engine.files import shown
 
 if TYPE_CHECKING:
     from .convert import Report
@@ -105,7 +106,7 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
     if report.verification and not report.verification.passed:
         for problem in report.verification.problems[:10]:
             print(f"llamina: {problem}", file=sys.stderr)
-        print(f"llamina: verification of {report.paths[0]} failed: don't use it, and please report this with the source's name", file=sys.stderr)
+        print(f"llamina: verification of {shown(report.paths[0])} failed: don't use it, and please report this with the source's name", file=sys.stderr)
         raise click.exceptions.Exit(1)
 
 
@@ -125,13 +126,13 @@ def summary(report: Report) -> list[str]:
         lines.append(f"llamina: and {len(report.notes) - 20} more such remarks{' (all are in the report)' if report.verification else ''}")
     shards = f" in {len(report.paths)} shards" if len(report.paths) > 1 else ""
     if not report.tensors:
-        return [*lines, f"{report.paths[0]}: {size(report.bytes)}, vocabulary only, {report.seconds:.1f} s"]
-    lines.append(f"{report.paths[0]}: {size(report.bytes)}{shards}, {report.bits_per_weight:.2f} bits per weight ({mix(report)}), {report.seconds:.1f} s"
+        return [*lines, f"{shown(report.paths[0])}: {size(report.bytes)}, vocabulary only, {report.seconds:.1f} s"]
+    lines.append(f"{shown(report.paths[0])}: {size(report.bytes)}{shards}, {report.bits_per_weight:.2f} bits per weight ({mix(report)}), {report.seconds:.1f} s"
                  + (f"; {fallbacks} matrices fell back to another format" if fallbacks else ""))
     if (v := report.verification) and v.passed:
         kl = f", mean KL {v.divergence.mean_kl:.6f}, same top token {100 * v.divergence.top1_agreement:.2f} %" if v.divergence else ""
         what = "all but the vocabulary, which llamina does not know" if v.unchecked else "vocabulary"
-        lines.append(f"verified: {what}, {len(v.tensors)} tensors{kl}; report in {v.files[1]}")
+        lines.append(f"verified: {what}, {len(v.tensors)} tensors{kl}; report in {shown(v.files[1])}")
     return lines
 
 

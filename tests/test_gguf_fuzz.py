@@ -71,7 +71,7 @@ def fuzz(path: Path, header: bytes, size: int, monkeypatch: pytest.MonkeyPatch) 
             assert str(error).startswith(str(path.parent)) and "\n" not in str(error) and len(str(error)) < 600, str(error)
         except Exception as error:
             raise AssertionError(f"case {case} of seed {SEED} escaped: {error!r}") from error
-        assert time.thread_time() - start < 0.5, f"case {case} of seed {SEED} took long: {damaged!r}"
+        assert time.thread_time() - start < 2, f"case {case} of seed {SEED} took long: {damaged!r}"
         assert case % 64 or resident_megabytes("VmHWM") - before < 100, f"a case from {case - 63} to {case} of seed {SEED} took much memory"
     print(dict(outcomes))
     return outcomes

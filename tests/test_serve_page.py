@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,10 @@ def browser() -> Iterator[Any]:
     if program is None:
         pytest.skip("needs Chromium on the path")
     with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=program, args=FLAGS)
-        yield found
-        found.close()
+        with tempfile.TemporaryDirectory() as home:  # where it keeps its settings: not in the folder that conftest.py calls "nothing"
+            found = started.chromium.launch(executable_path=program, args=FLAGS, env={**os.environ, "HOME": home, "XDG_CONFIG_HOME": home})
+            yield found
+            found.close()
 
 
 @pytest.fixture
