@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llamina.engine.cli import chat_terminal
 from llamina.engine.cli.markdown import Page, printable
@@ -56,6 +56,7 @@ MARKS = st.sampled_from(["*", "**", "_", "`", "```", "~~", "#", "- ", "1. ", "> 
 
 
 @settings(max_examples=400, deadline=None)
+@example("```\nB c*\t---", 10, 1)  # rich itself loses a dash
 @given(st.lists(MARKS, max_size=30).map("".join) | st.text(max_size=80), st.sampled_from([10, 37, 80]), st.sampled_from([1, 7, 1000]))
 def test_every_character_of_any_text(text: str, width: int, size: int) -> None:
     page = screen(text, width, size)

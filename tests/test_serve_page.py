@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs Chromium on the path")
-    with playwright.sync_playwright() as started:
+    with playwright.sync_playwright() as started:  # noqa: SIM117
         with tempfile.TemporaryDirectory() as home:  # where it keeps its settings: not in the folder that conftest.py calls "nothing"
             found = started.chromium.launch(executable_path=program, args=FLAGS, env={**os.environ, "HOME": home, "XDG_CONFIG_HOME": home})
             yield found

@@ -48,10 +48,24 @@ class Page:
         from rich.text import Text
         for first, line in _styled(self.text.expandtabs(4).split("\n"), options.max_width):
             width = len(first) if len(first) <= options.max_width // 2 else 0
-            lines = (line[len(first):] if width else line).wrap(console, max(1, options.max_width - width), overflow="fold", justify="left")
+            lines = _wrapped(console, line[len(first):] if width else line, max(1, options.max_width - width))
             for n, part in enumerate(lines or [Text("")]):
                 part.rstrip()
                 yield Text(first if n == 0 else " " * width, style="bold cyan" if n == 0 and first.strip() else "") + part if width else part
+
+
+def _wrapped(console: Any, line: Any, width: int) -> list[Any]:
+    """A line's pieces of at most `width` columns, broken between words if they can be."""
+    from rich.cells import chop_cells
+    from rich.text import Text
+    pieces = list(line.wrap(console, width, overflow="fold", justify="left"))
+    if "".join("".join(p.plain.split()) for p in pieces) == "".join(line.plain.split()):
+        return pieces
+    offsets, at = [], 0  # rich cuts a character off where long blanks stand in a line that just does not fit: break it by columns
+    for part in chop_cells(line.plain, width)[:-1]:
+        at += len(part)
+        offsets.append(at)
+    return list(line.divide(offsets)) or [Text("")]
 
 
 def _styled(lines: list[str], width: int) -> Iterator[tuple[str, Any]]:
