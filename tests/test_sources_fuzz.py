@@ -3,33 +3,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import TINY, hf_weights, random_weights, sentencepiece_model, with_, write_hf, write_llama2c, write_meta, write_tokenizer_bin, write_torch
+from fuzz.mutate import places, replaced
 from llamina.convert.sources import open_source
 from llamina.engine.errors import LlaminaError
 from test_sources_tokenizers import byte_level, spm_like
 
 VALUES: list[Any] = [None, 0, -1, 5, 1 << 70, 1.5, 1e300, "x", "", [], {}, True, [None], ["x", 5], {"x": None}, [[1, 2], {}], {"content": 5}]
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value; of long lists and dicts only the first few."""
-    yield path
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    for key, item in items if len(items) < 40 else items[:3]:
-        yield from places(item, (*path, key))
-
-
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
-    return copy
 
 
 def attempt(path: Path) -> str:

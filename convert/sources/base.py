@@ -184,20 +184,8 @@ class Shifted:
         return self.base.read(index) + np.float32(self.by)
 
 
-@dataclass(frozen=True)
-class PermutedVector:
+class PermutedVector(Permuted):
     """A vector with its elements in another order: element i is the base's element order[i]."""
-
-    base: Rows
-    order: np.ndarray  # int64 [n]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> str:
-        return self.base.dtype
 
     def read(self, index: np.ndarray) -> np.ndarray:
         return self.base.read(index)[:, self.order]
