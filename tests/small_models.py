@@ -113,6 +113,9 @@ def write_family(
             x = x.astype(np.float32)
             writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
             continue
+        if tensor.numbers:
+            writer.add_tensor(name, rng.uniform(-1, 1, dims).astype(np.float32))
+            continue
         std = dims[1] ** -0.5 * (2 if name == "output.weight" else dims[1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
         x = (rng.standard_normal(dims) * std).astype(np.float32)
         data = quantize(edit(name, x).astype(np.float32) if edit else x, type_)

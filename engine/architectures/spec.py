@@ -17,6 +17,8 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     hf: str = ""
+    numbers: bool = False
+    """Read number by number (a convolution's kernel), in F32, F16 or BF16, though it has two dimensions."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,15 @@ class Matrix:
     whole: int = 0
     """Rows of the tensor, if the matrix is a part of it."""
     hf: str = ""
+    period: int = 0
+    """If not 0, of every so many rows from `first` on it has the first `block`, `rows` in all: one half of each head, say."""
+    block: int = 0
 
     @property
     def key(self) -> str:
         """Its name: the tensor's, with the rows if it is a part of one."""
+        if self.period:
+            return f"{self.tensor}[{self.first}:+{self.block}:{self.period}]"
         return f"{self.tensor}[{self.first}:{self.first + self.rows}]" if self.whole else self.tensor
 
 

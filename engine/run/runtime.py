@@ -34,6 +34,7 @@ from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import feed_words, replayed
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -215,6 +216,7 @@ class Runtime:
         macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
+        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -234,7 +236,10 @@ class Runtime:
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
+        if self._recurrent and any(feed.sequence.lag for feed in feeds):
+            return replayed(self.step, feeds, self.max_batch, observe, hidden)
         ids, n_wanted, _done = self._plan(feeds)
+        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
         n = len(ids)
         rows = self._weights.embed(ids)
         self._x[:n, :self.config.dim] = rows if self.config.embedding_scale == 1 else rows * np.float32(self.config.embedding_scale)

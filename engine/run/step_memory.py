@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...kernels import attention
+from ...kernels import attention, delta
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
 from ...kernels.elementwise import PAGE
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
+from ..architectures.state_blocks import Conv, Delta
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -58,7 +59,9 @@ def widths(config: ModelConfig) -> dict[str, int]:
     for block in config.blocks():
         if isinstance(block, Attention):
             columns = {"q": block.heads * block.head_dim, "att": block.heads * block.value_dim, "k": block.kv_heads * block.head_dim,
-                       "v": block.kv_heads * block.value_dim}
+                       "v": block.kv_heads * block.value_dim, **({"att_gate": block.gate.rows} if block.gate else {})}
+        elif isinstance(block, (Conv, Delta)):
+            columns = block.widths
         else:
             columns = {"gate": block.width, "up": block.width}
         for name, n in columns.items():
@@ -69,8 +72,15 @@ def widths(config: ModelConfig) -> dict[str, int]:
 def record_columns(config: ModelConfig) -> dict[str, int]:
     """Columns of each buffer of records, in the widest layer."""
     columns = widths(config)
-    found = {"records": max(columns["x"], columns["att"]), "down_records": columns["gate"]}
+    found = {"records": max(columns["x"], columns["att"], columns.get("mixed", 0)), "down_records": columns["gate"]}
     return {**found, "att_records": columns["att"]} if "addend_2" in columns else found
+
+
+def scratch_bytes(config: ModelConfig, kv: KVType) -> int:
+    """Of each thread: what attention, or a recurrent layer, keeps while it works on a piece."""
+    sizes = [attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions()]
+    sizes += [delta.scratch_bytes(r.key_dim) for r in config.recurrents() if isinstance(r, Delta)]
+    return max(_round(size, 128) for size in sizes)
 
 
 def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> StepMemory:
@@ -81,8 +91,9 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     embedding = 4 * 4 * c.dim  # rows as the file has them, decoded, checked
     own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
     groups = {a.group: a for a in c.attentions()}
-    scratch = max(_round(attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in c.attentions())
+    scratch = scratch_bytes(config, kv)
     gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias)
+    gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
