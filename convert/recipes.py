@@ -172,6 +172,10 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     return base
 
 
+_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
+"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
+
+
 def fitting(format: str, cols: int) -> str:
     """The format itself, or what stands in for it where its blocks do not divide the columns."""
     for f in (format, FALLBACKS.get(format, "F16")):
@@ -197,7 +201,7 @@ def choose(
     used: set[int] = set()
     choices = []
     for name, shape, dtype in tensors:
-        if len(shape) == 1:
+        if len(shape) == 1 or _KERNEL.fullmatch(name):
             choices.append(Choice(name, "F32"))
             continue
         is_output = name == "output.weight" or name == "token_embd.weight" and not sizes.has_output

@@ -2,8 +2,8 @@
 
     y[t] = sum over j of w[j] * u[t - taps + 1 + j]          oldest first: acc = fma(w[j], u, acc) from 0
 
-A *feed* is the tokens of one sequence in a step: rows [M0, M1) of the buffers, READ, the address of its state before them (0: it begins here), and the states to
-write: for each of its SEGMENTS (END, WRITE), the state after row END - 1. A state keeps the last taps - 1 inputs, float32 [taps - 1, ld], the oldest first.
+A *feed* is the tokens of one sequence in a step: rows [M0, M1) of the buffers, READ, the address of its state before them (0: it begins here), and the states
+to write: for each of its SEGMENTS (END, WRITE), the state after row END - 1. A state keeps the last taps - 1 inputs, float32 [taps - 1, ld], oldest first.
 One lane is one channel, and nothing is summed across lanes: the bits don't depend on how channels or tokens are divided.
 """
 from __future__ import annotations

@@ -81,6 +81,17 @@ VARIANTS = {
     "exaone4 long window": Variant("Exaone4", {"sliding_window": 2000, "sliding_window_pattern": 2}),
     "exaone4 small": Variant("Exaone4", {"sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True,
                                          "layer_types": ["full_attention"] * 3}),
+    "lfm2": Variant("Lfm2", {"head_dim": None, "rms_norm_eps": None, "norm_eps": 1e-4, "num_hidden_layers": 5, "conv_L_cache": 3, "block_multiple_of": 16,
+                             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+                             "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}),
+    "lfm2 untied": Variant("Lfm2", {"head_dim": None, "rms_norm_eps": None, "num_hidden_layers": 3, "conv_L_cache": 5, "block_auto_adjust_ff_dim": False,
+                                    "hidden_size": 84, "tie_word_embeddings": False, "full_attn_idxs": [1],
+                                    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "qwen35": Variant("Qwen3_5", {"num_hidden_layers": 5, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                  "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64}),
+    "qwen35 tied": Variant("Qwen3_5", {"num_hidden_layers": 4, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 80,
+                                       "linear_value_head_dim": 80, "tie_word_embeddings": True, "rms_norm_eps": 1e-6,
+                                       "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.5}}),
     "glm4": Variant("Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
     "stablelm": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "use_qkv_bias": True}),
     "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True, "qk_layernorm": True}),
@@ -121,13 +132,13 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
         fields["sliding_window"] = None
     kind = variant.kind
     torch.manual_seed(seed)
-    config = getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
+    config = getattr(transformers, kind + ("TextConfig" if kind == "Qwen3_5" else "Config"))(**fields, attn_implementation="eager")
     model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
-    plus_one = kind.startswith("Gemma")
+    plus_one = kind.startswith(("Gemma", "Qwen3_5"))
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "norm" in key and key.endswith("weight"):
-                weight.copy_((0.0 if plus_one else 1.0) + 0.3 * torch.randn_like(weight))
+                weight.copy_((0.0 if plus_one and "linear_attn" not in key else 1.0) + 0.3 * torch.randn_like(weight))
             elif weight.dim() == 1:
                 weight.copy_(0.3 * torch.randn_like(weight))
             else:

@@ -23,7 +23,8 @@ def check_pool(pool: PagePool) -> None:
         free = [unit.ctypes.data for unit in [*pool._free, *pool._free_states]]
         used = [unit.ctypes.data for page in pool.pages for unit in page.units]
         slot = pool.layout.slot
-        assert len(set(free)) == len(free) and len(pool._free) + slot * len(pool._free_states) == count.free and len(set(used)) == len(used) and not set(free) & set(used), "free units"
+        assert len(set(free)) == len(free) and len(pool._free) + slot * len(pool._free_states) == count.free
+        assert len(set(used)) == len(used) and not set(free) & set(used), "free units"
         assert all(p.users > 0 or p.entry is not None for p in pool.pages), "a page that nobody holds or knows is not free"
         idle = list(pool.prefix.idle.values())
         assert sum(p.weight for p in idle) == count.cached == pool.prefix.idle_pages, "idle units"

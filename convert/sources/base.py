@@ -184,6 +184,22 @@ class Shifted:
         return self.base.read(index) + np.float32(self.by)
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A function of each number of `base`."""
+
+    base: Rows
+    function: Callable[[np.ndarray], np.ndarray]
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.function(self.base.read(index))
+
+
 class PermutedVector(Permuted):
     """A vector with its elements in another order: element i is the base's element order[i]."""
 
@@ -340,7 +356,7 @@ def _leaves(rows: Rows) -> Iterator[Stored]:
     elif isinstance(rows, Joined):
         for part in rows.parts:
             yield from _leaves(part)
-    elif isinstance(rows, (Permuted, PermutedVector, Shifted, Scaled)):
+    elif isinstance(rows, (Permuted, PermutedVector, Shifted, Scaled, Mapped)):
         yield from _leaves(rows.base)
 
 

@@ -104,6 +104,16 @@ CLASSES = (
         "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
         "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07, "pad_token_id": 151329, "eos_token_id": None, "bos_token_id": None,
         "attention_bias": True}, reads="partial_rotary_factor"),
+    _class("lfm2", "lfm2", "Lfm2ForCausalLM", {
+        "vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 12288, "num_key_value_heads": 8, "max_position_embeddings": 128000, "rms_norm_eps": 1e-5,
+        "pad_token_id": 0, "tie_word_embeddings": True, "conv_bias": False, "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True, "full_attn_idxs": None, "layer_types": None}, "head_dim hidden_act",
+        renamed=(("norm_eps", "rms_norm_eps"), ("tie_embedding", "tie_word_embeddings"))),
+    _class("qwen3_5_text", "qwen35", "Qwen3_5ForCausalLM Qwen3_5ForConditionalGeneration", {
+        "vocab_size": 248320, "intermediate_size": 12288, "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+        "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None}, "",
+        "partial_rotary_factor full_attention_interval"),
     # classes that come with their checkpoints: configuration_exaone.py, configuration_minicpm.py
     _class("exaone", "exaone", "ExaoneForCausalLM", {
         "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": None, "rms_norm_eps": 1e-5, "bos_token_id": 0}, reads="activation_function",
@@ -114,7 +124,8 @@ CLASSES = (
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NULLABLE = frozenset((
     "num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id", "sliding_window",
-    "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern"))
+    "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern",
+    "full_attn_idxs", "block_ffn_dim_multiplier"))
 """Fields for which null is a value."""
 READ = frozenset(key for c in CLASSES for key in c.defaults) | {
     "architectures", "model_type", "rope_theta", "rope_scaling", "original_max_position_embeddings", "quantization_config", "layer_types", "auto_map",
@@ -146,12 +157,13 @@ def flattened(fields: Fields) -> tuple[Fields, str]:
     if text is None:
         return fields, ""
     names, kind = fields.get("architectures", list, []), fields.get("model_type", str, "")
-    outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}.get(kind or "")
+    outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
+             "qwen3_5": "Qwen3_5ForConditionalGeneration"}.get(kind or "")
     if outer is None or names not in ([], [outer]):
         raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
     above = {key: fields.values[key] for key in ("tie_word_embeddings", "quantization_config", "transformers_weights", "auto_map") if key in fields.values}
     inner = {key: value for key, value in text.items() if key != "architectures"}
-    return Fields(fields.path, {"model_type": {"gemma3": "gemma3_text", "mistral3": "mistral"}[kind], **inner, **above}), outer
+    return Fields(fields.path, {"model_type": {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}[kind], **inner, **above}), outer
 
 
 def _known() -> str:

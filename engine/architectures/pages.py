@@ -18,6 +18,7 @@ from . import (
     phi3,
     qwen2,
     qwen3,
+    qwen35,
     seed_oss,
     smollm3,
     stablelm,
@@ -27,4 +28,4 @@ from .page import Page
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE, exaone.PAGE,
     exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE,
-    lfm2.PAGE)}
+    lfm2.PAGE, qwen35.PAGE)}

@@ -110,7 +110,8 @@ class PrefixCache:
         self.idle_pages += page.weight
 
     def evict(self) -> list[Page]:
-        """Forget the idle page that was used least recently -> it, and idle ones after it; of a windowed page or a state it alone. Nothing if all are in use."""
+        """Forget the idle page that was used least recently -> it, and idle ones after it; of a windowed page or a state it alone. Nothing if all are
+        in use."""
         page = next(iter(self.idle.values()), None)
         if page is None:
             return []

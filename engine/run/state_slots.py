@@ -1,6 +1,6 @@
 """The states of one sequence: what recurrent layers remember of its text, of a fixed size, beside the pages of its keys and values.
 
-    prepare ── where the step reads and writes ──► the step ──► commit ──► (now, before)        rollback: to the nearest state that is kept; the rest is replayed
+    prepare ── where the step reads and writes ──► the step ──► commit ──► (now, before)     rollback: to the nearest state kept; the rest is replayed
                                                                     └──► snapshot: kept with an entry of the prefix cache, for others and for going back
 
 A state is never written into once a step has made it: the next step reads it and writes another, so a step that was aborted leaves the sequence as it was. Two

@@ -26,9 +26,9 @@ def conv(tid, n_threads, team, step, stage):
     pieces, at = load_i64(states) * blocks, next_tile(team, 0, 1)
     while at < pieces:
         first = at % blocks * CHANNELS_A_PIECE
-        gated_conv(load_i64(states + 8) + 8 * FEED_WORDS * (at // blocks), load_i64(stage + OFFSET), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), channels,
-                   load_i64(stage + TAPS), load_i64(stage + KERNEL), load_i64(stage + LD_STATE), load_i64(stage + OUT), load_i64(stage + LD_OUT), first,
-                   min(first + CHANNELS_A_PIECE, channels))
+        gated_conv(load_i64(states + 8) + 8 * FEED_WORDS * (at // blocks), load_i64(stage + OFFSET), load_i64(stage + ROWS), load_i64(stage + LD_ROWS),
+                   channels, load_i64(stage + TAPS), load_i64(stage + KERNEL), load_i64(stage + LD_STATE), load_i64(stage + OUT), load_i64(stage + LD_OUT),
+                   first, min(first + CHANNELS_A_PIECE, channels))
         at = next_tile(team, 0, 1)
     return end(n_threads, team, step, stage)
 
