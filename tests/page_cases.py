@@ -23,6 +23,8 @@ ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias
 NORM_BIASES = ("blk.*.attn_norm.bias", "blk.*.ffn_norm.bias", "output_norm.bias")
 LAYER_NORM = {"attention.layer_norm_rms_epsilon": None}
 WINDOW = {"attention.sliding_window": 30}
+DELTA = {**WIDE, "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0], "ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2,
+         "ssm.time_step_rank": 4, "ssm.inner_size": 96}
 
 
 class Case(NamedTuple):
@@ -68,6 +70,12 @@ CASES = {
     "glm4": Case("glm4", {"rope.dimension_count": 8, "block_count": 4, "nextn_predict_layers": 1}, (*QKV, *UNTIED)),
     "stablelm": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 4}, (*QKV, *UNTIED, *NORM_BIASES)),
     "stablelm parallel": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": True}, (*UNTIED, *NORM_BIASES)),
+    "lfm2": Case("lfm2", {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}),
+    "lfm2 odd": Case("lfm2", {"attention.head_count_kv": [3, 0, 0, 3], "shortconv.l_cache": 4, "embedding_length": 84, "attention.head_count": 3,
+                              "block_count": 4}, UNTIED),
+    "qwen35": Case("qwen35", {**DELTA, "block_count": 5, "full_attention_interval": 3, "nextn_predict_layers": 1}, UNTIED),
+    "qwen35 wide": Case("qwen35", {**DELTA, "block_count": 2, "attention.recurrent_layers": [True, False], "ssm.state_size": 80, "ssm.inner_size": 240,
+                                   "ssm.time_step_rank": 3, "ssm.group_count": 3}),
     "minicpm": Case("minicpm"),
     "minicpm scales": Case("minicpm", {"embedding_scale": 3.0, "residual_scale": 0.3, "logit_scale": 2.0}, UNTIED),
 }

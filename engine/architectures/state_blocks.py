@@ -98,8 +98,8 @@ class Delta:
         q, k, v = silu(conv(qkv(row))), q and k of length 1;  g = exp(a softplus(alpha(row) + dt));  beta = sigmoid(beta(row))
         d = beta (v - g S'k);  S = g S + k d';  result = gain norm(S'q / sqrt(key_dim)) silu(z(row));  output(result)
 
-    Value head h has the q and k of key head h mod key_heads (GGUF's order of qwen35), or if `grouped` of h div (value_heads / key_heads). Source: Yang,
-    Kautz and Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), as in Qwen3-Next and Qwen 3.5. The state is S of all heads and the last taps - 1 rows of qkv.
+    Value head h has the q and k of key head h mod key_heads (GGUF's order of qwen35), or if `grouped` of h div (value_heads / key_heads). The state is S
+    of all heads and the last taps - 1 rows of qkv. Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), as in Qwen3-Next.
     """
 
     layer: int

@@ -16,8 +16,8 @@ from .common import ENTRY, HEADER, SCRATCH, SCRATCH_BYTES, end
     STATES, OFFSET, ROWS, LD_ROWS, OUT, LD_OUT, KEY_HEADS, VALUE_HEADS, KEY_DIM, VALUE_DIM, ALPHA, BETA, DT, A, FACTOR, GROUP,
 ) = range(HEADER, HEADER + 8 * 16, 8)
 """STATES: as in conv.py. OFFSET: of the heads' matrices in a state. ROWS: address of float32 [tokens, LD_ROWS]: queries, keys, values, and from columns ALPHA
-and BETA on what the gates are made of. OUT: of float32 [tokens, LD_OUT]. DT, A: addresses of float32 [value heads]. FACTOR: float32, of queries. GROUP: value heads
-side by side that share a key head; 0: value head h has the query and key of key head h mod KEY_HEADS."""
+and BETA on what the gates are made of. OUT: of float32 [tokens, LD_OUT]. DT, A: addresses of float32 [value heads]. FACTOR: float32, of
+queries. GROUP: value heads side by side that share a key head; 0: value head h has the query and key of key head h mod KEY_HEADS."""
 WORDS = 16
 
 
