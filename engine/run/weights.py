@@ -4,8 +4,9 @@
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding's rows are kept as the file has them, too, and decoded as tokens need them: once
-loaded, nothing is read from the file any more, whatever becomes of it. One that is no output matrix is retiled into a thread's buffer, for that check alone.
+quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token embedding
+are taken out of the tiles again where it is the output matrix, too, and a format's tiles hold every bit (kernels/formats/untile.py); else they are kept as the
+file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...kernels.formats import registry
+from ...kernels.formats import registry, untile
 from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
@@ -51,9 +52,14 @@ def matrix_names(config: ModelConfig) -> list[str]:
 
 
 def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
-    """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
+    """Memory of the retiled matrices, and of the embedding's rows where they are kept."""
     sizes = [matrix_bytes(gguf, m) for m in config.matrices()]
-    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
+    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes * keeps_rows(gguf, config)])
+
+
+def keeps_rows(gguf: GGUFFile, config: ModelConfig) -> bool:
+    """Whether the embedding's rows are kept as the file has them."""
+    return not config.tied_output or gguf.tensors[EMBEDDING].format.name not in untile.REVERSIBLE
 
 
 class Arena:
@@ -92,8 +98,8 @@ class _Piece(NamedTuple):
 class Loader:
     """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
 
-    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray):
-        """embedding: uint8, the bytes of that tensor, which come here on the way."""
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray | None):
+        """embedding: uint8, where the bytes of that tensor are put on the way, or None."""
         self._gguf, self._pieces, self._lock, self._embedding = gguf, iter(pieces), threading.Lock(), embedding
         self._moved = threading.Condition()
         self._done = self._running = 0
@@ -122,7 +128,7 @@ class Loader:
                 if len(buffer) < size:
                     buffer = np.empty(size, np.uint8)
                 self._gguf.read_into(piece.name, start + first, buffer[:size])
-                if piece.name == EMBEDDING:
+                if piece.name == EMBEDDING and self._embedding is not None:
                     self._embedding[first:first + size] = buffer[:size]
                 source, to = buffer.ctypes.data - first, piece.to
                 if to is None:
@@ -179,7 +185,7 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .nbytes: memory of the retiled matrices and the embedding's rows.
+    .nbytes: memory of the retiled matrices, and of the embedding's rows where they are kept.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
@@ -188,8 +194,8 @@ class Weights:
         self.nbytes = weight_bytes(gguf, config)
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
-        rows = self._arena.take(embedding.n_bytes)
-        self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
+        rows = self._arena.take(embedding.n_bytes) if keeps_rows(gguf, config) else None
+        self._embedding, self._embedding_format = None if rows is None else rows.reshape(embedding.rows, -1), embedding.format.name
         only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
         self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
         targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
@@ -205,6 +211,8 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        if self._embedding is None:
+            untile.prepare(self._embedding_format)
         self._biases: list[np.ndarray] = []
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
 
@@ -221,7 +229,12 @@ class Weights:
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Token embeddings: int [M] -> float32 [M, dim]. FormatError: finite scales whose product with a block's is not, which loading lets pass."""
-        rows = registry.decode(self._embedding_format, self._embedding[ids])
+        if self._embedding is None:
+            tiles = int(self.descriptors[EMBEDDING][WEIGHTS // 8])
+            held = untile.file_rows(self._embedding_format, tiles, self.config.dim, ids)
+        else:
+            held = self._embedding[ids]
+        rows = registry.decode(self._embedding_format, held)
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise self._refuse("token_embd.weight", int(bad))
