@@ -7,6 +7,7 @@ layers, so that Ctrl-C is seen between them; `abort()` stops a step from another
 """
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
 
+Look = Callable[[np.ndarray, np.ndarray], None]
+"""Called with some of a feed's rows of logits, float32 [k, n_vocab], valid during the call, and their positions in the sequence, int64 [k]."""
+
 
 @dataclass
 class Feed:
@@ -51,6 +55,8 @@ class Feed:
     ids: Any
     """int [n], 1 <= n."""
     logits: Literal["none", "last", "all"] = "last"
+    look: Look | None = None
+    """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
 
 
 def gguf_bytes(gguf: GGUFFile) -> int:
@@ -228,7 +234,7 @@ class Runtime:
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
-        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
+        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
         At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
@@ -249,13 +255,44 @@ class Runtime:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe)
         else:
-            self._layers(0, self.config.n_layers, n_wanted)
+            self._layers(0, config.n_layers, 0 if looked else n_wanted)
+        if looked:
+            if not observe:
+                self._end(logits)
+            self._look(feeds)
         for feed in feeds:
             feed.sequence.append(feed.ids)
         return logits[:, :config.dim if hidden else config.n_vocab]
+
+    def _end(self, logits: np.ndarray) -> None:
+        """The final norm and the logits of the first len(logits) wanted tokens, of a step whose layers are done."""
+        if len(logits):
+            self._step[f.LOGITS // 8] = logits.ctypes.data
+            self._run(None, None, len(logits), 1)
+
+    def _look(self, feeds: list[Feed]) -> None:
+        """Show their wanted rows to the feeds that have a `look`; never more than `max_logits` rows are held."""
+        rows, m = [], 0
+        for number, feed in enumerate(feeds):
+            n, m = len(feed.ids), m + len(feed.ids)
+            if feed.look is not None and feed.logits != "none":
+                rows += [(number, i) for i in (range(m - n, m) if feed.logits == "all" else (m - 1,))]
+        room = np.empty((min(len(rows), self.max_logits), self._logit_columns), np.float32)
+        for start in range(0, len(rows), self.max_logits):
+            part = rows[start:start + self.max_logits]
+            self._tokens[3, :len(part)] = [i for _, i in part]
+            self._end(room[:len(part)])
+            first = 0
+            for number, group in itertools.groupby(part, key=lambda row: row[0]):
+                at = [i for _, i in group]
+                look = feeds[number].look
+                assert look is not None
+                look(room[first:first + len(at), :self.config.n_vocab], self._tokens[1, at])
+                first += len(at)
 
     def _layers(self, first: int, last: int, n_wanted: int) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
@@ -361,7 +398,9 @@ class Runtime:
             else:
                 positions[m:m + n], tables[m:m + n] = np.arange(start, start + n), table
             parts.append((m, n, start, table))
-            if feed.logits == "all":
+            if feed.look is not None:
+                pass  # shown, not returned
+            elif feed.logits == "all":
                 wanted[n_wanted:n_wanted + n] = np.arange(m, m + n)
                 n_wanted += n
             elif feed.logits == "last":
