@@ -179,7 +179,7 @@ def test_rows_come_out_of_tiles_as_they_were(name):
     registry.retiler(name).ctypes(data.ctypes.data, size, 37, columns // FORMATS[name].columns, 0, 3, tiles.ctypes.data)
     ids = np.array([36, 0, 15, 16, 5, 5, 31])
     try:
-        same = bool((untile.file_rows(name, tiles.ctypes.data, columns, ids) == data[ids]).all())
+        same = bool((untile.Rows(name, tiles.ctypes.data, columns)[ids] == data[ids]).all())
     except ValueError:
         same = False
     assert same == (name in untile.REVERSIBLE)

@@ -5,8 +5,8 @@
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
 quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token embedding
-are taken out of the tiles again where it is the output matrix, too, and a format's tiles hold every bit (kernels/formats/untile.py); else they are kept as the
-file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
+are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they are kept as
+the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -195,7 +195,8 @@ class Weights:
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
         rows = self._arena.take(embedding.n_bytes) if keeps_rows(gguf, config) else None
-        self._embedding, self._embedding_format = None if rows is None else rows.reshape(embedding.rows, -1), embedding.format.name
+        self._embedding: np.ndarray | untile.Rows | None = None if rows is None else rows.reshape(embedding.rows, -1)
+        self._embedding_format = embedding.format.name
         only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
         self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
         targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
@@ -211,10 +212,10 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
-        if self._embedding is None:
-            untile.prepare(self._embedding_format)
         self._biases: list[np.ndarray] = []
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
+        if self._embedding is None:
+            self._embedding = untile.Rows(self._embedding_format, targets[EMBEDDING].ctypes.data, config.dim)
 
     def wait(self, progress: Progress | None = None) -> None:
         """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
@@ -229,12 +230,7 @@ class Weights:
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Token embeddings: int [M] -> float32 [M, dim]. FormatError: finite scales whose product with a block's is not, which loading lets pass."""
-        if self._embedding is None:
-            tiles = int(self.descriptors[EMBEDDING][WEIGHTS // 8])
-            held = untile.file_rows(self._embedding_format, tiles, self.config.dim, ids)
-        else:
-            held = self._embedding[ids]
-        rows = registry.decode(self._embedding_format, held)
+        rows = registry.decode(self._embedding_format, self._embedding[ids])
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise self._refuse("token_embd.weight", int(bad))
