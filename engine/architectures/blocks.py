@@ -261,7 +261,7 @@ class Output:
             Stage("close", "last add", None, {}, ("the last add",)),
             Stage("wanted_norm", "output norm", None, {"add": pending, "norm": self.norm, "dim": self.norm.dim, "records": records(self.matrix), "rows": True},
                   ("output norm",), (), (Site("ln_final.hook_normalized", "normed", self.norm.dim),)),
-            Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}),
+            Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}, ("the logits", "the final norm")),
         ]
 
 

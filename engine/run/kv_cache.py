@@ -287,7 +287,7 @@ class Sequence(HeldPages):
                 self._leave(first)
             new = max(0, end - len(self._pages))
             needed = new * layout.whole + max(0, min(new, end - windows_from)) * layout.windowed + self._shared(length)
-            if needed > self._spare + (free := max(0, pool.free_pages)):
+            if needed and needed > self._spare + (free := max(0, pool.free_pages)):
                 raise OutOfMemoryError(f"the KV cache has {free + self._spare} free pages of {PAGE} positions, this step needs {needed}; "
                                        "close other sequences or allow it more memory")
             if self.length % PAGE and length > self.length:
