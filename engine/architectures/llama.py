@@ -18,4 +18,5 @@ def layer(k: Builder, i: int) -> list[Block]:
 
 
 PAGE = Page("llama", "Llama 1-3, Code Llama, TinyLlama, Mistral, Mixtral", layer,
-            hf=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM", "MixtralForCausalLM"), hf_halves=True)
+            hf=("LlamaForCausalLM", "MistralForCausalLM", "LLaMAForCausalLM", "MixtralForCausalLM"), hf_halves=True,
+            hf_renamed=(("mlp.gate.", "block_sparse_moe.gate."),))

@@ -8,7 +8,7 @@ from .page import Page
 
 def layer(k: Builder, i: int) -> list[Block]:
     return [
-        k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("halves"), biases="qkv"),
+        k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("halves")),
         k.experts(i, "silu", norm=k.norm(i, "ffn_norm", "post_attention_layernorm"), shared="gated", divided=True),
     ]
 
