@@ -219,7 +219,7 @@ class Runtime:
             s[word // 8] = value
         self._step_address = s.ctypes.data
         self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
-        macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
+        macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
         self._layer_macs = max(macs)
