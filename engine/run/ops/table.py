@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, gated, join, linear, open_form, qkv
+from . import attend, gated, join, linear, open_form, pattern, qkv, summary
 
 
 class Op(NamedTuple):
@@ -47,4 +47,6 @@ OPS = {
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
+    "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
+    "summary": Op(summary.summary, summary.WORDS, summary.fill),
 }
