@@ -7,8 +7,8 @@ pass that nobody changes are those of one that nobody looks at (docs/exactness.m
 """
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,8 @@ def replacement(place: Place, found: Any, shape: tuple[int, ...]) -> np.ndarray:
     """What a hook returned, float32, if it can take the place of an array of this shape. OptionError."""
     if place.map:
         raise OptionError(f"{place.name}: can be looked at, not changed; change what it is made of (hook_q, hook_k) or what it makes (hook_z)")
+    if place.layer is None:
+        raise OptionError(f"{place.name}: can be looked at, not changed; change the last layer's hook_resid_post, which it is made of")
     if not isinstance(found, np.ndarray):
         raise OptionError(f"{place.name}: a hook must return None or a NumPy array, found {type(found).__name__} {quoted(found)}")
     if found.dtype.kind != "f":
@@ -93,8 +95,7 @@ def replacement(place: Place, found: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-@contextlib.contextmanager
-def hooked(model: Core, functions: Mapping[str, Hook]) -> Iterator[None]:
+def hooked(model: Core, functions: Mapping[str, Hook]) -> AbstractContextManager[None]:
     """Within the block, every step that this thread takes of the model calls these. OptionError: unknown names, what isn't callable."""
     if not isinstance(functions, Mapping):
         raise OptionError(f"hooks must be a mapping of names to functions, found {type(functions).__name__}")
@@ -103,5 +104,4 @@ def hooked(model: Core, functions: Mapping[str, Hook]) -> Iterator[None]:
         if not callable(hook):
             raise OptionError(f"{name}: a hook must be a function of (array, spot), found {type(hook).__name__}")
         chosen += [(place, hook) for place in places(model.config, name, model.path)]
-    with watched(model.scheduler, Hooks(model, chosen)):
-        yield
+    return watched(model.scheduler, Hooks(model, chosen))

@@ -62,8 +62,8 @@ def catalogue(config: ModelConfig) -> dict[str, Place]:
 
 def places(config: ModelConfig, names: str | Iterable[str], path: object = "the model") -> list[Place]:
     """What names and globs ("*", "?", "[05]") mean, each once, in order of the pass. OptionError: nothing is called so."""
-    if isinstance(names, str):
-        names = [names]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        names = [names]  # type: ignore[list-item]
     every, asked = catalogue(config), set()
     for name in names:
         if not isinstance(name, str):
