@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, experts, gated, join, linear, open_form, qkv, route
+from . import attend, experts, gated, join, linear, open_form, pattern, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -54,4 +54,6 @@ OPS = {
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
+    "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
+    "summary": Op(summary.summary, summary.WORDS, summary.fill),
 }
