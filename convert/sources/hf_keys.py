@@ -18,6 +18,8 @@ from ...engine.architectures.exaone4 import LARGE
 from ...engine.architectures.gemma import LARGEST_2, LARGEST_3
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
+from . import hf_expert_keys as expert
+from . import hf_state_keys as states
 from .base import Fields
 from .hf_rope import FULL, WINDOWED, HfRope
 
@@ -271,48 +273,48 @@ def glm4(r: Reading) -> None:
     r.biased("attention_bias", *ATTENTION[:3])
 
 
-CONV, LINEAR = "conv", "linear_attention"
+def mixtral(r: Reading) -> None:
+    mistral(r)
+    expert.experts(r, "num_local_experts")
 
 
-def lfm2(r: Reading) -> None:
-    """The width of the feed-forward blocks by Lfm2MLP's own rule."""
-    f = r.f
-    if r.flag("conv_bias"):
-        r.refuse("asks for a feature that llamina lacks: conv_bias = True, which GGUF can't say")
-    width = f.integer("block_ff_dim", 1 << 20, f.integer("intermediate_size", 1 << 20))
-    if r.flag("block_auto_adjust_ff_dim"):
-        width = int(2 * width / 3)
-        if (factor := f.number("block_ffn_dim_multiplier", None)) is not None:
-            step = f.integer("block_multiple_of", 1 << 20)
-            width = (int(factor * width) + step - 1) // step * step
-    attention = f.get("full_attn_idxs", list, list(range(r.n_layers)))
-    kinds = r.layers or [FULL if i in attention else CONV for i in range(r.n_layers)]
-    if other := [kind for kind in kinds if kind not in (FULL, CONV)]:
-        r.refuse(f"asks for a feature that llamina lacks: layer_types holds {quote(other[0])}")
-    heads = f.integer("num_key_value_heads", 1 << 14, r.n_heads)
-    r.keys |= {"feed_forward_length": width, "shortconv.l_cache": f.integer("conv_L_cache", 64, least=2),
-               "attention.head_count_kv": np.array([heads if kind == FULL else 0 for kind in kinds], np.int32)}
+def qwen2_moe(r: Reading) -> None:
+    if r.flag("qkv_bias"):
+        r.biases += ATTENTION[:3]
+    _qwen(r)
+    expert.qwen_moe(r, False)
+    expert.shared(r, "shared_expert_intermediate_size")
 
 
-def qwen3_5(r: Reading) -> None:
-    f = r.f
-    if r.flag("attention_bias"):
-        r.refuse("asks for a feature that llamina lacks: attention_bias = True")
-    every = f.integer("full_attention_interval", 1 << 20, 4)
-    kinds = r.layers or [FULL if (i + 1) % every == 0 else LINEAR for i in range(r.n_layers)]
-    if other := [kind for kind in kinds if kind not in (FULL, LINEAR)]:
-        r.refuse(f"asks for a feature that llamina lacks: layer_types holds {quote(other[0])}")
-    keys, values = f.integer("linear_num_key_heads", 1 << 14), f.integer("linear_num_value_heads", 1 << 14)
-    size, value_size = f.integer("linear_key_head_dim", 1 << 14), f.integer("linear_value_head_dim", 1 << 14)
-    if size != value_size:
-        r.refuse(f"has keys of {size} and values of {value_size} numbers (linear_key_head_dim), which GGUF can't say")
-    if values % keys:
-        raise FormatError(f"{f.path}: field 'linear_num_value_heads' is {values}, no multiple of 'linear_num_key_heads', {keys}")
-    sections = Fields(f.path, {"mrope_section": r.rope.values.get("mrope_section")}).get("mrope_section", list, [11, 11, 10])
-    r.keys |= {
-        "ssm.conv_kernel": f.integer("linear_conv_kernel_dim", 64, least=2), "ssm.state_size": size, "ssm.group_count": keys, "ssm.time_step_rank": values,
-        "ssm.inner_size": values * value_size, "full_attention_interval": every, "rope.dimension_sections": np.array([*sections, 0][:4], np.int32),
-        "attention.recurrent_layers": np.array([kind == LINEAR for kind in kinds])}
+def qwen3_moe(r: Reading) -> None:
+    r.biased("attention_bias", *ATTENTION)
+    if r.flag("use_sliding_window") and r.window() is not None:
+        r.no_windows([True] * r.n_layers)
+    expert.qwen_moe(r, True)
+
+
+def olmoe(r: Reading) -> None:
+    olmo2(r)
+    if (clip := r.f.values.get("clip_qkv")) is not None:
+        r.refuse(f"asks for a feature that llamina lacks: clip_qkv = {quote(clip)}")
+    expert.experts(r, "num_experts")
+    expert.normed(r, False)
+
+
+def granite_moe(r: Reading) -> None:
+    granite(r)
+    expert.experts(r, "num_local_experts")
+    expert.shared(r, "shared_intermediate_size")
+
+
+def gpt_oss(r: Reading) -> None:
+    if not r.flag("attention_bias"):
+        r.refuse("has no biases of attention (attention_bias), which gpt-oss's files must have")
+    expert.experts(r, "num_local_experts", "intermediate_size")
+    expert.windows(r)
+    expert.same(r, "swiglu_alpha", 1.702)
+    expert.same(r, "swiglu_limit", 7.0)
+    r.biases += [*ATTENTION, "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
 
 
 def nothing(r: Reading) -> None:
@@ -322,9 +324,11 @@ def nothing(r: Reading) -> None:
 READERS: dict[str, Callable[[Reading], None]] = {
     "llama": plain, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "smollm3": smollm3, "seed_oss": seed_oss, "arcee": arcee, "hunyuan_v1_dense": olmo2,
     "ernie4_5": ernie, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "phi3": phi3, "granite": granite, "ministral3": ministral3, "olmo2": olmo2,
-    "olmo3": olmo3, "exaone4": exaone4, "glm4": glm4, "exaone": nothing, "minicpm": minicpm, "lfm2": lfm2, "qwen3_5_text": qwen3_5,
+    "olmo3": olmo3, "exaone4": exaone4, "glm4": glm4, "exaone": nothing, "minicpm": minicpm,
+    "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "olmoe": olmoe, "granitemoe": granite_moe, "granitemoeshared": granite_moe,
+    "gpt_oss": gpt_oss, "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5,
 }
-BASES = {"lfm2": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5}
+BASES = {"lfm2": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
 """rope_theta where nothing says it; 10000 for the others."""
 BY_KIND = {"gemma3_text": 1e4, "olmo3": 5e5}
 """Classes whose windowed layers have rotary positions of their own, and their base where nothing says it."""

@@ -14,7 +14,7 @@ from .state_blocks import Conv
 def short_conv(k: Builder, i: int) -> Conv:
     taps, site = k.integer("shortconv.l_cache", 64, least=2), "ln1.hook_normalized"
     return Conv(i, k.dim, taps, k.norm(i, "attn_norm", "operator_norm"), k.matrix(i, "shortconv.in_proj", 3 * k.dim, k.dim, site, "conv.in_proj"),
-                Tensor(f"blk.{i}.shortconv.conv.weight", (k.dim, taps), f"model.layers.{i}.conv.conv.weight", numbers=True),
+                Tensor(f"blk.{i}.shortconv.conv.weight", (k.dim, taps), f"model.layers.{i}.conv.conv.weight", plain=True),
                 k.matrix(i, "shortconv.out_proj", k.dim, k.dim, "mixer.hook_z", "conv.out_proj"))
 
 

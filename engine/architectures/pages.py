@@ -8,6 +8,7 @@ from . import (
     exaone4,
     gemma,
     glm4,
+    gpt_oss,
     granite,
     hunyuan_dense,
     lfm2,
@@ -15,9 +16,12 @@ from . import (
     minicpm,
     mistral3,
     olmo2,
+    olmoe,
     phi3,
     qwen2,
+    qwen2moe,
     qwen3,
+    qwen3moe,
     qwen35,
     seed_oss,
     smollm3,
@@ -28,4 +32,4 @@ from .page import Page
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE, exaone.PAGE,
     exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE,
-    lfm2.PAGE, qwen35.PAGE)}
+    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, lfm2.PAGE, qwen35.PAGE)}

@@ -38,7 +38,7 @@ def delta(k: Builder, i: int) -> Delta:
         i, k.dim, key_heads, heads, size, size, taps, k.norm(i, "attn_norm", "input_layernorm"),
         k.matrix(i, "attn_qkv", channels, k.dim, site, "linear_attn.in_proj_qkv"), k.matrix(i, "attn_gate", inner, k.dim, site, "linear_attn.in_proj_z"),
         k.matrix(i, "ssm_alpha", heads, k.dim, site, "linear_attn.in_proj_a"), k.matrix(i, "ssm_beta", heads, k.dim, site, "linear_attn.in_proj_b"),
-        Tensor(here + "ssm_conv1d.weight", (channels, taps), theirs + "conv1d.weight", numbers=True),
+        Tensor(here + "ssm_conv1d.weight", (channels, taps), theirs + "conv1d.weight", plain=True),
         Tensor(here + "ssm_dt.bias", (heads,), theirs + "dt_bias"), Tensor(here + "ssm_a", (heads,), theirs + "A_log"),
         k.norm(i, "ssm_norm", "linear_attn.norm", dim=size), k.matrix(i, "ssm_out", k.dim, inner, "mixer.hook_z", "linear_attn.out_proj"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .blocks import Pending, _join, _linear, _open_add, _open_norm, matrix_tensors, norm_tensors
+from .blocks import Pending, join_stage, linear_stage, matrix_tensors, norm_tensors, open_add_stage, open_norm_stages
 from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor
 
 
@@ -42,9 +42,8 @@ class Conv:
         """Numbers of its state."""
         return (self.taps - 1) * _round(self.channels, 32)
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Columns of its buffers."""
+    def buffers(self) -> dict[str, int]:
+        """Columns of each buffer of float32 rows that a token needs."""
         return {"mixer": 3 * self.dim, "mixed": self.dim}
 
     @property
@@ -75,20 +74,20 @@ class Conv:
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i = self.layer
         return [
-            _join("mixer norm", i, self.norm, pending, (self.input,), records, self.dim),
+            join_stage("mixer norm", i, self.norm, pending, (self.input,), records, self.dim),
             Stage("project", "mixer input", i, {"matrices": ((self.input, "mixer", 0, 3 * self.dim),)}),
             *self._middle(records),
-            _linear("mixer output", i, self.output, "mixed", "records", "addend"),
+            linear_stage("mixer output", i, self.output, "mixed", "records", "addend"),
         ], (self.leaves,)
 
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
-        yield from _open_norm("mixer norm", i, self.norm, (self.input,), records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+        yield from open_norm_stages("mixer norm", i, self.norm, (self.input,), records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                              Site(at + "ln1.hook_normalized", "normed", self.dim))
-        yield _linear("mixer input", i, self.input, "normed", "records", "mixer", Site(at + "mixer.hook_in", "mixer", 3 * self.dim))
+        yield linear_stage("mixer input", i, self.input, "normed", "records", "mixer", Site(at + "mixer.hook_in", "mixer", 3 * self.dim))
         yield from self._middle(records, Site(at + "mixer.hook_z", "mixed", self.dim))
-        yield _linear("mixer output", i, self.output, "mixed", "records", "addend", Site(at + "hook_mixer_out", "addend", self.dim))
-        yield _open_add("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
+        yield linear_stage("mixer output", i, self.output, "mixed", "records", "addend", Site(at + "hook_mixer_out", "addend", self.dim))
+        yield open_add_stage("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ class Delta:
         beta = alpha + _round(self.value_heads, 16)
         return alpha, beta, beta + _round(self.value_heads, 16)
 
-    @property
-    def widths(self) -> dict[str, int]:
+    def buffers(self) -> dict[str, int]:
         return {"mixer": self.columns[2], "mixed": self.values, "z": self.values}
 
     @property
@@ -196,17 +194,17 @@ class Delta:
         i, (alpha, beta, width) = self.layer, self.columns
         readers = (self.qkv, self.z, self.alpha, self.beta)
         return [
-            _join("mixer norm", i, self.norm, pending, readers, records, self.dim),
+            join_stage("mixer norm", i, self.norm, pending, readers, records, self.dim),
             Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
                                                              (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}),
             *self._scan(), self._gate("records" if records(self.output) else ""),
-            _linear("mixer output", i, self.output, "z", "records", "addend"),
+            linear_stage("mixer output", i, self.output, "z", "records", "addend"),
         ], (self.leaves,)
 
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at, (alpha, beta, width) = self.layer, f"blocks.{self.layer}.", self.columns
         readers = (self.qkv, self.z, self.alpha, self.beta)
-        yield from _open_norm("mixer norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+        yield from open_norm_stages("mixer norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                              Site(at + "ln1.hook_normalized", "normed", self.dim))
         yield Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
                                                                (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}, (), (),
@@ -215,8 +213,8 @@ class Delta:
         yield self._gate("", Site(at + "mixer.hook_z", "z", self.values))
         if records(self.output):
             yield Stage("quantize", "quantize", i, {"rows": "z", "columns": self.values, "records": "records"}, ("delta rule",))
-        yield _linear("mixer output", i, self.output, "z", "records", "addend", Site(at + "hook_mixer_out", "addend", self.dim))
-        yield _open_add("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
+        yield linear_stage("mixer output", i, self.output, "z", "records", "addend", Site(at + "hook_mixer_out", "addend", self.dim))
+        yield open_add_stage("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
 
 Recurrent = Conv | Delta

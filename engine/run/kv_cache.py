@@ -159,6 +159,10 @@ class Sequence(KnownText):
             pool.back()
         return other
 
+    def keep_private(self) -> None:
+        """From now on nothing of it goes to the prefix cache or comes from there: what follows may not be what its ids say."""
+        self._cached = False
+
     # -- growing --------------------------------------------------------------------------------------------------------------------------
 
     def _wanting(self, length: int, found: int = 0, seen: int = 0, low: int = 0) -> int:
@@ -193,7 +197,7 @@ class Sequence(KnownText):
                 self._leave(first)
             new = max(0, end - len(self._pages))
             needed = new * layout.whole + max(0, min(new, end - windows_from)) * layout.windowed + self._shared(length)
-            if needed > self._spare + (free := max(0, pool.free_pages)):
+            if needed and needed > self._spare + (free := max(0, pool.free_pages)):
                 raise OutOfMemoryError(f"the KV cache has {free + self._spare} free pages of {PAGE} positions, this step needs {needed}; "
                                        "close other sequences or allow it more memory")
             written = self.length + self._stepped  # what is replayed is written once more with the same bits, wherever it is shared

@@ -34,21 +34,24 @@ def feed_words(feeds: list[Feed], states: np.ndarray) -> list[Any]:
     return [words, table]
 
 
-def replayed(step: Callable[..., np.ndarray], feeds: list[Feed], most: int, observe: Any, hidden: bool) -> np.ndarray:
+def replayed(step: Callable[..., np.ndarray], feeds: list[Feed], most: int, observe: Any, hidden: bool, part: Any = None) -> np.ndarray:
     """A step of at most `most` tokens, some of whose sequences' states lag: few tokens that these must see again go with it, more of them before it."""
     from .runtime import Feed
     tails = [feed.sequence.step_back() for feed in feeds]
     try:
-        if observe or sum(map(len, tails)) > TOGETHER or sum(len(tail) + len(feed.ids) for tail, feed in zip(tails, feeds)) > most:
+        looked = any(feed.look is not None for feed in feeds)
+        if observe or looked or sum(map(len, tails)) > TOGETHER or sum(len(tail) + len(feed.ids) for tail, feed in zip(tails, feeds)) > most:
             for feed, tail in zip(feeds, tails):
                 while tail:
                     step([Feed(feed.sequence, tail[:most], "none")])
                     del tail[:most]
-        rows = step([Feed(feed.sequence, [*tail, *feed.ids], feed.logits) for feed, tail in zip(feeds, tails)], observe, hidden)
+        rows = step([Feed(feed.sequence, [*tail, *feed.ids], feed.logits, feed.look) for feed, tail in zip(feeds, tails)], observe, hidden, part)
     except BaseException:
         for feed, tail in zip(feeds, tails):
             feed.sequence.step_forward(tail)
         raise
+    if looked:
+        return rows
     wanted, at = [], 0
     for feed, tail in zip(feeds, tails):
         n = {"none": 0, "last": 1, "all": len(tail) + len(feed.ids)}[feed.logits]
