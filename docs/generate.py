@@ -175,7 +175,7 @@ VOCABULARIES = {
     "gemma": "llama", "gemma2": "llama", "gemma3": "llama", "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
     "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
     "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",
-    "stablelm": "gpt2: stablelm2",
+    "stablelm": "gpt2: stablelm2", "lfm2": "gpt2: lfm2", "qwen35": "gpt2: qwen35",
 }
 """Architecture -> what its published files have."""
 

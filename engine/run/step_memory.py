@@ -18,6 +18,7 @@ from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
 from ..architectures.state_blocks import Delta
 from .ops.experts import PIECE
+from .ops.journal import TOKENS as JOURNAL
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -122,6 +123,7 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias and not m.experts)
     gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
     gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
+    gains += sum(4 * JOURNAL * _round(r.buffers()["mixer"], 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, conv, delta, experts, gate, gated, join, linear, open_form, pattern, project, qkv, route, summary
+from . import attend, conv, delta, experts, gate, gated, join, journal, linear, open_form, pattern, project, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -54,6 +54,7 @@ OPS = {
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
     "project": Op(project.project, project.WORDS, project.fill),
+    "journal": Op(journal.journal, journal.WORDS, journal.fill),
     "conv": Op(conv.conv, conv.WORDS, conv.fill),
     "conv_silu": Op(conv.conv_silu, conv.WORDS, conv.fill),
     "delta": Op(delta.delta, delta.WORDS, delta.fill),
