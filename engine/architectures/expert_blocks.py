@@ -105,7 +105,7 @@ class Experts:
             yield linear_stage("shared down", i, s.down, "gate", "down_records", "shared")
 
     def _down(self, records: Records) -> Iterator[Stage]:
-        yield Stage("expert_down", "expert down", self.layer, {"experts": self})
+        yield Stage("expert_down", "expert down", self.layer, {"experts": self, "down": self.down})
         yield Stage("expert_sum", "expert sum", self.layer, {"experts": self, "out": self.leaves.buffer})
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
@@ -114,9 +114,9 @@ class Experts:
             stages.append(join_stage("ffn norm", i, self.norm, () if self.parallel else pending, self._all_readers(), records, self.dim, self._rows()))
         stages += [
             *self._shared(records),
-            Stage("route", "router", i, {"experts": self}, ("router",)),
-            Stage("expert_gated", "expert gate up", i, {"experts": self, "activation": self.activation, "records": records(self.down), "by_rank": False},
-                  ("expert activation",)),
+            Stage("route", "router", i, {"experts": self, "router": self.router}, ("router",)),
+            Stage("expert_gated", "expert gate up", i, {"experts": self, "gate": self.gate, "up": self.up, "activation": self.activation, "records": records(self.down),
+                                                            "by_rank": False}, ("expert activation",)),
             *self._down(records),
         ]
         return stages, (*pending, self.leaves) if self.parallel else (self.leaves,)
@@ -139,10 +139,10 @@ class Experts:
         yield Stage("choose_experts", "choice", i, {"experts": self}, ("router",), (), (
             Site(at + "mlp.hook_expert_indices", "expert_indices", self.used), Site(at + "mlp.hook_expert_weights", "expert_weights", self.used)))
         yield Stage("gather", "gather", i, {"experts": self}, ("an expert's number",))
-        yield Stage("expert_gated", "expert gate up", i, {"experts": self, "activation": self.activation, "records": records(self.down), "by_rank": True},
-                    ("expert activation",), (), (Site(at + "mlp.hook_post", "expert_post", self.used * -(-self.width // 32) * 32),))
+        yield Stage("expert_gated", "expert gate up", i, {"experts": self, "gate": self.gate, "up": self.up, "activation": self.activation,
+                                                          "records": records(self.down), "by_rank": True}, ("expert activation",), (), (Site(at + "mlp.hook_post", "expert_post", self.used * -(-self.width // 32) * 32),))
         yield Stage("expert_take", "take", i, {"experts": self, "records": records(self.down)}, ("expert activation",))
-        yield Stage("expert_down", "expert down", i, {"experts": self})
+        yield Stage("expert_down", "expert down", i, {"experts": self, "down": self.down})
         yield Stage("expert_sum", "expert sum", i, {"experts": self, "out": self.leaves.buffer}, (), (),
                     (Site(at + "hook_mlp_out", self.leaves.buffer, self.dim),))
         yield open_add_stage("expert sum", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
