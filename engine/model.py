@@ -79,7 +79,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
-    gguf.close()  # nothing is read from it any more, whatever becomes of it
+    if runtime.arena is None:  # else experts are still read
+        gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             memory, context = for_draft or (None, model.context)

@@ -26,6 +26,7 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
@@ -110,7 +111,9 @@ class Runtime:
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -298,13 +301,23 @@ class Runtime:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
         s, layers = self._words, self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self._up_to_experts(self.arena, layers[at]) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
+
+    def _up_to_experts(self, arena: ExpertArena, layer: list[Placed]) -> Placed:
+        """Run a layer up to its router, have the experts in place that it chose -> the stage to go on with; the layer's first if it has no experts."""
+        for i, placed in enumerate(layer):
+            if placed.stage.op == "route":
+                self._run(layer[0], placed, 0, 1, open=True)
+                arena.follow(placed.stage, self._layout.buffers)
+                return layer[i + 1]
+        return layer[0]
 
     def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
         """All layers, those with a site that somebody looks at in open form, and the end."""
@@ -319,6 +332,8 @@ class Runtime:
             for placed in self.program.open_layer(layer) if layer in opened else ():
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if any(site.name in observe for site in end.stage.after):
@@ -424,5 +439,7 @@ class Runtime:
         if not self._closed:
             self._closed = True
             self.team.close()
+            if self.arena:
+                self.arena.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables

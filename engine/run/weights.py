@@ -191,10 +191,11 @@ class Weights:
     .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices and the embedding's rows.
     """
 
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
-        self._gguf, self.config = gguf, config
-        matrices = config.matrices()
-        self.nbytes = weight_bytes(gguf, config)
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int, experts_at: dict[str, np.ndarray] | None = None):
+        """experts_at: addresses of matrices of experts that are not loaded here, but by an arena (expert_arena.py)."""
+        self._gguf, self.config, self._elsewhere = gguf, config, experts_at or {}
+        matrices = [m for m in config.matrices() if m.key not in self._elsewhere]
+        self.nbytes = weight_bytes(gguf, config) - sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in config.matrices() if m.key in self._elsewhere)
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
         rows = self._arena.take(embedding.n_bytes)
@@ -216,8 +217,8 @@ class Weights:
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
         self._biases: list[np.ndarray] = []
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
-                           for m in config.matrices() if m.experts}
-        self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
+                           for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
+        self.descriptors = {m.key: self._descriptor(m, targets.get(m.key)) for m in config.matrices()}
 
     def wait(self, progress: Progress | None = None) -> None:
         """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
@@ -262,11 +263,11 @@ class Weights:
             for tile in range(0, tiles, step):
                 yield _Piece(matrix.tensor, row, matrix.rows, tile, min(tile + step, tiles), here)
 
-    def _descriptor(self, matrix: Matrix, target: np.ndarray) -> np.ndarray:
+    def _descriptor(self, matrix: Matrix, target: np.ndarray | None) -> np.ndarray:
         kind = self._gguf.tensors[matrix.tensor].format.name
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
-        words[WEIGHTS // 8] = target.ctypes.data
+        words[WEIGHTS // 8] = target.ctypes.data if target is not None else 0
         words[COLUMNS // 8], words[TILES // 8] = matrix.columns, -(-matrix.rows // ROWS)
         words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
         if matrix.bias and matrix.experts:
