@@ -13,8 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from ..convert.convert import convert
 from ..convert.importance import collect
 from ..engine.model import Model, load

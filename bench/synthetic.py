@@ -187,7 +187,8 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
 def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
     """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
 
-    A plain type ("q4_0") is used for every matrix; "mxfp4" for experts, beside Q8_0; routers are F32; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
+    A plain type ("q4_0") is used for every matrix; "mxfp4" for experts, beside Q8_0; routers are F32; the mixes follow llama.cpp's
+    llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
     and down matrices of the first and last eighth of the layers and of every third one between, are Q6_K; rows that these can't hold are in _INSTEAD's.
     """
     for name, dims, format, std in _matrices(shape, type):

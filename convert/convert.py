@@ -244,7 +244,8 @@ class _Job:
         if quantised:
             kinds = ", ".join(quantised)
             notes.append(f"the source is quantised already ({kinds}): quantising twice loses more than once; better convert the F16 or BF16 original")
-        if self.importance and (missing := [r.name for r in reports if len(r.shape) > 1 and r.name not in self.importance and r.format not in FLOATS and not r.copied]):
+        if self.importance and (missing := [r.name for r in reports if len(r.shape) > 1 and r.name not in self.importance and r.format not in FLOATS
+                                            and not r.copied]):
             notes.append(f"{len(missing)} matrices are not in the importance matrix, such as {missing[0]}: their errors count alike in all columns")
         return notes
 

@@ -160,10 +160,10 @@ Q4_1 it answers "What is the capital of France?" with a loop at temperature 0; s
 
 ## Experts
 
-`llama` with `expert_count` (Mixtral), `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe`, `gpt-oss`. Routing is compared where no two experts are nearly equal: torch leaves
-the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside a looser mean.
-gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that. `norm_topk_prob` other than
-usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
+`llama` with `expert_count` (Mixtral), `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe`, `gpt-oss`. Routing is compared where no two experts are nearly equal: torch
+leaves the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside a looser mean.
+gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that. `norm_topk_prob` other
+than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
 
 ## What is refused, and why
 
@@ -171,7 +171,8 @@ A file is refused by the name of what llamina would have to leave out, before it
 
 - An architecture without a page: its blocks are not known.
 - A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
-  off are no reason. Among the tensors: norms of heads in StableLM 2 12B; Mixtral files of before April 2024, which hold a tensor for each expert (convert them again).
+  off are no reason. Among the tensors: norms of heads in StableLM 2 12B; Mixtral files of before April 2024, which hold a tensor for each expert
+  (convert them again).
 - Layers without experts between others that have them, of `qwen3moe` and `qwen2moe`: GGUF has no way to say so.
 - Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
 - RoPE scaled otherwise than none, linear, YaRN, by Llama 3's factors or (Phi-3) long and short factors.

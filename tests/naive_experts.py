@@ -1,4 +1,5 @@
-"""The families with experts in float64, written from Hugging Face's modeling_*.py: a loop over tokens and their experts. Imported by naive_families.py alone."""
+"""The families with experts in float64, written from Hugging Face's modeling_*.py: a loop over tokens and their experts. Only naive_families.py
+imports it."""
 from __future__ import annotations
 
 from typing import Any

@@ -73,7 +73,8 @@ class RopeScaling:
         yarn:   w_i / factor * (1 - r_i) + w_i * r_i,  r_i = 1 - clamp((i - low) / max(0.001, high - low), 0, 1)
                 low, high = floor, ceil of dims * ln(original_context / (beta * 2 pi)) / (2 ln base), beta = beta_fast, beta_slow
 
-    with low >= 0 and high <= dims - 1; not `rounded`: without floor and ceil. Cosine and sine are multiplied by attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
+    with low >= 0 and high <= dims - 1; not `rounded`: without floor and ceil. Cosine and sine are multiplied by
+    attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
     Llama 3's scaling is apart from this: the w_i are first divided by the elements of rope_freqs.weight (Rope.factors).
     Source: Peng et al., "YaRN" (arXiv 2309.00071), as in llama.cpp's ggml_rope_ext.
     """

@@ -2,8 +2,8 @@
 
     router of a layer ─► which experts (Runtime) ─► ExpertArena.need(layer, experts) ─► places in memory ─► tables of addresses that the ops read
 
-An expert's matrices are read by position and retiled as at loading (weights.py), by as many threads; the least recently used expert makes room. What is computed
-does not depend on what was in place: only time does. Nothing is mapped: a file that changes meanwhile is an error of ours.
+An expert's matrices are read by position and retiled as at loading (weights.py), by as many threads; the least recently used expert makes room. What is
+computed does not depend on what was in place: only time does. Nothing is mapped: a file that changes meanwhile is an error of ours.
 """
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _matrices(block: Experts) -> list[Matrix]:
 
 @dataclass
 class Use:
-    """How often an expert was wanted by a layer of a step, how often it was not in place and had to be read, and the bytes of that (about: threads count them)."""
+    """How often an expert was wanted by a layer of a step, how often it was not in place and had to be read, and the bytes of that."""
 
     wanted: int = 0
     missed: int = 0
@@ -109,6 +109,7 @@ class ExpertArena:
             self.at[matrix][expert] = place.ctypes.data + first
             self._held[layer, expert] = place
         self.use.missed += len(missing)
+        self.use.bytes_read += len(missing) * sum(m.rows * self._gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in _matrices(self._blocks[layer]))
 
     def _place(self, wanted: set[tuple[int, int]]) -> np.ndarray:
         """A free place, or the one of the expert that was used longest ago."""
@@ -139,7 +140,6 @@ class ExpertArena:
         rows = min(ROWS * last, m.rows) - ROWS * first
         buffer = np.empty(rows * row_bytes, np.uint8)
         self._gguf.read_into(m.tensor, (row + ROWS * first) * row_bytes, buffer)
-        self.use.bytes_read += buffer.nbytes
         tile_bytes = registry.tiled_bytes(info.format.name, ROWS, m.columns)
         target[first * tile_bytes:last * tile_bytes] = 0  # retilers leave out what is padding
         bad = self._retile[info.format.name](buffer.ctypes.data - ROWS * first * row_bytes, row_bytes, m.rows, m.columns // info.format.columns, first, last,

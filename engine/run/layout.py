@@ -52,7 +52,8 @@ class Layout:
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
         self.own = _aligned(self.own_bytes * n_threads)
         self.buffers |= {name: _aligned(n) for name, n in expert_bytes(config, rows).items()}
-        self.scratch_bytes = max(expert_scratch(config, rows), *(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in attentions))
+        scratch = (at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim) for a in attentions)
+        self.scratch_bytes = max(expert_scratch(config, rows), *(round_up(n, 128) for n in scratch))
         self.scratch = _aligned(self.scratch_bytes * n_threads)
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""

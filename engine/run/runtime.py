@@ -30,7 +30,7 @@ from .expert_arena import ExpertArena
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout, address
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
