@@ -160,10 +160,10 @@ Q4_1 it answers "What is the capital of France?" with a loop at temperature 0; s
 
 ## Experts
 
-`llama` with `expert_count` (Mixtral), `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe`, `gpt-oss`. Routing is compared where no two experts are nearly equal: torch
-leaves the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside a looser mean.
-gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that. `norm_topk_prob` other
-than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
+`llama` with `expert_count` (Mixtral), `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe`, `gpt-oss`. Routing is compared where no two experts are nearly equal:
+torch leaves the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside
+a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
+`norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
 
 ## What is refused, and why
 

@@ -18,10 +18,10 @@ class Experts:
     """A feed-forward block of experts. width: of each one.
 
     gating: what logits become, "softmax" (over all experts), "sigmoid", or "softmax_of_chosen" (the experts are chosen by logit). selection_bias: tensor
-    [experts] of what is added for choosing alone, or "". groups, groups_used: experts stand in groups, of which the best are searched; 0: no groups. normalise: the
-    chosen ones' weights are divided by their sum. scale: and multiplied by this. weigh_input: the weight multiplies what an expert reads, not its result.
-    shared: a block that every token goes through (its norm None, beside the experts); shared_gate: tensor [dim], sigmoid of whose product with the row says how
-    much of it counts, or "". Others as of Mlp.
+    [experts] of what is added for choosing alone, or "". groups, groups_used: experts stand in groups, of which the best are searched; 0: no groups.
+    normalise: the chosen ones' weights are divided by their sum. scale: and multiplied by this. weigh_input: the weight multiplies what an expert reads, not
+    its result. shared: a block that every token goes through (its norm None, beside the experts); shared_gate: tensor [dim], sigmoid of whose product with
+    the row says how much of it counts, or "". Others as of Mlp.
     """
 
     layer: int

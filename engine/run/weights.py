@@ -2,11 +2,11 @@
 
     file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (ops/common.py)
 
-So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
-caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token embedding
-are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they are kept as
-the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
+So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the caller
+compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
+quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token
+embedding are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they
+are kept as the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
