@@ -11,8 +11,10 @@ from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import FileError, FormatError, OutOfMemoryError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.expert_arena import ExpertArena, all_experts, least_places, place_bytes
+from llamina.engine.run.kv_cache import kv_type
 from llamina.engine.run.memory import plan
 from llamina.engine.run.runtime import Feed, Runtime
+from llamina.engine.run.step_memory import step_memory
 from llamina.engine.run.weights import weight_bytes
 from page_cases import IDS, write_case
 from runs import open_runtime, run
@@ -29,11 +31,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tight(path: Path, share: float = 0.5, context: int = 256) -> int:
-    """Memory with places for so many of the experts."""
+    """Memory with places for about so many of the experts, beside the smallest step and one context."""
     with open_gguf(path) as gguf:
         config = ModelConfig.from_gguf(gguf)
-        whole = plan(gguf, config, context, threads=2)
-        return int(whole.weights + whole.context_bytes - (1 - share) * all_experts(gguf, config))
+        whole, small = plan(gguf, config, context, threads=2), step_memory(config, kv_type(config, None), 2, context).bytes(8)
+        return int(whole.weights - whole.buffers + small + whole.context_bytes - (1 - share) * all_experts(gguf, config))
 
 
 def opened(path: Path, memory: int | None, threads: int = 2, context: int = 256) -> tuple[Any, Runtime]:
@@ -50,11 +52,12 @@ def test_the_same_bits(name: str, format: str, tmp_path: Path) -> None:
     for threads in 1, 2:
         gguf, runtime = opened(path, tight(path), threads)
         assert runtime.arena is not None and runtime.arena.places < 3 * runtime.arena._blocks[0].experts
-        for chunk in 100, 7, 1:
+        for chunk in runtime.max_batch, 7, 1:
             assert np.array_equal(run(runtime, IDS, chunk).view(np.uint32), expected.view(np.uint32))
         sequence = runtime.new_sequence()
-        found = runtime.step([Feed(sequence, IDS, "all")], {site: lambda rows: None for site in sites})
-        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+        few = IDS[:runtime.max_batch]
+        found = runtime.step([Feed(sequence, few, "all")], {site: lambda rows: None for site in sites})
+        assert np.array_equal(found.view(np.uint32), expected[:len(few)].view(np.uint32))
         use = runtime.arena.use
         assert 0 < use.missed < use.wanted and use.bytes_read > 0
         sequence.close()
@@ -68,7 +71,7 @@ def test_half_of_the_memory(wide: Path) -> None:
     with load(wide, threads=2, context=256, memory=allowed) as model, load(wide, threads=2, context=256) as whole:
         held = model.memory_plan
         assert held.experts and held.weights + held.context_bytes <= allowed and "the others are read when they are needed" in str(held)
-        assert held.all_experts / 3 < held.experts < held.all_experts and not whole.memory_plan.experts
+        assert 0 < held.experts < held.all_experts and not whole.memory_plan.experts
         answers = [m.generate([1, 40, 41, 42], max_tokens=30, ignore_eos=True, temperature=0.0, logprobs=2) for m in (model, whole)]
         texts = [a.text() for a in answers]
         assert texts[0] == texts[1] and answers[0].ids == answers[1].ids and answers[0].logprobs == answers[1].logprobs
@@ -81,6 +84,23 @@ def test_half_of_the_memory(wide: Path) -> None:
         again = arena.use.missed
         arena.need(0, [2, 1])
         assert arena.use.missed == again <= before + 2
+
+
+def test_long_prompts(wide: Path) -> None:
+    """Steps of many tokens, which need most of a layer's experts at once."""
+    with open_runtime(wide, 2, 1024) as runtime:
+        expected = run(runtime, IDS)
+    with open_gguf(wide) as gguf:
+        config = ModelConfig.from_gguf(gguf)
+        most = step_memory(config, kv_type(config, None), 2, 1024).bytes(128)
+        whole = plan(gguf, config, 1024, threads=2)
+        memory = weight_bytes(gguf, config) + most + whole.context_bytes - all_experts(gguf, config) // 4
+    gguf, runtime = opened(wide, memory, context=1024)
+    assert runtime.arena is not None
+    for chunk in min(100, runtime.max_batch), 33:
+        assert np.array_equal(run(runtime, IDS, chunk).view(np.uint32), expected.view(np.uint32))
+    runtime.close()
+    gguf.close()
 
 
 def test_least_recently_used_first_out(wide: Path) -> None:
