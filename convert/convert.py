@@ -199,8 +199,8 @@ def sizes_of(source: Source, importance: bool) -> Sizes:
 
 
 def _first(value: Any) -> int:
-    """Of one number, or of an array with one for each layer."""
-    return int(np.asarray(value).flat[0])
+    """Of one number, or the largest of an array with one for each layer: of KV heads, recurrent layers have 0."""
+    return int(np.asarray(value).max())
 
 
 @dataclass

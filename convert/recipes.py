@@ -182,6 +182,10 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     return base
 
 
+_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
+"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
+
+
 def fitting(format: str, cols: int) -> str:
     """The format itself, or what stands in for it where its blocks do not divide the columns."""
     for f in (format, FALLBACKS.get(format, "F16")):
@@ -191,8 +195,9 @@ def fitting(format: str, cols: int) -> str:
 
 
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor has a choice of formats; the others are F32. Routers of experts are small, and what they choose is not a matter of degree."""
-    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name
+    """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
+    convolutions are small, and routers' choices no matter of degree."""
+    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
 
 
 def choose(

@@ -15,6 +15,7 @@ import numpy as np
 from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
+from ..changes import changes, squeezed
 from ..names import hf_tensors, norm_gains, of_other_part, of_text, row_orders, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shifted, Source, SourceFile, Stored, assemble, read_json
@@ -129,20 +130,24 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
     known, orders = hf_tensors(model.page, config), row_orders(model.page, config)
     parts, held = expert_parts(config), dict[str, dict[int, Rows]]()
     found, packed = mxfp4(config, tensors)
-    gains = norm_gains(config) if model.page.hf_norm_plus_one else set()
+    gains, other = norm_gains(config) if model.page.hf_norm_plus_one else set(), changes(config)
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
     block = _check_quantization(fields)
     plain = not scales and fields.values.get("quantization_config") is None  # FP8 as a mere type of storage
-    skipped = 0
+    skipped = predictors = 0
     for name, stored in tensors.items():
         if name in scales or name in packed:
+            continue
+        if name.startswith("mtp.") and model.page.predictors:
+            predictors += 1
             continue
         if without_effect(name) or name.endswith(_UNUSED_SCALES) and stored.shape in ((), (1,)):
             skipped += not without_effect(name)
             continue
         if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
+        stored = squeezed(stored) if name in known and known[name].plain else stored
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:
@@ -161,10 +166,16 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
             if stored.shape != tensor.shape:
                 raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
             rows = (Permuted if len(tensor.shape) == 2 else PermutedVector)(rows, orders[tensor.name])
+        if tensor.name in other:
+            if stored.shape != tensor.shape:
+                raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
+            rows = other[tensor.name](rows)
         found[tensor.name] = Shifted(rows, 1.0) if tensor.name in gains else rows
     found |= stack(held, config)
     if orphans := sorted(set(scales) - used):
         raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
+    if predictors:
+        notes.append(f"{predictors} tensors of heads that predict further tokens (mtp) left out: llamina does not run them")
     if skipped:
         notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
     return found

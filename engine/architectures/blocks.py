@@ -14,9 +14,10 @@ from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
 
 if TYPE_CHECKING:
     from .expert_blocks import Experts
+    from .state_blocks import Conv, Delta
 
 Pending = tuple[Addend, ...]
-Block: TypeAlias = "Attention | Mlp | Experts"
+Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta"
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
@@ -68,7 +69,8 @@ class Attention:
     included, 0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
     "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
     length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
-    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows.
+    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows. gate: the result of each head is
+    multiplied by the sigmoid of this matrix's rows.
     """
 
     layer: int
@@ -97,6 +99,7 @@ class Attention:
     factor: float = 1.0
     parallel: bool = False
     beside: tuple[Matrix, ...] = ()
+    gate: Matrix | None = None
 
     @property
     def group(self) -> tuple[int, int, int]:
@@ -116,7 +119,7 @@ class Attention:
         return tuple(n for n in (self.norm, self.q_norm, self.k_norm, self.post_norm) if n)
 
     def matrices(self) -> tuple[Matrix, ...]:
-        return tuple(m for m in (self.q, self.k, self.v, self.output) if m)
+        return tuple(m for m in (self.q, self.gate, self.k, self.v, self.output) if m)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from norm_tensors(self.norm)
@@ -137,31 +140,45 @@ class Attention:
     def _append(self, turned: bool) -> list[Stage]:
         return [Stage("append", "append", self.layer, {"attention": self, "turned": turned}, ("keys and values",))] if self.k else []
 
+    @property
+    def result(self) -> str:
+        """The buffer of its result."""
+        return "att_gate" if self.gate else "att"
+
     def _quantize(self) -> Stage:
         columns = self.heads * self.value_dim
-        return Stage("quantize", "quantize", self.layer, {"rows": "att", "columns": columns, "records": self.records}, ("attention output",))
+        return Stage("quantize", "quantize", self.layer, {"rows": self.result, "columns": columns, "records": self.records}, ("attention output",))
+
+    def _gate(self, records: bool, *after: Site) -> Stage:
+        return Stage("gate", "output gate", self.layer, {"gate": "att_gate", "rows": "att", "columns": self.heads * self.value_dim, "activation": "sigmoid",
+                                                         "norm": None, "records": self.records if records else ""}, ("attention output",), (), after)
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, wants = self.layer, records(self.output)
-        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        readers, gate = tuple(m for m in (self.q, self.gate, self.k, self.v, *self.beside) if m), self.gate
         whole = self.qk_norm == "whole"
         stages = [
             join_stage("attention norm", i, self.norm, pending, readers, records, self.dim),
             Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
             *([self._projection_norm(), *self._append(False)] if whole else []),
-            Stage("attend", "attention", i, {"attention": self, "records": wants and self.whole_blocks()}, ("queries", "attention output")),
+            *([Stage("project", "output gate", i, {"matrices": ((gate, "att_gate", 0, gate.rows),)})] if gate else []),
+            Stage("attend", "attention", i, {"attention": self, "records": wants and not gate and self.whole_blocks()}, ("queries", "attention output")),
         ]
-        if wants and not self.whole_blocks():
+        if gate:
+            stages += [self._gate(wants)]
+        elif wants and not self.whole_blocks():
             stages += [self._quantize()]
-        return [*stages, linear_stage("attention output", i, self.output, "att", self.records, "addend")], (self.leaves,)
+        return [*stages, linear_stage("attention output", i, self.output, self.result, self.records, "addend")], (self.leaves,)
 
-    def open(self, records: Records) -> Iterator[Stage]:
+    def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         q, kv, z = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.heads * self.value_dim
-        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        readers = tuple(m for m in (self.q, self.gate, self.k, self.v, *self.beside) if m)
         yield from open_norm_stages("attention norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                               Site(at + "ln1.hook_normalized", "normed", self.dim))
         yield linear_stage("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
+        if self.gate:
+            yield linear_stage("output gate", i, self.gate, "normed", "records", "att_gate", Site(at + "attn.hook_gate", "att_gate", z))
         turned = [Site(at + "attn.hook_rot_q", "q", q)]
         if self.k and self.v:
             yield linear_stage("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
@@ -172,10 +189,12 @@ class Attention:
         yield Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",), (), tuple(turned))
         yield from self._append(True)
         yield Stage("attend", "attention", i, {"attention": self, "records": False, "turned": True}, ("queries", "attention output"), (),
-                    (Site(at + "attn.hook_z", "att", z),))
+                    (Site(at + "attn.hook_result", "att", z) if self.gate else Site(at + "attn.hook_z", "att", z),))
+        if self.gate:
+            yield self._gate(False, Site(at + "attn.hook_z", "att_gate", z))
         if records(self.output):
             yield self._quantize()
-        yield linear_stage("attention output", i, self.output, "att", self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
+        yield linear_stage("attention output", i, self.output, self.result, self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
         if not self.parallel:
             yield open_add_stage("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
@@ -271,9 +290,6 @@ def open_layer(blocks: tuple[Block, ...], records: Records) -> list[Stage]:
     stages: list[Stage] = []
     pending: Pending = ()
     for block in blocks:
-        if isinstance(block, Attention):
-            stages += block.open(records)
-            pending = (block.leaves,) if block.parallel else ()
-        else:
-            stages += block.open(records, pending)
+        stages += block.open(records, pending)
+        pending = (block.leaves,) if block.parallel and isinstance(block, Attention) else ()
     return stages

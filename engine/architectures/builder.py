@@ -84,7 +84,7 @@ class Builder(Keys):
 
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
-        options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
+        gated: attn_q holds the rows of the output gate, too. options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
         heads = self.per_layer("attention.head_count", MAX_HEADS)
         kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
         n, n_kv = heads[layer], kv[layer]
@@ -102,6 +102,8 @@ class Builder(Keys):
         else:
             q, k, v = (self.matrix(layer, f"attn_{name}", r, self.dim, site, f"{prefix}{name}_proj", bias=name in biases)
                        for name, r in (("q", rows), ("k", k_rows), ("v", k_rows)))
+            if options.pop("gated", False):
+                q, options["gate"] = self._halves_of_heads(q, n, size)
         output = self.matrix(layer, "attn_output", self.dim, rows, "attn.hook_z", prefix + "o_proj", bias="o" in biases)
         options.setdefault("scale", float(np.float32(1.0) / np.sqrt(np.float32(size))))
         if options.get("qk_norm"):
@@ -110,6 +112,15 @@ class Builder(Keys):
             options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]))
         options.setdefault("kv_layer", layer)
         return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k, v=v, output=output, rope=rope, **options)
+
+    def _halves_of_heads(self, matrix: Matrix, heads: int, size: int) -> tuple[Matrix, Matrix]:
+        """Two matrices of one tensor, whose rows are a head's of the first, the same head's of the second, and so on."""
+        if size % 16:
+            self.refuse(f"has heads of {size} dimensions with gates between them, llamina needs a multiple of 16")
+        if matrix.bias:
+            self.refuse(f"tensor '{matrix.bias}': llamina knows no such bias in models of architecture {self.architecture}")
+        first, second = (replace(matrix, first=at, whole=2 * heads * size, period=2 * size, block=size) for at in (0, size))
+        return first, second
 
     def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
         """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`),

@@ -25,6 +25,7 @@ from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
 from .spec import Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .state_blocks import Conv, Delta
 
 __all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
            "written_config"]
@@ -78,6 +79,12 @@ class ModelConfig:
             if isinstance(block, Attention):
                 yield block
 
+    def recurrents(self) -> Iterator[Conv | Delta]:
+        """Blocks that keep a state."""
+        for block in self.blocks():
+            if isinstance(block, (Conv, Delta)):
+                yield block
+
     def tensors(self) -> Iterator[Tensor]:
         """Each tensor that the model must have, in order of use."""
         yield Tensor("token_embd.weight", (self.n_vocab, self.dim), "model.embed_tokens.weight")
@@ -100,7 +107,7 @@ class ModelConfig:
         return [*found.values(), self.output.matrix]
 
     def vectors(self) -> Iterator[tuple[str, int]]:
-        """(tensor, numbers) of norms' gains and biases, and of attention's sinks."""
+        """(tensor, numbers) of norms' gains and biases, of attention's sinks, and of what recurrent layers have for each head."""
         for norm in [n for block in self.blocks() for n in block.norms()] + [self.output.norm]:
             yield norm.tensor, norm.dim
             if norm.bias:
@@ -108,6 +115,8 @@ class ModelConfig:
         for a in self.attentions():
             if a.sinks:
                 yield a.sinks, a.heads
+        for r in self.recurrents():
+            yield from r.vectors()
         for block in self.blocks():
             if isinstance(block, Experts):
                 yield from block.vectors()

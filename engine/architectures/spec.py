@@ -18,7 +18,7 @@ class Tensor:
     shape: tuple[int, ...]
     hf: str = ""
     plain: bool = False
-    """Rows of numbers that are read as they are (biases of experts), not a matrix, though it has more than one dimension."""
+    """Rows of numbers that are read as they are (biases of experts, a convolution's kernel), not a matrix, though it has more than one dimension."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Matrix:
     whole: int = 0
     """Rows of the tensor, if the matrix is a part of it."""
     hf: str = ""
+    period: int = 0
+    """If not 0, of every so many rows from `first` on it has the first `block`, `rows` in all: one half of each head, say."""
+    block: int = 0
     experts: int = 0
     """Of how many experts the tensor stacks such matrices, [experts, rows, columns]; 0: it is one matrix."""
     used: int = 1
@@ -49,6 +52,8 @@ class Matrix:
     @property
     def key(self) -> str:
         """Its name: the tensor's, with the rows if it is a part of one."""
+        if self.period:
+            return f"{self.tensor}[{self.first}:+{self.block}:{self.period}]"
         return f"{self.tensor}[{self.first}:{self.first + self.rows}]" if self.whole else self.tensor
 
 

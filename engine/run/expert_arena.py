@@ -8,7 +8,7 @@ computed does not depend on what was in place: only time does. Nothing is mapped
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from ..architectures.expert_blocks import Experts
 from ..architectures.spec import Matrix, Stage
 from ..errors import FormatError
 from ..gguf.file import GGUFFile
+from .program import Placed
 from .weights import Arena, expert_bytes, matrix_bytes
 
 _PIECE = 1 << 19
@@ -85,6 +86,15 @@ class ExpertArena:
             block, lists = stage.args["experts"], buffers["expert_lists"].view(np.int64)
             first = LIST_HEADER + ACTIVE * block.experts
             self.need(block.layer, [int(e) for e in lists[first:first + int(lists[LIST_N_ACTIVE])]])
+
+    def start_of(self, layer: list[Placed], run: Callable[..., None], buffers: dict[str, np.ndarray]) -> Placed:
+        """Run a layer up to its router (Runtime._run), have in place what it chose -> the stage to go on with; the layer's first if it has no experts."""
+        for i, placed in enumerate(layer):
+            if placed.stage.op == "route":
+                run(layer[0], placed, 0, 1, open=True)
+                self.follow(placed.stage, buffers)
+                return layer[i + 1]
+        return layer[0]
 
     def need(self, layer: int, experts: Collection[int]) -> None:
         """Have these experts of a layer in place. FormatError: NaN or infinity among their weights; FileError: the file was changed meanwhile."""

@@ -14,7 +14,7 @@ from ..gguf.file import GGUFFile
 from ..units import size
 from .expert_arena import all_experts, least_places, place_bytes
 from .kv_cache import PAGE, kv_type
-from .kv_groups import KVLayout, kv_layout
+from .kv_groups import STATES, KVLayout, kv_layout
 from .step_memory import StepMemory, step_memory
 from .weights import available_memory, weight_bytes
 
@@ -55,6 +55,8 @@ class MemoryPlan:
     def groups(self) -> str:
         """How a full context is divided, for people; empty without windows."""
         layout, one = self.layout, self.page_bytes
+        if layout.slot:
+            return f" ({size(STATES * layout.slot * one)} of it in {STATES} states of its {len(layout.state_places)} recurrent layers)"
         if not layout.windowed:
             return ""
         windowed = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one
@@ -62,7 +64,7 @@ class MemoryPlan:
                 f"{layout.window} positions)")
 
     def __str__(self) -> str:
-        positions = "" if self.layout.windowed else f" ({self.pages * PAGE} positions)"
+        positions = "" if self.layout.windowed or self.layout.slot else f" ({self.pages * PAGE} positions)"
         some = f" (places for {size(self.experts)} of {size(self.all_experts)} of experts: the others are read when they are needed)" if self.experts else ""
         return (f"memory: weights {size(self.weights - self.buffers)}{some}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
                 f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
@@ -142,8 +144,8 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
         raise OutOfMemoryError(f"{draft.path}: the draft model needs {size(least)}, {size(max(0, left))} of the {size(memory)} allowed are left beside "
                                f"the main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
     tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
-    pages = layout.rows * -(-main.context // PAGE)  # a draft goes back anywhere: it keeps all
-    fits = min(main.context, (left - matrices - step.bytes(8)) // (layout.rows * layout.unit) * PAGE)
+    pages = layout.rows * -(-main.context // PAGE) + STATES * layout.slot  # a draft goes back anywhere: it keeps all
+    fits = min(main.context, ((left - matrices - step.bytes(8)) // layout.unit - STATES * layout.slot) // layout.rows * PAGE)
     return min(left, matrices + step.bytes(tokens) + pages * layout.unit), fits
 
 

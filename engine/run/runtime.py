@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -31,10 +32,12 @@ from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
 from .layout import Layout, address
+from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import feed_words, replayed
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -60,22 +63,17 @@ class Feed:
     """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
 
 
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
+@dataclass
+class Part:
+    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
+    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
+
+    first: int = 0
+    last: int | None = None
+    rows: np.ndarray | None = None
 
 
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
-
-
-class Runtime:
+class Runtime(Looking):
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
@@ -97,8 +95,8 @@ class Runtime:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -143,7 +141,7 @@ class Runtime:
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -225,6 +223,7 @@ class Runtime:
         macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
+        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -236,18 +235,23 @@ class Runtime:
         return Sequence(self._pool, self.context, cached, salt, slides)
 
     @in_default_floats
-    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
+    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
-        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim]. part:
+        some layers only. At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is
+        computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
+        if self._recurrent and any(feed.sequence.lag for feed in feeds):
+            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
+        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
         n, config = len(ids), self.config
-        rows = self._weights.embed(ids)
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 else rows * np.float32(config.embedding_scale)
+        first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
+        assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
+        rows = self._weights.embed(ids) if part is None or part.rows is None else part.rows
+        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 or (part and part.rows is not None) else rows * np.float32(config.embedding_scale)
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -260,9 +264,9 @@ class Runtime:
         self.team.clear_abort()
         looked = any(feed.look is not None for feed in feeds)
         if observe:
-            self._observed(n, n_wanted, observe)
+            self._observed(n, n_wanted, observe, first, last)
         else:
-            self._layers(0, config.n_layers, 0 if looked else n_wanted)
+            self._layers(first, last, 0 if looked else n_wanted)
         if looked:
             if not observe:
                 self._end(logits)
@@ -305,28 +309,24 @@ class Runtime:
         size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            start = self._up_to_experts(self.arena, layers[at]) if self.arena else layers[at][0]
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
             self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    def _up_to_experts(self, arena: ExpertArena, layer: list[Placed]) -> Placed:
-        """Run a layer up to its router, have the experts in place that it chose -> the stage to go on with; the layer's first if it has no experts."""
-        for i, placed in enumerate(layer):
-            if placed.stage.op == "route":
-                self._run(layer[0], placed, 0, 1, open=True)
-                arena.follow(placed.stage, self._layout.buffers)
-                return layer[i + 1]
-        return layer[0]
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
 
-    def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
-        """All layers, those with a site that somebody looks at in open form, and the end."""
-        sites = self.config.sites()
+    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
+        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
         opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = 0
-        for layer in [*sorted(opened), self.config.n_layers]:
+        plain = first
+        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
             self._layers(plain, layer, 0)
             plain = layer + 1
             for placed in self.program.open_layer(layer) if layer in opened else ():
@@ -336,7 +336,7 @@ class Runtime:
                     self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
-        if any(site.name in observe for site in end.stage.after):
+        if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
             wanted = self._tokens[3].copy()
             self._tokens[3, :n] = np.arange(n)
             self._run(end, end, n, 1, open=True)

@@ -223,6 +223,7 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
         self._biases: list[np.ndarray] = []
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
                            for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
@@ -262,8 +263,24 @@ class Weights:
             raise self._refuse(name, 0)
         return row
 
+    def kernel(self, name: str) -> np.ndarray:
+        """A convolution's kernel [channels, taps], turned: float32 [taps, channels padded with zeros to a multiple of 32]. FormatError: NaN or infinity."""
+        info = self._gguf.tensors[name]
+        values = registry.decode(info.format.name, self._gguf.data(name))
+        turned = np.zeros((info.shape[1], -(-info.shape[0] // 32) * 32), np.float32)
+        turned[:, :info.shape[0]] = values.reshape(info.shape).T
+        if not np.isfinite(turned).all():
+            raise self._refuse(name, int(np.argmin(np.isfinite(values).all(axis=1))))
+        return turned
+
     def _pieces(self, matrix: Matrix, target: np.ndarray | None) -> Iterator[_Piece]:
         info = self._gguf.tensors[matrix.tensor]
+        if matrix.period:
+            tiles, bytes_ = matrix.block // ROWS, registry.tiled_bytes(info.format.name, matrix.block, matrix.columns)
+            assert target is not None and matrix.block % ROWS == 0
+            for i in range(matrix.rows // matrix.block):
+                yield _Piece(matrix.tensor, matrix.first + i * matrix.period, matrix.block, 0, tiles, target.ctypes.data + i * bytes_)
+            return
         tiles, tile_bytes = -(-matrix.rows // ROWS), ROWS * info.format.row_bytes(matrix.columns)
         step = max(1, _PIECE // tile_bytes)
         to = None if target is None else target.ctypes.data

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, experts, gated, join, linear, open_form, qkv, route
+from . import attend, conv, delta, experts, gate, gated, join, linear, open_form, pattern, project, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -53,5 +53,12 @@ OPS = {
     "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
+    "project": Op(project.project, project.WORDS, project.fill),
+    "conv": Op(conv.conv, conv.WORDS, conv.fill),
+    "conv_silu": Op(conv.conv_silu, conv.WORDS, conv.fill),
+    "delta": Op(delta.delta, delta.WORDS, delta.fill),
+    "gate": Op(gate.gate, gate.WORDS, gate.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
+    "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
+    "summary": Op(summary.summary, summary.WORDS, summary.fill),
 }
