@@ -7,9 +7,11 @@ layers, so that Ctrl-C is seen between them; `abort()` stops a step from another
 """
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
 from .layout import Layout, address, round_up
+from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
@@ -42,6 +45,9 @@ Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
 
+Look = Callable[[np.ndarray, np.ndarray], None]
+"""Called with some of a feed's rows of logits, float32 [k, n_vocab], valid during the call, and their positions in the sequence, int64 [k]."""
+
 
 @dataclass
 class Feed:
@@ -51,6 +57,18 @@ class Feed:
     ids: Any
     """int [n], 1 <= n."""
     logits: Literal["none", "last", "all"] = "last"
+    look: Look | None = None
+    """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
+
+
+@dataclass
+class Part:
+    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
+    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
+
+    first: int = 0
+    last: int | None = None
+    rows: np.ndarray | None = None
 
 
 def gguf_bytes(gguf: GGUFFile) -> int:
@@ -68,7 +86,7 @@ def most_threads(gguf: GGUFFile, threads: int | None) -> int:
     return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
 
 
-class Runtime:
+class Runtime(Looking):
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
@@ -213,7 +231,7 @@ class Runtime:
             s[word // 8] = value
         self._step_address = s.ctypes.data
         self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
-        macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
+        macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
         self._layer_macs = max(macs)
@@ -227,18 +245,21 @@ class Runtime:
         return Sequence(self._pool, self.context, cached, salt, slides)
 
     @in_default_floats
-    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
-        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
+    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
+        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
+        part: some layers only.
         At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
         ids, n_wanted, positions, _done = self._plan(feeds)
         n, config = len(ids), self.config
-        rows = self._weights.embed(ids)
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 else rows * np.float32(config.embedding_scale)
+        first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
+        assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
+        rows = self._weights.embed(ids) if part is None or part.rows is None else part.rows
+        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 or (part and part.rows is not None) else rows * np.float32(config.embedding_scale)
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -249,13 +270,44 @@ class Runtime:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        looked = any(feed.look is not None for feed in feeds)
         if observe:
-            self._observed(n, n_wanted, observe)
+            self._observed(n, n_wanted, observe, first, last)
         else:
-            self._layers(0, self.config.n_layers, n_wanted)
+            self._layers(first, last, 0 if looked else n_wanted)
+        if looked:
+            if not observe:
+                self._end(logits)
+            self._look(feeds)
         for feed in feeds:
             feed.sequence.append(feed.ids)
         return logits[:, :config.dim if hidden else config.n_vocab]
+
+    def _end(self, logits: np.ndarray) -> None:
+        """The final norm and the logits of the first len(logits) wanted tokens, of a step whose layers are done."""
+        if len(logits):
+            self._step[f.LOGITS // 8] = logits.ctypes.data
+            self._run(None, None, len(logits), 1)
+
+    def _look(self, feeds: list[Feed]) -> None:
+        """Show their wanted rows to the feeds that have a `look`; never more than `max_logits` rows are held."""
+        rows, m = [], 0
+        for number, feed in enumerate(feeds):
+            n, m = len(feed.ids), m + len(feed.ids)
+            if feed.look is not None and feed.logits != "none":
+                rows += [(number, i) for i in (range(m - n, m) if feed.logits == "all" else (m - 1,))]
+        room = np.empty((min(len(rows), self.max_logits), self._logit_columns), np.float32)
+        for start in range(0, len(rows), self.max_logits):
+            part = rows[start:start + self.max_logits]
+            self._tokens[3, :len(part)] = [i for _, i in part]
+            self._end(room[:len(part)])
+            first = 0
+            for number, group in itertools.groupby(part, key=lambda row: row[0]):
+                at = [i for _, i in group]
+                look = feeds[number].look
+                assert look is not None
+                look(room[first:first + len(at), :self.config.n_vocab], self._tokens[1, at])
+                first += len(at)
 
     def _layers(self, first: int, last: int, n_wanted: int) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
@@ -269,14 +321,19 @@ class Runtime:
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
-        """All layers, those with a site that somebody looks at in open form, and the end."""
-        sites = self.config.sites()
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
+
+    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
+        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
         opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = 0
-        for layer in [*sorted(opened), self.config.n_layers]:
+        plain = first
+        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
             self._layers(plain, layer, 0)
             plain = layer + 1
             for placed in self.program.open_layer(layer) if layer in opened else ():
@@ -284,7 +341,7 @@ class Runtime:
                 self._run(placed, placed, 0, 1, open=True)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
-        if any(site.name in observe for site in end.stage.after):
+        if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
             wanted = self._tokens[3].copy()
             self._tokens[3, :n] = np.arange(n)
             self._run(end, end, n, 1, open=True)
@@ -361,7 +418,9 @@ class Runtime:
             else:
                 positions[m:m + n], tables[m:m + n] = np.arange(start, start + n), table
             parts.append((m, n, start, table))
-            if feed.logits == "all":
+            if feed.look is not None:
+                pass  # shown, not returned
+            elif feed.logits == "all":
                 wanted[n_wanted:n_wanted + n] = np.arange(m, m + n)
                 n_wanted += n
             elif feed.logits == "last":
