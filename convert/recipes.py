@@ -194,6 +194,12 @@ def fitting(format: str, cols: int) -> str:
     return "F16"
 
 
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
+    convolutions are small, and routers' choices no matter of degree."""
+    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
+
+
 def choose(
     sizes: Sizes, tensors: Sequence[tuple[str, tuple[int, ...], str]], recipe: str, overrides: Sequence[tuple[re.Pattern[str], str]] = (),
     output_type: str | None = None, embedding_type: str | None = None, formats: Mapping[str, str] | None = None,
@@ -211,7 +217,7 @@ def choose(
     used: set[int] = set()
     choices = []
     for name, shape, dtype in tensors:
-        if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name or _KERNEL.fullmatch(name):  # small, and no matter of degree
+        if not is_matrix(name, shape):
             choices.append(Choice(name, "F32"))
             continue
         is_output = name == "output.weight" or name == "token_embd.weight" and not sizes.has_output

@@ -99,6 +99,13 @@ VARIANTS = {
                                       "shared_expert_intermediate_size": 80}),
     "qwen2_moe normed": Variant("Qwen2Moe", {"head_dim": None, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "qkv_bias": False,
                                              "shared_expert_intermediate_size": 64, "norm_topk_prob": True, "tie_word_embeddings": True}),
+    "lfm2_moe": Variant("Lfm2Moe", {"head_dim": None, "rms_norm_eps": None, "norm_eps": 1e-4, "num_hidden_layers": 5, "num_dense_layers": 2, "num_experts": 8,
+                                    "num_experts_per_tok": 3, "moe_intermediate_size": 48, "routed_scaling_factor": 1.7,
+                                    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+                                    "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}),
+    "qwen35_moe": Variant("Qwen3_5Moe", {"num_hidden_layers": 4, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                         "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 3,
+                                         "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80}),
     "qwen3_moe": Variant("Qwen3Moe", {"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 48, "norm_topk_prob": True}),
     "qwen3_moe unnormed": Variant("Qwen3Moe", {"num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 32, "attention_bias": True}),
     "olmoe": Variant("Olmoe", {"head_dim": None, "num_experts": 8, "num_experts_per_tok": 3}),
@@ -151,7 +158,7 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
         fields["sliding_window"] = None
     kind = variant.kind
     torch.manual_seed(seed)
-    config = getattr(transformers, kind + ("TextConfig" if kind == "Qwen3_5" else "Config"))(**fields, attn_implementation="eager")
+    config = getattr(transformers, kind + ("TextConfig" if kind in ("Qwen3_5", "Qwen3_5Moe") else "Config"))(**fields, attn_implementation="eager")
     model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
     plus_one = kind.startswith(("Gemma", "Qwen3_5"))
     with torch.no_grad():
@@ -164,6 +171,9 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
                 weight.copy_(0.3 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+        for key, buffer in model.named_buffers():
+            if key.endswith("expert_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)), encoding="utf-8")

@@ -418,7 +418,7 @@ class StableLm(Family):
         return x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
 
 
-from naive_experts import EXPERTS, Mixtral  # noqa: E402  (it needs what stands above)
+from naive_experts import EXPERTS, Mixtral  # noqa: E402  (they need what stands above)
 from naive_states import Lfm2, Qwen35  # noqa: E402
 
 FAMILIES = {f.architecture: f for f in (

@@ -210,7 +210,8 @@ def _check_quantization(fields: Fields) -> tuple[int, int] | None:
         return None
     fp8 = method in ("fp8", "fbgemm_fp8") or method == "compressed-tensors" and settings.get("format") == "float-quantized"
     if not fp8:
-        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8, and gpt-oss's MXFP4, only; convert the unquantised checkpoint")
+        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8, and gpt-oss's MXFP4, only; "
+                               "convert the unquantised checkpoint")
     block = settings.get("weight_block_size")
     if block is None:
         return None

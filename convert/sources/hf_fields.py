@@ -118,6 +118,17 @@ CLASSES = (
         "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
         "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None}, "",
         "partial_rotary_factor full_attention_interval"),
+    _class("lfm2_moe", "lfm2moe", "Lfm2MoeForCausalLM", {
+        "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 7168, "num_key_value_heads": 8, "max_position_embeddings": 128000, "rms_norm_eps": 1e-5,
+        "pad_token_id": 0, "tie_word_embeddings": True, "conv_bias": False, "conv_L_cache": 3, "layer_types": None, "moe_intermediate_size": 1792,
+        "num_dense_layers": 2, "num_experts_per_tok": 4, "num_experts": 32, "use_expert_bias": True, "routed_scaling_factor": 1.0, "norm_topk_prob": True},
+        "head_dim hidden_act", renamed=(("norm_eps", "rms_norm_eps"), ("tie_embedding", "tie_word_embeddings"), ("num_local_experts", "num_experts"))),
+    _class("qwen3_5_moe_text", "qwen35moe", "Qwen3_5MoeForCausalLM Qwen3_5MoeForConditionalGeneration", {
+        "vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "intermediate_size": 512, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None,
+        "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8, "num_experts": 256}, "",
+        "partial_rotary_factor full_attention_interval", (("num_local_experts", "num_experts"),)),
     _class("mixtral", "llama", "MixtralForCausalLM", {
         "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "sliding_window": None,
         "num_experts_per_tok": 2, "num_local_experts": 8}, renamed=(("num_experts", "num_local_experts"),)),
@@ -183,12 +194,12 @@ def flattened(fields: Fields) -> tuple[Fields, str]:
         return fields, ""
     names, kind = fields.get("architectures", list, []), fields.get("model_type", str, "")
     outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
-             "qwen3_5": "Qwen3_5ForConditionalGeneration"}.get(kind or "")
+             "qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}.get(kind or "")
     if outer is None or names not in ([], [outer]):
         raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
     above = {key: fields.values[key] for key in ("tie_word_embeddings", "quantization_config", "transformers_weights", "auto_map") if key in fields.values}
     inner = {key: value for key, value in text.items() if key != "architectures"}
-    return Fields(fields.path, {"model_type": {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}[kind], **inner, **above}), outer
+    return Fields(fields.path, {"model_type": {"mistral3": "mistral"}.get(kind, f"{kind}_text"), **inner, **above}), outer
 
 
 def _known() -> str:

@@ -317,6 +317,23 @@ def gpt_oss(r: Reading) -> None:
     r.biases += [*ATTENTION, "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
 
 
+def lfm2_moe(r: Reading) -> None:
+    states.convolutions(r)
+    expert.experts(r, "num_experts", "moe_intermediate_size")
+    expert.normed(r, True)
+    r.keys |= {"leading_dense_block_count": r.f.integer("num_dense_layers", r.n_layers, least=0), "expert_gating_func": 2}
+    if (scale := r.f.number("routed_scaling_factor")) != 1:
+        r.keys["expert_weights_scale"] = scale
+    if r.flag("use_expert_bias"):
+        r.biases.append("exp_probs_b")
+
+
+def qwen3_5_moe(r: Reading) -> None:
+    states.qwen3_5(r)
+    expert.experts(r, "num_experts", "moe_intermediate_size")
+    expert.shared(r, "shared_expert_intermediate_size")
+
+
 def nothing(r: Reading) -> None:
     """Sizes and rope say it all."""
 
@@ -326,11 +343,11 @@ READERS: dict[str, Callable[[Reading], None]] = {
     "ernie4_5": ernie, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "phi3": phi3, "granite": granite, "ministral3": ministral3, "olmo2": olmo2,
     "olmo3": olmo3, "exaone4": exaone4, "glm4": glm4, "exaone": nothing, "minicpm": minicpm,
     "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "olmoe": olmoe, "granitemoe": granite_moe, "granitemoeshared": granite_moe,
-    "gpt_oss": gpt_oss, "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5,
+    "gpt_oss": gpt_oss, "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5, "lfm2_moe": lfm2_moe, "qwen3_5_moe_text": qwen3_5_moe,
 }
-BASES = {"lfm2": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
+BASES = {"lfm2": 1e6, "lfm2_moe": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
 """rope_theta where nothing says it; 10000 for the others."""
 BY_KIND = {"gemma3_text": 1e4, "olmo3": 5e5}
 """Classes whose windowed layers have rotary positions of their own, and their base where nothing says it."""
-PARTIAL = {"phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25}
+PARTIAL = {"phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}
 """Classes that turn a part of each head only, and which where nothing says it."""

@@ -19,20 +19,27 @@ CONV, LINEAR = "conv", "linear_attention"
 def lfm2(r: Reading) -> None:
     """The width of the feed-forward blocks by Lfm2MLP's own rule."""
     f = r.f
-    if r.flag("conv_bias"):
-        r.refuse("asks for a feature that llamina lacks: conv_bias = True, which GGUF can't say")
     width = f.integer("block_ff_dim", 1 << 20, f.integer("intermediate_size", 1 << 20))
     if r.flag("block_auto_adjust_ff_dim"):
         width = int(2 * width / 3)
         if (factor := f.number("block_ffn_dim_multiplier", None)) is not None:
             step = f.integer("block_multiple_of", 1 << 20)
             width = (int(factor * width) + step - 1) // step * step
+    r.keys["feed_forward_length"] = width
+    convolutions(r)
+
+
+def convolutions(r: Reading) -> None:
+    """Which layers are short convolutions, and how long."""
+    f = r.f
+    if r.flag("conv_bias"):
+        r.refuse("asks for a feature that llamina lacks: conv_bias = True, which GGUF can't say")
     attention = f.get("full_attn_idxs", list, list(range(r.n_layers)))
     kinds = r.layers or [FULL if i in attention else CONV for i in range(r.n_layers)]
     if other := [kind for kind in kinds if kind not in (FULL, CONV)]:
         r.refuse(f"asks for a feature that llamina lacks: layer_types holds {quote(other[0])}")
     heads = f.integer("num_key_value_heads", 1 << 14, r.n_heads)
-    r.keys |= {"feed_forward_length": width, "shortconv.l_cache": f.integer("conv_L_cache", 64, least=2),
+    r.keys |= {"shortconv.l_cache": f.integer("conv_L_cache", 64, least=2),
                "attention.head_count_kv": np.array([heads if kind == FULL else 0 for kind in kinds], np.int32)}
 
 

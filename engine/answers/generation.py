@@ -361,6 +361,7 @@ class Generation:
             threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
             context_shifts=self._shifts, dropped_tokens=self._dropped, context=self._model.context, wanted_context=self._model.runtime.wanted_context,
+            experts_wanted=arena.use.wanted if (arena := self._model.runtime.arena) else 0, experts_read=arena.use.missed if arena else 0,
         )
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------

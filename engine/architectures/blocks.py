@@ -46,7 +46,8 @@ def join_stage(name: str, layer: int, norm: Norm | None, pending: Pending, reade
         "add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)), "rows": rows or not all(map(records, readers))}, (name,))
 
 
-def open_norm_stages(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, before: Site, after: Site) -> Iterator[Stage]:
+def open_norm_stages(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, before: Site,
+                     after: Site) -> Iterator[Stage]:
     yield Stage("norm", name, layer, {"norm": norm, "dim": dim}, (name,), (before,), (after,))
     if any(map(records, readers)):
         yield Stage("quantize", "quantize", layer, {"rows": "normed", "columns": dim, "records": "records"}, (name,))

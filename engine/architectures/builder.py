@@ -200,9 +200,10 @@ class Builder(Keys):
 
     def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
                 divided: bool = False, biases: bool = False, **options: Any) -> Experts:
-        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared: "gated",
-        "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert is as wide as
-        feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of Experts."""
+        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared:
+        "gated", "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert
+        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of
+        Experts."""
         n = self.integer("expert_count", MAX_EXPERTS)
         used = self.per_layer("expert_used_count", n)[layer]
         wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]

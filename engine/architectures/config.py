@@ -209,6 +209,8 @@ class ModelConfig:
         names = ("architecture", "name", "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "n_vocab", "context_length", "rms_eps", "rope_dim",
                  "rope_base", "rope_scaling", "rope_freq_factors", "tied_output", "float32_kv")
         found = {name: getattr(self, name) for name in names}
+        if experts := next((b for b in self.blocks() if isinstance(b, Experts)), None):
+            found |= {"n_experts": experts.experts, "n_experts_used": experts.used}
         return {**found, "rope_scaling": dict(vars(self.rope_scaling))}
 
 

@@ -18,18 +18,22 @@ def short_conv(k: Builder, i: int) -> Conv:
                 k.matrix(i, "shortconv.out_proj", k.dim, k.dim, "mixer.hook_z", "conv.out_proj"))
 
 
-def layer(k: Builder, i: int) -> list[Block]:
-    feed_forward = k.glu(i, "silu", norm=k.norm(i, "ffn_norm", "ffn_norm"))
+def mixer(k: Builder, i: int) -> Block:
+    """A layer's convolution, or its attention."""
     if not k.per_layer("attention.head_count_kv", MAX_HEADS, least=0)[i]:
-        return [short_conv(k, i), feed_forward]
-    return [k.attention(i, norm=k.norm(i, "attn_norm", "operator_norm"), rope=k.rope("halves"), qk_norm="head"), feed_forward]
+        return short_conv(k, i)
+    return k.attention(i, norm=k.norm(i, "attn_norm", "operator_norm"), rope=k.rope("halves"), qk_norm="head")
+
+
+def layer(k: Builder, i: int) -> list[Block]:
+    return [mixer(k, i), k.glu(i, "silu", norm=k.norm(i, "ffn_norm", "ffn_norm"))]
 
 
 def output(k: Builder) -> Output:
     return k.output(k.norm(None, "token_embd_norm", "embedding_norm"))
 
 
-PAGE = Page("lfm2", "LFM2, LFM2.5", layer, hf=("Lfm2ForCausalLM",), output=output, hf_renamed=(
-    ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"),
-    ("mlp.down_proj", "feed_forward.w2"), ("self_attn.q_norm", "self_attn.q_layernorm"), ("self_attn.k_norm", "self_attn.k_layernorm"),
-    ("self_attn.o_proj", "self_attn.out_proj")))
+RENAMED = (
+    ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"), ("mlp.down_proj", "feed_forward.w2"),
+    ("self_attn.q_norm", "self_attn.q_layernorm"), ("self_attn.k_norm", "self_attn.k_layernorm"), ("self_attn.o_proj", "self_attn.out_proj"))
+PAGE = Page("lfm2", "LFM2, LFM2.5", layer, hf=("Lfm2ForCausalLM",), output=output, hf_renamed=RENAMED)

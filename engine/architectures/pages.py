@@ -12,6 +12,7 @@ from . import (
     granite,
     hunyuan_dense,
     lfm2,
+    lfm2moe,
     llama,
     minicpm,
     mistral3,
@@ -23,6 +24,7 @@ from . import (
     qwen3,
     qwen3moe,
     qwen35,
+    qwen35moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -32,4 +34,4 @@ from .page import Page
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE, exaone.PAGE,
     exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE,
-    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, lfm2.PAGE, qwen35.PAGE)}
+    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, lfm2moe.PAGE, qwen35moe.PAGE, lfm2.PAGE, qwen35.PAGE)}

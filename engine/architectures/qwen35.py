@@ -43,12 +43,16 @@ def delta(k: Builder, i: int) -> Delta:
         k.norm(i, "ssm_norm", "linear_attn.norm", dim=size), k.matrix(i, "ssm_out", k.dim, inner, "mixer.hook_z", "linear_attn.out_proj"))
 
 
-def layer(k: Builder, i: int) -> list[Block]:
+def mixer(k: Builder, i: int) -> Block:
+    """A layer's delta rule, or its attention."""
     sections(k)
-    feed_forward = k.glu(i, "silu", norm=k.norm(i, "post_attention_norm", "post_attention_layernorm"))
     if recurrent(k)[i]:
-        return [delta(k, i), feed_forward]
-    return [k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("halves", partial=True), qk_norm="head", gated=True), feed_forward]
+        return delta(k, i)
+    return k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("halves", partial=True), qk_norm="head", gated=True)
+
+
+def layer(k: Builder, i: int) -> list[Block]:
+    return [mixer(k, i), k.glu(i, "silu", norm=k.norm(i, "post_attention_norm", "post_attention_layernorm"))]
 
 
 PAGE = Page("qwen35", "Qwen 3.5, 3.6, 3.8", layer, hf=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"), hf_norm_plus_one=True, predictors=True)

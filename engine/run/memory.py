@@ -12,9 +12,10 @@ from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from ..units import size
+from .expert_arena import all_experts, least_places, place_bytes
 from .kv_cache import PAGE, kv_type
 from .kv_groups import STATES, KVLayout, kv_layout
-from .step_memory import step_memory
+from .step_memory import StepMemory, step_memory
 from .weights import available_memory, weight_bytes
 
 DEFAULT_CONTEXT = 4096
@@ -41,6 +42,9 @@ class MemoryPlan:
     logits: int
     wanted: int
     layout: KVLayout
+    experts: int = 0
+    """Bytes in `weights` of the places of experts that don't all fit; 0: all are loaded."""
+    all_experts: int = 0
 
     @property
     def context_bytes(self) -> int:
@@ -61,7 +65,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         positions = "" if self.layout.windowed or self.layout.slot else f" ({self.pages * PAGE} positions)"
-        return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
+        some = f" (places for {size(self.experts)} of {size(self.all_experts)} of experts: the others are read when they are needed)" if self.experts else ""
+        return (f"memory: weights {size(self.weights - self.buffers)}{some}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
                 f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
 
     @property
@@ -82,14 +87,19 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     it can't be, OptionError.
     """
     kind = kv_type(config, kv)
-    matrices = weight_bytes(gguf, config)
+    matrices, places, whole = weight_bytes(gguf, config), 0, 0
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     layout = kv_layout(config, kind, wanted, MOST_TOKENS)
     one_page = layout.unit
     needed, free = layout.units(wanted), available_memory()
     step = step_memory(config, kind, threads, wanted)
     most = min(MOST_TOKENS, -(-wanted // 8) * 8)
-    room = min(n for n in (memory, free, 1 << 62) if n is not None) - matrices
+    budget = min(n for n in (memory, free, 1 << 62) if n is not None)
+    if any(m.experts for m in config.matrices()) and matrices + step.bytes(8) + needed * one_page > budget:
+        whole = all_experts(gguf, config)
+        places = _places(gguf, config, budget - (matrices - whole) - needed * one_page, step, most)
+        matrices -= whole - places if places else 0
+    room = budget - matrices
     tokens = step.most_tokens(room - needed * one_page, most)
     least = matrices + step.bytes(8)
     fits = 0 if memory is None else layout.positions((memory - least) // one_page, wanted)
@@ -106,7 +116,17 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         pages = (memory - weights) // one_page
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
-    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout, places,
+                      whole if places else 0)
+
+
+def _places(gguf: GGUFFile, config: ModelConfig, room: int, step: StepMemory, most: int) -> int:
+    """Bytes for places of experts, of what is there beside other weights and a context; 0: not even those of one layer fit beside the smallest step."""
+    one = place_bytes(gguf, config)
+    least = one * least_places(config)
+    if least + step.bytes(8) > room:
+        return 0
+    return max(least, (room - step.bytes(most)) // one * one)
 
 
 def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_config: ModelConfig, context: int | None, memory: int, kv: str | None,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..architectures.blocks import Attention
+from ..architectures.expert_blocks import Experts
 from ..architectures.spec import Matrix, Norm, Stage
 from ..architectures.state_blocks import Conv, Delta, journal_stage
 from .layout import Layout
@@ -92,7 +93,10 @@ def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]
 
 def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
     if isinstance(value, Matrix):
-        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "")
+        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "") + (
+            f" of each of {value.experts} experts" if value.experts else "")
+    if isinstance(value, Experts):
+        return f"{value.used} of {value.experts} experts, {value.gating.replace('_', ' ')}" + (", normed" if value.normalise else "")
     if isinstance(value, Norm):
         return f"{value.kind} norm {value.tensor.removesuffix('.weight')}"
     if isinstance(value, Attention):

@@ -27,10 +27,11 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout, address
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
@@ -72,21 +73,6 @@ class Part:
     rows: np.ndarray | None = None
 
 
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
-
-
 class Runtime(Looking):
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
@@ -109,8 +95,8 @@ class Runtime(Looking):
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -123,7 +109,9 @@ class Runtime(Looking):
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -153,7 +141,7 @@ class Runtime(Looking):
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -315,11 +303,12 @@ class Runtime(Looking):
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
         s, layers = self._words, self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
@@ -341,6 +330,8 @@ class Runtime(Looking):
             for placed in self.program.open_layer(layer) if layer in opened else ():
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
@@ -446,5 +437,7 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
+            if self.arena:
+                self.arena.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables
