@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
 
 Pending = tuple[Addend, ...]
+ALL_AHEAD = 1 << 40
+"""Attention.ahead of a query that sees its whole text."""
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
@@ -33,13 +35,14 @@ def matrix_tensors(*matrices: Matrix | None) -> Iterator[Tensor]:
                 yield Tensor(m.bias, (rows,), m.hf.replace(".weight", ".bias"))
 
 
-def _join(name: str, layer: int, norm: Norm | None, pending: Pending, readers: tuple[Matrix, ...], records: Records, dim: int) -> Stage:
+def _join(name: str, layer: int, norm: Norm | None, pending: Pending, readers: tuple[Matrix, ...], records: Records, dim: int, replaces: bool) -> Stage:
     return Stage("join", name, layer, {
-        "add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)), "rows": not all(map(records, readers))}, (name,))
+        "add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)), "rows": not all(map(records, readers)), "replaces": replaces}, (name,))
 
 
-def _open_norm(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, before: Site, after: Site) -> Iterator[Stage]:
-    yield Stage("norm", name, layer, {"norm": norm, "dim": dim}, (name,), (before,), (after,))
+def _open_norm(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, replaces: bool, before: Site,
+               after: Site) -> Iterator[Stage]:
+    yield Stage("norm", name, layer, {"norm": norm, "dim": dim, "replaces": replaces}, (name,), (before,), (after,))
     if any(map(records, readers)):
         yield Stage("quantize", "quantize", layer, {"rows": "normed", "columns": dim, "records": "records"}, (name,))
 
@@ -54,13 +57,15 @@ def _open_add(name: str, layer: int, add: Pending, dim: int, after: Site) -> Sta
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal attention over the KV cache: norm, q/k/v, positions, attend, output projection.
+    """Attention over the KV cache: norm, q/k/v, positions, attend, output projection.
 
     heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
-    included, 0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
+    included, 0: all. ahead: positions after its own that it sees as well, 0: causal. sinks: tensor of a logit for each head that takes its part of the
+    softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
     "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
     length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
-    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows.
+    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows. replaces: the normed rows become the residual
+    stream (a norm of what the layer before made, whose place is after its addition).
     """
 
     layer: int
@@ -79,6 +84,7 @@ class Attention:
     kv_layer: int
     post_norm: Norm | None = None
     window: int = 0
+    ahead: int = 0
     soft_cap: float = 0.0
     sinks: str = ""
     qk_norm: str = ""
@@ -89,11 +95,12 @@ class Attention:
     factor: float = 1.0
     parallel: bool = False
     beside: tuple[Matrix, ...] = ()
+    replaces: bool = False
 
     @property
-    def group(self) -> tuple[int, int, int]:
-        """Layers with the same numbers here divide attention's work in the same way: (heads, KV heads, columns of a value)."""
-        return self.heads, self.kv_heads, self.value_dim
+    def group(self) -> tuple[int, int, int, int]:
+        """Layers with the same numbers here divide attention's work in the same way: (heads, KV heads, columns of a value, positions seen ahead)."""
+        return self.heads, self.kv_heads, self.value_dim, self.ahead
 
     @property
     def leaves(self) -> Addend:
@@ -138,7 +145,7 @@ class Attention:
         readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
         whole = self.qk_norm == "whole"
         stages = [
-            _join("attention norm", i, self.norm, pending, readers, records, self.dim),
+            _join("attention norm", i, self.norm, pending, readers, records, self.dim, self.replaces),
             Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
             *([self._projection_norm(), *self._append(False)] if whole else []),
             Stage("attend", "attention", i, {"attention": self, "records": wants and self.whole_blocks()}, ("queries", "attention output")),
@@ -151,7 +158,7 @@ class Attention:
         i, at = self.layer, f"blocks.{self.layer}."
         q, kv, z = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.heads * self.value_dim
         readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
-        yield from _open_norm("attention norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+        yield from _open_norm("attention norm", i, self.norm, readers, records, self.dim, self.replaces, Site(at + "hook_resid_pre", "x", self.dim),
                               Site(at + "ln1.hook_normalized", "normed", self.dim))
         yield _linear("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
         turned = [Site(at + "attn.hook_rot_q", "q", q)]
@@ -176,7 +183,8 @@ class Attention:
 class Mlp:
     """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
 
-    activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows."""
+    activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows. replaces: as of
+    Attention."""
 
     layer: int
     dim: int
@@ -189,6 +197,7 @@ class Mlp:
     post_norm: Norm | None = None
     factor: float = 1.0
     parallel: bool = False
+    replaces: bool = False
 
     @property
     def leaves(self) -> Addend:
@@ -211,7 +220,7 @@ class Mlp:
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, stages = self.layer, []
         if self.norm or not self.parallel:
-            stages.append(_join("ffn norm", i, self.norm, () if self.parallel else pending, self.readers(), records, self.dim))
+            stages.append(_join("ffn norm", i, self.norm, () if self.parallel else pending, self.readers(), records, self.dim, self.replaces))
         stages += [
             Stage("gated", "gate up", i, {"gate": self.gate, "up": self.up, "activation": self.activation, "records": records(self.down)}, ("ffn activation",)),
             _linear("down", i, self.down, "gate", "down_records", self.leaves.buffer),
@@ -221,8 +230,8 @@ class Mlp:
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         if self.norm or not self.parallel:
-            yield from _open_norm("ffn norm", i, self.norm, self.readers(), records, self.dim, Site(at + "hook_mlp_in", "x", self.dim),
-                                  Site(at + "ln2.hook_normalized", "normed", self.dim))
+            yield from _open_norm("ffn norm", i, self.norm, self.readers(), records, self.dim, self.replaces,
+                                  Site(at + "hook_mlp_in", "x", self.dim), Site(at + "ln2.hook_normalized", "normed", self.dim))
         if self.gate:
             yield _linear("gate", i, self.gate, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
             yield _linear("up", i, self.up, "normed", "records", "up", Site(at + "mlp.hook_pre_linear", "up", self.width))
@@ -241,17 +250,19 @@ Block = Attention | Mlp
 
 @dataclass(frozen=True)
 class Output:
-    """The end of the pass: norm, then the matrix of logits; these times `factor`, then soft-capped (0: not)."""
+    """The end of the pass: norm, then the matrix of logits; these times `factor`, then soft-capped (0: not). matrix None: an encoder, whose normed rows are
+    all that it gives."""
 
     norm: Norm
-    matrix: Matrix
+    matrix: Matrix | None
     factor: float = 1.0
     soft_cap: float = 0.0
 
     def stages(self, pending: Pending, records: Records) -> list[Stage]:
         return [
             Stage("close", "last add", None, {}, ("the last add",)),
-            Stage("wanted_norm", "output norm", None, {"add": pending, "norm": self.norm, "dim": self.norm.dim, "records": records(self.matrix), "rows": True},
+            Stage("wanted_norm", "output norm", None, {"add": pending, "norm": self.norm, "dim": self.norm.dim, "rows": True,
+                                                       "records": self.matrix is not None and records(self.matrix)},
                   ("output norm",), (), (Site("ln_final.hook_normalized", "normed", self.norm.dim),)),
             Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}),
         ]

@@ -52,6 +52,8 @@ class Feed:
     ids: Any
     """int [n], 1 <= n."""
     logits: Literal["none", "last", "all"] = "last"
+    types: Any = None
+    """An encoder's token types, int [n]; None: all 0."""
 
 
 def gguf_bytes(gguf: GGUFFile) -> int:
@@ -164,6 +166,11 @@ class Runtime:
         return self._weights.gains
 
     @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors that no kernel reads (a head's), float32 in their shapes."""
+        return self._weights.kept
+
+    @property
     def weight_bytes(self) -> int:
         """Memory of the retiled matrices."""
         return self._weights.nbytes
@@ -211,7 +218,8 @@ class Runtime:
         ):
             s[word // 8] = value
         self._step_address = s.ctypes.data
-        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
+        output = self.config.output.matrix
+        self._logit_columns = int(layout.matrix(output)[f.TILES // 8]) * 16 if output else 0
         macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
@@ -230,14 +238,16 @@ class Runtime:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
-        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
+        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
+        changed.
         """
         self._check_open()
         ids, n_wanted, _done = self._plan(feeds)
         n = len(ids)
-        rows = self._weights.embed(ids)
-        self._x[:n, :self.config.dim] = rows if self.config.embedding_scale == 1 else rows * np.float32(self.config.embedding_scale)
+        if n_wanted and not hidden and not self.config.output.matrix:
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): it has no logits, only embeddings (hidden=True)")
+        self._x[:n, :self.config.dim] = self._embedded(ids, feeds)
         last_position = int(self._tokens[1, :n].max())
         for table in self._layout.tables.values():
             table.fill(last_position + 1)
@@ -257,6 +267,20 @@ class Runtime:
         for feed in feeds:
             feed.sequence.append(feed.ids)
         return logits[:, :self.config.dim if hidden else self.config.n_vocab]
+
+    def _embedded(self, ids: np.ndarray, feeds: list[Feed]) -> np.ndarray:
+        """Rows that the first layer gets, float32 [M, dim]."""
+        rows = self._weights.embed(ids)
+        if self.config.embedding_scale != 1:
+            rows = rows * np.float32(self.config.embedding_scale)
+        for added in self.config.added:
+            kept = self._weights.kept[added.tensor.name]
+            if added.by_position:
+                rows = rows + kept[self._tokens[1, :len(ids)]]
+            else:
+                types = [np.zeros(len(feed.ids), np.int64) if feed.types is None else np.asarray(feed.types) for feed in feeds]
+                rows = rows + kept[np.minimum(np.concatenate(types), len(kept) - 1)]
+        return rows
 
     def _layers(self, first: int, last: int, n_wanted: int) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
@@ -343,6 +367,8 @@ class Runtime:
         if ids.min() < 0 or ids.max() >= self.config.n_vocab:
             bad = next(int(i) for i in ids if not 0 <= i < self.config.n_vocab)
             raise OptionError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
+        if not self.config.causal and any(feed.sequence.length for feed in feeds):
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): a text is one feed, nothing follows it")
         for feed, n in zip(feeds, lengths):
             if feed.sequence.length + n > self.context:
                 raise ContextFullError(

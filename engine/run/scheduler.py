@@ -14,18 +14,19 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from ...kernels import forks
-from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
+from ..errors import AbortedError, ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 from .costs import Costs
 
 if TYPE_CHECKING:
     from . import kv_cache
     from .runtime import Runtime
 
+T = TypeVar("T")
 STALL_SECONDS = 0.1
 """What prompts may add to a step that streams wait for."""
 QUANTUM = 32
@@ -143,6 +144,28 @@ class Scheduler:
                     return
         finally:
             self._leave(jobs)
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """Do what takes steps of another kind (hidden rows), while no other step is taken. ClosedError."""
+        with self._changed:
+            while self._busy:
+                self._changed.wait()
+            self._check_open()
+            self._busy, self._leader = True, threading.get_ident()
+            self._runtime.on_layers = None
+        try:
+            return work()
+        except AbortedError:
+            self._check_open()
+            raise
+        finally:
+            with self._changed:
+                self._busy, self._step_ended = False, self.clock()
+                self._changed.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the model was closed: load it again")
 
     def _leave(self, jobs: Sequence[Job]) -> None:
         """Take jobs out of the queue, and wait for the step that holds one, even through Ctrl-C: their sequences may be closed next."""

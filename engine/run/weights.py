@@ -179,7 +179,7 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .nbytes: memory of the retiled matrices and the embedding's rows.
+    .kept: {tensor: float32 rows} of what no kernel reads; .nbytes: memory of the retiled matrices and the embedding's rows.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
@@ -205,6 +205,7 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
         self._biases: list[np.ndarray] = []
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
 
@@ -225,6 +226,14 @@ class Weights:
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise self._refuse("token_embd.weight", int(bad))
+        return rows
+
+    def _rows(self, name: str) -> np.ndarray:
+        """A whole tensor, float32, in its shape."""
+        info = self._gguf.tensors[name]
+        rows: np.ndarray = registry.decode(info.format.name, self._gguf.data(name)).reshape(info.shape).astype(np.float32)
+        if not (finite := np.isfinite(rows.reshape(-1, info.shape[-1])).all(axis=1)).all():
+            raise self._refuse(name, int(np.argmin(finite)))
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:
