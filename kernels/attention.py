@@ -225,7 +225,7 @@ def attention_kernel(kv: KVType) -> Compiled:
         row = left + 16 * queries
         row += -row & 63
         value_dim, window, cap, sinks = load_i64(geometry + VALUE_DIM), load_i64(geometry + WINDOW), load_f32(geometry + SOFT_CAP), load_i64(geometry + SINKS)
-        ahead, length = load_i64(geometry + AHEAD), load_i64(item + LENGTH)
+        later, length = load_i64(geometry + AHEAD), load_i64(item + LENGTH)
         head0 = kv_head * group * value_dim * 4
         bad = 0
         for i in range(queries):
@@ -251,13 +251,13 @@ def attention_kernel(kv: KVType) -> Compiled:
                 ahead = base
                 if p + 1 < page1:
                     ahead = load_i64(table + 8 * (p + 1)) + layer_offset
-                first = max(0, p * PAGE - ahead - position0) * group  # earlier tokens of the block do not see this page
+                first = max(0, p * PAGE - later - position0) * group  # earlier tokens of the block do not see this page
                 last = queries
                 if window > 0:  # nor do later ones, whose window begins after it
                     last = max(first, min(queries, ((p + 1) * PAGE + window - 1 - position0) * group))
                 for i in range(first, last):
                     position = position0 + i // group
-                    store_i64(left + 16 * i, min(PAGE, min(position + 1 + ahead, length) - p * PAGE))
+                    store_i64(left + 16 * i, min(PAGE, min(position + 1 + later, length) - p * PAGE))
                     store_i64(left + 16 * i + 8, max(0, position - window + 1 - p * PAGE) if window > 0 else 0)
                 i = first
                 while i < last:
@@ -270,7 +270,7 @@ def attention_kernel(kv: KVType) -> Compiled:
                     for r in range(n):
                         merge_part(span_states + (i + r) * size, parts + r * size, size)
                     i += n
-            first = max(0, page * PAGE - ahead - position0) * group
+            first = max(0, page * PAGE - later - position0) * group
             if load_i64(item + PARTS) != 0:
                 target = load_i64(item + PARTS) + (page // SPAN * n_kv + kv_head) * queries * size
                 for b in range(0, queries * size, 64):
@@ -290,7 +290,7 @@ def attention_kernel(kv: KVType) -> Compiled:
             atomic_store(done, 0)
             for span in range(spans):
                 source = load_i64(item + PARTS) + (span * n_kv + kv_head) * queries * size
-                for i in range(max(0, span * SPAN * PAGE - ahead - position0) * group, queries):
+                for i in range(max(0, span * SPAN * PAGE - later - position0) * group, queries):
                     merge_part(states + i * size, source + i * size, size)
         for i in range(queries):
             sink = sinks + 4 * (kv_head * group + i % group) if sinks != 0 else 0

@@ -135,7 +135,8 @@ def _modern_names(name: str) -> str | None:
 
 
 _NOMIC = (("emb_ln.", "embeddings.LayerNorm."), ("encoder.layers.", "layers."), (".attn.Wqkv.", ".self_attn.qkv_proj."),
-          (".attn.out_proj.", ".self_attn.o_proj."), (".mlp.fc11.", ".mlp.up_proj."), (".mlp.fc12.", ".mlp.gate_proj."), (".mlp.fc2.", ".mlp.down_proj."), (".norm1.", ".attention.output.LayerNorm."),
+          (".attn.out_proj.", ".self_attn.o_proj."), (".mlp.fc11.", ".mlp.up_proj."), (".mlp.fc12.", ".mlp.gate_proj."),
+          (".mlp.fc2.", ".mlp.down_proj."), (".norm1.", ".attention.output.LayerNorm."),
           (".norm2.", ".output.LayerNorm."), (".post_attention_layernorm.", ".attention.output.LayerNorm."), (".post_mlp_layernorm.", ".output.LayerNorm."),
           ("embeddings.word_embeddings.", "embed_tokens."))
 

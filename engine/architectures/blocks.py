@@ -183,8 +183,8 @@ class Attention:
 class Mlp:
     """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
 
-    activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows. replaces: as of
-    Attention."""
+    activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows.
+    replaces: as of Attention."""
 
     layer: int
     dim: int

@@ -2,7 +2,8 @@
 
 vocabulary.py reads and checks the metadata (ends.py: which tokens end an answer); base.py has what all kinds share; spm.py (SentencePiece) and bpe.py
 (merges), wordpiece.py and unigram.py (encoders' kinds) split text, bpe.py as a row of splits.py says, which known.py finds for files that do not name one;
-stream.py decodes token by token. The libraries are imported when a tokenizer is made. tokenizer_problem() says of a header alone whether a tokenizer can be made of it.
+stream.py decodes token by token. The libraries are imported when a tokenizer is made. tokenizer_problem() says of a header alone whether one can be made of
+it.
 """
 from __future__ import annotations
 
