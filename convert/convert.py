@@ -194,7 +194,8 @@ def sizes_of(source: Source, importance: bool) -> Sizes:
     arch = meta["general.architecture"]
     n_layers, n_heads = int(meta[f"{arch}.block_count"]), _first(meta[f"{arch}.attention.head_count"])
     n_kv_heads = _first(meta.get(f"{arch}.attention.head_count_kv", n_heads))
-    return Sizes(n_layers, n_heads, n_kv_heads, any(t.name == "output.weight" for t in source.tensors), importance)
+    return Sizes(n_layers, n_heads, n_kv_heads, any(t.name == "output.weight" for t in source.tensors), importance,
+                 int(meta.get(f"{arch}.expert_count", 0)))
 
 
 def _first(value: Any) -> int:

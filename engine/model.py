@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_sample_index, check_samples
-from .answers.core import Core
 from .answers.generation import Generation, check_logprobs, check_stop
 from .answers.speculation import check_draft, share_with_draft
 from .checks import check_keep, check_max_tokens, count
-from .errors import ContextFullError, OptionError, memory_errors, quoted
+from .errors import ContextFullError, OptionError, memory_errors
 from .gguf.file import GGUFFile, open_gguf
 from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
+from .look.face import LookInside
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .run.memory import MemoryPlan
     from .run.runtime import Runtime
     from .sampling.options import SamplingKeywords
+    from .score.scoring import Score, Scored
     from .serve.async_answer import AsyncAnswer
     from .serve.engine import Engine
     from .text.tokenizer import Tokenizer
@@ -102,7 +103,7 @@ def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[s
         return load_tokenizer(gguf.metadata, gguf.path)
 
 
-class Model(Core):
+class Model(LookInside):
     """A model in memory, made by `load`; a context manager. Several may be open at once.
 
     Methods may be called from several threads and generations may be interleaved: steps are taken one at a time, and never change one
@@ -305,6 +306,36 @@ class Model(Core):
             raise OptionError(f"prompts must be a list of prompts, found {type(prompts).__name__}: for a single one use generate")
         return Batch(self, prompts, options, check_samples(samples), ordered, count("live", live) or LIVE)
 
+    def score(self, context: str | Iterable[int], continuations: Sequence[str | Iterable[int]], *, special: bool = False) -> list[Score]:
+        """How likely each continuation of a context is: its log-probability, those of its tokens, and whether greedy sampling would have said it. The context
+        is computed once. Spaces at its end count as the continuation's, as in lm-evaluation-harness; where a token reaches over the border it is scored, too,
+        and told (`Score.spans`). Bits don't depend on what is scored together. special: see `tokenize`. OptionError (nothing to score), TokenizerError,
+        ContextFullError, OutOfMemoryError, NumericError."""
+        from .score.scoring import score
+        self._check_open()
+        return score(self, context, continuations, special)
+
+    def score_many(self, requests: Iterable[tuple[str | Iterable[int], Sequence[str | Iterable[int]]]], *, special: bool = False,
+                   ordered: bool = True) -> Iterator[Scored]:
+        """`score` for many (context, continuations), computed together: what they share at their beginnings is computed once. Taken as there is room; what is
+        wrong with one is its result's `error`. ordered: False gives them as they are done."""
+        from .score.scoring import score_many
+        self._check_open()
+        return score_many(self, requests, special, ordered)
+
+    def classify(self, texts: str | Iterable[str | Mapping[str, Any]], labels: Iterable[str] | Mapping[str, str], template: str = "{text}", *,
+                 calibrate: str = "none", abstain: float | None = None, delimiter: str = " ", special: bool = False) -> Any:
+        """Which label each text has: the one that the model finds likeliest after it -> a list of `Classified` (one text: one), with the probability of each.
+
+        labels: texts, or {label: text that stands for it}. template: what the model reads, {text} replaced (or other fields, of texts that are mappings).
+        calibrate: "contextual" or "pmi" take out what the model thinks of the labels without a text (engine/score/classify.py). abstain: no label if the
+        greatest probability is below this. delimiter: between context and label, unless the template ends in white space. special: see `tokenize`. What is
+        wrong with one of many texts is its result's `error`. OptionError.
+        """
+        from .score.classify import classify
+        self._check_open()
+        return classify(self, texts, labels, template, calibrate=calibrate, abstain=abstain, delimiter=delimiter, special=special)
+
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""
         if isinstance(prompt, str):
@@ -317,19 +348,6 @@ class Model(Core):
             why = "and this model has no beginning-of-sequence token to start from" if bos_id is None else f"(beginning-of-sequence is token {bos_id})"
             raise OptionError(f"{self.path}: the prompt is empty {why}: give some text, or token ids")
         return ids
-
-    def _check_ids(self, ids: Iterable[int]) -> list[int]:
-        n_vocab = self.config.n_vocab
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-            raise OptionError(f"token ids must be a list of whole numbers, found {type(ids).__name__}")
-        out = []
-        for i, id in enumerate(ids):
-            if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
-            if not 0 <= id < n_vocab:
-                raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
-            out.append(int(id))
-        return out
 
     def close(self) -> None:
         """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""

@@ -113,10 +113,14 @@ def write_family(
             x = x.astype(np.float32)
             writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
             continue
-        std = dims[1] ** -0.5 * (2 if name == "output.weight" else dims[1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
+        if tensor.plain:
+            writer.add_tensor(name, (0.3 * rng.standard_normal(dims)).astype(np.float32))
+            continue
+        std = dims[-1] ** -0.5 * (2 if name == "output.weight" else dims[-1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
         x = (rng.standard_normal(dims) * std).astype(np.float32)
-        data = quantize(edit(name, x).astype(np.float32) if edit else x, type_)
-        writer.add_tensor(name, data if data.dtype == np.uint8 else data.view(np.uint8), raw_dtype=type_)
+        kind = gguf.GGMLQuantizationType.F32 if "ffn_gate_inp" in name else type_  # routers are never quantised
+        data = quantize(edit(name, x).astype(np.float32) if edit else x, kind)
+        writer.add_tensor(name, data if data.dtype == np.uint8 else data.view(np.uint8), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -21,6 +21,7 @@ from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shif
 from .hf_card import read_card, sampling
 from .hf_config import HfModel, read_config
 from .hf_encoders import Tail
+from .hf_experts import Part, expert_parts, mxfp4, stack
 from .hf_fields import SIZES
 from .hf_sentence import read_sentence
 from .hf_tokenizer import read_tokenizer
@@ -143,9 +144,10 @@ def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) 
 
 def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
     """GGUF name -> rows. UnsupportedError for a tensor that the page does not know."""
-    found: dict[str, Rows] = {}
     config = model.config(tied=False)
     known, orders = hf_tensors(model.page, config), row_orders(model.page, config)
+    parts, held = expert_parts(config), dict[str, dict[int, Rows]]()
+    found, packed = mxfp4(config, tensors)
     gains = norm_gains(config) if model.page.hf_norm_plus_one else set()
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
@@ -153,14 +155,13 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
     plain = not scales and fields.values.get("quantization_config") is None  # FP8 as a mere type of storage
     skipped = 0
     for name, stored in tensors.items():
-        if name in scales:
+        if name in scales or name in packed:
             continue
         if without_effect(name) or name.endswith(_UNUSED_SCALES) and stored.shape in ((), (1,)):
             skipped += not without_effect(name)
             continue
-        if name not in known:
+        if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
-        tensor = known[name]
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:
@@ -171,16 +172,32 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
         elif stored.dtype in FLOAT8 and not plain:
             raise FormatError(f"{stored.file.path}: tensor {quote(name)} is {stored.dtype}, but its scale ({quote(name.removesuffix('.weight') + _SCALES[0])}) "
                               "is missing: without it the weights are unknown; get the checkpoint again")
+        if name in parts:
+            _take_parts(parts[name], rows, stored, found, held)
+            continue
+        tensor = known[name]
         if tensor.name in orders:
             if stored.shape != tensor.shape:
                 raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
             rows = (Permuted if len(tensor.shape) == 2 else PermutedVector)(rows, orders[tensor.name])
         found[tensor.name] = Shifted(rows, 1.0) if tensor.name in gains else rows
+    found |= stack(held, config)
     if orphans := sorted(set(scales) - used):
         raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
     if skipped:
         notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
     return found
+
+
+def _take_parts(parts: list[Part], rows: Rows, stored: Stored, found: dict[str, Rows], held: dict[str, dict[int, Rows]]) -> None:
+    """A tensor of experts, or of one of them."""
+    for tensor, expert, make in parts:
+        if expert >= 0:
+            held.setdefault(tensor, {})[expert] = rows
+        elif rows is stored:
+            found[tensor] = make(stored)
+        else:
+            raise UnsupportedError(f"{stored.file.path}: tensor {quote(stored.name)} of all experts is FP8 with scales, which llamina does not read stacked")
 
 
 def _refuse_unknown(name: str, stored: Stored, config: ModelConfig) -> NoReturn:
@@ -197,9 +214,11 @@ def _check_quantization(fields: Fields) -> tuple[int, int] | None:
     if settings is None:
         return None
     method = settings.get("quant_method")
+    if method == "mxfp4":  # gpt-oss's experts, whose blocks are GGUF's (hf_experts.py)
+        return None
     fp8 = method in ("fp8", "fbgemm_fp8") or method == "compressed-tensors" and settings.get("format") == "float-quantized"
     if not fp8:
-        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8 only; convert the unquantised checkpoint")
+        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8, and gpt-oss's MXFP4, only; convert the unquantised checkpoint")
     block = settings.get("weight_block_size")
     if block is None:
         return None

@@ -27,6 +27,8 @@ from .hf_rope import FULL, MINICPM, PHI3, USUAL, WINDOWED, HfRope, parameters, r
 YARN_3 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
           "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}
 """What Ministral3Config takes where it says nothing of rotary positions."""
+YARN_OSS = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 4096}
+"""And GptOssConfig."""
 
 
 @dataclass
@@ -142,15 +144,16 @@ class _Config:
     def rope(self, trained: int, head_dim: int, layers: list[str]) -> tuple[HfRope, HfRope]:
         """Of full layers, and of windowed ones."""
         f, kind = self.fields, self.cls.model_type
-        if kind == "ministral3" and f.values.get("rope_parameters") is None and not f.values.get("rope_scaling"):
-            f = self.fields = Fields(f.path, {**f.values, "rope_parameters": dict(YARN_3)})
+        silent = {"ministral3": YARN_3, "gpt_oss": YARN_OSS}
+        if kind in silent and f.values.get("rope_parameters") is None and not f.values.get("rope_scaling"):
+            f = self.fields = Fields(f.path, {**f.values, "rope_parameters": dict(silent[kind])})
         found = parameters(f, layers, kind in BY_KIND)
         if kind == "hunyuan_v1_dense":
             self.fixed_alpha(found[FULL], head_dim)
 
         def read(values: dict[str, Any], fields: Fields, base: float) -> HfRope:
             return read_rope(fields, values, head_dim, trained, base, partial=PARTIAL.get(kind), known={"phi3": PHI3, "minicpm": MINICPM}.get(kind, USUAL),
-                             yarn_multiplier=self.cls.gguf == "mistral3")
+                             yarn_multiplier=self.cls.gguf == "mistral3", rounded=kind != "gpt_oss")
         full = read(found[FULL], f, BASES.get(kind, 10000.0))
         if kind not in BY_KIND:
             return full, full

@@ -3,7 +3,7 @@
     modules.json ──► 1_Pooling/config.json -> pooling_type; 2_Dense/ -> dense_2.weight;  config_sentence_transformers.json -> prompts;
     sentence_bert_config.json -> most tokens
 
-Keys without an architecture's name are ours (engine/score/prompts.py reads them); what would change an embedding and can't be said is refused.
+Keys without an architecture's name are ours (engine/score/embedding_prompts.py reads them); what would change an embedding and can't be said is refused.
 """
 from __future__ import annotations
 

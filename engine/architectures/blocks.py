@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
+
+if TYPE_CHECKING:
+    from .expert_blocks import Experts
 
 Pending = tuple[Addend, ...]
 ALL_AHEAD = 1 << 40
 """Attention.ahead of a query that sees its whole text."""
+Block: TypeAlias = "Attention | Mlp | Experts"
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
@@ -29,29 +34,31 @@ def matrix_tensors(*matrices: Matrix | None) -> Iterator[Tensor]:
     for m in matrices:
         if m and m.tensor not in seen:
             seen.add(m.tensor)
-            rows = m.whole or m.rows
-            yield Tensor(m.tensor, (rows, m.columns), m.hf)
+            rows, experts = m.whole or m.rows, (m.experts,) if m.experts else ()
+            yield Tensor(m.tensor, (*experts, rows, m.columns), m.hf)
             if m.bias:
-                yield Tensor(m.bias, (rows,), m.hf.replace(".weight", ".bias"))
+                yield Tensor(m.bias, (*experts, rows), m.hf.replace(".weight", ".bias"), plain=bool(experts))
 
 
-def _join(name: str, layer: int, norm: Norm | None, pending: Pending, readers: tuple[Matrix, ...], records: Records, dim: int, replaces: bool) -> Stage:
-    return Stage("join", name, layer, {
-        "add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)), "rows": not all(map(records, readers)), "replaces": replaces}, (name,))
+def join_stage(name: str, layer: int, norm: Norm | None, pending: Pending, readers: tuple[Matrix, ...], records: Records, dim: int,
+               rows: bool = False, replaces: bool = False) -> Stage:
+    """rows: the normed rows are read by others than matrices, too. replaces: they become the residual stream."""
+    return Stage("join", name, layer, {"add": pending, "norm": norm, "dim": dim, "records": any(map(records, readers)),
+                                       "rows": rows or not all(map(records, readers)), "replaces": replaces}, (name,))
 
 
-def _open_norm(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, replaces: bool, before: Site,
-               after: Site) -> Iterator[Stage]:
+def open_norm_stages(name: str, layer: int, norm: Norm | None, readers: tuple[Matrix, ...], records: Records, dim: int, before: Site, after: Site,
+                     replaces: bool = False) -> Iterator[Stage]:
     yield Stage("norm", name, layer, {"norm": norm, "dim": dim, "replaces": replaces}, (name,), (before,), (after,))
     if any(map(records, readers)):
         yield Stage("quantize", "quantize", layer, {"rows": "normed", "columns": dim, "records": "records"}, (name,))
 
 
-def _linear(name: str, layer: int, matrix: Matrix, rows: str, made: str, out: str, *after: Site) -> Stage:
+def linear_stage(name: str, layer: int, matrix: Matrix, rows: str, made: str, out: str, *after: Site) -> Stage:
     return Stage("linear", name, layer, {"matrix": matrix, "rows": rows, "records": made, "out": out}, (), (), after)
 
 
-def _open_add(name: str, layer: int, add: Pending, dim: int, after: Site) -> Stage:
+def open_add_stage(name: str, layer: int, add: Pending, dim: int, after: Site) -> Stage:
     return Stage("add", name, layer, {"add": add, "dim": dim}, (name,), (), (after,))
 
 
@@ -123,7 +130,7 @@ class Attention:
         for norm in (self.q_norm, self.k_norm):
             yield from norm_tensors(norm)
         if self.sinks:
-            yield Tensor(self.sinks, (self.heads,))
+            yield Tensor(self.sinks, (self.heads,), f"model.layers.{self.layer}.self_attn.sinks")
         yield from norm_tensors(self.post_norm)
 
     def whole_blocks(self) -> bool:
@@ -145,26 +152,26 @@ class Attention:
         readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
         whole = self.qk_norm == "whole"
         stages = [
-            _join("attention norm", i, self.norm, pending, readers, records, self.dim, self.replaces),
+            join_stage("attention norm", i, self.norm, pending, readers, records, self.dim, replaces=self.replaces),
             Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
             *([self._projection_norm(), *self._append(False)] if whole else []),
             Stage("attend", "attention", i, {"attention": self, "records": wants and self.whole_blocks()}, ("queries", "attention output")),
         ]
         if wants and not self.whole_blocks():
             stages += [self._quantize()]
-        return [*stages, _linear("attention output", i, self.output, "att", self.records, "addend")], (self.leaves,)
+        return [*stages, linear_stage("attention output", i, self.output, "att", self.records, "addend")], (self.leaves,)
 
     def open(self, records: Records) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         q, kv, z = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.heads * self.value_dim
         readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
-        yield from _open_norm("attention norm", i, self.norm, readers, records, self.dim, self.replaces, Site(at + "hook_resid_pre", "x", self.dim),
-                              Site(at + "ln1.hook_normalized", "normed", self.dim))
-        yield _linear("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
+        yield from open_norm_stages("attention norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+                                    Site(at + "ln1.hook_normalized", "normed", self.dim), self.replaces)
+        yield linear_stage("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
         turned = [Site(at + "attn.hook_rot_q", "q", q)]
         if self.k and self.v:
-            yield _linear("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
-            yield _linear("values", i, self.v, "normed", "records", "v", Site(at + "attn.hook_v", "v", self.kv_heads * self.value_dim))
+            yield linear_stage("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
+            yield linear_stage("values", i, self.v, "normed", "records", "v", Site(at + "attn.hook_v", "v", self.kv_heads * self.value_dim))
             turned.append(Site(at + "attn.hook_rot_k", "k", kv))
         if self.qk_norm == "whole":
             yield self._projection_norm()
@@ -174,9 +181,9 @@ class Attention:
                     (Site(at + "attn.hook_z", "att", z),))
         if records(self.output):
             yield self._quantize()
-        yield _linear("attention output", i, self.output, "att", self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
+        yield linear_stage("attention output", i, self.output, "att", self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
         if not self.parallel:
-            yield _open_add("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
+            yield open_add_stage("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
 
 @dataclass(frozen=True)
@@ -220,32 +227,34 @@ class Mlp:
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, stages = self.layer, []
         if self.norm or not self.parallel:
-            stages.append(_join("ffn norm", i, self.norm, () if self.parallel else pending, self.readers(), records, self.dim, self.replaces))
+            stages.append(join_stage("ffn norm", i, self.norm, () if self.parallel else pending, self.readers(), records, self.dim,
+                                     replaces=self.replaces))
         stages += [
             Stage("gated", "gate up", i, {"gate": self.gate, "up": self.up, "activation": self.activation, "records": records(self.down)}, ("ffn activation",)),
-            _linear("down", i, self.down, "gate", "down_records", self.leaves.buffer),
+            linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer),
         ]
         return stages, (*pending, self.leaves) if self.parallel else (self.leaves,)
 
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         if self.norm or not self.parallel:
-            yield from _open_norm("ffn norm", i, self.norm, self.readers(), records, self.dim, self.replaces,
-                                  Site(at + "hook_mlp_in", "x", self.dim), Site(at + "ln2.hook_normalized", "normed", self.dim))
+            yield from open_norm_stages("ffn norm", i, self.norm, self.readers(), records, self.dim, Site(at + "hook_mlp_in", "x", self.dim),
+                                        Site(at + "ln2.hook_normalized", "normed", self.dim), self.replaces)
         if self.gate:
-            yield _linear("gate", i, self.gate, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
-            yield _linear("up", i, self.up, "normed", "records", "up", Site(at + "mlp.hook_pre_linear", "up", self.width))
+            yield linear_stage("gate", i, self.gate, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
+            yield linear_stage("up", i, self.up, "normed", "records", "up", Site(at + "mlp.hook_pre_linear", "up", self.width))
         else:
-            yield _linear("up", i, self.up, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
+            yield linear_stage("up", i, self.up, "normed", "records", "gate", Site(at + "mlp.hook_pre", "gate", self.width))
         yield Stage("activate", "activation", i, {"columns": self.width, "activation": self.activation, "plain": not self.gate}, (), (),
                     (Site(at + "mlp.hook_post", "gate", self.width),))
         if records(self.down):
             yield Stage("quantize", "quantize", i, {"rows": "gate", "columns": self.width, "records": "down_records"}, ("ffn activation",))
-        yield _linear("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
-        yield _open_add("down", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
+        yield linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
+        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
 
-
-Block = Attention | Mlp
+    def buffers(self) -> dict[str, int]:
+        """Columns of each buffer of float32 rows that a token needs."""
+        return {"gate": self.width, "up": self.width}
 
 
 @dataclass(frozen=True)
@@ -264,7 +273,7 @@ class Output:
             Stage("wanted_norm", "output norm", None, {"add": pending, "norm": self.norm, "dim": self.norm.dim, "rows": True,
                                                        "records": self.matrix is not None and records(self.matrix)},
                   ("output norm",), (), (Site("ln_final.hook_normalized", "normed", self.norm.dim),)),
-            Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}),
+            Stage("output", "output", None, {"matrix": self.matrix, "factor": self.factor, "soft_cap": self.soft_cap}, ("the logits", "the final norm")),
         ]
 
 

@@ -4,21 +4,26 @@
     k.rope("halves", base="rope.freq_base_swa", scaled=False)          rotary positions
     k.attention(i, norm=…, rope=…, window=…)                           any field of blocks.Attention; heads, widths and optional tensors from the file
     k.glu(i, "silu", norm=…),  k.mlp(i, "gelu_erf", norm=…)            feed-forward blocks
+    k.experts(i, "silu", norm=…, normalise=True)                       a mixture of experts
     k.windows(6)                                                       the sliding window of each layer, 0: none
     k.output(k.norm(None, "output_norm", "norm"), factor=…)            the end
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..gguf.header import quote
 from .blocks import ALL_AHEAD, Attention, Block, Mlp, Output
-from .keys import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, File, Keys
+from .expert_blocks import Experts
+from .keys import MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH, File, Keys
 from .spec import Matrix, Norm, Rope, RopeScaling
 
+GATING_NUMBERS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_chosen"}
+"""llama.cpp's numbers of ways to choose experts."""
 RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
@@ -129,12 +134,14 @@ class Builder(Keys):
 
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
-    def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True) -> Rope:
+    def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True,
+             rounded: bool = True) -> Rope:
         """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
-        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's."""
         at = kind, base, scaled
         if at not in self._ropes:
-            self._ropes[at] = self._rope(kind, base, default_base, partial, scaled)
+            rope = self._rope(kind, base, default_base, partial, scaled)
+            self._ropes[at] = replace(rope, scaling=replace(rope.scaling, rounded=rounded))
         return self._ropes[at]
 
     def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool) -> Rope:
@@ -189,6 +196,49 @@ class Builder(Keys):
         else:
             gate, up = (self.matrix(layer, f"ffn_{name}", width, self.dim, site, f"mlp.{name}_proj", bias=name in biases) for name in ("gate", "up"))
         return Mlp(layer, self.dim, width, activation, norm, gate, up, self._down(layer, width, biases), **options)
+
+    def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
+                divided: bool = False, biases: bool = False, **options: Any) -> Experts:
+        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared: "gated",
+        "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert is as wide as
+        feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of Experts."""
+        n = self.integer("expert_count", MAX_EXPERTS)
+        used = self.per_layer("expert_used_count", n)[layer]
+        wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]
+        width = self.per_layer("expert_feed_forward_length", MAX_WIDTH, (wide // used if divided else wide) or ..., least=1)[layer]
+        groups, kept = self.integer("expert_group_count", n, 0, least=0), self.integer("expert_group_used_count", n, 0, least=0)
+        if groups > 1 and (n % groups or not 0 < kept <= groups or used > n // groups * kept):
+            self.fail(f"{n} experts in {groups} groups, {kept} of them used ('{self.name('expert_group_count')}'), can't give a token {used} experts")
+        if number := self.integer("expert_gating_func", 1 << 30, 0, least=0):
+            if number not in GATING_NUMBERS:
+                self.refuse(f"chooses experts in a way that llamina lacks: {self.name('expert_gating_func')} = {number}")
+            gating = GATING_NUMBERS[number]
+        at, site, mlp = f"blk.{layer}.", "ln2.hook_normalized", "mlp."
+
+        def matrix(part: str, rows: int, columns: int, where: str, first: int = 0, whole: int = 0) -> Matrix:
+            m = self.matrix(layer, f"ffn_{part}_exps", rows, columns, where, f"{mlp}experts.{part}_proj", first=first, whole=whole, bias=biases)
+            return replace(m, experts=n, used=used)
+        if self.has(f"{at}ffn_gate_up_exps.weight"):
+            gate, up = (matrix("gate_up", width, self.dim, site, first, 2 * width) for first in (0, width))
+        else:
+            gate, up = matrix("gate", width, self.dim, site), matrix("up", width, self.dim, site)
+        if self.has(f"{at}exp_probs_b.bias"):
+            options.setdefault("selection_bias", f"{at}exp_probs_b.bias")
+        if shared and (shared != "optional" or self.given("expert_shared_feed_forward_length")):
+            options["shared"] = self._shared_expert(layer, activation, wide)
+            if shared == "gated":
+                options |= {"shared_gate": f"{at}ffn_gate_inp_shexp.weight", "shared_gate_hf": f"model.layers.{layer}.mlp.shared_expert_gate.weight"}
+        return Experts(
+            layer, self.dim, width, n, used, activation, norm, self.matrix(layer, "ffn_gate_inp", n, self.dim, site, mlp + "gate", bias=biases), gate, up,
+            matrix("down", self.dim, width, "mlp.hook_post"), gating, groups=groups if groups > 1 else 0, groups_used=kept,
+            normalise=self.flag("expert_weights_norm", normalise), scale=self.number("expert_weights_scale", 0.0) or 1.0, **options)
+
+    def _shared_expert(self, layer: int, activation: str, wide: int) -> Mlp:
+        width = self.per_layer("expert_shared_feed_forward_length", MAX_WIDTH, wide or ...)[layer]
+        names = {"gate": (width, self.dim, "ln2.hook_normalized"), "up": (width, self.dim, "ln2.hook_normalized"),
+                 "down": (self.dim, width, "mlp.shared.hook_post")}
+        gate, up, down = (self.matrix(layer, f"ffn_{part}_shexp", *shape, f"mlp.shared_expert.{part}_proj") for part, shape in names.items())
+        return Mlp(layer, self.dim, width, activation, None, gate, up, down, parallel=True)
 
     def mlp(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
         """A feed-forward block without a gate: down(act(up(x)))."""

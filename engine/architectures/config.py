@@ -20,6 +20,7 @@ from ..gguf.file import GGUFFile
 from ..gguf.header import quote
 from .blocks import Attention, Block, Mlp, Output, Pending, matrix_tensors, norm_tensors, open_layer
 from .builder import Builder
+from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
@@ -58,7 +59,7 @@ class ModelConfig:
         of the wrong type or out of range, or keys contradict each other or the file's vocabulary."""
         page = _page_of(gguf)
         n_vocab = _n_vocab(gguf, page.architecture)
-        return _read(page, gguf, gguf.tensors, n_vocab, all(t.format.name == "F32" for t in gguf.tensors.values() if len(t.shape) == 2))
+        return _read(page, gguf, gguf.tensors, n_vocab, all(t.format.name == "F32" for t in gguf.tensors.values() if len(t.shape) >= 2))
 
     # -- what others ask of it ------------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,9 @@ class ModelConfig:
         for a in self.attentions():
             if a.sinks:
                 yield a.sinks, a.heads
+        for block in self.blocks():
+            if isinstance(block, Experts):
+                yield from block.vectors()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +179,7 @@ class ModelConfig:
 
     @property
     def ffn_dim(self) -> int:
-        return next(block.width for block in self.blocks() if isinstance(block, Mlp))
+        return next(block.width for block in self.blocks() if isinstance(block, (Mlp, Experts)))
 
     @property
     def q_dim(self) -> int:
@@ -298,7 +302,7 @@ def check_tensors(gguf: GGUFFile, config: ModelConfig) -> None:
         info = gguf.tensors[name]
         if info.shape != shape:
             raise FormatError(f"{info.path}: tensor '{name}' must have shape {list(shape)}, found {list(info.shape)}")
-        runs = RUNNABLE if len(shape) == 2 else _VECTOR_FORMATS
+        runs = RUNNABLE if len(shape) >= 2 and not tensor.plain else _VECTOR_FORMATS
         if info.format.name not in runs:
             usable = ", ".join(f for f in FORMATS if f in runs)
             raise UnsupportedError(f"{info.path}: tensor '{name}' is {info.format.name}, expected one of {usable}: convert the model")
@@ -324,7 +328,7 @@ def _check_extra(gguf: GGUFFile, config: ModelConfig, name: str) -> None:
     if part.endswith(".bias"):
         raise UnsupportedError(f"{path}: tensor {quote(name)}: llamina knows no such bias in models of architecture {config.architecture}")
     if "_exp" in part or "ffn_gate_inp" in part:
-        raise UnsupportedError(f"{path}: tensor {quote(name)}: llamina does not run mixtures of experts")
+        raise UnsupportedError(f"{path}: tensor {quote(name)}: llamina does not run such experts in models of architecture {config.architecture}")
     raise UnsupportedError(f"{path}: tensor {quote(name)} is unknown, and leaving it out would make another model of it")
 
 

@@ -10,6 +10,7 @@ from . import (
     gemma,
     gemma_embedding,
     glm4,
+    gpt_oss,
     granite,
     hunyuan_dense,
     llama,
@@ -17,9 +18,12 @@ from . import (
     mistral3,
     modern_bert,
     olmo2,
+    olmoe,
     phi3,
     qwen2,
+    qwen2moe,
     qwen3,
+    qwen3moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -28,5 +32,6 @@ from .page import Page
 
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE, exaone.PAGE,
-    exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE, bert.BERT, bert.NOMIC,
-    modern_bert.PAGE, gemma_embedding.PAGE)}
+    exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE,
+    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, bert.BERT, bert.NOMIC, modern_bert.PAGE,
+    gemma_embedding.PAGE)}

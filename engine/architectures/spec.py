@@ -17,6 +17,8 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     hf: str = ""
+    plain: bool = False
+    """Rows of numbers that are read as they are (biases of experts), not a matrix, though it has more than one dimension."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class Matrix:
     whole: int = 0
     """Rows of the tensor, if the matrix is a part of it."""
     hf: str = ""
+    experts: int = 0
+    """Of how many experts the tensor stacks such matrices, [experts, rows, columns]; 0: it is one matrix."""
+    used: int = 1
+    """How many of them a token is multiplied with."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for a token."""
+        return self.used * -(-self.rows // 16) * 16 * self.columns
 
     @property
     def key(self) -> str:
@@ -62,7 +73,7 @@ class RopeScaling:
         yarn:   w_i / factor * (1 - r_i) + w_i * r_i,  r_i = 1 - clamp((i - low) / max(0.001, high - low), 0, 1)
                 low, high = floor, ceil of dims * ln(original_context / (beta * 2 pi)) / (2 ln base), beta = beta_fast, beta_slow
 
-    with low >= 0 and high <= dims - 1. Cosine and sine are multiplied by attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
+    with low >= 0 and high <= dims - 1; not `rounded`: without floor and ceil. Cosine and sine are multiplied by attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
     Llama 3's scaling is apart from this: the w_i are first divided by the elements of rope_freqs.weight (Rope.factors).
     Source: Peng et al., "YaRN" (arXiv 2309.00071), as in llama.cpp's ggml_rope_ext.
     """
@@ -73,6 +84,7 @@ class RopeScaling:
     attn_factor: float = 1.0  # > 0, for any kind
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    rounded: bool = True
     log_multiplier: float = 0.0  # m of yarn: cosine and sine are divided by 1 + 0.1 m ln(factor) again
 
 

@@ -254,6 +254,10 @@ class Sequence(HeldPages):
             pool.back()
         return other
 
+    def keep_private(self) -> None:
+        """From now on nothing of it goes to the prefix cache or comes from there: what follows may not be what its ids say."""
+        self._cached = False
+
     # -- growing --------------------------------------------------------------------------------------------------------------------------
 
     def _wanting(self, length: int, found: int = 0, seen: int = 0, low: int = 0) -> int:
@@ -287,7 +291,7 @@ class Sequence(HeldPages):
                 self._leave(first)
             new = max(0, end - len(self._pages))
             needed = new * layout.whole + max(0, min(new, end - windows_from)) * layout.windowed + self._shared(length)
-            if needed > self._spare + (free := max(0, pool.free_pages)):
+            if needed and needed > self._spare + (free := max(0, pool.free_pages)):
                 raise OutOfMemoryError(f"the KV cache has {free + self._spare} free pages of {PAGE} positions, this step needs {needed}; "
                                        "close other sequences or allow it more memory")
             if self.length % PAGE and length > self.length:

@@ -6,6 +6,8 @@ All arrays are kept alive here; compiled code knows only addresses.
 """
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 
 from ...kernels import attention as at
@@ -18,12 +20,17 @@ from ..architectures.spec import Matrix, Norm, Rope
 from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
 from .rope import RopeTable, query_scales
-from .step_memory import record_columns, widths
+from .step_memory import expert_bytes, expert_scratch, record_columns, widths
 from .weights import Weights
 
 
 def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
+
+
+def address(array: np.ndarray) -> int:
+    """Of a fresh, writable array's data, 0 if it is empty: `array.ctypes.data` in a quarter of the time."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
 
 
 class Layout:
@@ -44,7 +51,8 @@ class Layout:
         self.ld = round_up(config.dim, 32)
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
         self.own = _aligned(self.own_bytes * n_threads)
-        self.scratch_bytes = max(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in attentions)
+        self.buffers |= {name: _aligned(n) for name, n in expert_bytes(config, rows).items()}
+        self.scratch_bytes = max(expert_scratch(config, rows), *(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in attentions))
         self.scratch = _aligned(self.scratch_bytes * n_threads)
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
@@ -56,6 +64,14 @@ class Layout:
 
     def address(self, buffer: str) -> int:
         return self.buffers[buffer].ctypes.data
+
+    def columns(self, buffer: str) -> int:
+        """Floats from a row of a buffer to the next."""
+        return int(self.buffers[buffer].shape[1])
+
+    def experts_at(self, matrix: Matrix) -> int:
+        """Address of int64 [experts]: where each one's part of a matrix of experts is."""
+        return self.weights.experts_at[matrix.key].ctypes.data
 
     def gain(self, norm: Norm | None) -> int:
         """Address of a norm's gain, or 0."""

@@ -9,24 +9,25 @@ What shares a step never changes a bit of the result (docs/exactness.md).
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ...kernels import forks
-from ..errors import AbortedError, ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
+from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 from .costs import Costs
+from .watch import Watch, merged, watching
 
 if TYPE_CHECKING:
     from . import kv_cache
-    from .runtime import Runtime
+    from .runtime import Look, Runtime
 
-T = TypeVar("T")
 STALL_SECONDS = 0.1
 """What prompts may add to a step that streams wait for."""
 QUANTUM = 32
@@ -40,12 +41,13 @@ _order = itertools.count()
 
 class Job:
     """Tokens to append to a sequence, and which logits after them are wanted. stream: an answer's next ones, that somebody waits for; else a prompt,
-    which may take a while. `rows` are the logits when it is `finished`."""
+    which may take a while. `rows` are the logits when it is `finished`; with a `look`, it gets them instead, some at a time, perhaps again after an error."""
 
-    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last", stream: bool = False) -> None:
+    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last", stream: bool = False,
+                 look: Look | None = None) -> None:
         if not ids:
             raise OptionError("there must be at least one token to feed")
-        self.sequence, self.ids, self.logits, self.stream = sequence, ids, logits, stream
+        self.sequence, self.ids, self.logits, self.stream, self.look = sequence, ids, logits, stream, look
         self.thread = threading.get_ident()
         self.order = next(_order)
         self.error: BaseException | None = None
@@ -74,8 +76,8 @@ class Job:
         return self.logits if n == self.left or self.logits != "last" else "none"
 
     def rows_of(self, n: int) -> int:
-        """How many rows of logits its next n tokens give."""
-        return {"none": 0, "last": 1, "all": n}[self.wanted(n)]
+        """How many rows of logits its next n tokens give, all at once."""
+        return 0 if self.look else {"none": 0, "last": 1, "all": n}[self.wanted(n)]
 
     def most(self, n: int, rows: int) -> int:
         """n, or fewer tokens if only so many rows of logits are left in a step; 0: not this time."""
@@ -119,9 +121,12 @@ class Scheduler:
         be run again. A job's own error is kept in it. KeyboardInterrupt and our own bugs are raised."""
         if not jobs:
             return
+        if watches := watching(self):
+            return self._run_watched(jobs, watches, first, until)
         enough = any if first else all
         me = threading.get_ident()
         with self._changed:
+            self._check_outside(me)
             self._queue += [job for job in jobs if not job.finished]
             self._expected.discard(me)
             self._changed.notify_all()
@@ -145,27 +150,59 @@ class Scheduler:
         finally:
             self._leave(jobs)
 
-    def alone(self, work: Callable[[], T]) -> T:
-        """Do what takes steps of another kind (hidden rows), while no other step is taken. ClosedError."""
+    # -- watched steps --------------------------------------------------------------------------------------------------------------------
+
+    def _check_outside(self, me: int) -> None:
+        if self._busy and self._leader == me:
+            raise OptionError("a hook can't run the model that it looks at: it is called in the middle of a step; do that after the block")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Runtime]:
+        """The runtime for this thread alone within the block, which comes between two steps of others: they wait, so it should be short. OptionError: within a
+        step already; ClosedError."""
+        me = threading.get_ident()
         with self._changed:
+            self._check_outside(me)
             while self._busy:
                 self._changed.wait()
-            self._check_open()
-            self._busy, self._leader = True, threading.get_ident()
-            self._runtime.on_layers = None
+            if self._closed:
+                raise ClosedError("the model was closed: load it again")
+            self._busy, self._leader = True, me
         try:
-            return work()
-        except AbortedError:
-            self._check_open()
-            raise
+            yield self._runtime
         finally:
             with self._changed:
-                self._busy, self._step_ended = False, self.clock()
+                self._busy = False
+                self._step_ended = self.clock()
                 self._changed.notify_all()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the model was closed: load it again")
+    def _run_watched(self, jobs: Sequence[Job], watches: Sequence[Watch], first: bool, until: Callable[[], bool] | None) -> None:
+        """Jobs of a thread that watches its steps: each in steps of its own, which this thread takes itself. What a hook raises that is none of our errors is
+        raised here, and the job can be run again."""
+        for job in jobs:
+            while not job.finished:
+                try:
+                    self._watched_step(job, watches)
+                except (LlaminaError, MemoryError) as error:
+                    job.error = error
+                if until is not None and until():
+                    return
+            if first:
+                return
+
+    def _watched_step(self, job: Job, watches: Sequence[Watch]) -> None:
+        from .runtime import Feed
+        with self.alone() as runtime, memory_errors("a step"):
+            n, start, before = job.most(min(job.left, runtime.max_batch), runtime.max_logits), self.clock(), job.sequence.length
+            feed = Feed(job.sequence, job.rest()[:n], job.wanted(n))
+            runtime.on_layers = None
+            try:
+                rows: Any = runtime.step([feed], merged([watch.observers([feed]) for watch in watches]))
+            except BaseException:
+                job.sequence.truncate(min(job.sequence.length, before))
+                raise
+            job.fed(rows)
+            job.seconds += self.clock() - start
 
     def _leave(self, jobs: Sequence[Job]) -> None:
         """Take jobs out of the queue, and wait for the step that holds one, even through Ctrl-C: their sequences may be closed next."""
@@ -260,14 +297,14 @@ class Scheduler:
 
     def _compute(self, parts: list[tuple[Job, int]]) -> None:
         from .runtime import Feed
-        feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
+        feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n), job.look) for job, n in parts]
         prompt = max(((job, n) for job, n in parts if not job.stream), key=lambda part: part[0].left, default=None)
         self._runtime.on_layers = self._read(*prompt) if self.reading and prompt else None
         with memory_errors("a step"):
             rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
-            count = {"none": 0, "last": 1, "all": n}[feed.logits]
+            count = 0 if feed.look else {"none": 0, "last": 1, "all": n}[feed.logits]
             job.fed(rows[start:start + count] if len(parts) == 1 else rows[start:start + count].copy())  # not all rows for the sake of one
             start += count
 

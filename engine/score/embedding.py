@@ -16,8 +16,8 @@ import numpy as np
 from ...kernels.float_env import in_default_floats
 from ..architectures.pooling import KINDS
 from ..errors import ContextFullError, OptionError, OutOfMemoryError, UnsupportedError, memory_errors, quoted
+from .embedding_prompts import most_tokens, prompt_for
 from .pooling import Pool, finish
-from .prompts import most_tokens, prompt_for
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -145,8 +145,9 @@ def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
         last = text.pool.kind == "last"
         wanted: Any = ("last" if n == text.left else "none") if last else "all"
         feeds.append(Feed(text.sequence, text.ids[text.done:text.done + n], wanted, text.types[text.done:text.done + n] if text.types else None))
-    with memory_errors("a step"):
-        rows = core.scheduler.alone(lambda: core.runtime.step(feeds, hidden=True))
+    with memory_errors("a step"), core.scheduler.alone() as runtime:
+        runtime.on_layers = None
+        rows = runtime.step(feeds, hidden=True)
     at, finished = 0, []
     for (text, n), feed in zip(parts, feeds):
         count = {"none": 0, "last": 1, "all": n}[feed.logits]
