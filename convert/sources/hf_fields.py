@@ -87,7 +87,7 @@ CLASSES = (
         "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None}, reads="hidden_activation"),
     _class("gemma2", "gemma2", "Gemma2ForCausalLM", {
         **_GEMMA_2, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "use_bidirectional_attention": None}, "hidden_act", "hidden_act"),
-    _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration", {
+    _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3TextModel", {
         **_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None, "attn_logit_softcapping": None,
         "use_bidirectional_attention": False}, "hidden_act", "hidden_act rope_local_base_freq sliding_window_pattern"),
     _class("phi3", "phi3", "Phi3ForCausalLM", {

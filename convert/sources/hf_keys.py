@@ -156,7 +156,6 @@ def _later_gemma(r: Reading, pattern: int, every: int, largest: int) -> None:
     """pattern: GGUF's own; every: the class's rule where layer_types is absent."""
     r.activation("hidden_activation", "gelu_pytorch_tanh")
     r.biased("attention_bias", *ATTENTION)
-    _causal(r)
     scalar = r.f.number("query_pre_attn_scalar")
     if scalar != (r.dim // r.n_heads if r.n_layers == largest else r.head_dim):
         r.keys["attention.scale"] = scalar**-0.5
@@ -171,6 +170,7 @@ def _later_gemma(r: Reading, pattern: int, every: int, largest: int) -> None:
 
 
 def gemma2(r: Reading) -> None:
+    _causal(r)
     _later_gemma(r, 2, 2, LARGEST_2)
     for key in "attn_logit_softcapping", "final_logit_softcapping":
         r.keys[key] = r.f.number(key, None) or 0.0
@@ -185,6 +185,8 @@ def gemma3(r: Reading) -> None:
     if (cap := r.f.number("final_logit_softcapping", None)) is not None:
         r.keys["final_logit_softcapping"] = cap
     r.keys["rope.freq_base_swa"] = _unscaled(r)
+    if r.flag("use_bidirectional_attention"):
+        r.keys["attention.causal"] = False
 
 
 def _unscaled(r: Reading) -> float:

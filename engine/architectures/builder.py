@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..gguf.header import quote
-from .blocks import Attention, Block, Mlp, Output
+from .blocks import ALL_AHEAD, Attention, Block, Mlp, Output
 from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH, File, Keys
 from .spec import Matrix, Norm, Rope, RopeScaling
@@ -132,6 +132,16 @@ class Builder(Keys):
         if n <= 1:
             return [window if n else 0] * self.n_layers
         return [window if (i % n != 0 if dense_first else i % n < n - 1) else 0 for i in range(self.n_layers)]
+
+    def encoder(self) -> None:
+        """Every token sees all others: attention.causal is false, or not said."""
+        if self.file.get(self.name("attention.causal"), bool, False):
+            self.refuse(f"key '{self.name('attention.causal')}' is true, but models of architecture {self.architecture} see whole texts")
+
+    def symmetric_windows(self, pattern: int, *, dense_first: bool = False) -> list[dict[str, int]]:
+        """Of each layer of an encoder, `window` and `ahead` of Attention: attention.sliding_window n means n // 2 positions to either side."""
+        half = [window // 2 for window in self.windows(pattern, dense_first=dense_first)]
+        return [{"window": n + 1, "ahead": n} if n else {"ahead": ALL_AHEAD} for n in half]
 
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
@@ -261,6 +271,10 @@ class Builder(Keys):
                 tensor = next(found[-1][0].tensors())
                 self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
         return tuple(found)
+
+    def rows(self, norm: Norm) -> Output:
+        """The end of an encoder: its normed rows."""
+        return Output(norm, None)
 
     def output(self, norm: Norm, *, factor: float = 1.0, soft_cap: float = 0.0) -> Output:
         """The output matrix: output.weight (with output.bias, if there is one), or the embedding if there is none. factor, soft_cap: of the logits."""

@@ -115,6 +115,14 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Added:
+    """Rows that join the embedding's: row p for a token at position p, or row 0 for every token (token types, of which texts have the first)."""
+
+    tensor: Tensor
+    by_position: bool
+
+
+@dataclass(frozen=True)
 class Addend:
     """What waits to join the residual stream: a buffer, through a norm (if any), times a factor."""
 

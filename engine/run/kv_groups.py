@@ -80,6 +80,8 @@ class KVLayout:
 def kv_layout(config: ModelConfig, kv: KVType, context: int, step: int) -> KVLayout:
     """Of sequences of up to `context` positions and steps of up to `step` tokens. Windows that would give nothing back in so short a context only mask."""
     sizes = {a.layer: kv.layer_bytes(a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions() if a.kv_layer == a.layer}
+    if not config.causal:  # a text is one step, layer by layer, and no other follows: all layers use one place in turn
+        return KVLayout(max(sizes.values()), step=step, places=tuple((layer, (0, 0)) for layer in sizes))
     windows: dict[int, int] = {}
     for a in config.attentions():  # a layer without keys of its own may look further back into another's
         windows[a.kv_layer] = 0 if not a.window or windows.get(a.kv_layer) == 0 else max(a.window, windows.get(a.kv_layer, 0))

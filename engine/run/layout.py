@@ -114,7 +114,7 @@ class Layout:
                 (at.LD_ATT, round_up(a.heads * a.value_dim, 32)), (at.LD_KV, round_up(a.kv_heads * a.head_dim, 32)),
                 (at.LD_V, round_up(a.kv_heads * a.value_dim, 32)), (at.Q, self.address("q")), (at.K, self.address("k")), (at.V, self.address("v")),
                 (at.ATT, self.address("att")), (at.RECORDS, self.address(a.records)), (at.POSITIONS, self.tokens[1].ctypes.data),
-                (at.PAGE_TABLES, self.tokens[2].ctypes.data), (at.WINDOW, a.window), (at.SINKS, self.vector(a.sinks)),
+                (at.PAGE_TABLES, self.tokens[2].ctypes.data), (at.WINDOW, a.window), (at.AHEAD, a.ahead), (at.SINKS, self.vector(a.sinks)),
                 (at.TABLE_ROW, 8 * pages_of(self.context) * self._places[a.kv_layer][0]),
             ):
                 words[word // 8] = value

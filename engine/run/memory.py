@@ -21,7 +21,7 @@ from .weights import available_memory, weight_bytes
 DEFAULT_CONTEXT = 4096
 """Positions of a sequence where neither the caller nor the model's training asks for fewer."""
 MOST_TOKENS = 512
-"""Of one step."""
+"""Of one step; an encoder's has room for the longest text."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -89,11 +89,16 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     kind = kv_type(config, kv)
     matrices, places, whole = weight_bytes(gguf, config), 0, 0
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
+    if config.positions is not None and wanted > config.positions:
+        raise OptionError(f"{gguf.path}: has embeddings of {config.positions} positions: a context of {wanted} can't be computed; ask for at most that many")
     layout = kv_layout(config, kind, wanted, MOST_TOKENS)
     one_page = layout.unit
     needed, free = layout.units(wanted), available_memory()
     step = step_memory(config, kind, threads, wanted)
     most = min(MOST_TOKENS, -(-wanted // 8) * 8)
+    fewest = 8
+    if not config.causal:  # a text is one step
+        fewest = most = max(MOST_TOKENS, -(-wanted // 8) * 8)
     budget = min(n for n in (memory, free, 1 << 62) if n is not None)
     if any(m.experts for m in config.matrices()) and matrices + step.bytes(8) + needed * one_page > budget:
         whole = all_experts(gguf, config)
@@ -101,7 +106,8 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         matrices -= whole - places if places else 0
     room = budget - matrices
     tokens = step.most_tokens(room - needed * one_page, most)
-    least = matrices + step.bytes(8)
+    tokens = tokens if tokens >= fewest else 0
+    least = matrices + step.bytes(fewest)
     fits = 0 if memory is None else layout.positions((memory - least) // one_page, wanted)
     if memory is not None and not tokens and context is None and fits > 0 and (free is None or least + layout.bytes(PAGE) <= free):
         found = plan(gguf, config, fits, memory, kv, threads)
