@@ -1,7 +1,7 @@
 """The methods of `Model` that look inside. What they do lies in the other files of this wing, which are imported when a method is called."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import os
 
     from .hooks import Hook
+    from .lens import Affine, Lens
+    from .trace import Trace
 
 
 class LookInside(Core):
@@ -46,3 +48,20 @@ class LookInside(Core):
         from .hooks import hooked
         self._check_open()
         return hooked(self, hooks)
+
+    @in_default_floats
+    def lens(self, text: str | Iterable[int], layers: Iterable[int] | None = None, top: int = 5, affine: Affine | None = None) -> Lens:
+        """The logit lens: what the model would say after each position of a text if the stream ended after each layer. See `Lens`; a notebook draws it.
+
+        layers: which (-1: the embedding); default: all. affine: {layer: (A, b)}, a trained lens: rows @ A.T + b are read instead. Errors as of `activations`."""
+        from .lens import lens
+        self._check_open()
+        return lens(self, text, layers, top, affine)
+
+    @in_default_floats
+    def trace(self, text: str | Iterable[int], top: int = 10, attribution: bool = True, heads: bool = True, affine: Affine | None = None) -> Trace:
+        """How the model reads a text: each token's surprise, rank and what was expected, the layer after which that was settled, and which blocks and heads wrote
+        the logit of each next token. See `Trace`; a notebook draws it. attribution, heads: False spares that work. Errors as of `activations`."""
+        from .trace import trace
+        self._check_open()
+        return trace(self, text, top, attribution, heads, affine)
