@@ -22,8 +22,9 @@ MODULES = {
     "self_attn.o_proj": "hook_attn_out", "mlp.gate_proj": "mlp.hook_pre", "mlp.up_proj": "mlp.hook_pre_linear", "mlp.down_proj": "hook_mlp_out",
 }
 """transformers' module, whose output it is -> ours."""
-NORMS = {"llama": "post_attention_layernorm", "qwen2": "post_attention_layernorm", "qwen3": "post_attention_layernorm", "mistral window": "post_attention_layernorm",
-         "gemma2": "pre_feedforward_layernorm", "gemma3": "pre_feedforward_layernorm"}
+_SECOND, _SANDWICH = "post_attention_layernorm", "pre_feedforward_layernorm"
+NORMS = {"llama": _SECOND, "qwen2": _SECOND, "qwen3": _SECOND, "mistral window": _SECOND, "gemma2": _SANDWICH, "gemma3": _SANDWICH}
+"""Variant of tests/families.py -> transformers' name of the norm before its feed-forward block."""
 
 
 def outputs(model: Any, ids: list[int], norm: str) -> dict[str, np.ndarray]:

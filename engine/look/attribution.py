@@ -4,7 +4,8 @@
     logit(t) = sum of parts . direction(t);  direction = final norm's gain and this row's scale, times the output matrix's row of t
 
 What a head added is computed again by the model's own matrix, with the other heads' rows zero; a norm behind the block (Gemma) is taken as the factor that it
-was. Of what remains: `rounding` is what the int8 records of the output matrix's input and float32 make of the logit, a head's rounding what they make of a block.
+was. Of what remains: `rounding` is what the int8 records of the output matrix's input and float32 make of the logit.
+
 A logit is meant before its soft cap.
 """
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Attributor:
 
         def project(part: np.ndarray) -> np.ndarray:
             return np.einsum("nd,nd->n", through(part), direction)
-        labels, values, heads = ["embed"], [project(rows["blocks.0.hook_resid_pre"].astype(np.float64))], {}  # type: list[str], list[np.ndarray], dict[int, Any]
+        labels, values = ["embed"], [project(rows["blocks.0.hook_resid_pre"].astype(np.float64))]
+        heads: dict[int, np.ndarray] = {}
         edits = np.zeros(len(targets))
         for i in range(n_layers):
             at = f"blocks.{i}."

@@ -1,6 +1,6 @@
 """The logit lens: what the model would say if its stream ended after each layer, for every position of a text.
 
-    rows after layer l ──► (optionally an affine map of that layer's) ──► final norm ──► output matrix ──► top k, entropy, rank and log-probability of the target
+    rows after layer l ──► (optionally an affine map of that layer's) ──► final norm ──► output matrix ──► top k, entropy, rank and log-prob. of the target
 
 The last layer's row is what the model says, bit for bit. An affine lens (Belrose et al. 2023, "Eliciting latent predictions from transformers with the tuned
 lens": rows @ A.T + b; their translators leave the identity out of A) is applied in float32.

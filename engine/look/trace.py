@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Trace:
     """Of a text of n tokens. .lens: after every layer, of the places *after* each token; .attribution (None if not asked for): of the token that follows each.
 
-    By token, first one NaN, -1 or 0 because nothing was before it: surprise float64 [n], -ln p; entropy float64 [n], nats, of what was expected there; rank int64
-    [n], 1: the first choice; settled int64 [n], the layer after which the first choice stayed what it became, -1 the embedding; expected(i): [(text, p)].
+    By token, first one NaN, -1 or 0 because nothing was before it: surprise float64 [n], -ln p; entropy float64 [n], nats, of what was expected there; rank
+    int64 [n], 1: the first choice; settled int64 [n], the layer after which the first choice stayed what it became, -1 the embedding; expected(i): [(text, p)].
     """
 
     lens: Lens
