@@ -21,7 +21,7 @@ def test_completion(server: Server) -> None:
     asked = {"prompt": ONCE, "n_predict": 24, "seed": 7, "n_probs": 2, "return_tokens": True}
     whole = server.ok("/completion", **asked)
     alone = server.model.generate(ONCE, max_tokens=24, seed=7, logprobs=2)
-    assert whole["content"] == alone.text() and whole["tokens"] == alone.ids and whole["stop_type"] == "limit" and whole["prompt"] == "<s>" + ONCE
+    assert whole["content"] == alone.text() and whole["tokens"] == alone.ids and whole["stop_type"] == "limit" and whole["prompt"] == "<s> " + ONCE
     assert [p["logprob"] for p in whole["completion_probabilities"]] == [t.logprob for t in alone.logprobs]
     assert whole["generation_settings"]["seed"] == 7 and whole["generation_settings"]["n_predict"] == 24 and not whole["truncated"]
     assert whole["timings"]["predicted_n"] == 24 and whole["timings"]["prompt_n"] + whole["timings"]["cache_n"] == len(server.model.tokenize(ONCE))
