@@ -29,6 +29,8 @@ LLAMA3 = ("{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_hea
           "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}")
 COMMAND_R = ("{% for m in messages %}{{ '<|START_OF_TURN_TOKEN|><|' + ('CHATBOT' if m.role == 'assistant' else m.role | upper) + '_TOKEN|>' + m.content"
              " + '<|END_OF_TURN_TOKEN|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}")
+CHATML_TOOLS = "{{ '<tool_call>' if false }}{{ tools | map(attribute='function') | map(attribute='name') | join(', ') }}\n" + CHATML
+"""llama-server has a way of its own to tell any model of tools."""
 NAMED = {"chatml": CHATML, "llama3": LLAMA3, "command-r": COMMAND_R}
 """Templates that llama-server knows by name; chatml is what it takes for a file without one."""
 MODEL_VARIABLE = "LLAMINA_TINY_MODEL"
@@ -143,7 +145,8 @@ def serve(argv: list[str]) -> None:
         """With the variables that llama-server gives to every template."""
 
         def _render(self, messages: Any, extra: dict[str, Any], add_generation_prompt: bool) -> str:
-            return super()._render(messages, {**variables, **extra}, add_generation_prompt)
+            functions = json.dumps(extra.get("tools") or [], indent=2)
+            return super()._render(messages, {**variables, "functions": functions, **extra}, add_generation_prompt)
 
     def load(path: str, memory: int | None = None) -> Any:
         each = (asked.ctx_size or 512) // (1 if asked.kv_unified else slots)
@@ -151,7 +154,7 @@ def serve(argv: list[str]) -> None:
         text = NAMED.get(asked.chat_template or "chatml", asked.chat_template or "")
         if asked.chat_template_file:
             text = Path(asked.chat_template_file).read_text()
-        model._template = Template(text, model.tokenizer)
+        model._template = Template(text, model.tokenizer, tool_use=CHATML_TOOLS if text == CHATML else None)
         return model
     registry = Registry(load, slots, 256)
     registry.serve_one(os.environ[MODEL_VARIABLE], asked.alias or Path(os.environ[MODEL_VARIABLE]).stem)

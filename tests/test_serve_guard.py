@@ -71,7 +71,7 @@ def test_pages_of_this_machine() -> None:
     with serving(Rules(origins=("localhost",))) as server:
         for origin in ("http://localhost", "http://localhost:3000", "https://127.0.0.1:1", "http://[::1]", "http://[::1]:3000"):
             reply = server.get("/v1/models", Origin=origin)
-            assert reply.status == 200 and reply.headers["access-control-allow-origin"] == origin and reply.headers["vary"] == "origin"
+            assert reply.status == 200 and reply.headers["access-control-allow-origin"] == origin and reply.headers["vary"] == "Origin"
             assert "access-control-allow-credentials" not in reply.headers
         for origin in ("http://notlocalhost", "http://localhost.evil.com", "http://evil.com:80", "file://localhost", "http://localhost:80:evil", "http://localhost:x",
                        "http://[::1].evil", "localhost", "null", "http://127.0.0.1.evil.com:80"):

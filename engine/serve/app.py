@@ -79,7 +79,7 @@ def routes() -> list[Route]:
                 ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template),
                 ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", no_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
-                ("/props", about.props), ("/slots", about.slots), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
+                ("/props", about.props), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
                 ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 

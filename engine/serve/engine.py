@@ -275,7 +275,7 @@ class Engine:
         """How much of the prompt is read."""
         if live.job is None or live.generation.ids:
             return
-        total, sequence = len(live.generation.history), live.job.sequence
+        total, sequence = live.generation.stats.prompt_tokens, live.job.sequence
         now = (min(total, sequence.length), sequence.reused, total)
         if now != live.told_prompt:
             live.began = live.began or time.perf_counter()

@@ -56,10 +56,10 @@ class Guard:
         origin = headers.get("origin")
         extra = dict(SAFE)
         if self._rules.origins:
-            extra["vary"] = "origin"
+            extra["Vary"] = "Origin"
         if origin is not None and self._may(origin):
-            extra |= {"access-control-allow-origin": origin, "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
-                      "access-control-allow-methods": "GET, POST", "access-control-expose-headers": "x-llamina-ignored",
+            extra |= {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version",
+                      "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Expose-Headers": "x-llamina-ignored",
                       "cross-origin-resource-policy": "cross-origin"}
         asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 

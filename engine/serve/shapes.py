@@ -67,13 +67,20 @@ def chat_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob]) -> dict[s
 
 
 def legacy_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob | None], ids: Sequence[int], at: int = 0) -> dict[str, Any]:
-    """OpenAI's shape of completions: four lists. None: the first token of an echoed prompt."""
-    tokens, offsets = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids], []
-    for text in tokens:
+    """OpenAI's shape of completions: four lists; and `end`, the offset after them. Control tokens have a name and no text. None: the first token of an
+    echoed prompt."""
+    def text(id: int) -> str:
+        return tokenizer.token_bytes(id).decode("utf-8", "replace")
+
+    def name(id: int) -> str:
+        return text(id) or tokenizer.token_text(id)
+    offsets = []
+    for id in ids:
         offsets.append(at)
-        at += len(text)
-    top = [None if t is None else {tokenizer.token_bytes(id).decode("utf-8", "replace"): p for id, p in reversed(t.top)} for t in found]
-    return {"tokens": tokens, "token_logprobs": [None if t is None else t.logprob for t in found], "top_logprobs": top, "text_offset": offsets}
+        at += len(text(id))
+    top = [None if t is None else {name(id): p for id, p in reversed(t.top)} for t in found]
+    return {"tokens": [name(id) for id in ids], "token_logprobs": [None if t is None else t.logprob for t in found], "top_logprobs": top,
+            "text_offset": offsets, "end": at}
 
 
 class Thinking:
