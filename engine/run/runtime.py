@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -26,14 +26,21 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
+from .feed import Feed as Feed
+from .feed import Look as Look
+from .feed import Part as Part
+from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout, address
+from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import feed_words, replayed
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -43,38 +50,8 @@ Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
 
-Look = Callable[[np.ndarray, np.ndarray], None]
-"""Called with some of a feed's rows of logits, float32 [k, n_vocab], valid during the call, and their positions in the sequence, int64 [k]."""
 
-
-@dataclass
-class Feed:
-    """Tokens to append to a sequence in a step, and which of their logits are wanted."""
-
-    sequence: Sequence
-    ids: Any
-    """int [n], 1 <= n."""
-    logits: Literal["none", "last", "all"] = "last"
-    look: Look | None = None
-    """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
-
-
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
-
-
-class Runtime:
+class Runtime(Looking):
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
@@ -96,8 +73,8 @@ class Runtime:
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -110,7 +87,9 @@ class Runtime:
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -140,7 +119,7 @@ class Runtime:
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -168,6 +147,11 @@ class Runtime:
     def gains(self) -> dict[str, np.ndarray]:
         """The norms' gains by tensor name, float32 rows padded with zeros."""
         return self._weights.gains
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors that no kernel reads (a head's), float32 in their shapes."""
+        return self._weights.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -218,10 +202,14 @@ class Runtime:
         ):
             s[word // 8] = value
         self._step_address = s.ctypes.data
-        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
-        macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
+        self.encoder = not self.config.causal
+        """Whether steps take whole texts, whose tokens see each other."""
+        output = self.config.output.matrix
+        self._logit_columns = int(layout.matrix(output)[f.TILES // 8]) * 16 if output else 0
+        macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
+        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -233,18 +221,26 @@ class Runtime:
         return Sequence(self._pool, self.context, cached, salt, slides)
 
     @in_default_floats
-    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
+    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
-        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        part: some layers only.
+        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
+        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
+        changed.
         """
         self._check_open()
+        if self._recurrent and any(feed.sequence.lag for feed in feeds):
+            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
+        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
         n, config = len(ids), self.config
-        rows = self._weights.embed(ids)
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 else rows * np.float32(config.embedding_scale)
+        first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
+        assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
+        if n_wanted and not hidden and not config.output.matrix:
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
+        self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds) if part is None or part.rows is None else part.rows
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -257,9 +253,9 @@ class Runtime:
         self.team.clear_abort()
         looked = any(feed.look is not None for feed in feeds)
         if observe:
-            self._observed(n, n_wanted, observe)
+            self._observed(n, n_wanted, observe, first, last)
         else:
-            self._layers(0, config.n_layers, 0 if looked else n_wanted)
+            self._layers(first, last, 0 if looked else n_wanted)
         if looked:
             if not observe:
                 self._end(logits)
@@ -298,30 +294,38 @@ class Runtime:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
         s, layers = self._words, self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
-        """All layers, those with a site that somebody looks at in open form, and the end."""
-        sites = self.config.sites()
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
+
+    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
+        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
         opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = 0
-        for layer in [*sorted(opened), self.config.n_layers]:
+        plain = first
+        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
             self._layers(plain, layer, 0)
             plain = layer + 1
             for placed in self.program.open_layer(layer) if layer in opened else ():
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
-        if any(site.name in observe for site in end.stage.after):
+        if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
             wanted = self._tokens[3].copy()
             self._tokens[3, :n] = np.arange(n)
             self._run(end, end, n, 1, open=True)
@@ -383,6 +387,8 @@ class Runtime:
                 low, high = ids[m:m + n].min(), ids[m:m + n].max()
             if low < 0 or high >= n_vocab:
                 raise OptionError(f"token id {low if low < 0 else high} is outside the vocabulary of {n_vocab}")
+            if self.encoder and feed.sequence.length:
+                raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): a text is one feed, nothing follows it")
             if (length := feed.sequence.length + n) > context:
                 raise ContextFullError(f"{length} positions do not fit into the context of {context}; raise the context or shorten the text")
             longest = max(longest, length)
@@ -424,5 +430,7 @@ class Runtime:
         if not self._closed:
             self._closed = True
             self.team.close()
+            if self.arena:
+                self.arena.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables
