@@ -216,7 +216,8 @@ class Answer:
         self._generation, self._asked = generation, asked
         self._forced = Forced() if asked.forced else None
         whole = not asked.split_thoughts or bool(obeyed(asked.options))
-        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, generation.history))
+        prompt = generation.history[:generation.stats.prompt_tokens]  # the engine may be ahead already
+        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, prompt))
         self.content = self.reasoning = ""
         self.calls: list[dict[str, str]] = []
         """id, name, and arguments as JSON text."""
