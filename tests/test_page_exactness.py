@@ -20,7 +20,7 @@ from page_cases import CASES, IDS, N_TOKENS, write_case
 from runs import digest, open_runtime, run
 from small_models import random_ids
 
-PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0"}
+PRODUCT = {"gemma3 pattern": "Q8_0", "gemma4": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0"}
 """Case -> format. Sandwich norms, norms of heads, two ropes, windows, GELU; fused rows, pairs of half a head, biases; norms of whole projections, none before
 the sublayers, layers that are not scaled; a block without a gate, squared ReLU."""
 
@@ -33,7 +33,7 @@ DIGESTS = {
     "gemma2 27b": "f1d0979d0f6aa957", "gemma3": "99655b311af1b181", "gemma3 pattern": "959a50e363172faf", "phi3": "66e28b4724099ed2",
     "phi3 long": "f6d5ff806536c897", "granite": "c0ecaec64d35993f", "mistral3": "582acffc0b84f21a", "olmo2": "f525588de379deb5",
     "olmo3": "b227ff190d91e89e", "glm4": "98323c69d315d825", "minicpm": "05d1bf971f85c75f", "minicpm scales": "61dd4430f2a20f27",
-    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907",
+    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "98785e459f021f64", "gemma4 v is k": "c602c9de36376356",
 }
 """Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
 

@@ -34,6 +34,7 @@ from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -154,6 +155,7 @@ class Runtime:
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
@@ -245,6 +247,8 @@ class Runtime:
         n, config = len(ids), self.config
         rows = self._weights.embed(ids)
         self._x[:n, :config.dim] = rows if config.embedding_scale == 1 else rows * np.float32(config.embedding_scale)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns

@@ -17,6 +17,7 @@ from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
 from .ops.experts import PIECE
+from .row_table import kept_rows
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -115,6 +116,7 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
+    tables += 4 * c.per_layer.layers * c.per_layer.width * (kept_rows(c.per_layer) + 64) if c.per_layer else 0
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
     return StepMemory(fixed + experts, 4 * floats + -(-records // 8) + embedding + 8 * 4 + a_token, 4 * _round(c.n_vocab, 16))
 
