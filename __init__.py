@@ -22,10 +22,12 @@ _PUBLIC = {
     "convert": "convert",
     "Request": "engine.answers.batch",
     "Result": "engine.answers.batch",
+    "load_activations": "engine.look.store",
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
-__all__ = ["Chat", "Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "convert", "errors", "load"]
+__all__ = ["Chat", "Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "convert", "errors", "load",
+           "load_activations"]
 
 if TYPE_CHECKING:
     from .convert.convert import convert
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .engine.answers.chat import Chat
     from .engine.answers.generation import Generation
     from .engine.errors import LlaminaError
+    from .engine.look.store import load_activations
     from .engine.model import Model, load
     from .engine.sampling.sampler import SamplingOptions
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from ..kernels.float_env import in_default_floats
 from .answers.batch import LIVE, Batch, check_sample_index, check_samples
-from .answers.core import Core
 from .answers.generation import Generation, check_logprobs, check_stop
 from .answers.speculation import check_draft, share_with_draft
 from .checks import check_keep, check_max_tokens, count
@@ -22,6 +21,7 @@ from .errors import ContextFullError, OptionError, memory_errors
 from .gguf.file import GGUFFile, open_gguf
 from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
+from .look.face import LookInside
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[s
         return load_tokenizer(gguf.metadata, gguf.path)
 
 
-class Model(Core):
+class Model(LookInside):
     """A model in memory, made by `load`; a context manager. Several may be open at once.
 
     Methods may be called from several threads and generations may be interleaved: steps are taken one at a time, and never change one

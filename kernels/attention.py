@@ -105,6 +105,9 @@ class KVType(NamedTuple):
     True if a number is NaN or too large for the type."""
     append_value: Any
     """The same for a value, float32 [value_dim]."""
+    dots: Any
+    """(query, query_bytes, page, n_kv, kv head, head_dim, v_dim, s): the products of one laid-out query and the page's 64 keys, by the chain of `one`, into 4
+    vectors at s: before the scale, the cap and the selection."""
 
 
 def v_dim(value_dim: int) -> int:

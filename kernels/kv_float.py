@@ -49,7 +49,7 @@ def _lay_out(q, head_dim, query):
 
 
 def _page_kernel(R: int, load16, item: int):
-    """R queries against one page whose elements are `item` bytes wide: KVType.one and .several."""
+    """R queries against one page whose elements are `item` bytes wide: KVType.one and .several; and the products alone, .dots."""
     R4, position_bytes = 4 * R, PAGE * item
 
     def value_chunk(C):
@@ -112,7 +112,11 @@ def _page_kernel(R: int, load16, item: int):
             else:
                 one(values + item * d, ahead - page, item * v_dim, s, left, parts + PART_HEADER + 4 * d, part_bytes)
                 d += 16
-    return page_kernel
+
+    @jit
+    def dots(query, query_bytes, page, n_kv, kv_head, head_dim, v_dim, s):
+        scores(query, query_bytes, page + item * PAGE * kv_head * head_dim, 0, head_dim, s)
+    return page_kernel, dots
 
 
 def _appenders(item: int):
@@ -151,8 +155,9 @@ def _appenders(item: int):
 
 
 def _kv_type(name: str, load16, item: int) -> KVType:
+    (one, dots), (several, _) = _page_kernel(1, load16, item), _page_kernel(TOGETHER, load16, item)
     return KVType(name, lambda n_kv, head_dim, value_dim: item * PAGE * n_kv * (head_dim + v_dim(value_dim)), lambda head_dim: 4 * v_dim(head_dim), _lay_out,
-                  _page_kernel(1, load16, item), _page_kernel(TOGETHER, load16, item), *_appenders(item))
+                  one, several, *_appenders(item), dots)
 
 
 F16, F32 = _kv_type("f16", load_f16x16, 2), _kv_type("f32", load_f32x16, 4)

@@ -101,7 +101,7 @@ def _lay_out(q, head_dim, query):
 
 
 def _page_kernel(R: int):
-    """R queries against one page: KVType.one and .several."""
+    """R queries against one page: KVType.one and .several; and the products alone, .dots."""
     R3, R4 = 3 * R, 4 * R
 
     @jit
@@ -175,7 +175,12 @@ def _page_kernel(R: int):
             else:
                 one(values + 4 * d, ahead - page, 4 * v_dim, groups, weights, parts + PART_HEADER + 4 * d, part_bytes)
                 d += 16
-    return page_kernel
+
+    @jit
+    def dots(query, query_bytes, page, n_kv, kv_head, head_dim, v_dim, s):
+        keys, scales, _, _ = _places(page, kv_head, head_dim, v_dim)
+        scores(query, query_bytes, keys, scales, 0, head_dim, s)
+    return page_kernel, dots
 
 
 @jit
@@ -253,6 +258,7 @@ def _append_value(x, n_kv, kv_head, head_dim, value_dim, v_dim, slot, page):
     return bits >= _LIMIT_BITS
 
 
+(_one, _dots), (_several, _) = _page_kernel(1), _page_kernel(TOGETHER)
 Q8_0 = KVType("q8_0", lambda n_kv, head_dim, value_dim: -(-n_kv * head_bytes(head_dim, value_dim) // 64) * 64,
               lambda head_dim: -(-head_dim // BLOCK) * _QUERY, _lay_out,
-              _page_kernel(1), _page_kernel(TOGETHER), _append_key, _append_value)
+              _one, _several, _append_key, _append_value, _dots)

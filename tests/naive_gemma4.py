@@ -1,4 +1,4 @@
-"""Gemma 4 in float64, written from Hugging Face's modeling_gemma4.py on the GGUF file's names; naive_families.py's `Family` gives what it shares with others."""
+"""Gemma 4 in float64, written from Hugging Face's modeling_gemma4.py on the GGUF's names; naive_families.py's `Family` gives what it shares with others."""
 from __future__ import annotations
 
 import math

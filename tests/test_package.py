@@ -22,6 +22,7 @@ WINGS = {
     "gguf": set(), "text": set(), "architectures": {"gguf"}, "run": {"gguf", "architectures"}, "sampling": {"text"},
     "home": {"gguf", "text", "architectures", "run", "sampling"}, "answers": {"gguf", "text", "architectures", "run", "sampling"},
     "score": {"gguf", "text", "architectures", "run", "sampling", "answers"},
+    "look": {"gguf", "text", "architectures", "run", "sampling", "answers"},
 }
 """Wing of engine/ -> the others it may import, for types too (docs/architecture.md). Only engine/cli, engine/serve and the face see everything."""
 FACES = {"__init__", "model", "chat", "selftest"}

@@ -33,7 +33,7 @@ DIGESTS = {
     "gemma2 27b": "f1d0979d0f6aa957", "gemma3": "99655b311af1b181", "gemma3 pattern": "959a50e363172faf", "phi3": "66e28b4724099ed2",
     "phi3 long": "f6d5ff806536c897", "granite": "c0ecaec64d35993f", "mistral3": "582acffc0b84f21a", "olmo2": "f525588de379deb5",
     "olmo3": "b227ff190d91e89e", "glm4": "98323c69d315d825", "minicpm": "05d1bf971f85c75f", "minicpm scales": "61dd4430f2a20f27",
-    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "98785e459f021f64", "gemma4 v is k": "c602c9de36376356",
+    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
 }
 """Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
 

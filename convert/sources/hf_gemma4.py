@@ -27,10 +27,11 @@ def proportional(f: Fields, values: Mapping[str, Any], head_dim: int) -> HfRope:
     base = rope.number(f"{where}.rope_theta", 1e6)
     if base <= 1:
         raise FormatError(f"{f.path}: field '{where}.rope_theta' must be greater than 1, found {base}")
-    kind, share, factor = values.get("rope_type", "proportional"), rope.number(f"{where}.partial_rotary_factor", None), rope.number(f"{where}.factor", 1.0)
+    kind, factor = values.get("rope_type", "proportional"), rope.number(f"{where}.factor", 1.0)
+    share = rope.number(f"{where}.partial_rotary_factor", None)
     if kind not in ("proportional", "default") or factor != 1:
-        raise UnsupportedError(f"{f.path}: scales rotary positions of full layers by {quote(kind)} with factor {factor:g} ({where}); llamina knows proportional, "
-                               "unscaled, here")
+        raise UnsupportedError(f"{f.path}: scales rotary positions of full layers by {quote(kind)} with factor {factor:g} ({where}); llamina knows "
+                               "proportional, unscaled, here")
     share = (0.25 if not values else 1.0) if share is None or kind == "default" else share
     turned = int(share * head_dim // 2)
     if not 0 <= turned <= head_dim // 2:

@@ -20,6 +20,7 @@ import numpy as np
 from ..checks import check_max_tokens
 from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
 from ..run.scheduler import Job
+from ..run.watch import watching
 from ..sampling.banned import BannedTexts
 from ..sampling.sampler import Sampler, SamplingOptions, TokenLogprob, token_logprob
 from ..text.marks import Marks
@@ -128,6 +129,8 @@ class Generation:
         sequence = self.open()
         if len(self.window) > self._model.context:
             self._shift()
+        if watching(self._model.scheduler):
+            self._be_watched(sequence)
         if self._speculator is None:
             ids = self.window[sequence.length:]
             self._job = Job(sequence, ids, stream=len(ids) == 1 and self._steps > 0)
@@ -137,6 +140,14 @@ class Generation:
             room = min(self._limit - len(self.ids) - 1, self._model.context - len(self.window), self._model.runtime.max_batch - 1)
             self._job = self._speculator.job(sequence, self.window, room, self._dropped)
         return self._job if self._row is None else None
+
+    def _be_watched(self, sequence: kv_cache.Sequence) -> None:
+        """Hooks see the answer's tokens, no guesses, and what they change stays this answer's."""
+        if self._speculator is not None:
+            self._speculator.stop(sequence, self.window)
+            self._speculator.close()
+            self._speculator = None
+        sequence.keep_private()
 
     def advance(self) -> str:
         """One token further, after the job was computed. Its text, as far as it may be shown; sets finish_reason at the end."""
@@ -176,7 +187,8 @@ class Generation:
         OutOfMemoryError: nothing is held, try again later."""
         if not self._opened:
             if self._sequence is None:
-                self._sequence = self._model.runtime.new_sequence(cached=True, salt=self.cache_salt)
+                private = bool(watching(self._model.scheduler))  # what hooks change is nobody else's, and what they are to see must be computed
+                self._sequence = self._model.runtime.new_sequence(cached=not private, salt=self.cache_salt, slides=True)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
             if self._keep is not None or self._banned.texts:

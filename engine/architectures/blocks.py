@@ -73,8 +73,9 @@ class Attention:
     heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
     included, 0: all. sinks: tensor of a logit for each head that takes its part of the softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
     "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
-    length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a gain. factor: of what joins the residual stream. parallel: the feed-forward block
-    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows.
+    length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a
+    gain. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream; beside: those of its matrices that
+    read this block's normed rows.
     """
 
     layer: int

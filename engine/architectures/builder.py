@@ -88,8 +88,8 @@ class Builder(Keys):
 
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
-        options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer; values_are_keys: there is no attn_v. A layer with another's
-        kv_layer has neither."""
+        options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer; values_are_keys: there is no attn_v.
+        A layer with another's kv_layer has neither."""
         heads = self.per_layer("attention.head_count", MAX_HEADS)
         kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
         n, n_kv = heads[layer], kv[layer]
@@ -134,8 +134,8 @@ class Builder(Keys):
     def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True,
              rounded: bool = True, dims: str = "rope.dimension_count", head_dim: int = 0) -> Rope:
         """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
-        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's. dims: the key of how many dimensions are turned; head_dim: by
-        default the first layer's."""
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's. dims: the key of how many
+        dimensions are turned; head_dim: by default the first layer's."""
         at = kind, base, scaled
         if at not in self._ropes:
             rope = self._rope(kind, base, default_base, partial, scaled, dims, head_dim or self.head_size)

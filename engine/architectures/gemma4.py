@@ -61,5 +61,6 @@ def per_layer(k: Builder, i: int, width: int, scale: str) -> PerLayer:
     return PerLayer(i, k.dim, width, "gelu_tanh", gate, projection, k.norm(i, "post_norm", "post_per_layer_input_norm"), scale)
 
 
-PAGE = Page("gemma4", "Gemma 4 E2B, E4B, 12B, 31B", layer, hf=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForCausalLM", "Gemma4UnifiedForConditionalGeneration"), output=lambda k: capped(k, 0.0),
-            embedding_scale=stream_scale)
+PAGE = Page("gemma4", "Gemma 4 E2B, E4B, 12B, 31B", layer,
+            hf=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForCausalLM", "Gemma4UnifiedForConditionalGeneration"),
+            output=lambda k: capped(k, 0.0), embedding_scale=stream_scale)

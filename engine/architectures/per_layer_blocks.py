@@ -21,7 +21,8 @@ def padded(width: int) -> int:
 
 @dataclass(frozen=True)
 class PerLayerInputs:
-    """What all layers' `PerLayer` blocks read, `width` numbers each; the runtime has put the token's row of `table` [n_vocab, layers * width] into its place."""
+    """What all layers' `PerLayer` blocks read, `width` numbers each; the runtime has put the token's row of `table` [n_vocab, layers * width]
+    into its place."""
 
     layer: int
     dim: int

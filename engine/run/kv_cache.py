@@ -254,6 +254,10 @@ class Sequence(HeldPages):
             pool.back()
         return other
 
+    def keep_private(self) -> None:
+        """From now on nothing of it goes to the prefix cache or comes from there: what follows may not be what its ids say."""
+        self._cached = False
+
     # -- growing --------------------------------------------------------------------------------------------------------------------------
 
     def _wanting(self, length: int, found: int = 0, seen: int = 0, low: int = 0) -> int:

@@ -2,8 +2,8 @@
 
     ModelConfig, KV type, context, tokens of a step ──► kv_layout() ──► KVLayout: bytes of a unit, units of a page of each group, where each layer lies
 
-A model whose layers all see everything has one group; its unit is a page of 64 positions of all layers. In a model with windowed layers the largest layer's part
-of 64 positions is a unit, and smaller layers share one (Gemma 4's full layers have other heads than its windowed ones), with its own row in the table of
+A model whose layers all see everything has one group; its unit is a page of 64 positions of all layers. In a model with windowed layers the largest layer's
+part of 64 positions is a unit, and smaller layers share one (Gemma 4's full layers have other heads than its windowed ones), with its own row in the table of
 addresses, so that memory goes from one group to the other without being cut anew. Two
 groups share the 64 positions of a page: the layers that see all, and the windowed ones, of which a sequence holds what some query may still see.
 """

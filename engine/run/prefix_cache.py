@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,9 +71,9 @@ class PrefixCache:
             found.append(entry)
             at = entry
         rest = ids[len(found) * PAGE:(len(found) + 1) * PAGE]
-        shared = {child: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(child.ids, rest))) for child in at.children.values()}
-        best = max(shared, key=lambda child: shared[child], default=None)
-        return found, best, shared[best] if best else 0
+        alike = [child for child in at.children.values() if child.ids[0] == rest[0]] if rest else []  # of thousands of texts, most begin with another token
+        best = max(alike, key=lambda child: _common(child.ids, rest), default=None)
+        return found, best, _common(best.ids, rest) if best else 0
 
     def add(self, parent: Entry, ids: Sequence[int], page: Page, window: Page | None = None) -> Entry:
         """Tell of a page that holds `ids` (up to 64) after parent's -> its entry; an older equal one stays, with its own page, and gets a windowed page if it
@@ -149,6 +148,11 @@ class PrefixCache:
 
 def _key(parent: Entry, ids: Sequence[int]) -> bytes:
     return blake2b(parent.key + np.asarray(ids, "<i4").tobytes(), digest_size=16).digest()
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _subtree(entry: Entry) -> Iterator[Entry]:

@@ -1,6 +1,6 @@
 """A table that stays in the file: rows are read by position as tokens need them, decoded, and the last used are kept.
 
-    ids [M] ──► kept rows | file (GGUFFile.read_into, then .check) ──► rows decoded ──► times sqrt(width) ──► the buffer "per_layer"
+    ids [M] ──► kept rows | file (StableFile.read_into, then .check) ──► rows decoded ──► times sqrt(width) ──► the buffer "per_layer"
 
 Gemma 4's per-layer embeddings: half of such a model's file, of which a token needs some kilobytes. Nothing is mapped: a file that is cut short or changed after
 the model was loaded is a FileError of the step that notices, and no sequence has changed then.
@@ -29,8 +29,8 @@ class RowTable:
     """The rows of a model's per-layer table. .nbytes: of the tensor in the file; .reads: rows read of it so far."""
 
     def __init__(self, gguf: GGUFFile, block: PerLayerInputs):
-        self._gguf, self._block, self._most = gguf, block, kept_rows(block)
-        info = gguf.tensors[block.table]
+        self._block, self._most, info = block, kept_rows(block), gguf.tensors[block.table]
+        self._file, self._offset = gguf.file_of(block.table)
         self._format, self._row_bytes, self.nbytes = info.format.name, info.n_bytes // info.rows, info.n_bytes
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._scale = np.float32(np.sqrt(np.float32(block.width)))
@@ -62,13 +62,13 @@ class RowTable:
     def _read(self, tokens: list[int]) -> dict[int, np.ndarray]:
         b, raw = self._block, np.empty((len(tokens), self._row_bytes), np.uint8)
         for i in sorted(range(len(tokens)), key=tokens.__getitem__):
-            self._gguf.read_into(b.table, tokens[i] * self._row_bytes, raw[i])
-        self._gguf.check()
+            self._file.read_into(self._offset + tokens[i] * self._row_bytes, raw[i].data)
+        self._file.check()
         self.reads += len(tokens)
         decoded = registry.decode(self._format, raw) * self._scale
         if not np.isfinite(decoded).all():
             bad = tokens[int(np.argmin(np.isfinite(decoded).all(axis=1)))]
-            raise FormatError(f"{self._gguf.tensors[b.table].path}: tensor {b.table!r} holds NaN or infinity in row {bad}: the file is damaged, or its "
+            raise FormatError(f"{self._file.path}: tensor {b.table!r} holds NaN or infinity in row {bad}: the file is damaged, or its "
                               "conversion overflowed")
         read = dict(zip(tokens, decoded.reshape(len(tokens), b.layers, b.width)))
         for token in tokens[-self._most:]:
@@ -76,3 +76,7 @@ class RowTable:
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return read
+
+    def close(self) -> None:
+        """Let go of the file. Harmless twice."""
+        self._file.close()

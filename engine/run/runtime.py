@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -26,15 +27,17 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .embedding import Embedding
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout, address
+from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
-from .row_table import RowTable
+from .thread_choice import gguf_bytes, known_threads, most_threads
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -60,22 +63,17 @@ class Feed:
     """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
 
 
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
+@dataclass
+class Part:
+    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
+    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
+
+    first: int = 0
+    last: int | None = None
+    rows: np.ndarray | None = None
 
 
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
-
-
-class Runtime:
+class Runtime(Looking):
     """One model in memory. Not for concurrent steps: they are serialised by the caller.
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
@@ -155,7 +153,7 @@ class Runtime:
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
-        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
+        self._embedding = Embedding(gguf, config, self._weights, self._layout)
         self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
@@ -235,20 +233,20 @@ class Runtime:
         return Sequence(self._pool, self.context, cached, salt, slides)
 
     @in_default_floats
-    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False) -> np.ndarray:
+    def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
+        part: some layers only.
         At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
         OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
         """
         self._check_open()
         ids, n_wanted, positions, _done = self._plan(feeds)
         n, config = len(ids), self.config
-        rows = self._weights.embed(ids)
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 else rows * np.float32(config.embedding_scale)
-        if self._per_layer:
-            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
+        first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
+        assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
+        self._embedding.fill(ids)
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -259,11 +257,15 @@ class Runtime:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if part and part.rows is not None:
+            for placed in self.program.before_layers():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = part.rows
         looked = any(feed.look is not None for feed in feeds)
         if observe:
-            self._observed(n, n_wanted, observe)
+            self._observed(n, n_wanted, observe, first, last)
         else:
-            self._layers(0, config.n_layers, 0 if looked else n_wanted)
+            self._layers(first, last, 0 if looked else n_wanted)
         if looked:
             if not observe:
                 self._end(logits)
@@ -310,14 +312,19 @@ class Runtime:
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    def _observed(self, n: int, n_wanted: int, observe: Observers) -> None:
-        """All layers, those with a site that somebody looks at in open form, and the end."""
-        sites = self.config.sites()
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
+
+    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
+        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
         opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = 0
-        for layer in [*sorted(opened), self.config.n_layers]:
+        plain = first
+        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
             self._layers(plain, layer, 0)
             plain = layer + 1
             for placed in self.program.open_layer(layer) if layer in opened else ():
@@ -325,7 +332,7 @@ class Runtime:
                 self._run(placed, placed, 0, 1, open=True)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
-        if any(site.name in observe for site in end.stage.after):
+        if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
             wanted = self._tokens[3].copy()
             self._tokens[3, :n] = np.arange(n)
             self._run(end, end, n, 1, open=True)
@@ -428,5 +435,6 @@ class Runtime:
         if not self._closed:
             self._closed = True
             self.team.close()
+            self._embedding.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables

@@ -9,11 +9,12 @@ What shares a step never changes a bit of the result (docs/exactness.md).
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from ...kernels import forks
 from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 from .costs import Costs
+from .watch import Watch, merged, watching
 
 if TYPE_CHECKING:
     from . import kv_cache
@@ -119,9 +121,12 @@ class Scheduler:
         be run again. A job's own error is kept in it. KeyboardInterrupt and our own bugs are raised."""
         if not jobs:
             return
+        if watches := watching(self):
+            return self._run_watched(jobs, watches, first, until)
         enough = any if first else all
         me = threading.get_ident()
         with self._changed:
+            self._check_outside(me)
             self._queue += [job for job in jobs if not job.finished]
             self._expected.discard(me)
             self._changed.notify_all()
@@ -144,6 +149,60 @@ class Scheduler:
                     return
         finally:
             self._leave(jobs)
+
+    # -- watched steps --------------------------------------------------------------------------------------------------------------------
+
+    def _check_outside(self, me: int) -> None:
+        if self._busy and self._leader == me:
+            raise OptionError("a hook can't run the model that it looks at: it is called in the middle of a step; do that after the block")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Runtime]:
+        """The runtime for this thread alone within the block, which comes between two steps of others: they wait, so it should be short. OptionError: within a
+        step already; ClosedError."""
+        me = threading.get_ident()
+        with self._changed:
+            self._check_outside(me)
+            while self._busy:
+                self._changed.wait()
+            if self._closed:
+                raise ClosedError("the model was closed: load it again")
+            self._busy, self._leader = True, me
+        try:
+            yield self._runtime
+        finally:
+            with self._changed:
+                self._busy = False
+                self._step_ended = self.clock()
+                self._changed.notify_all()
+
+    def _run_watched(self, jobs: Sequence[Job], watches: Sequence[Watch], first: bool, until: Callable[[], bool] | None) -> None:
+        """Jobs of a thread that watches its steps: each in steps of its own, which this thread takes itself. What a hook raises that is none of our errors is
+        raised here, and the job can be run again."""
+        for job in jobs:
+            while not job.finished:
+                try:
+                    self._watched_step(job, watches)
+                except (LlaminaError, MemoryError) as error:
+                    job.error = error
+                if until is not None and until():
+                    return
+            if first:
+                return
+
+    def _watched_step(self, job: Job, watches: Sequence[Watch]) -> None:
+        from .runtime import Feed
+        with self.alone() as runtime, memory_errors("a step"):
+            n, start, before = job.most(min(job.left, runtime.max_batch), runtime.max_logits), self.clock(), job.sequence.length
+            feed = Feed(job.sequence, job.rest()[:n], job.wanted(n))
+            runtime.on_layers = None
+            try:
+                rows: Any = runtime.step([feed], merged([watch.observers([feed]) for watch in watches]))
+            except BaseException:
+                job.sequence.truncate(min(job.sequence.length, before))
+                raise
+            job.fed(rows)
+            job.seconds += self.clock() - start
 
     def _leave(self, jobs: Sequence[Job]) -> None:
         """Take jobs out of the queue, and wait for the step that holds one, even through Ctrl-C: their sequences may be closed next."""

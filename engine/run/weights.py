@@ -4,8 +4,9 @@
 
 So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
 caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding's rows are kept as the file has them, too, and decoded as tokens need them: once
-loaded, nothing is read from the file any more, whatever becomes of it. One that is no output matrix is retiled into a thread's buffer, for that check alone.
+quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token embedding
+are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they are kept as
+the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...kernels.formats import registry
+from ...kernels.formats import registry, untile
 from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
@@ -60,9 +61,14 @@ def matrix_names(config: ModelConfig) -> list[str]:
 
 
 def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
-    """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
+    """Memory of the retiled matrices, and of the embedding's rows where they are kept."""
     sizes = [matrix_bytes(gguf, m) for m in config.matrices()]
-    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
+    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes * keeps_rows(gguf, config)])
+
+
+def keeps_rows(gguf: GGUFFile, config: ModelConfig) -> bool:
+    """Whether the embedding's rows are kept as the file has them."""
+    return not config.tied_output or gguf.tensors[EMBEDDING].format.name not in untile.REVERSIBLE
 
 
 class Arena:
@@ -101,8 +107,8 @@ class _Piece(NamedTuple):
 class Loader:
     """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
 
-    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray):
-        """embedding: uint8, the bytes of that tensor, which come here on the way."""
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray | None):
+        """embedding: uint8, where the bytes of that tensor are put on the way, or None."""
         self._gguf, self._pieces, self._lock, self._embedding = gguf, iter(pieces), threading.Lock(), embedding
         self._moved = threading.Condition()
         self._done = self._running = 0
@@ -131,7 +137,7 @@ class Loader:
                 if len(buffer) < size:
                     buffer = np.empty(size, np.uint8)
                 self._gguf.read_into(piece.name, start + first, buffer[:size])
-                if piece.name == EMBEDDING:
+                if piece.name == EMBEDDING and self._embedding is not None:
                     self._embedding[first:first + size] = buffer[:size]
                 source, to = buffer.ctypes.data - first, piece.to
                 if to is None:
@@ -188,7 +194,8 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices and the embedding's rows.
+    .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices, and of the embedding's rows where
+    they are kept.
     """
 
     def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
@@ -197,8 +204,9 @@ class Weights:
         self.nbytes = weight_bytes(gguf, config)
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
-        rows = self._arena.take(embedding.n_bytes)
-        self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
+        rows = self._arena.take(embedding.n_bytes) if keeps_rows(gguf, config) else None
+        self._embedding: np.ndarray | untile.Rows | None = None if rows is None else rows.reshape(embedding.rows, -1)
+        self._embedding_format = embedding.format.name
         only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
         self._total = sum(max(1, m.experts) * m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
         targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
@@ -218,6 +226,8 @@ class Weights:
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
                            for m in config.matrices() if m.experts}
         self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
+        if self._embedding is None:
+            self._embedding = untile.Rows(self._embedding_format, targets[EMBEDDING].ctypes.data, config.dim)
 
     def wait(self, progress: Progress | None = None) -> None:
         """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""

@@ -27,8 +27,8 @@ NO_CONTENT = ("N/A", "", "[MASK]")
 
 @dataclass(frozen=True)
 class Classified:
-    """Of one text. label: None if the model abstained, or on an `error`; probabilities: of each label, after calibration, in the labels' order; logprobs: of each
-    label's text, before it."""
+    """Of one text. label: None if the model abstained, or on an `error`; probabilities: of each label, after calibration, in the labels' order;
+    logprobs: of each label's text, before it."""
 
     label: str | None
     probabilities: dict[str, float]

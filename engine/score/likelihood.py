@@ -58,6 +58,20 @@ def probabilities(log_weights: Sequence[float]) -> list[float]:
     return [float(w) for w in weights / total(weights)]
 
 
+def log_probabilities_of(log_weights: Sequence[float]) -> list[float]:
+    """`probabilities`, as natural logarithms."""
+    x = np.array(log_weights, np.float64)
+    top = float(x.max())
+    whole = log(total(exp(np.maximum(x - top, _LOWEST))))
+    return [(float(v) - top) - whole for v in x]
+
+
+def divergence(reference: Sequence[float], model: Sequence[float]) -> float:
+    """KL(reference || model) in nats, of two distributions given as log-probabilities."""
+    q = np.array(reference, np.float64)
+    return math.fsum(float(w) * (a - b) for w, a, b in zip(exp(np.maximum(q, _LOWEST)), reference, model))
+
+
 def mean(values: Iterable[float]) -> float:
     """Of at least one number, rounded twice, whatever their order."""
     numbers = list(values)

@@ -1,7 +1,7 @@
 """Numbers that say how good answers are: from lists of right answers, given ones and probabilities to means with their errors.
 
-Sums go through math.fsum, so that no order and no CPU shows; there is no exp or log here that isn't likelihood.py's. Every number is a plain Python float, None where there
-is nothing to measure.
+Sums go through math.fsum, so that no order and no CPU shows; there is no exp or log here that isn't likelihood.py's. Every number is a plain Python float,
+None where there is nothing to measure.
 """
 from __future__ import annotations
 

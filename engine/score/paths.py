@@ -1,6 +1,6 @@
 """Many texts whose ends are scored, as a tree of what they share: every shared beginning is computed once, and many edges share a step.
 
-    groups of paths ──► blocks of some hundreds ──► sorted, a tree: an edge is a run of tokens ──► a Job each, forked where the tree branches ──► log-probabilities
+    groups of paths ──► blocks of some hundreds ──► sorted, a tree: an edge is a run of tokens ──► a Job each, forked where it branches ──► log-probabilities
 
 A path is the ids of a text and where its scored tokens begin; a group is what belongs together, such as the choices of one question. Edges begin where their
 parent's pages end, depth first, so that few sequences are open; the scheduler puts as many of them into a step as it has room for. Which paths share an edge or

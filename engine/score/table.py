@@ -53,10 +53,9 @@ def read_rows(path: Path, format: str, name: str | None = None) -> Iterator[Row]
     """name: what the file is called in errors. Blank lines are skipped. FileError; FormatError names the line."""
     name = name or str(path)
     read = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "lines": _texts}[format]
-    number = 0
-    for line, fields in read(_decoded(path, name), name, *(("\t" if format == "tsv" else ",",) if format in ("csv", "tsv") else ())):
+    more = {"csv": (",",), "tsv": ("\t",)}.get(format, ())
+    for number, (line, fields) in enumerate(read(_decoded(path, name), name, *more)):
         yield Row(number, line, fields)
-        number += 1
 
 
 def _decoded(path: Path, name: str) -> Iterator[tuple[int, str]]:
@@ -100,7 +99,7 @@ def _separated(lines: Iterable[tuple[int, str]], name: str, separator: str) -> I
 
     def texts() -> Iterator[str]:
         nonlocal at
-        for at, text in lines:
+        for at, text in lines:  # noqa: B007 - told in errors
             yield text
     csv.field_size_limit(MAX_FIELD)
     source = texts()

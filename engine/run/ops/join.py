@@ -1,6 +1,6 @@
 """The residual stream: what sublayers made joins it, and the next sublayer's norm is taken. Norm and records are one op; few tokens cost no barrier (OWN).
 
-    x += factor * post_norm(addend)  [twice, if two sublayers ran side by side];  x *= scale  [where a layer has one];  normed = norm(x);  records = quantise(normed)
+    x += factor * post_norm(addend)  [twice, if two ran side by side];  x *= scale  [where a layer has one];  normed = norm(x);  records = quantise(normed)
 
 A range of layers begins with a stream that nothing waits to join (the first stage of a run adds nothing) and ends with `close`, which adds what is left.
 """

@@ -20,7 +20,8 @@ from ...architectures.per_layer_blocks import padded
 from .common import ENTRY, HEADER, LD_X, LEAST, MATRIX_BYTES, N_TOKENS, end, normed_records, normed_rows, own_memory, piece, spoiled, take
 
 (RAW, LD_RAW, MIXED, LD_MIXED, MIX_GAIN, LAYERS, MIX_WIDTH, PART, MIX_EPS, MIX_FACTOR) = range(HEADER, HEADER + 8 * 10, 8)
-"""RAW: address of float32 [tokens, LD_RAW], MIX_WIDTH numbers a layer; MIXED: of float32 [tokens, LD_MIXED], PART numbers a layer. MIX_EPS, MIX_FACTOR: float32."""
+"""RAW: address of float32 [tokens, LD_RAW], MIX_WIDTH numbers a layer; MIXED: of float32 [tokens, LD_MIXED], PART
+numbers a layer. MIX_EPS, MIX_FACTOR: float32."""
 MIX_WORDS = 10
 W_GATE = HEADER
 (GATE, LD, GIVEN, LD_GIVEN, OUT_RECORDS, MAKE_RECORDS) = range(HEADER + MATRIX_BYTES, HEADER + MATRIX_BYTES + 8 * 6, 8)

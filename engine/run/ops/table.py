@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, experts, gated, join, linear, open_form, per_layer, qkv, route
+from . import attend, experts, gated, join, linear, open_form, pattern, per_layer, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -57,4 +57,6 @@ OPS = {
     "per_layer_gate": Op(per_layer.gate, per_layer.WORDS, per_layer.fill),
     "per_layer_activate": Op(per_layer.activate, per_layer.WORDS, per_layer.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
+    "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
+    "summary": Op(summary.summary, summary.WORDS, summary.fill),
 }

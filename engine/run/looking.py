@@ -1,0 +1,176 @@
+"""What a runtime computes for whoever looks inside, beside its steps: logits of any rows of the stream, a part of a layer again, attention's maps, matrix rows.
+
+    rows float32 [n, dim] ──► final norm, output matrix ──► logits, or what they say (ops/summary.py)
+    rows at one site ──► the open stages after it ──► rows at another site of the layer
+    queries of the step under way and the KV pages ──► weights or scores (ops/pattern.py)
+
+All of it uses the buffers of a step, so it is for between two steps, or, maps, for between two stages of an open layer. Scheduler.alone says whose turn it is.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...kernels.team import ABORTED
+from ..architectures.blocks import Attention
+from ..architectures.spec import Matrix, Stage
+from ..errors import AbortedError
+from .kv_groups import pages_of
+from .ops import common as f
+from .ops import pattern, unpack
+from .ops.table import OPS
+
+if TYPE_CHECKING:
+    from ...kernels.team import Team
+    from ..architectures.config import ModelConfig
+    from .layout import Layout
+    from .program import Placed, Program
+    from .weights import Weights
+
+
+@dataclass
+class Said:
+    """Of n rows of logits. log_sum, entropy, target: float64 [n], natural logarithms: log of the sum of exp, entropy of the softmax, the target's logit;
+    rank: int64 [n], the target's, 1 for the most likely; top_ids int64 [n, k], top_logits float32 [n, k]: the most likely tokens, the first ones first."""
+
+    log_sum: np.ndarray
+    entropy: np.ndarray
+    target: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top_logits: np.ndarray
+
+    @staticmethod
+    def joined(parts: list[Said]) -> Said:
+        return Said(*(np.concatenate([getattr(part, name) for part in parts]) for name in Said.__dataclass_fields__))
+
+
+class Looking:
+    """A part of Runtime."""
+
+    config: ModelConfig
+    program: Program
+    team: Team
+    n_threads: int
+    max_batch: int
+    max_logits: int
+    _layout: Layout
+    _weights: Weights
+    _step: np.ndarray
+    _step_address: int
+    _entry: int
+    _x: np.ndarray
+    _tokens: np.ndarray
+    _logit_columns: int
+
+    def unembed(self, rows: np.ndarray) -> np.ndarray:
+        """Logits of rows of the residual stream, float32 [n, dim], n at most max_logits -> float32 [n, n_vocab]: what the model would say if the stream ended
+        there. The bits are those of a step."""
+        return self._unembed(rows)[:, :self.config.n_vocab]
+
+    def _unembed(self, rows: np.ndarray) -> np.ndarray:
+        n, s = len(rows), self._step
+        assert 0 < n <= self.max_logits
+        self._x[:n, :self.config.dim] = rows
+        self._tokens[3, :n] = np.arange(n)
+        logits = np.empty((n, self._logit_columns), np.float32)
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
+        s[f.OWN // 8] = 0
+        self.team.clear_abort()
+        self._run(None, None, n, 1)
+        s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
+        return logits
+
+    def say(self, rows: np.ndarray, targets: np.ndarray, k: int) -> Said:
+        """What the logits of rows of the stream, float32 [n, dim], say of the targets, int [n], and their k largest."""
+        parts = []
+        for start in range(0, len(rows), self.max_logits):
+            parts.append(self.summary(self._unembed(rows[start:start + self.max_logits]), targets[start:start + self.max_logits], k))
+        return Said.joined(parts)
+
+    def summary(self, logits: np.ndarray, targets: np.ndarray, k: int) -> Said:
+        """Of float32 [n, at least n_vocab] rows of logits."""
+        n, n_vocab = len(logits), self.config.n_vocab
+        assert 1 <= k <= n_vocab and logits.dtype == np.float32 and logits.strides[1] == 4 and n == len(targets)
+        numbers, ranks = np.zeros((n, 4), np.float32), np.zeros(n, np.int64)
+        top_ids, top_logits, targets = np.zeros((n, k), np.int64), np.zeros((n, k), np.float32), np.ascontiguousarray(targets, np.int64)
+        self._run_alone("summary", {"rows": logits, "n_vocab": n_vocab, "targets": targets, "numbers": numbers, "ranks": ranks, "top_ids": top_ids,
+                                    "top_values": top_logits})
+        m, total, weighted, target = numbers.astype(np.float64).T
+        log_total = np.log(total)
+        return Said(m + log_total, np.maximum(log_total - weighted / total, 0.0), target, ranks, top_ids, top_logits)
+
+    def map_of(self, attention: Attention, rows: np.ndarray, heads: np.ndarray, keys: int, scores: bool = False) -> np.ndarray:
+        """Attention's weights (or scores: scaled, capped, -infinity where nothing is seen) of tokens `rows` of the step under way, for query heads `heads`:
+        float32 [heads, rows, keys]. keys: the last position of them all + 1. Within the callback of the layer's hook_z, before which the queries are in
+        their buffer and the keys in the pages."""
+        pages = pages_of(keys)
+        out = np.full((len(heads), len(rows), 64 * pages), -np.inf if scores else 0.0, np.float32)
+        room = np.zeros((self.n_threads, pattern.room_bytes(self._layout.kv, attention.head_dim, pages)), np.uint8)
+        self._run_alone("pattern", {"attention": attention, "scores": scores, "rows": np.ascontiguousarray(rows, np.int64),
+                                    "heads": np.ascontiguousarray(heads, np.int64), "out": out, "room": room})
+        return out[:, :, :keys]
+
+    def again(self, layer: int, after: str, until: str, rows: np.ndarray) -> np.ndarray:
+        """Other rows, float32 [n, columns], at the site `after` of a layer -> what the site `until` of that layer holds then, float32 [n, columns]. Only
+        for stages between that read nothing but the rows (matrices, activations: not attention)."""
+        placed = self.program.open_layer(layer)
+        first = next(i for i, p in enumerate(placed) if any(site.name == after for site in p.stage.after))
+        last = next(i for i, p in enumerate(placed) if any(site.name == until for site in p.stage.after))
+        source = next(site for site in placed[first].stage.after if site.name == after)
+        target = next(site for site in placed[last].stage.after if site.name == until)
+        out, s = np.empty((len(rows), target.columns), np.float32), self._step
+        self.team.clear_abort()
+        for start in range(0, len(rows), self.max_batch):
+            part = rows[start:start + self.max_batch]
+            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8] = len(part), 0
+            self._layout.buffers[source.buffer][:len(part), :source.columns] = part
+            self._run(placed[first + 1], placed[last], 0, 1, open=True)
+            out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]
+        s[f.N_TOKENS // 8] = 0
+        return out
+
+    def matrix_rows(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
+        """Rows of a matrix as its kernel sees them, dequantised: int [n] -> float32 [n, columns]."""
+        words, columns = self._layout.matrix(matrix), matrix.columns
+        ld, many = -(-columns // 32) * 32, 256
+        tiles, where = np.unique(np.asarray(rows, np.int64) // 16, return_inverse=True)
+        found = np.empty((len(tiles), 16, columns), np.float32)
+        for start in range(0, columns, many):
+            n = min(many, columns - start)
+            x = np.zeros((3 * n + 24, ld), np.float32)  # ones, then their records
+            x[np.arange(n), start + np.arange(n)] = 1.0
+            if not words[f.FLOAT_INPUT // 8]:
+                unpack.record_rows.ctypes(x.ctypes.data, ld, n)
+            out = np.empty((n, 16), np.float32)
+            for i, tile in enumerate(tiles):
+                unpack.unpack_tile.ctypes(words.ctypes.data, int(tile), x.ctypes.data, ld, n, out.ctypes.data)
+                found[i, :, start:start + n] = out.T
+        return found[where, np.asarray(rows, np.int64) % 16]
+
+    def gain(self, name: str, n: int) -> np.ndarray:
+        """Numbers of a vector of the model's: float32 [n]."""
+        return self._weights.gains[name][:n]
+
+    def vocabulary_rows(self, ids: np.ndarray) -> np.ndarray:
+        """The output matrix's rows of these tokens, dequantised: float32 [n, dim]."""
+        if self.config.tied_output:
+            return self._weights.embed(np.asarray(ids, np.int64))
+        return self.matrix_rows(self.config.output.matrix, ids)
+
+    def _run_alone(self, op: str, args: dict[str, Any]) -> None:
+        """One stage that is no part of the program, on all threads."""
+        stage, s = Stage(op, op, None, args), self._step
+        words = np.zeros(4 + OPS[op].words, np.int64)
+        OPS[op].fill(words, stage, self._layout)
+        words[f.OP // 8], words[f.SIZE // 8], words[f.SLOT // 8] = OPS[op].address(stage), words.nbytes, f.SLOTS
+        s[f.FIRST // 8], s[f.LAST // 8] = words.ctypes.data, words.ctypes.data + words.nbytes
+        s[f.TAIL // 8] = s[f.END // 8]
+        s[f.OWN // 8] = 0
+        if self.team.run(self._entry, self._step_address, self.n_threads) & ABORTED:
+            raise AbortedError("the step was aborted")
+
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+        raise NotImplementedError
