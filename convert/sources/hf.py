@@ -120,7 +120,7 @@ def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) 
     """The tensors of the text part of a model of several parts, under the names that it would have alone."""
     kept = {of_text(name): stored for name, stored in tensors.items() if not of_other_part(name)}
     if left := len(tensors) - len(kept):
-        notes.append(f"{left} tensors of {model.parts}'s other parts (pictures, sound) left out: the result reads text only")
+        notes.append(f"{left} tensors of {model.parts}'s vision and audio parts left out: the result reads text only")
     return kept
 
 

@@ -86,8 +86,8 @@ class RopeScaling:
     attn_factor: float = 1.0  # > 0, for any kind
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    rounded: bool = True
     log_multiplier: float = 0.0  # m of yarn: cosine and sine are divided by 1 + 0.1 m ln(factor) again
+    rounded: bool = True
 
 
 @dataclass(frozen=True)

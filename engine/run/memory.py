@@ -41,6 +41,8 @@ class MemoryPlan:
     logits: int
     wanted: int
     layout: KVLayout
+    on_disk: int = 0
+    """Of a table that stays in the file, and of which tokens' rows are read."""
 
     @property
     def context_bytes(self) -> int:
@@ -53,14 +55,15 @@ class MemoryPlan:
         layout, one = self.layout, self.page_bytes
         if not layout.windowed:
             return ""
-        windowed = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one
-        return (f" ({size(self.context_bytes - windowed)} in {layout.whole} layers that see all, {size(windowed)} in {layout.windowed} that see "
+        windowed, all_see = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one, sum(row < layout.whole for _, (row, _) in layout.places)
+        return (f" ({size(self.context_bytes - windowed)} in {all_see} layers that see all, {size(windowed)} in {len(layout.places) - all_see} that see "
                 f"{layout.window} positions)")
 
     def __str__(self) -> str:
         positions = "" if self.layout.windowed else f" ({self.pages * PAGE} positions)"
         return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
-                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
+                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}"
+                + (f"; {size(self.on_disk)} of per-layer embeddings stay in the file" if self.on_disk else ""))
 
     @property
     def shortage(self) -> str | None:
@@ -104,7 +107,8 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         pages = (memory - weights) // one_page
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
-    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout,
+                      gguf.tensors[config.per_layer.table].n_bytes if config.per_layer else 0)
 
 
 def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_config: ModelConfig, context: int | None, memory: int, kv: str | None,
