@@ -182,12 +182,22 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     return base
 
 
+_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
+"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
+
+
 def fitting(format: str, cols: int) -> str:
     """The format itself, or what stands in for it where its blocks do not divide the columns."""
     for f in (format, FALLBACKS.get(format, "F16")):
         if cols % FORMATS[f].columns == 0:
             return f
     return "F16"
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
+    convolutions are small, and routers' choices no matter of degree."""
+    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
 
 
 def choose(
@@ -207,7 +217,7 @@ def choose(
     used: set[int] = set()
     choices = []
     for name, shape, dtype in tensors:
-        if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:  # routers are small, and what they choose is not a matter of degree
+        if not is_matrix(name, shape):
             choices.append(Choice(name, "F32"))
             continue
         is_output = name == "output.weight" or name == "token_embd.weight" and not sizes.has_output

@@ -152,7 +152,8 @@ def assert_same(source: Any, weights: dict[str, np.ndarray]) -> None:
 
 
 def test_every_page_has_a_case() -> None:
-    assert {page.architecture for page in PAGES.values() if page.hf} == set(CASES)
+    from test_sources_experts import LAYOUTS
+    assert {page.architecture for page in PAGES.values() if page.hf} == {*CASES, *LAYOUTS}
 
 
 @pytest.mark.parametrize("tied", (False, True))

@@ -177,8 +177,8 @@ GEMMA = [
 ]
 QWEN = [
     ("<tool_call>\n<function=weather>\n<parameter=place>\nZürich\n</parameter>\n</function>\n</tool_call>", "", [("weather", {"place": "Zürich"})]),
-    ("I look.\n<tool_call>\n<function=f>\n<parameter=code>\n12\n</parameter>\n<parameter=n>\n12\n</parameter>\n<parameter=more>\n[1, {\"a\": null}]\n</parameter>"
-     "\n</function>\n</tool_call>\n<tool_call>\n<function=time>\n</function>\n</tool_call>", "I look.\n\n",
+    ("I look.\n<tool_call>\n<function=f>\n<parameter=code>\n12\n</parameter>\n<parameter=n>\n12\n</parameter>"
+     "\n<parameter=more>\n[1, {\"a\": null}]\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=time>\n</function>\n</tool_call>", "I look.\n\n",
      [("f", {"code": "12", "n": 12, "more": [1, {"a": None}]}), ("time", {})]),
     ("<function=f>\n<parameter=code>\n if x:\n  y\n\n</parameter>\n</function>", "", [("f", {"code": " if x:\n  y\n"})]),
 ]

@@ -6,7 +6,7 @@ Source: transformers' configuration_*.py; keys as llama.cpp's converter writes t
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from ...engine.architectures.pages import PAGES
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from .base import Fields, scaling_keys
+from .hf_encoders import Encoder, encoder_keys, encoder_of, offset
 from .hf_fields import class_of, flattened, settled
 from .hf_gemma4 import full_layers, kinds, proportional
 from .hf_keys import BASES, BY_KIND, PARTIAL, READERS, Reading
@@ -34,8 +35,9 @@ YARN_OSS = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow":
 @dataclass
 class HfModel:
     """What a configuration says. keys: GGUF's, with the architecture's name. biases: names of tensors that have to be there. extra: tensors that are made,
-    not read: float32 vectors. parts: class of a model of several parts, of which this is the text part; "" else. unused: pattern of names of tensors that
-    change nothing -> what they are."""
+    not read: float32 vectors. parts: class of a model of several parts, of which this is the text part; "" else. names: the checkpoint's name of a tensor ->
+    the one that the page knows; None: it is without effect. first_position: of the rows of an encoder's table of positions. unused: pattern
+    of names of tensors that change nothing -> what they are."""
 
     path: Path
     page: Page
@@ -47,6 +49,8 @@ class HfModel:
     notes: list[str]
     parts: str = ""
     unused: dict[str, str] = field(default_factory=dict)
+    names: Callable[[str], str | None] = str
+    first_position: int = 0
 
     def config(self, tied: bool | None = None) -> ModelConfig:
         """As the page reads it. tied: embedding and output are one matrix (default: as the configuration says)."""
@@ -58,7 +62,16 @@ class HfModel:
 def read_config(fields: Fields, name: str, context: int | None = None) -> HfModel:
     """name: the model's. context: instead of the trained one; a model with sliding windows is the same without them within one window.
     FormatError: a field is missing or impossible. UnsupportedError: an architecture or a feature that llamina lacks."""
+    if encoder := encoder_of(fields):
+        return _encoder(fields, encoder, name)
     return _Config(fields, name, context).read()
+
+
+def _encoder(fields: Fields, encoder: Encoder, name: str) -> HfModel:
+    found = encoder_keys(fields, encoder)
+    keys = {"general.name": name, **{key if key.startswith("tokenizer.") else f"{encoder.gguf}.{key}": value for key, value in found.keys.items()}}
+    return HfModel(fields.path, PAGES[encoder.gguf], keys, found.keys["vocab_size"], True, found.optional, {}, found.notes, names=found.names,
+                   first_position=offset(fields))
 
 
 class _Config:
@@ -92,6 +105,8 @@ class _Config:
             self.notes.append(f"config.json names code of its own (auto_map), which llamina does not run: read as {self.cls.architectures[0]}")
         rope, windowed = self.rope(trained, head_dim, layers)
         arch = "mistral3" if self.parts.startswith("Mistral3") else self.cls.gguf
+        if f.values.get("use_bidirectional_attention") is True and self.cls.model_type == "gemma3_text":
+            arch = "gemma-embedding"
         keys = {
             "vocab_size": n_vocab, "context_length": trained, "embedding_length": dim, "block_count": n_layers,
             "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type == "exaone" else ...),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import check_max_tokens
-from ..errors import ContextFullError, OptionError, OutOfMemoryError, quoted
+from ..errors import ContextFullError, OptionError, OutOfMemoryError, UnsupportedError, quoted
 from ..run.scheduler import Job
 from ..run.watch import watching
 from ..sampling.banned import BannedTexts
@@ -59,6 +59,8 @@ class Generation:
         the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey. keep: when the
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
         may wait for KV memory that others hold."""
+        if not model.config.output.matrix:
+            raise UnsupportedError(f"{model.path}: is an encoder (architecture {model.config.architecture}): it can't generate; it embeds (llamina embed)")
         if len(prompt) > model.context:
             raise ContextFullError.of(f"the prompt has {len(prompt)} tokens, the context {model.context}: shorten it or raise the context "
                                       "(nothing was cut off)", len(prompt), model.context)
@@ -361,6 +363,7 @@ class Generation:
             threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
             context_shifts=self._shifts, dropped_tokens=self._dropped, context=self._model.context, wanted_context=self._model.runtime.wanted_context,
+            experts_wanted=arena.use.wanted if (arena := self._model.runtime.arena) else 0, experts_read=arena.use.missed if arena else 0,
         )
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------

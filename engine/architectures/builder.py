@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..gguf.header import quote
-from .blocks import Attention, Block, Mlp, Output
+from .blocks import ALL_AHEAD, Attention, Block, Mlp, Output
 from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH, File, Keys
 from .spec import Matrix, Norm, Rope, RopeScaling
@@ -88,8 +88,8 @@ class Builder(Keys):
 
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
-        options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer; values_are_keys: there is no attn_v.
-        A layer with another's kv_layer has neither."""
+        gated: attn_q holds the rows of the output gate, too. options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer;
+        values_are_keys: there is no attn_v. A layer with another's kv_layer has neither."""
         heads = self.per_layer("attention.head_count", MAX_HEADS)
         kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
         n, n_kv = heads[layer], kv[layer]
@@ -107,6 +107,8 @@ class Builder(Keys):
         else:
             q, k, v = (self.matrix(layer, f"attn_{name}", r, self.dim, site, f"{prefix}{name}_proj", bias=name in biases)
                        for name, r in (("q", rows), ("k", k_rows), ("v", k_rows)))
+            if options.pop("gated", False):
+                q, options["gate"] = self._halves_of_heads(q, n, size)
         if options.pop("values_are_keys", False):
             v = k
         own = kv_layer == layer
@@ -118,6 +120,15 @@ class Builder(Keys):
             options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]) if own else None)
         return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k if own else None, v=v if own else None, output=output, rope=rope, **options)
 
+    def _halves_of_heads(self, matrix: Matrix, heads: int, size: int) -> tuple[Matrix, Matrix]:
+        """Two matrices of one tensor, whose rows are a head's of the first, the same head's of the second, and so on."""
+        if size % 16:
+            self.refuse(f"has heads of {size} dimensions with gates between them, llamina needs a multiple of 16")
+        if matrix.bias:
+            self.refuse(f"tensor '{matrix.bias}': llamina knows no such bias in models of architecture {self.architecture}")
+        first, second = (replace(matrix, first=at, whole=2 * heads * size, period=2 * size, block=size) for at in (0, size))
+        return first, second
+
     def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
         """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`),
         says which: all but the last of each n (dense_first: the first) are windowed; 0: none, 1: all. default: the window where the file gives none."""
@@ -128,6 +139,16 @@ class Builder(Keys):
         if n <= 1:
             return [window if n else 0] * self.n_layers
         return [window if (i % n != 0 if dense_first else i % n < n - 1) else 0 for i in range(self.n_layers)]
+
+    def encoder(self) -> None:
+        """Every token sees all others: attention.causal is false, or not said."""
+        if self.file.get(self.name("attention.causal"), bool, False):
+            self.refuse(f"key '{self.name('attention.causal')}' is true, but models of architecture {self.architecture} see whole texts")
+
+    def symmetric_windows(self, pattern: int, *, dense_first: bool = False) -> list[dict[str, int]]:
+        """Of each layer of an encoder, `window` and `ahead` of Attention: attention.sliding_window n means n // 2 positions to either side."""
+        half = [window // 2 for window in self.windows(pattern, dense_first=dense_first)]
+        return [{"window": n + 1, "ahead": n} if n else {"ahead": ALL_AHEAD} for n in half]
 
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
@@ -196,9 +217,10 @@ class Builder(Keys):
 
     def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
                 divided: bool = False, biases: bool = False, **options: Any) -> Experts:
-        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared: "gated",
-        "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert is as wide as
-        feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of Experts."""
+        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared:
+        "gated", "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert
+        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of
+        Experts."""
         n = self.integer("expert_count", MAX_EXPERTS)
         used = self.per_layer("expert_used_count", n)[layer]
         wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]
@@ -256,6 +278,10 @@ class Builder(Keys):
                 tensor = next(found[-1][0].tensors())
                 self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
         return tuple(found)
+
+    def rows(self, norm: Norm) -> Output:
+        """The end of an encoder: its normed rows."""
+        return Output(norm, None)
 
     def output(self, norm: Norm, *, factor: float = 1.0, soft_cap: float = 0.0) -> Output:
         """The output matrix: output.weight (with output.bias, if there is one), or the embedding if there is none. factor, soft_cap: of the logits."""

@@ -45,6 +45,21 @@ def asked() -> int | None:
     raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
 
 
+def gguf_bytes(gguf: GGUFFile) -> int:
+    """Of all tensors."""
+    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
+
+
+def known_threads(gguf: GGUFFile, wanted: int | None) -> int:
+    """Threads that were asked for, or chosen before; 0: to be measured."""
+    return wanted or asked() or lookup(gguf_bytes(gguf)) or 0
+
+
+def most_threads(gguf: GGUFFile, wanted: int | None) -> int:
+    """Most threads that a model's runtime may have: what its memory is planned for."""
+    return known_threads(gguf, wanted) or max(candidates(threads.default_threads(), threads.usable_threads()))
+
+
 def candidates(cores: int, usable: int) -> list[int]:
     """cores first: what is measured against it."""
     return [cores, *sorted({n for n in (usable, cores - 1, 3 * cores // 4, cores // 2) if 1 <= n <= 256 and n != cores}, reverse=True)]
@@ -99,18 +114,3 @@ def fastest(run: Callable[[int], object], choices: list[int], seconds: float = S
     typical = {n: statistics.median(t) for n, t in times.items()}
     best = min(typical, key=typical.__getitem__)
     return best if typical[best] < BETTER * typical[choices[0]] else choices[0]
-
-
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, wanted: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return wanted or asked() or lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, wanted: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, wanted) or max(candidates(threads.default_threads(), threads.usable_threads()))

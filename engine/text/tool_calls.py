@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
-
 from .tool_forms import CALL, CALL_END, QUOTE, gemma_calls, qwen_calls
 
 if TYPE_CHECKING:

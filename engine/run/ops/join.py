@@ -38,12 +38,13 @@ from .common import (
 )
 
 (GAIN, BIAS, LAYER_NORM, EPS, DIM, MAKE_RECORDS, KEEP, ADDEND, POST_GAIN, POST_BIAS, FACTOR, ADDEND_2, POST_GAIN_2, POST_BIAS_2, FACTOR_2,
- STREAM_SCALE) = range(HEADER, HEADER + 8 * 16, 8)
+ REPLACES, STREAM_SCALE) = range(HEADER, HEADER + 8 * 17, 8)
 """GAIN, BIAS: addresses of the norm's, or 0 (no GAIN: x itself goes on). LAYER_NORM: whether these norms are LayerNorm, not RMSNorm. MAKE_RECORDS, KEEP:
 whether some matrix reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache. ADDEND: address of
-float32 [tokens, LD_X], or 0; POST_GAIN, POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2. STREAM_SCALE:
-address of the float32 that the stream is multiplied by when all has joined it, or 0."""
-WORDS = 16
+float32 [tokens, LD_X], or 0; POST_GAIN, POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2.
+REPLACES: whether the normed row becomes the residual one, too. STREAM_SCALE: address of the float32 that the stream is multiplied by when all has joined it,
+or 0."""
+WORDS = 17
 _NEXT = ADDEND_2 - ADDEND
 
 
@@ -92,6 +93,8 @@ def norm_row(stage, x, ld, normed, row, n_rows, records):
         bad = _norm(stage, x, gain, load_i64(stage + BIAS), ld, normed)
     else:
         copy(x, normed, ld)
+    if load_i64(stage + REPLACES) != 0:
+        copy(normed, x, ld)
     if records != 0:
         quantize_row(normed, ld, row, n_rows, records)
     return bad
@@ -180,7 +183,7 @@ def wanted_norm(tid, n_threads, team, step, stage):
 
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "add" (Addends), "norm" (Norm or None), "dim", "records", "rows"."""
+    """args: "add" (Addends), "norm" (Norm or None), "dim", "records", "rows", "replaces"."""
     args, floats = stage.args, words.view(np.float32)
     norm, addends = args.get("norm"), args.get("add", ())
     for addend, at in zip(addends, (0, _NEXT)):
@@ -191,6 +194,6 @@ def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
     norms = [n for n in (norm, *(a.norm for a in addends)) if n]
     assert len(addends) <= 2 and len({(n.kind, n.eps) for n in norms}) <= 1, "norms of one stage are of one kind"
     words[GAIN // 8], words[BIAS // 8], words[DIM // 8] = layout.gain(norm), layout.bias(norm), args["dim"]
-    words[MAKE_RECORDS // 8], words[KEEP // 8] = args.get("records", 0), args.get("rows", 1)
+    words[MAKE_RECORDS // 8], words[KEEP // 8], words[REPLACES // 8] = args.get("records", 0), args.get("rows", 1), args.get("replaces", False)
     if norms:
         words[LAYER_NORM // 8], floats[EPS // 4] = norms[0].kind == "layer", norms[0].eps
