@@ -120,6 +120,8 @@ class Layout:
                 words[word // 8] = value
             floats = words.view(np.float32)
             floats[at.SCALE // 4], floats[at.SOFT_CAP // 4] = a.scale, a.soft_cap
+            if a.q_norm and a.qk_norm == "head":
+                words[at.V_NORM // 8], floats[at.NORM_EPS // 4] = a.value_norm, a.q_norm.eps
             if not turned:
                 self._turn(words, a)
         if records:
@@ -133,7 +135,6 @@ class Layout:
             words[at.ROPE_DIM // 8], words[at.ROPE_TABLE // 8] = a.rope.dims, self.table(a.rope)
         if a.qk_norm == "head" and a.q_norm:
             words[at.Q_NORM // 8], words[at.K_NORM // 8], words[at.NORM_LAST // 8] = self.gain(a.q_norm), self.gain(a.k_norm), a.norm_last
-            words.view(np.float32)[at.NORM_EPS // 4] = a.q_norm.eps
         if a.temperature:
             words[at.Q_SCALES // 8] = self.keep(query_scales(*a.temperature, self.context))
 

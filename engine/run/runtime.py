@@ -41,6 +41,7 @@ from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
 from .replay import feed_words, replayed
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -133,6 +134,7 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
@@ -240,7 +242,11 @@ class Runtime(Looking):
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
         if n_wanted and not hidden and not config.output.matrix:
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
-        self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds) if part is None or part.rows is None else part.rows
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -251,6 +257,10 @@ class Runtime(Looking):
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
@@ -432,5 +442,7 @@ class Runtime(Looking):
             self.team.close()
             if self.arena:
                 self.arena.close()
+            if self._per_layer:
+                self._per_layer.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables
