@@ -81,6 +81,11 @@ SHAPES = {
     "gemma3-1b": Shape(1152, 26, 4, 1, 6912, 262144, 32768, True, 256, 1e-6, "gemma3", (("attention.sliding_window", 512), ("rope.freq_base", 1e6))),
     "gemma3-4b": Shape(2560, 34, 8, 4, 10240, 262208, 131072, True, 256, 1e-6, "gemma3", (
         ("attention.sliding_window", 1024), ("rope.freq_base", 1e6), ("rope.scaling.type", "linear"), ("rope.scaling.factor", 8.0))),
+    "gemma4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 131072, True, 512, 1e-6, "gemma4", (
+        ("attention.key_length_swa", 256), ("attention.value_length_swa", 256), ("rope.dimension_count_swa", 256), ("rope.freq_base", 1e6),
+        ("attention.sliding_window", 512), ("attention.sliding_window_pattern", (True, True, True, True, False) * 7), ("attention.shared_kv_layers", 20),
+        ("feed_forward_length", (6144,) * 15 + (12288,) * 20), ("embedding_length_per_layer_input", 256), ("final_logit_softcapping", 30.0)),
+        ("blk.*.attn_v.weight", "blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "phi4-mini": Shape(3072, 32, 24, 8, 8192, 200064, 131072, True, 128, 1e-5, "phi3", (
         ("rope.dimension_count", 96), ("rope.scaling.original_context_length", 4096), ("rope.scaling.attn_factor", 1.19)),
         ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
@@ -218,6 +223,10 @@ def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], s
             yield name, dims, more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
         elif name == "output.weight":
             yield name, dims, more, dims[1] ** -0.5
+        elif name == "per_layer_token_embd.weight":
+            yield name, dims, more if shape.tied_output else base, (dims[1] / n) ** -0.5
+        elif name == "per_layer_model_proj.weight":
+            yield name, dims, "F16" if type in _MIXES else base, dims[1] ** -0.5
         else:
             i = int(parts[1])
             important = parts[2] in ("attn_v", "attn_qkv", "ffn_down", "ffn_down_exps") and (i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2)

@@ -36,8 +36,8 @@ KV_TYPES = {kv.name: kv for kv in (kv_float.F16, kv_q8_0.Q8_0, kv_float.F32)}
 
 
 def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
-    """By name; by default float16, or float32 for files that are float32 throughout. OptionError."""
-    name = name or ("f32" if config.float32_kv else "f16")
+    """By name; by default float16, or float32 for files that are float32 throughout, and for encoders, which keep one layer's at a time. OptionError."""
+    name = name or ("f32" if config.float32_kv or not config.causal else "f16")
     if name not in KV_TYPES:
         raise OptionError(f"unknown type of keys and values {name!r}: choose from {', '.join(KV_TYPES)}")
     return KV_TYPES[name]

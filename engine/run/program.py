@@ -74,6 +74,11 @@ class Program:
         self._fill(self.open[layer])
         return self.open[layer]
 
+    def before_layers(self) -> list[Placed]:
+        """Open stages of what layer 0 makes for all layers: a step that begins after it needs them, too."""
+        stages = self.open_layer(0)
+        return stages[:next((i + 1 for i, placed in enumerate(stages) if placed.stage.op == "per_layer_mix"), 0)]
+
     def next_join(self, last: Placed | None) -> int:
         """Address of the stage that adds what the stage `last`, the end of a fused layer, leaves waiting: the next layer's first, or the final norm."""
         return self._joins.get(last.end, 0) if last else 0
