@@ -23,6 +23,7 @@ COMMANDS = {
         "convert": "Make a GGUF file of a checkpoint, or a smaller one.",
         "importance": "Measure which columns of a model matter.",
         "perplexity": "Measure how well a model predicts a text.",
+        "look": "See how a model reads a text, token by token.",
         "bench": "Measure how fast a model is here.",
         "selftest": "Check that this machine computes right.",
         "tokenize": "Turn text to token ids and back.",
