@@ -2,7 +2,7 @@
 
     choose(Shape, [(name, shape, dtype)], "q4_k_m", overrides) -> [Choice(name, format, wanted, why)]
 
-Source of the rules: llama.cpp, src/llama-quant.cpp, `llama_tensor_get_type`, for architecture llama without experts: the output matrix, and the value and
+Source of the rules: llama.cpp, src/llama-quant.cpp, `llama_tensor_get_type`, for architectures with and without experts: the output matrix, and the value and
 down projections of some layers, whose errors cost most, get more bits. Vectors (norms, RoPE factors) stay F32. A row that is no whole number of the format's
 blocks takes the next format that fits, and the choice says so.
 """
@@ -50,6 +50,7 @@ class Sizes:
     n_kv_heads: int
     has_output: bool  # an output matrix of its own, not tied to the embedding
     importance: bool = False  # an importance matrix will weigh the errors
+    n_experts: int = 0
 
     @property
     def gqa(self) -> int:
@@ -116,6 +117,8 @@ def more_bits(layer: int, n_layers: int) -> bool:
 
 
 def _attn_v(recipe: str, base: str, i: int, s: Sizes) -> str:
+    if s.n_experts == 8:
+        return "Q8_0"
     format = base
     if recipe == "q2_k":
         format = "Q4_K" if s.gqa >= 4 else "Q3_K"
@@ -130,11 +133,17 @@ def _attn_v(recipe: str, base: str, i: int, s: Sizes) -> str:
     return "Q5_K" if s.is_70b and format in ("Q3_K", "Q4_K") else format
 
 
+def _attn_k(recipe: str, base: str, i: int, s: Sizes) -> str:
+    return "Q8_0" if s.n_experts == 8 else base
+
+
 def _attn_qkv(recipe: str, base: str, i: int, s: Sizes) -> str:
     return {"q3_k_m": "Q4_K", "q3_k_l": "Q4_K", "q4_k_m": "Q5_K", "q5_k_m": "Q6_K"}.get(recipe, base)
 
 
 def _attn_output(recipe: str, base: str, i: int, s: Sizes) -> str:
+    if s.n_experts == 8:
+        return "Q5_K" if recipe in ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs") else base
     return {"q2_k": "Q3_K", "q3_k_m": "Q4_K", "q3_k_l": "Q5_K"}.get(recipe, base)
 
 
@@ -156,7 +165,8 @@ def _ffn_down(recipe: str, base: str, i: int, s: Sizes) -> str:
 
 
 _RULES: dict[str, Callable[[str, str, int, Sizes], str]] = {
-    "attn_v": _attn_v, "attn_qkv": _attn_qkv, "attn_output": _attn_output, "ffn_down": _ffn_down}
+    "attn_v": _attn_v, "attn_k": _attn_k, "attn_qkv": _attn_qkv, "attn_output": _attn_output, "ffn_down": _ffn_down, "ffn_down_exps": _ffn_down,
+    "ffn_down_shexp": _ffn_down}
 
 
 def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
@@ -164,12 +174,16 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     base = RECIPES[recipe].base
     if base in FLOATS:
         return base
-    if name == "output.weight" or name == "token_embd.weight" and not sizes.has_output:
+    if name == "output.weight" or name in ("token_embd.weight", "per_layer_token_embd.weight") and not sizes.has_output:
         return "Q8_0" if base == "Q8_0" else "Q6_K"
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
         rule = _RULES.get(match[2])
         return rule(recipe, base, int(match[1]), sizes) if rule else base
     return base
+
+
+_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
+"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
 
 
 def fitting(format: str, cols: int) -> str:
@@ -178,6 +192,12 @@ def fitting(format: str, cols: int) -> str:
         if cols % FORMATS[f].columns == 0:
             return f
     return "F16"
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
+    convolutions are small, and routers' choices no matter of degree."""
+    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
 
 
 def choose(
@@ -197,7 +217,7 @@ def choose(
     used: set[int] = set()
     choices = []
     for name, shape, dtype in tensors:
-        if len(shape) == 1:
+        if not is_matrix(name, shape):
             choices.append(Choice(name, "F32"))
             continue
         is_output = name == "output.weight" or name == "token_embd.weight" and not sizes.has_output
@@ -205,6 +225,10 @@ def choose(
             want = dtype if dtype in FORMATS and dtype not in ("F64", "I8") else "F32"
         else:
             want = recipe_format(recipe, name, sizes)
+            if name == "per_layer_model_proj.weight" and want not in FLOATS:  # kept by llama.cpp, too
+                want = dtype if dtype in FLOATS else "F16"
+            if dtype == "MXFP4" and len(shape) == 3 and want not in FLOATS:  # experts that were trained so
+                want = dtype
         want = formats.get(name, want)
         if embedding_type and name == "token_embd.weight":
             want = embedding_type

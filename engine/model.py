@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .answers.batch import LIVE, Batch, check_sample_index, check_samples
 from .answers.generation import Generation, check_logprobs, check_stop
 from .answers.speculation import check_draft, share_with_draft
 from .checks import check_keep, check_max_tokens, count
-from .errors import ContextFullError, OptionError, memory_errors, quoted
+from .errors import ContextFullError, OptionError, UnsupportedError, memory_errors
 from .gguf.file import GGUFFile, open_gguf
 from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .run.memory import MemoryPlan
     from .run.runtime import Runtime
     from .sampling.options import SamplingKeywords
+    from .score.scoring import Score, Scored
     from .serve.async_answer import AsyncAnswer
     from .serve.engine import Engine
     from .text.tokenizer import Tokenizer
@@ -78,7 +79,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
-    gguf.close()  # nothing is read from it any more, whatever becomes of it
+    if runtime.arena is None:  # else experts are still read
+        gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             memory, context = for_draft or (None, model.context)
@@ -244,6 +246,41 @@ class Model(LookInside):
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
+    @in_default_floats
+    def embed(self, texts: str | Iterable[str | Sequence[int]], kind: str | None = None, *, pooling: str | None = None, truncate_dim: int | None = None,
+              normalize: bool = True, truncate: bool = False, prompt: str | None = None, max_tokens: int | None = None) -> np.ndarray:
+        """Embeddings of texts: float32 [texts, dim], of one text [dim]; with pooling "none" of one text [tokens, dim]. The bits of each depend on nothing but
+        the text, the model and the options.
+
+        texts: str, or lists of ids, which are taken as they are. kind: "query" or "document" (or the name of a prompt that the file holds): what the model
+        wants put before such a text; prompt: this text instead. pooling: "mean", "cls", "last" or "none"; default: as the file says, else the mean of an
+        encoder's rows, a causal model's last. truncate_dim: the first numbers alone (Matryoshka). normalize: to length 1, at the end. truncate: cut
+        what is longer than the model takes; else it is an error. max_tokens: of a text, instead of what the file says. Raises OptionError, ContextFullError,
+        UnsupportedError (a reranker, without pooling), OutOfMemoryError, NumericError. See docs/embed.md."""
+        from .score.embedding import Embedder
+        self._check_open()
+        one = isinstance(texts, str)
+        embedder = Embedder(self, kind, pooling=pooling, truncate_dim=truncate_dim, normalize=normalize, truncate=truncate, prompt=prompt,
+                            max_tokens=max_tokens)
+        if not one and embedder.pooling == "none":
+            raise OptionError("pooling='none' gives a row for each token: embed one text at a time (a str)")
+        found = embedder.array([texts] if one else texts)  # type: ignore[arg-type, list-item]
+        return found[0] if one else found
+
+    @in_default_floats
+    def rerank(self, query: str, documents: Iterable[str], *, judge: Sequence[str] | None = None, instruction: str | None = None,
+               truncate: bool = False) -> np.ndarray:
+        """How well each document answers a query: float32 [documents], the higher the better; a head's own scores (bge: logits; Qwen 3: from 0 to 1).
+
+        judge: ("yes", "no"): a causal model without a head is asked for one of these words, and its share of the first is the score. instruction: what makes
+        a document fit, for causal models. truncate: cut documents that don't fit into the context with the query; else they are an error. Raises
+        UnsupportedError (no head, and no judge), OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        from .score.rerank import Reranker
+        self._check_open()
+        if isinstance(documents, str):
+            raise OptionError("documents must be a list of texts, found one text")
+        return np.array(list(Reranker(self, judge=judge, instruction=instruction, truncate=truncate).scores(query, documents)), np.float32)
+
     def agenerate(self, prompt: str | Iterable[int], **options: Any) -> AsyncAnswer:
         """`generate` for asyncio: `async for piece in model.agenerate(prompt)`. Arguments and errors are generate's; answers under way at once share their
         steps, and each has the bits it has alone. See docs/python.md."""
@@ -270,6 +307,46 @@ class Model(LookInside):
             raise OptionError(f"prompts must be a list of prompts, found {type(prompts).__name__}: for a single one use generate")
         return Batch(self, prompts, options, check_samples(samples), ordered, count("live", live) or LIVE)
 
+    def score(self, context: str | Iterable[int], continuations: Sequence[str | Iterable[int]], *, special: bool = False) -> list[Score]:
+        """How likely each continuation of a context is: its log-probability, those of its tokens, and whether greedy sampling would have said it. The context
+        is computed once. Spaces at its end count as the continuation's, as in lm-evaluation-harness; where a token reaches over the border it is scored, too,
+        and told (`Score.spans`). Bits don't depend on what is scored together. special: see `tokenize`. OptionError (nothing to score), TokenizerError,
+        ContextFullError, OutOfMemoryError, NumericError."""
+        from .score.scoring import score
+        self._check_open()
+        return score(self, context, continuations, special)
+
+    def score_many(self, requests: Iterable[tuple[str | Iterable[int], Sequence[str | Iterable[int]]]], *, special: bool = False,
+                   ordered: bool = True) -> Iterator[Scored]:
+        """`score` for many (context, continuations), computed together: what they share at their beginnings is computed once. Taken as there is room; what is
+        wrong with one is its result's `error`. ordered: False gives them as they are done."""
+        from .score.scoring import score_many
+        self._check_open()
+        return score_many(self, requests, special, ordered)
+
+    def classify(self, texts: str | Iterable[str | Mapping[str, Any]], labels: Iterable[str] | Mapping[str, str], template: str = "{text}", *,
+                 calibrate: str = "none", abstain: float | None = None, delimiter: str = " ", special: bool = False) -> Any:
+        """Which label each text has: the one that the model finds likeliest after it -> a list of `Classified` (one text: one), with the probability of each.
+
+        labels: texts, or {label: text that stands for it}. template: what the model reads, {text} replaced (or other fields, of texts that are mappings).
+        calibrate: "contextual" or "pmi" take out what the model thinks of the labels without a text (engine/score/classify.py). abstain: no label if the
+        greatest probability is below this. delimiter: between context and label, unless the template ends in white space. special: see `tokenize`. What is
+        wrong with one of many texts is its result's `error`. OptionError.
+        """
+        from .score.classify import classify
+        self._check_open()
+        return classify(self, texts, labels, template, calibrate=calibrate, abstain=abstain, delimiter=delimiter, special=special)
+
+    def lm_eval(self, **options: Any) -> Any:
+        """This model for lm-evaluation-harness's API (extra `lm-eval`): lm_eval.simple_evaluate(model=model.lm_eval(), tasks=[…]). options: max_length,
+        max_gen_toks, seed, as of engine/score/harness.py. UnsupportedError if it isn't installed."""
+        self._check_open()
+        try:
+            from .score.harness import LlaminaLM
+        except ImportError as error:
+            raise UnsupportedError(f'lm-evaluation-harness is not installed ({error}): pip install "llamina[lm-eval]"') from None
+        return LlaminaLM(self, **options)
+
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""
         if isinstance(prompt, str):
@@ -282,19 +359,6 @@ class Model(LookInside):
             why = "and this model has no beginning-of-sequence token to start from" if bos_id is None else f"(beginning-of-sequence is token {bos_id})"
             raise OptionError(f"{self.path}: the prompt is empty {why}: give some text, or token ids")
         return ids
-
-    def _check_ids(self, ids: Iterable[int]) -> list[int]:
-        n_vocab = self.config.n_vocab
-        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-            raise OptionError(f"token ids must be a list of whole numbers, found {type(ids).__name__}")
-        out = []
-        for i, id in enumerate(ids):
-            if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
-                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
-            if not 0 <= id < n_vocab:
-                raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
-            out.append(int(id))
-        return out
 
     def close(self) -> None:
         """End the threads and drop the weights. Harmless twice; afterwards other methods raise ClosedError."""

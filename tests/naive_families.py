@@ -110,6 +110,10 @@ class Family(NaiveLlama):
     def cap(self) -> float | None:
         return None
 
+    def sink(self, i: int) -> Array | None:
+        """A logit for each head that takes its part of the softmax."""
+        return None
+
     def attend(self, h: Array, i: int, at: str) -> Array:
         n = len(h)
         q, k, v = self.qkv(h, i, at)
@@ -122,8 +126,10 @@ class Family(NaiveLlama):
                 scores = k[first:t + 1, kv] @ q[t, head] * self.scale()
                 if cap:
                     scores = cap * np.tanh(scores / cap)
-                p = np.exp(scores - scores.max())
-                out[t, head] = p / p.sum() @ v[first:t + 1, kv]
+                sink = self.sink(i)
+                most = max(scores.max(), scores.max() if sink is None else sink[head])
+                p = np.exp(scores - most)
+                out[t, head] = p / (p.sum() + (0.0 if sink is None else np.exp(sink[head] - most))) @ v[first:t + 1, kv]
         return self.linear(out.reshape(n, -1), at + "attn_output")
 
     # -- positions
@@ -409,14 +415,19 @@ class StableLm(Family):
         return x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
 
 
+from naive_experts import EXPERTS, Mixtral  # noqa: E402  (they need what stands above)
+from naive_gemma4 import Gemma4  # noqa: E402
+from naive_states import Lfm2, Qwen35  # noqa: E402
+
 FAMILIES = {f.architecture: f for f in (
     Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, MiniCPM, Mistral3, Olmo2, Exaone, Exaone4, Glm4,
-    StableLm)}
+    StableLm, Gemma4, Lfm2, Qwen35, *EXPERTS)} | {"mixtral": Mixtral}
 
 
 def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) -> Array:
     """float64 [len(ids), n_vocab] logits of a GGUF file of any architecture in FAMILIES, with its weights dequantised."""
     import gguf
 
-    architecture = gguf.GGUFReader(path).fields["general.architecture"].contents()
-    return FAMILIES[architecture](path, kv_dtype).logits(ids)
+    fields = gguf.GGUFReader(path).fields
+    architecture = fields["general.architecture"].contents()
+    return FAMILIES["mixtral" if "llama.expert_count" in fields else architecture](path, kv_dtype).logits(ids)

@@ -7,7 +7,7 @@ import gguf
 import kernel_calls as kernels
 import numpy as np
 import pytest
-from llamina.kernels.formats import registry
+from llamina.kernels.formats import registry, untile
 from llamina.kernels.formats.table import BY_ID, FORMATS, REMOVED, RUNNABLE
 from naive_kernels import HALVES, ITEM, block_shape, random_rows, reference
 
@@ -164,3 +164,22 @@ def test_non_finite_scale_of_iq1_m_is_found():
                 byte = 56 * block + 49 + 2 * i
                 data[row, byte] = data[row, byte] & 15 | (nibbles >> 4 * i & 15) << 4
             assert kernels.retile("IQ1_M", data, 512)[1] == row
+
+
+# -- and back ---------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_come_out_of_tiles_as_they_were(name):
+    """Any bytes at all, rows in any order; formats that aren't REVERSIBLE do lose bits, and would be noticed here."""
+    rng = np.random.default_rng(len(name))
+    columns = columns_of(name, 3)
+    size = FORMATS[name].row_bytes(columns)
+    data = rng.integers(0, 256, (37, size), np.uint8)
+    tiles = np.zeros(registry.tiled_bytes(name, 37, columns), np.uint8)
+    registry.retiler(name).ctypes(data.ctypes.data, size, 37, columns // FORMATS[name].columns, 0, 3, tiles.ctypes.data)
+    ids = np.array([36, 0, 15, 16, 5, 5, 31])
+    try:
+        same = bool((untile.Rows(name, tiles.ctypes.data, columns)[ids] == data[ids]).all())
+    except ValueError:
+        same = False
+    assert same == (name in untile.REVERSIBLE)

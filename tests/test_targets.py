@@ -51,7 +51,7 @@ def children() -> Any:
         for target in OTHERS:
             started["digests", target] = pool.submit(child, target, "kernel_digests.py")
         for target in OTHERS:
-            arguments = ["-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "--tb=short", *FILES]
+            arguments = ["-m", "pytest", "-n0", "-v", "-x", "-p", "no:cacheprovider", "--tb=short", *FILES]
             started["tests", target] = pool.submit(child, target, *arguments)
         yield started
 

@@ -8,6 +8,7 @@ are read when asked for, never mapped: memory is that of the rows being worked o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -103,7 +104,7 @@ class Stored:
     file: SourceFile
     name: str  # in the file
     dtype: str
-    shape: tuple[int, ...]  # one or two dimensions; () counts as one element
+    shape: tuple[int, ...]  # () counts as one element; of three, [experts, rows, columns], rows are counted through
     offset: int  # bytes into the file
     strides: tuple[int, ...] | None = None  # in elements; None: C order
 
@@ -111,8 +112,12 @@ class Stored:
         if self.dtype not in DTYPES:
             raise UnsupportedError(f"{self.file.path}: tensor {quote(self.name)} is {self.dtype}, expected one of {', '.join(DTYPES)}")
         bits = DTYPES[self.dtype]
-        rows, cols = self.shape if len(self.shape) == 2 else (1, *self.shape, 1)[:2]
-        strides = self.strides or ((cols, 1) if len(self.shape) == 2 else (1,))
+        rows, cols = math.prod(self.shape[:-1]), (*self.shape[-1:], 1)[0]
+        strides = self.strides or ((cols, 1) if len(self.shape) >= 2 else (1,))
+        if len(strides) > 2:
+            if strides != tuple(math.prod(self.shape[i + 1:]) for i in range(len(self.shape))):
+                raise UnsupportedError(f"{self.file.path}: tensor {quote(self.name)} {list(self.shape)} does not lie row after row: save it contiguous")
+            strides = (cols, 1)
         steps = tuple(bits.itemsize * s for s in (strides if len(strides) == 2 else (cols, *strides, 1)[:2]))
         if not len(index) or not cols:
             return np.empty((len(index), cols), np.float32)
@@ -184,6 +189,22 @@ class Shifted:
         return self.base.read(index) + np.float32(self.by)
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A function of each number of `base`."""
+
+    base: Rows
+    function: Callable[[np.ndarray], np.ndarray]
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.function(self.base.read(index))
+
+
 class PermutedVector(Permuted):
     """A vector with its elements in another order: element i is the base's element order[i]."""
 
@@ -252,8 +273,8 @@ class SourceTensor:
 
     @property
     def n_rows(self) -> int:
-        """1 for a vector."""
-        return self.shape[0] if len(self.shape) == 2 else 1
+        """1 for a vector; of a matrix of experts, all of theirs."""
+        return math.prod(self.shape[:-1])
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """Rows first <= i < last, float32 [last - first, cols], the caller's own; a vector is one row. q and k are in GGUF's order already.
@@ -303,6 +324,7 @@ def assemble(
 
     found: GGUF name -> rows; theirs: GGUF name -> name in the checkpoint, for messages; maps: closed with the source; keys: the architecture's (default: a
     Llama model's of `config`)."""
+    from .hf_experts import copies
     expected = dict(config.tensor_shapes())
     tensors = []
     n_weights = 0
@@ -317,7 +339,7 @@ def assemble(
         for leaf in leaves:
             if leaf.dtype not in DTYPES:
                 raise UnsupportedError(f"{leaf.file.path}: tensor {called} is {leaf.dtype}, expected one of {', '.join(DTYPES)}: {NOT_FLOAT}")
-        tensors.append(SourceTensor(name, shape, rows.dtype, leaves[0].file.path if leaves else path, rows.read))
+        tensors.append(copies(SourceTensor(name, shape, rows.dtype, leaves[0].file.path if leaves else path, rows.read), rows))
         n_weights += int(np.prod(shape))
     for name in found:
         if name not in expected:
@@ -337,11 +359,10 @@ def _leaves(rows: Rows) -> Iterator[Stored]:
     """The stored tensors that `rows` is made of."""
     if isinstance(rows, Stored):
         yield rows
-    elif isinstance(rows, Joined):
-        for part in rows.parts:
-            yield from _leaves(part)
-    elif isinstance(rows, (Permuted, PermutedVector, Shifted, Scaled)):
-        yield from _leaves(rows.base)
+    for part in getattr(rows, "parts", ()):
+        yield from _leaves(part)
+    if base := getattr(rows, "base", None):
+        yield from _leaves(base)
 
 
 def llama_metadata(config: ModelConfig) -> dict[str, Any]:

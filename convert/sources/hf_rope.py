@@ -55,9 +55,10 @@ def parameters(f: Fields, layers: list[str], by_kind: bool) -> dict[str, dict[st
 
 
 def read_rope(f: Fields, values: dict[str, Any], head_dim: int, trained: int, default_base: float, *, partial: float | None,
-              known: tuple[str, ...], yarn_multiplier: bool) -> HfRope:
+              known: tuple[str, ...], yarn_multiplier: bool, rounded: bool = True) -> HfRope:
     """One kind of layers' rotary positions. partial: the share of a head that is turned if nothing says so; None: all of it, always. known: kinds of
-    scaling that the class has. yarn_multiplier: GGUF keeps mscale_all_dim as it is (mistral3)."""
+    scaling that the class has. yarn_multiplier: GGUF keeps mscale_all_dim as it is (mistral3). rounded: yarn's
+    corrections are, by the page."""
     where = "rope_scaling" if f.get("rope_scaling", Mapping, {}) else "rope_parameters"  # type: ignore[type-abstract]
     rope = Fields(f.path, {f"{where}.{key}": value for key, value in values.items()})
 
@@ -91,8 +92,8 @@ def read_rope(f: Fields, values: dict[str, Any], head_dim: int, trained: int, de
     if kind == "llama3":
         low, high = rope.number(f"{where}.low_freq_factor"), rope.number(f"{where}.high_freq_factor")
         return HfRope(base, dims, RopeScaling(), {"rope_freqs.weight": llama3_factors(dims, base, factor, low, high, original)}, values)
-    if values.get("truncate") is False:
-        refuse("asks for a feature that llamina lacks: rope_scaling.truncate = False")
+    if values.get("truncate", True) is not rounded:
+        refuse(f"asks for a feature that llamina lacks here: rope_scaling.truncate = {quote(values.get('truncate', True))}")
     return HfRope(base, dims, _yarn(f, rope, where, factor, original, yarn_multiplier), values=values)
 
 

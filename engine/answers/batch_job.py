@@ -72,12 +72,12 @@ class Progress:
 def count_lines(path: Path) -> tuple[int, str]:
     """(lines that are not blank, SHA-256 of the file in hexadecimal). FileError."""
     digest, count = hashlib.sha256(), 0
-    for _, raw in _lines(path, digest.update):
+    for _, raw in lines_of(path, digest.update):
         count += bool(raw.strip())
     return count, digest.hexdigest()
 
 
-def _lines(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> Iterator[tuple[int, bytes]]:
+def lines_of(path: Path, seen: Callable[[bytes], object] = lambda raw: None) -> Iterator[tuple[int, bytes]]:
     """(number, line) with no more than MAX_LINE bytes (+ 1, which tells) of each."""
     with open_regular(path, "a file of prompts, which is read twice") as file:
         try:
@@ -216,7 +216,7 @@ class BatchJob:
     def _requests(self) -> Iterator[dict[str, Any]]:
         """What is left to do, in the input's order; numbers count lines that are not blank."""
         number, index = -1, 0
-        for at, raw in _lines(self._source):
+        for at, raw in lines_of(self._source):
             if not raw.strip():
                 continue
             number += 1

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -103,16 +103,24 @@ class Journal:
         self._append(head + text + b"\n")
         self._sync(False)
 
-    def finish(self, count: int) -> None:
-        """Write the output: records 0 to count - 1, which are all there; the journal goes."""
+    def ordered(self, count: int, first: int = 0) -> Iterator[bytes]:
+        """Records first to first + count - 1, which are all there, as JSON."""
+        with open(self.path, "rb") as journal:
+            for number in range(first, first + count):
+                offset, length = self._offsets[number]
+                journal.seek(offset)
+                yield journal.read(length)
+
+    def finish(self, count: int, write: Callable[[BinaryIO], object] | None = None) -> None:
+        """Write the output, when records 0 to count - 1 are all there; the journal goes. write: what it is made of; by default the records, a line each."""
         assert self._file is not None and len(self._offsets) == count
         try:
             self._sync(True)
-            with NewFile(self.output) as new, open(self.path, "rb") as journal:
-                for number in range(count):
-                    offset, length = self._offsets[number]
-                    journal.seek(offset)
-                    new.file.write(journal.read(length) + b"\n")
+            with NewFile(self.output) as new:
+                if write is not None:
+                    write(new.file)
+                else:
+                    new.file.writelines(record + b"\n" for record in self.ordered(count))
             self._file.close()
             self.path.unlink()
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...kernels.float_env import in_default_floats
-from ..errors import ClosedError, OptionError
+from ..errors import ClosedError, OptionError, quoted
 from ..gguf.digest import full_digest
 from ..run.scheduler import Job, Scheduler
 
@@ -54,6 +54,11 @@ class Core(ABC):
     @property
     def config(self) -> ModelConfig:
         return self.runtime.config
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's keys."""
+        return self._gguf.metadata
 
     @property
     def context(self) -> int:
@@ -121,6 +126,19 @@ class Core(ABC):
             found.asked = {name: value.model_json_schema() if hasattr(value, "model_json_schema") else value
                            for name, value in asked.items() if value is not None}
         return found
+
+    def _check_ids(self, ids: Iterable[int]) -> list[int]:
+        n_vocab = self.config.n_vocab
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise OptionError(f"token ids must be a list of whole numbers, found {type(ids).__name__}")
+        out = []
+        for i, id in enumerate(ids):
+            if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)):
+                raise OptionError(f"token ids must be whole numbers, found {quoted(id)} at index {i}")
+            if not 0 <= id < n_vocab:
+                raise OptionError(f"token id {id} at index {i} is outside this model's vocabulary of {n_vocab}")
+            out.append(int(id))
+        return out
 
     def _check_open(self) -> None:
         if self._closed:

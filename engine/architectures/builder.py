@@ -4,21 +4,26 @@
     k.rope("halves", base="rope.freq_base_swa", scaled=False)          rotary positions
     k.attention(i, norm=…, rope=…, window=…)                           any field of blocks.Attention; heads, widths and optional tensors from the file
     k.glu(i, "silu", norm=…),  k.mlp(i, "gelu_erf", norm=…)            feed-forward blocks
+    k.experts(i, "silu", norm=…, normalise=True)                       a mixture of experts
     k.windows(6)                                                       the sliding window of each layer, 0: none
     k.output(k.norm(None, "output_norm", "norm"), factor=…)            the end
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..gguf.header import quote
-from .blocks import Attention, Block, Mlp, Output
-from .keys import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, File, Keys
+from .blocks import ALL_AHEAD, Attention, Block, Mlp, Output
+from .expert_blocks import Experts
+from .keys import MAX_CONTEXT, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH, File, Keys
 from .spec import Matrix, Norm, Rope, RopeScaling
 
+GATING_NUMBERS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_chosen"}
+"""llama.cpp's numbers of ways to choose experts."""
 RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
@@ -48,6 +53,10 @@ class Builder(Keys):
         held = f"blk.{layer}.{name}.bias"
         return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", held if bias or self.has(held) else "", first, whole,
                       f"model.layers.{layer}.{hf}.weight")
+
+    def model_matrix(self, name: str, rows: int, columns: int, site: str, hf: str) -> Matrix:
+        """{name}.weight of the whole model."""
+        return Matrix(f"{name}.weight", rows, columns, site, hf=f"model.{hf}.weight")
 
     # -- attention --------------------------------------------------------------------------------------------------------------------------
 
@@ -79,13 +88,14 @@ class Builder(Keys):
 
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
-        options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
+        gated: attn_q holds the rows of the output gate, too. options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer;
+        values_are_keys: there is no attn_v. A layer with another's kv_layer has neither."""
         heads = self.per_layer("attention.head_count", MAX_HEADS)
         kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
         n, n_kv = heads[layer], kv[layer]
         if n % n_kv:
             self.fail(f"key '{self.name('attention.head_count')}' is {n}, no multiple of '{self.name('attention.head_count_kv')}', {n_kv}")
-        size = self.head_dim(heads[0])
+        size, kv_layer = options.pop("head_dim", 0) or self.head_dim(heads[0]), options.setdefault("kv_layer", layer)
         if rope and rope.dims > size:
             self.fail(f"key '{self.name('rope.dimension_count')}' is {rope.dims}, more than heads have dimensions, {size}")
         site, prefix = "ln1.hook_normalized", "self_attn."
@@ -97,14 +107,27 @@ class Builder(Keys):
         else:
             q, k, v = (self.matrix(layer, f"attn_{name}", r, self.dim, site, f"{prefix}{name}_proj", bias=name in biases)
                        for name, r in (("q", rows), ("k", k_rows), ("v", k_rows)))
+            if options.pop("gated", False):
+                q, options["gate"] = self._halves_of_heads(q, n, size)
+        if options.pop("values_are_keys", False):
+            v = k
+        own = kv_layer == layer
         output = self.matrix(layer, "attn_output", self.dim, rows, "attn.hook_z", prefix + "o_proj", bias="o" in biases)
         options.setdefault("scale", float(np.float32(1.0) / np.sqrt(np.float32(size))))
         if options.get("qk_norm"):
             dims = (size, size) if options["qk_norm"] == "head" else (rows, k_rows)
             options.setdefault("q_norm", self.norm(layer, "attn_q_norm", prefix + "q_norm", dim=dims[0]))
-            options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]))
-        options.setdefault("kv_layer", layer)
-        return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k, v=v, output=output, rope=rope, **options)
+            options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]) if own else None)
+        return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k if own else None, v=v if own else None, output=output, rope=rope, **options)
+
+    def _halves_of_heads(self, matrix: Matrix, heads: int, size: int) -> tuple[Matrix, Matrix]:
+        """Two matrices of one tensor, whose rows are a head's of the first, the same head's of the second, and so on."""
+        if size % 16:
+            self.refuse(f"has heads of {size} dimensions with gates between them, llamina needs a multiple of 16")
+        if matrix.bias:
+            self.refuse(f"tensor '{matrix.bias}': llamina knows no such bias in models of architecture {self.architecture}")
+        first, second = (replace(matrix, first=at, whole=2 * heads * size, period=2 * size, block=size) for at in (0, size))
+        return first, second
 
     def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
         """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`),
@@ -117,23 +140,35 @@ class Builder(Keys):
             return [window if n else 0] * self.n_layers
         return [window if (i % n != 0 if dense_first else i % n < n - 1) else 0 for i in range(self.n_layers)]
 
+    def encoder(self) -> None:
+        """Every token sees all others: attention.causal is false, or not said."""
+        if self.file.get(self.name("attention.causal"), bool, False):
+            self.refuse(f"key '{self.name('attention.causal')}' is true, but models of architecture {self.architecture} see whole texts")
+
+    def symmetric_windows(self, pattern: int, *, dense_first: bool = False) -> list[dict[str, int]]:
+        """Of each layer of an encoder, `window` and `ahead` of Attention: attention.sliding_window n means n // 2 positions to either side."""
+        half = [window // 2 for window in self.windows(pattern, dense_first=dense_first)]
+        return [{"window": n + 1, "ahead": n} if n else {"ahead": ALL_AHEAD} for n in half]
+
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
-    def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True) -> Rope:
+    def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True,
+             rounded: bool = True, dims: str = "rope.dimension_count", head_dim: int = 0) -> Rope:
         """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
-        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some)."""
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's. dims: the key of how many
+        dimensions are turned; head_dim: by default the first layer's."""
         at = kind, base, scaled
         if at not in self._ropes:
-            self._ropes[at] = self._rope(kind, base, default_base, partial, scaled)
+            rope = self._rope(kind, base, default_base, partial, scaled, dims, head_dim or self.head_size)
+            self._ropes[at] = replace(rope, scaling=replace(rope.scaling, rounded=rounded))
         return self._ropes[at]
 
-    def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool) -> Rope:
-        head_dim = self.head_dim(self.per_layer("attention.head_count", MAX_HEADS)[0])
-        dims = self.integer("rope.dimension_count", MAX_WIDTH, head_dim)
+    def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool, dims_key: str, head_dim: int) -> Rope:
+        dims = self.integer(dims_key, MAX_WIDTH, head_dim)
         if dims != head_dim and not partial:
-            self.refuse(f"key '{self.name('rope.dimension_count')}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
+            self.refuse(f"key '{self.name(dims_key)}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
         if dims % 2:
-            self.fail(f"key '{self.name('rope.dimension_count')}' is {dims}, expected an even number: rotary positions turn pairs")
+            self.fail(f"key '{self.name(dims_key)}' is {dims}, expected an even number: rotary positions turn pairs")
         base = self.positive(base_key, default_base)
         if base <= 1:
             self.fail(f"key '{self.name(base_key)}' must be greater than 1, found {base}")
@@ -180,6 +215,50 @@ class Builder(Keys):
             gate, up = (self.matrix(layer, f"ffn_{name}", width, self.dim, site, f"mlp.{name}_proj", bias=name in biases) for name in ("gate", "up"))
         return Mlp(layer, self.dim, width, activation, norm, gate, up, self._down(layer, width, biases), **options)
 
+    def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
+                divided: bool = False, biases: bool = False, **options: Any) -> Experts:
+        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared:
+        "gated", "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert
+        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of
+        Experts."""
+        n = self.integer("expert_count", MAX_EXPERTS)
+        used = self.per_layer("expert_used_count", n)[layer]
+        wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]
+        width = self.per_layer("expert_feed_forward_length", MAX_WIDTH, (wide // used if divided else wide) or ..., least=1)[layer]
+        groups, kept = self.integer("expert_group_count", n, 0, least=0), self.integer("expert_group_used_count", n, 0, least=0)
+        if groups > 1 and (n % groups or not 0 < kept <= groups or used > n // groups * kept):
+            self.fail(f"{n} experts in {groups} groups, {kept} of them used ('{self.name('expert_group_count')}'), can't give a token {used} experts")
+        if number := self.integer("expert_gating_func", 1 << 30, 0, least=0):
+            if number not in GATING_NUMBERS:
+                self.refuse(f"chooses experts in a way that llamina lacks: {self.name('expert_gating_func')} = {number}")
+            gating = GATING_NUMBERS[number]
+        at, site, mlp = f"blk.{layer}.", "ln2.hook_normalized", "mlp."
+
+        def matrix(part: str, rows: int, columns: int, where: str, first: int = 0, whole: int = 0) -> Matrix:
+            m = self.matrix(layer, f"ffn_{part}_exps", rows, columns, where, f"{mlp}experts.{part}_proj", first=first, whole=whole, bias=biases)
+            return replace(m, experts=n, used=used)
+        if self.has(f"{at}ffn_gate_up_exps.weight"):
+            gate, up = (matrix("gate_up", width, self.dim, site, first, 2 * width) for first in (0, width))
+        else:
+            gate, up = matrix("gate", width, self.dim, site), matrix("up", width, self.dim, site)
+        if self.has(f"{at}exp_probs_b.bias"):
+            options.setdefault("selection_bias", f"{at}exp_probs_b.bias")
+        if shared and (shared != "optional" or self.given("expert_shared_feed_forward_length")):
+            options["shared"] = self._shared_expert(layer, activation, wide)
+            if shared == "gated":
+                options |= {"shared_gate": f"{at}ffn_gate_inp_shexp.weight", "shared_gate_hf": f"model.layers.{layer}.mlp.shared_expert_gate.weight"}
+        return Experts(
+            layer, self.dim, width, n, used, activation, norm, self.matrix(layer, "ffn_gate_inp", n, self.dim, site, mlp + "gate", bias=biases), gate, up,
+            matrix("down", self.dim, width, "mlp.hook_post"), gating, groups=groups if groups > 1 else 0, groups_used=kept,
+            normalise=self.flag("expert_weights_norm", normalise), scale=self.number("expert_weights_scale", 0.0) or 1.0, **options)
+
+    def _shared_expert(self, layer: int, activation: str, wide: int) -> Mlp:
+        width = self.per_layer("expert_shared_feed_forward_length", MAX_WIDTH, wide or ...)[layer]
+        names = {"gate": (width, self.dim, "ln2.hook_normalized"), "up": (width, self.dim, "ln2.hook_normalized"),
+                 "down": (self.dim, width, "mlp.shared.hook_post")}
+        gate, up, down = (self.matrix(layer, f"ffn_{part}_shexp", *shape, f"mlp.shared_expert.{part}_proj") for part, shape in names.items())
+        return Mlp(layer, self.dim, width, activation, None, gate, up, down, parallel=True)
+
     def mlp(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
         """A feed-forward block without a gate: down(act(up(x)))."""
         width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
@@ -199,6 +278,10 @@ class Builder(Keys):
                 tensor = next(found[-1][0].tensors())
                 self.fail(f"tensor '{tensor.name}' {list(tensor.shape)} is missing: the file is not a whole model of architecture {self.architecture}")
         return tuple(found)
+
+    def rows(self, norm: Norm) -> Output:
+        """The end of an encoder: its normed rows."""
+        return Output(norm, None)
 
     def output(self, norm: Norm, *, factor: float = 1.0, soft_cap: float = 0.0) -> Output:
         """The output matrix: output.weight (with output.bias, if there is one), or the embedding if there is none. factor, soft_cap: of the logits."""

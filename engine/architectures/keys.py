@@ -17,7 +17,7 @@ from ..errors import FormatError, UnsupportedError
 from ..gguf.file import REQUIRED
 from ..gguf.header import quote
 
-MAX_LAYERS, MAX_CONTEXT, MAX_WIDTH, MAX_HEADS = 1 << 12, 1 << 24, 1 << 20, 1 << 14
+MAX_LAYERS, MAX_CONTEXT, MAX_WIDTH, MAX_HEADS, MAX_EXPERTS = 1 << 12, 1 << 24, 1 << 20, 1 << 14, 1 << 12
 """Far above any known model (Llama 3.1 405B: 126 layers, width 53,248, 128 heads; the longest contexts known are 10 million)."""
 
 NEUTRAL: dict[str, Any] = {
@@ -107,6 +107,10 @@ class Keys:
         """Leave out the last blocks if they are heads that predict further tokens (nextn_predict_layers); before anything is read layer by layer."""
         self.skipped_layers = self.integer("nextn_predict_layers", max(0, self.n_layers - 1), 0, least=0)
         self.n_layers -= self.skipped_layers
+
+    def flag(self, key: str, default: bool) -> bool:
+        value: bool = self.file.get(self.name(key), bool, default)
+        return value
 
     def text(self, key: str, default: Any = REQUIRED) -> str:
         value: str = self.file.get(self.name(key), str, default)

@@ -87,7 +87,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
     if not to_stream and target.exists() and Path(prompts).exists() and target.samefile(prompts):
         raise OptionError(f"{output}: is the prompts' file: choose another name")
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_spooled()) if prompts == "-" else Path(prompts)
+        source = stack.enter_context(spooled()) if prompts == "-" else Path(prompts)
         lines, digest = count_lines(source)
         journal: Journal | RecordStream = RecordStream(sys.stdout) if to_stream else Journal(target)
         stack.enter_context(journal)
@@ -120,9 +120,9 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
 
 
 @contextlib.contextmanager
-def _spooled() -> Iterator[Path]:
-    """Standard input as a file, since the job reads its prompts twice."""
-    handle, name = tempfile.mkstemp(prefix="llamina-prompts-", suffix=".jsonl")
+def spooled(what: str = "prompts") -> Iterator[Path]:
+    """Standard input as a file, since the job reads it twice."""
+    handle, name = tempfile.mkstemp(prefix=f"llamina-{what}-", suffix=".jsonl")
     try:
         with os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)

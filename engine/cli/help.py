@@ -11,6 +11,7 @@ COMMANDS = {
         "generate": "Continue a text, or answer a question.",
         "chat": "Talk with a model, or ask it one question.",
         "batch": "Answer a file of prompts, many at once.",
+        "classify": "Give each text of a file a label.",
         "serve": "Answer over HTTP, for every client.",
     },
     "Models": {
@@ -22,6 +23,8 @@ COMMANDS = {
     "Make and measure": {
         "convert": "Make a GGUF file of a checkpoint, or a smaller one.",
         "importance": "Measure which columns of a model matter.",
+        "eval": "Measure how good a model is at a task.",
+        "lm-eval": "Run lm-evaluation-harness on a model.",
         "perplexity": "Measure how well a model predicts a text.",
         "look": "See how a model reads a text, token by token.",
         "bench": "Measure how fast a model is here.",

@@ -61,12 +61,13 @@ class HeldPages:
         """Replace pages that others can see by copies."""
         page = self._pages[at]
         if page.users > 1 or page.entry is not None:
-            self._pages[at] = self._copied(page, at >= self._floor)
+            page = self._pages[at] = self._copied(page, at >= self._floor)
+            self._put(at, page.units, 0)
         if self._windows:
             window = self._windows[at - self._first]
             if window.users > 1 or window.entry is not None:
-                self._windows[at - self._first] = self._copied(window, self._marked(at))
-        self._put(at, self._pages[at], self._windows[at - self._first] if self._windows else None)
+                window = self._windows[at - self._first] = self._copied(window, self._marked(at))
+                self._put(at, window.units, self._layout.whole)
 
     def _copied(self, page: Page, rewinds: bool) -> Page:
         pool = self._pool
@@ -101,12 +102,11 @@ class HeldPages:
             self._windows.append(window)
         elif self._layout.windowed:
             self._first = at + 1
-        self._put(at, page, window)
+        self._put(at, page.units + window.units if window else page.units, 0)
 
-    def _put(self, at: int, page: Page, window: Page | None) -> None:
-        """Tell the kernels where they are."""
-        for row, unit in enumerate(page.units + window.units if window else page.units):
-            self.table[row, at] = unit.ctypes.data
+    def _put(self, at: int, units: list[np.ndarray], row: int) -> None:
+        """Tell the kernels where units are, from a row of the table on."""
+        self.table[row:row + len(units), at] = [unit.ctypes.data for unit in units]
 
     def _window_at(self, at: int) -> Page | None:
         return self._windows[at - self._first] if self._first <= at < self._first + len(self._windows) else None

@@ -60,7 +60,9 @@ def _yarn_range(s: RopeScaling, n: int, log_base: Decimal) -> tuple[Decimal, Dec
     def pair(rotations: float) -> Decimal:
         turns = Decimal(s.original_context) / (Decimal(rotations) * 2 * _PI)
         return Decimal(n) * _40.ln(turns) / (2 * log_base)
-    low, high = pair(s.beta_fast).to_integral_value(ROUND_FLOOR), pair(s.beta_slow).to_integral_value(ROUND_CEILING)
+    low, high = pair(s.beta_fast), pair(s.beta_slow)
+    if s.rounded:
+        low, high = low.to_integral_value(ROUND_FLOOR), high.to_integral_value(ROUND_CEILING)
     return max(Decimal(0), low), min(Decimal(n - 1), high)
 
 

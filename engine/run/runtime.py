@@ -7,12 +7,11 @@ layers, so that Ctrl-C is seen between them; `abort()` stops a step from another
 """
 from __future__ import annotations
 
-import math
+import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +26,22 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
+from .feed import Feed as Feed
+from .feed import Look as Look
+from .feed import Part as Part
+from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, round_up
+from .layout import Layout, address
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import feed_words, replayed
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -44,41 +50,6 @@ _RANGE_MACS = 30e9
 Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
-
-
-@dataclass
-class Feed:
-    """Tokens to append to a sequence in a step, and which of their logits are wanted."""
-
-    sequence: Sequence
-    ids: Any
-    """int [n], 1 <= n."""
-    logits: Literal["none", "last", "all"] = "last"
-
-
-@dataclass
-class Part:
-    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
-    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
-
-    first: int = 0
-    last: int | None = None
-    rows: np.ndarray | None = None
-
-
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
 
 
 class Runtime(Looking):
@@ -103,8 +74,8 @@ class Runtime(Looking):
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -117,7 +88,9 @@ class Runtime(Looking):
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -147,7 +120,7 @@ class Runtime(Looking):
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -161,11 +134,13 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items = Items(self._layout, self.n_threads)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
+        self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
         self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
-        for table in self._layout.tables.values():
+        for table in self._tables:
             table.fill(1)
 
     # -- memory ---------------------------------------------------------------------------------------------------------------------------
@@ -174,6 +149,11 @@ class Runtime(Looking):
     def gains(self) -> dict[str, np.ndarray]:
         """The norms' gains by tensor name, float32 rows padded with zeros."""
         return self._weights.gains
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors that no kernel reads (a head's), float32 in their shapes."""
+        return self._weights.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -216,6 +196,7 @@ class Runtime(Looking):
     def _lay_out(self) -> None:
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
+        self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -223,10 +204,14 @@ class Runtime(Looking):
         ):
             s[word // 8] = value
         self._step_address = s.ctypes.data
-        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
-        macs = [sum(m.columns * round_up(m.rows, 16) for block in blocks for m in block.matrices()) for blocks in self.config.layers]
+        self.encoder = not self.config.causal
+        """Whether steps take whole texts, whose tokens see each other."""
+        output = self.config.output.matrix
+        self._logit_columns = int(layout.matrix(output)[f.TILES // 8]) * 16 if output else 0
+        macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
+        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -239,53 +224,92 @@ class Runtime(Looking):
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
-        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab].
+        """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
         observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
         part: some layers only.
-        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
-        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
+        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
+        changed.
         """
         self._check_open()
-        ids, n_wanted, _done = self._plan(feeds)
-        n = len(ids)
-        first, last = (part.first, part.last) if part else (0, None)
-        last = self.config.n_layers if last is None else last
-        assert 0 <= first < last <= self.config.n_layers and (last == self.config.n_layers or not n_wanted)
-        if part is not None and part.rows is not None:
-            self._x[:n, :self.config.dim] = part.rows
-        else:
-            rows = self._weights.embed(ids)
-            self._x[:n, :self.config.dim] = rows if self.config.embedding_scale == 1 else rows * np.float32(self.config.embedding_scale)
-        last_position = int(self._tokens[1, :n].max())
-        for table in self._layout.tables.values():
-            table.fill(last_position + 1)
-        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
-        s = self._step
+        if self._recurrent and any(feed.sequence.lag for feed in feeds):
+            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
+        ids, n_wanted, positions, _done = self._plan(feeds)
+        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
+        n, config = len(ids), self.config
+        first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
+        assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
+        if n_wanted and not hidden and not config.output.matrix:
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
+        for table in self._tables:
+            table.fill(positions)
+        columns = self._layout.ld if hidden else self._logit_columns
+        logits = np.empty((n_wanted, columns), np.float32)
+        s = self._words
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, logits.ctypes.data, logits.shape[1], hidden
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
+        looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
         else:
-            self._layers(first, last, n_wanted)
-        if n_wanted and not (math.isfinite(logits.min()) and math.isfinite(logits.max())):  # NaN is both; a third of isfinite's time
-            raise NumericError(f"{self.gguf.path}: NaN or infinity among the logits: the output weights are damaged or overflow")
+            self._layers(first, last, 0 if looked else n_wanted)
+        if looked:
+            if not observe:
+                self._end(logits)
+            self._look(feeds)
         for feed in feeds:
             feed.sequence.append(feed.ids)
-        return logits[:, :self.config.dim if hidden else self.config.n_vocab]
+        return logits[:, :config.dim if hidden else config.n_vocab]
+
+    def _end(self, logits: np.ndarray) -> None:
+        """The final norm and the logits of the first len(logits) wanted tokens, of a step whose layers are done."""
+        if len(logits):
+            self._step[f.LOGITS // 8] = logits.ctypes.data
+            self._run(None, None, len(logits), 1)
+
+    def _look(self, feeds: list[Feed]) -> None:
+        """Show their wanted rows to the feeds that have a `look`; never more than `max_logits` rows are held."""
+        rows, m = [], 0
+        for number, feed in enumerate(feeds):
+            n, m = len(feed.ids), m + len(feed.ids)
+            if feed.look is not None and feed.logits != "none":
+                rows += [(number, i) for i in (range(m - n, m) if feed.logits == "all" else (m - 1,))]
+        room = np.empty((min(len(rows), self.max_logits), self._logit_columns), np.float32)
+        for start in range(0, len(rows), self.max_logits):
+            part = rows[start:start + self.max_logits]
+            self._tokens[3, :len(part)] = [i for _, i in part]
+            self._end(room[:len(part)])
+            first = 0
+            for number, group in itertools.groupby(part, key=lambda row: row[0]):
+                at = [i for _, i in group]
+                look = feeds[number].look
+                assert look is not None
+                look(room[first:first + len(at), :self.config.n_vocab], self._tokens[1, at])
+                first += len(at)
 
     def _layers(self, first: int, last: int, n_wanted: int) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
-        s, layers = self._step, self.program.layers
-        n, n_layers = int(s[f.N_TOKENS // 8]), len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s, layers = self._words, self.program.layers
+        n, n_layers = s[f.N_TOKENS // 8], len(layers)
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
@@ -307,6 +331,8 @@ class Runtime(Looking):
             for placed in self.program.open_layer(layer) if layer in opened else ():
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
@@ -326,22 +352,22 @@ class Runtime(Looking):
     def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
         the residual stream is shared. AbortedError, NumericError."""
-        s, program = self._step, self.program
+        s, program = self._words, self.program
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
         s[f.TAIL // 8] = program.end[-1].end if open else program.end[0].address
         if open:
             s[f.OWN // 8] = 0
-        tokens, work = int(s[f.N_TOKENS // 8]), layers + (1 if n_wanted else 0)
-        threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), self.team.lost_seconds
-        status = self.team.run(self._entry, self._step_address, threads)
-        seconds, lost = time.perf_counter() - start, self.team.lost_seconds - lost
+        tokens, work, team = s[f.N_TOKENS // 8], layers + (1 if n_wanted else 0), self.team
+        threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), team.lost_seconds
+        status = team.run(self._entry, self._step_address, threads)
+        seconds, lost = time.perf_counter() - start, team.lost_seconds - lost
         if not open:
             self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
         if s[f.NOT_FINITE // 8]:
-            layer, what = program.fault(int(s[f.NOT_FINITE // 8]))
+            layer, what = program.fault(s[f.NOT_FINITE // 8])
             where = f"in {what}" if layer is None else f"in layer {layer} of {self.config.n_layers} ({what})"
             raise NumericError(f"{self.gguf.path}: NaN or infinity {where}: {self._overflow(what)}")
 
@@ -349,45 +375,55 @@ class Runtime(Looking):
         """Why a stage may hold what is no number, and what helps."""
         if stage == "keys and values" and self.kv.name != "f32":
             return f"larger than {self.kv.name} keeps them: load with kv='f32' (--kv f32); if that fails, too, the weights are damaged"
+        if stage == "the logits":
+            return "the output weights are damaged or overflow"
         return "the weights are damaged or overflow"
 
-    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, int, Any]:
-        """Fill `_tokens`, make room in the sequences, divide attention's work -> ids int64 [M], how many logits are wanted, what must stay alive meanwhile."""
+    def _plan(self, feeds: list[Feed]) -> tuple[np.ndarray, int, int, Any]:
+        """Fill `_tokens`, make room in the sequences, divide attention's work -> ids int64 [M], how many logits are wanted, how many positions the longest
+        sequence will have, what must stay alive meanwhile. One token is written as a number: an array's ways cost a small model's step dearly."""
         lengths = [len(feed.ids) for feed in feeds]
         if not feeds or min(lengths) == 0 or sum(lengths) > self.max_batch:
             raise OptionError(f"a step takes 1 to {self.max_batch} tokens in non-empty feeds, found {lengths}")
-        if len({id(feed.sequence) for feed in feeds}) != len(feeds):
+        if len(feeds) > 1 and len({id(feed.sequence) for feed in feeds}) != len(feeds):
             raise OptionError("a sequence may stand in one feed of a step only")
-        ids, positions, tables, wanted = self._tokens
-        m = 0
+        ids, positions, tables, wanted = self._token_rows
+        n_vocab, context, longest, m = self.config.n_vocab, self.context, 0, 0
         for feed, n in zip(feeds, lengths):
-            ids[m:m + n] = feed.ids
+            if n == 1:
+                ids[m] = low = high = int(feed.ids[0])
+            else:
+                ids[m:m + n] = feed.ids
+                low, high = ids[m:m + n].min(), ids[m:m + n].max()
+            if low < 0 or high >= n_vocab:
+                raise OptionError(f"token id {low if low < 0 else high} is outside the vocabulary of {n_vocab}")
+            if self.encoder and feed.sequence.length:
+                raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): a text is one feed, nothing follows it")
+            if (length := feed.sequence.length + n) > context:
+                raise ContextFullError(f"{length} positions do not fit into the context of {context}; raise the context or shorten the text")
+            longest = max(longest, length)
             m += n
-        ids = ids[:m]
-        if ids.min() < 0 or ids.max() >= self.config.n_vocab:
-            bad = next(int(i) for i in ids if not 0 <= i < self.config.n_vocab)
-            raise OptionError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
-        for feed, n in zip(feeds, lengths):
-            if feed.sequence.length + n > self.context:
-                raise ContextFullError(
-                    f"{feed.sequence.length + n} positions do not fit into the context of {self.context}; raise the context or shorten the text")
         for feed, n in zip(feeds, lengths):
             feed.sequence.reserve(feed.sequence.length + n)
         n_wanted, m = 0, 0
         parts = []
         for feed, n in zip(feeds, lengths):
             start, table = feed.sequence.length, feed.sequence.table_address
-            positions[m:m + n] = start if n == 1 else np.arange(start, start + n)
-            tables[m:m + n] = table
+            if n == 1:
+                positions[m], tables[m] = start, table
+            else:
+                positions[m:m + n], tables[m:m + n] = np.arange(start, start + n), table
             parts.append((m, n, start, table))
-            if feed.logits == "all":
+            if feed.look is not None:
+                pass  # shown, not returned
+            elif feed.logits == "all":
                 wanted[n_wanted:n_wanted + n] = np.arange(m, m + n)
                 n_wanted += n
             elif feed.logits == "last":
                 wanted[n_wanted] = m + n - 1
                 n_wanted += 1
             m += n
-        return ids, n_wanted, self._items.divide(parts)
+        return ids[:m], n_wanted, longest, self._items.divide(parts)
 
     # -- the end --------------------------------------------------------------------------------------------------------------------------
 
@@ -404,4 +440,9 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
+            if self.arena:
+                self.arena.close()
+            if self._per_layer:
+                self._per_layer.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
+            del self._token_rows, self._tables

@@ -26,7 +26,7 @@ from .watch import Watch, merged, watching
 
 if TYPE_CHECKING:
     from . import kv_cache
-    from .runtime import Runtime
+    from .runtime import Look, Runtime
 
 STALL_SECONDS = 0.1
 """What prompts may add to a step that streams wait for."""
@@ -41,12 +41,13 @@ _order = itertools.count()
 
 class Job:
     """Tokens to append to a sequence, and which logits after them are wanted. stream: an answer's next ones, that somebody waits for; else a prompt,
-    which may take a while. `rows` are the logits when it is `finished`."""
+    which may take a while. `rows` are the logits when it is `finished`; with a `look`, it gets them instead, some at a time, perhaps again after an error."""
 
-    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last", stream: bool = False) -> None:
+    def __init__(self, sequence: kv_cache.Sequence, ids: Sequence[int], logits: Literal["none", "last", "all"] = "last", stream: bool = False,
+                 look: Look | None = None) -> None:
         if not ids:
             raise OptionError("there must be at least one token to feed")
-        self.sequence, self.ids, self.logits, self.stream = sequence, ids, logits, stream
+        self.sequence, self.ids, self.logits, self.stream, self.look = sequence, ids, logits, stream, look
         self.thread = threading.get_ident()
         self.order = next(_order)
         self.error: BaseException | None = None
@@ -75,8 +76,8 @@ class Job:
         return self.logits if n == self.left or self.logits != "last" else "none"
 
     def rows_of(self, n: int) -> int:
-        """How many rows of logits its next n tokens give."""
-        return {"none": 0, "last": 1, "all": n}[self.wanted(n)]
+        """How many rows of logits its next n tokens give, all at once."""
+        return 0 if self.look else {"none": 0, "last": 1, "all": n}[self.wanted(n)]
 
     def most(self, n: int, rows: int) -> int:
         """n, or fewer tokens if only so many rows of logits are left in a step; 0: not this time."""
@@ -296,14 +297,14 @@ class Scheduler:
 
     def _compute(self, parts: list[tuple[Job, int]]) -> None:
         from .runtime import Feed
-        feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n)) for job, n in parts]
+        feeds = [Feed(job.sequence, job.rest()[:n], job.wanted(n), job.look) for job, n in parts]
         prompt = max(((job, n) for job, n in parts if not job.stream), key=lambda part: part[0].left, default=None)
         self._runtime.on_layers = self._read(*prompt) if self.reading and prompt else None
         with memory_errors("a step"):
             rows: Any = self._runtime.step(feeds)
         start = 0
         for (job, n), feed in zip(parts, feeds):
-            count = {"none": 0, "last": 1, "all": n}[feed.logits]
+            count = 0 if feed.look else {"none": 0, "last": 1, "all": n}[feed.logits]
             job.fed(rows[start:start + count] if len(parts) == 1 else rows[start:start + count].copy())  # not all rows for the sake of one
             start += count
 

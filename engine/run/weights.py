@@ -2,10 +2,11 @@
 
     file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (ops/common.py)
 
-So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
-caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. The token embedding's rows are kept as the file has them, too, and decoded as tokens need them: once
-loaded, nothing is read from the file any more, whatever becomes of it. One that is no output matrix is retiled into a thread's buffer, for that check alone.
+So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the caller
+compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
+quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token
+embedding are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they
+are kept as the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...kernels.formats import registry
+from ...kernels.formats import registry, untile
 from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
@@ -42,7 +43,16 @@ Progress = Callable[[str, int, int], None]
 
 def matrix_bytes(gguf: GGUFFile, matrix: Matrix) -> int:
     """Memory of a matrix once it is retiled."""
+    return matrix.experts * expert_bytes(gguf, matrix) if matrix.experts else _tiled(gguf, matrix)
+
+
+def _tiled(gguf: GGUFFile, matrix: Matrix) -> int:
     return registry.tiled_bytes(gguf.tensors[matrix.tensor].format.name, matrix.rows, matrix.columns)
+
+
+def expert_bytes(gguf: GGUFFile, matrix: Matrix) -> int:
+    """Memory of one expert's part of a matrix of experts: they lie one after the other, each on a cache line."""
+    return -(-_tiled(gguf, matrix) // 128) * 128
 
 
 def matrix_names(config: ModelConfig) -> list[str]:
@@ -51,9 +61,14 @@ def matrix_names(config: ModelConfig) -> list[str]:
 
 
 def weight_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
-    """Memory of the retiled matrices, and of the embedding's rows as the file has them."""
+    """Memory of the retiled matrices, and of the embedding's rows where they are kept."""
     sizes = [matrix_bytes(gguf, m) for m in config.matrices()]
-    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes])
+    return sum(-(-size // 128) * 128 for size in [*sizes, gguf.tensors[EMBEDDING].n_bytes * keeps_rows(gguf, config)])
+
+
+def keeps_rows(gguf: GGUFFile, config: ModelConfig) -> bool:
+    """Whether the embedding's rows are kept as the file has them."""
+    return not config.tied_output or gguf.tensors[EMBEDDING].format.name not in untile.REVERSIBLE
 
 
 class Arena:
@@ -92,8 +107,8 @@ class _Piece(NamedTuple):
 class Loader:
     """Threads that retile pieces. A damaged piece stops them; `wait` tells."""
 
-    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray):
-        """embedding: uint8, the bytes of that tensor, which come here on the way."""
+    def __init__(self, gguf: GGUFFile, pieces: list[_Piece], n_threads: int, embedding: np.ndarray | None):
+        """embedding: uint8, where the bytes of that tensor are put on the way, or None."""
         self._gguf, self._pieces, self._lock, self._embedding = gguf, iter(pieces), threading.Lock(), embedding
         self._moved = threading.Condition()
         self._done = self._running = 0
@@ -116,21 +131,21 @@ class Loader:
                 if piece is None:
                     break
                 info = self._gguf.tensors[piece.name]
-                rows, row_bytes = piece.rows, info.format.row_bytes(info.shape[1])
+                rows, row_bytes = piece.rows, info.format.row_bytes(info.cols)
                 first, size = ROWS * piece.first * row_bytes, (min(ROWS * piece.last, rows) - ROWS * piece.first) * row_bytes
                 start = piece.row * row_bytes
                 if len(buffer) < size:
                     buffer = np.empty(size, np.uint8)
                 self._gguf.read_into(piece.name, start + first, buffer[:size])
-                if piece.name == EMBEDDING:
+                if piece.name == EMBEDDING and self._embedding is not None:
                     self._embedding[first:first + size] = buffer[:size]
                 source, to = buffer.ctypes.data - first, piece.to
                 if to is None:
-                    tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.shape[1])
+                    tile_bytes = registry.tiled_bytes(info.format.name, ROWS, info.cols)
                     if len(thrown_away) < (piece.last - piece.first) * tile_bytes:
                         thrown_away = np.zeros((piece.last - piece.first) * tile_bytes, np.uint8)
                     to = thrown_away.ctypes.data - piece.first * tile_bytes
-                bad = self._retile[info.format.name](source, row_bytes, rows, info.shape[1] // info.format.columns, piece.first, piece.last, to)
+                bad = self._retile[info.format.name](source, row_bytes, rows, info.cols // info.format.columns, piece.first, piece.last, to)
                 if bad >= 0:
                     self._fail((piece.name, piece.row + bad))
                 with self._moved:
@@ -179,19 +194,23 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .nbytes: memory of the retiled matrices and the embedding's rows.
+    .kept: {tensor: float32 rows} of what no kernel reads;
+    .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices, and of the embedding's rows where
+    they are kept.
     """
 
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
-        self._gguf, self.config = gguf, config
-        matrices = config.matrices()
-        self.nbytes = weight_bytes(gguf, config)
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int, experts_at: dict[str, np.ndarray] | None = None):
+        """experts_at: addresses of matrices of experts that are not loaded here, but by an arena (expert_arena.py)."""
+        self._gguf, self.config, self._elsewhere = gguf, config, experts_at or {}
+        matrices = [m for m in config.matrices() if m.key not in self._elsewhere]
+        self.nbytes = weight_bytes(gguf, config) - sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in config.matrices() if m.key in self._elsewhere)
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
-        rows = self._arena.take(embedding.n_bytes)
-        self._embedding, self._embedding_format = rows.reshape(embedding.rows, -1), embedding.format.name
+        rows = self._arena.take(embedding.n_bytes) if keeps_rows(gguf, config) else None
+        self._embedding: np.ndarray | untile.Rows | None = None if rows is None else rows.reshape(embedding.rows, -1)
+        self._embedding_format = embedding.format.name
         only_seen = [] if config.tied_output else [Matrix(EMBEDDING, config.n_vocab, config.dim)]
-        self._total = sum(m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
+        self._total = sum(max(1, m.experts) * m.rows * gguf.tensors[m.tensor].format.row_bytes(m.columns) for m in (*matrices, *only_seen))
         targets = {m.key: self._arena.take(matrix_bytes(gguf, m)) for m in matrices}
         pieces = [piece for m in (*matrices, *only_seen) for piece in self._pieces(m, targets.get(m.key))]
         self._loader = Loader(gguf, pieces, n_threads, rows)
@@ -205,8 +224,14 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
+        self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
         self._biases: list[np.ndarray] = []
-        self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
+        self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
+                           for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
+        self.descriptors = {m.key: self._descriptor(m, targets.get(m.key)) for m in config.matrices()}
+        if self._embedding is None:
+            self._embedding = untile.Rows(self._embedding_format, targets[EMBEDDING].ctypes.data, config.dim)
 
     def wait(self, progress: Progress | None = None) -> None:
         """Until everything is in place. FormatError: NaN or infinity among the weights; FileError: the file was changed while it was read."""
@@ -227,6 +252,14 @@ class Weights:
             raise self._refuse("token_embd.weight", int(bad))
         return rows
 
+    def _rows(self, name: str) -> np.ndarray:
+        """A whole tensor, float32, in its shape."""
+        info = self._gguf.tensors[name]
+        rows: np.ndarray = registry.decode(info.format.name, self._gguf.data(name)).reshape(info.shape).astype(np.float32)
+        if not (finite := np.isfinite(rows.reshape(-1, info.shape[-1])).all(axis=1)).all():
+            raise self._refuse(name, int(np.argmin(finite)))
+        return rows
+
     def _refuse(self, name: str, row: int) -> FormatError:
         self._gguf.check()  # or what is wrong is that somebody writes it
         return FormatError(f"{self._gguf.tensors[name].path}: tensor {name!r} holds NaN or infinity in row {row}: "
@@ -240,21 +273,48 @@ class Weights:
             raise self._refuse(name, 0)
         return row
 
+    def kernel(self, name: str) -> np.ndarray:
+        """A convolution's kernel [channels, taps], turned: float32 [taps, channels padded with zeros to a multiple of 32]. FormatError: NaN or infinity."""
+        info = self._gguf.tensors[name]
+        values = registry.decode(info.format.name, self._gguf.data(name))
+        turned = np.zeros((info.shape[1], -(-info.shape[0] // 32) * 32), np.float32)
+        turned[:, :info.shape[0]] = values.reshape(info.shape).T
+        if not np.isfinite(turned).all():
+            raise self._refuse(name, int(np.argmin(np.isfinite(values).all(axis=1))))
+        return turned
+
     def _pieces(self, matrix: Matrix, target: np.ndarray | None) -> Iterator[_Piece]:
         info = self._gguf.tensors[matrix.tensor]
+        if matrix.period:
+            tiles, bytes_ = matrix.block // ROWS, registry.tiled_bytes(info.format.name, matrix.block, matrix.columns)
+            assert target is not None and matrix.block % ROWS == 0
+            for i in range(matrix.rows // matrix.block):
+                yield _Piece(matrix.tensor, matrix.first + i * matrix.period, matrix.block, 0, tiles, target.ctypes.data + i * bytes_)
+            return
         tiles, tile_bytes = -(-matrix.rows // ROWS), ROWS * info.format.row_bytes(matrix.columns)
         step = max(1, _PIECE // tile_bytes)
         to = None if target is None else target.ctypes.data
-        return (_Piece(matrix.tensor, matrix.first, matrix.rows, tile, min(tile + step, tiles), to) for tile in range(0, tiles, step))
+        for expert in range(max(1, matrix.experts)):
+            row = matrix.first + expert * (matrix.whole or matrix.rows)
+            here = to + expert * expert_bytes(self._gguf, matrix) if to and expert else to
+            for tile in range(0, tiles, step):
+                yield _Piece(matrix.tensor, row, matrix.rows, tile, min(tile + step, tiles), here)
 
-    def _descriptor(self, matrix: Matrix, target: np.ndarray) -> np.ndarray:
+    def _descriptor(self, matrix: Matrix, target: np.ndarray | None) -> np.ndarray:
         kind = self._gguf.tensors[matrix.tensor].format.name
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
-        words[WEIGHTS // 8] = target.ctypes.data
+        words[WEIGHTS // 8] = target.ctypes.data if target is not None else 0
         words[COLUMNS // 8], words[TILES // 8] = matrix.columns, -(-matrix.rows // ROWS)
         words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
-        if matrix.bias:
+        if matrix.bias and matrix.experts:
+            rows, tiles = matrix.whole or matrix.rows, -(-matrix.rows // ROWS)
+            whole = self.vector(matrix.bias, matrix.experts * rows, 0, 1).reshape(matrix.experts, rows)
+            padded = np.zeros((matrix.experts, ROWS * tiles), np.float32)
+            padded[:, :matrix.rows] = whole[:, matrix.first:matrix.first + matrix.rows]
+            self._biases.append(padded)
+            words[BIAS // 8] = padded.ctypes.data
+        elif matrix.bias:
             self._biases.append(self.vector(matrix.bias, matrix.rows, matrix.first, ROWS))
             words[BIAS // 8] = self._biases[-1].ctypes.data
         return words

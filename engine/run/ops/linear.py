@@ -9,7 +9,7 @@ from ....kernels.activations import INFINITY_BITS, quantize_row
 from ....kernels.compile_cache import compiled
 from ....kernels.elementwise import jit
 from ....kernels.norms import scale_row
-from ....kernels.simd import load_f32, load_f32x16, load_i64, store_f32x16
+from ....kernels.simd import and_i32, bits_of, load_f32, load_f32x16, load_i64, splat_i32, store_f32x16, vmax_across_i32, vmax_i32
 from ....kernels.team import next_tile
 from ....kernels.vecmath import soft_cap
 from .common import (
@@ -72,6 +72,15 @@ def _shape_logits(row, factor, cap, columns):
             store_f32x16(row + i, soft_cap(load_f32x16(row + i), cap))
 
 
+@jit
+def _worst(row, columns):
+    """Largest magnitude of float32 [columns] as float bits (>= INFINITY_BITS: not finite)."""
+    magnitudes = splat_i32(0)
+    for i in range(0, 4 * columns, 64):
+        magnitudes = vmax_i32(magnitudes, and_i32(bits_of(load_f32x16(row + i)), 0x7FFFFFFF))
+    return vmax_across_i32(magnitudes)
+
+
 @compiled(ENTRY)
 def output(tid, n_threads, team, step, stage):
     """The wanted tokens' logits, or their normed rows if these are wanted instead. Nothing follows in a run, so no barrier ends it."""
@@ -80,7 +89,10 @@ def output(tid, n_threads, team, step, stage):
         return 0
     if load_i64(step + HIDDEN) != 0:
         for i in range(tid, n_wanted, n_threads):
-            copy(normed_rows(step, own) + 4 * i * ld, load_i64(step + LOGITS) + 4 * i * ldo, ldo)
+            row = load_i64(step + LOGITS) + 4 * i * ldo
+            copy(normed_rows(step, own) + 4 * i * ld, row, ldo)
+            if _worst(row, ldo) >= INFINITY_BITS:
+                spoiled(step, stage, 1)
         return 0
     matrix, turn, factor, cap = stage + MATRIX, 0, load_f32(stage + FACTOR), load_f32(stage + SOFT_CAP)
     logits, tiles = load_i64(step + LOGITS), load_i64(matrix + TILES)
@@ -89,9 +101,11 @@ def output(tid, n_threads, team, step, stage):
         if turn == n_threads:
             return 0
         piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted)
-        if factor != np.float32(1.0) or cap != np.float32(0.0):
-            for i in range(n_wanted):
-                _shape_logits(logits + 4 * (i * ldo + 16 * tile0), factor, cap, 16 * (tile1 - tile0))
+        for i in range(n_wanted):
+            row, columns = logits + 4 * (i * ldo + 16 * tile0), 16 * (tile1 - tile0)
+            _shape_logits(row, factor, cap, columns)
+            if _worst(row, columns) >= INFINITY_BITS:  # while they are in this thread's cache
+                spoiled(step, stage, 0)
 
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
@@ -109,6 +123,7 @@ def fill_quantize(words: np.ndarray, stage: Any, layout: Any) -> None:
 
 
 def fill_output(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "matrix", "factor", "soft_cap" (0: none)."""
-    words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(stage.args["matrix"])
+    """args: "matrix" (None: there are only normed rows), "factor", "soft_cap" (0: none)."""
+    if stage.args["matrix"] is not None:
+        words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(stage.args["matrix"])
     words.view(np.float32)[FACTOR // 4], words.view(np.float32)[SOFT_CAP // 4] = stage.args["factor"], stage.args["soft_cap"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, gated, join, linear, open_form, pattern, qkv, summary
+from . import attend, conv, delta, experts, gate, gated, join, linear, open_form, pattern, per_layer, project, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -41,11 +41,26 @@ OPS = {
     "quantize": Op(linear.quantize, linear.WORDS, linear.fill_quantize),
     "output": Op(linear.output, linear.WORDS, linear.fill_output),
     "gated": Op(gated.gated, gated.WORDS, gated.fill),
+    "route": Op(route.route, route.WORDS, route.fill),
+    "expert_gated": Op(experts.expert_gated, experts.GATED_WORDS, experts.fill_gated),
+    "expert_down": Op(experts.expert_down, experts.DOWN_WORDS, experts.fill_down),
+    "expert_sum": Op(experts.expert_sum, experts.SUM_WORDS, experts.fill_sum),
+    "choose_experts": Op(route.choose_experts, route.WORDS, route.fill),
+    "gather": Op(route.gather, route.WORDS, route.fill),
+    "expert_take": Op(experts.expert_take, experts.TAKE_WORDS, experts.fill_take),
     "add": Op(open_form.add, join.WORDS, join.fill),
     "norm": Op(open_form.norm, join.WORDS, join.fill),
     "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
+    "per_layer_mix": Op(per_layer.mix, per_layer.MIX_WORDS, per_layer.fill_mix),
+    "per_layer_gate": Op(per_layer.gate, per_layer.WORDS, per_layer.fill),
+    "per_layer_activate": Op(per_layer.activate, per_layer.WORDS, per_layer.fill),
+    "project": Op(project.project, project.WORDS, project.fill),
+    "conv": Op(conv.conv, conv.WORDS, conv.fill),
+    "conv_silu": Op(conv.conv_silu, conv.WORDS, conv.fill),
+    "delta": Op(delta.delta, delta.WORDS, delta.fill),
+    "gate": Op(gate.gate, gate.WORDS, gate.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
     "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
     "summary": Op(summary.summary, summary.WORDS, summary.fill),

@@ -1,0 +1,71 @@
+"""Pictures of an evaluation's results: the confusion matrix and the calibration. matplotlib (extra `plot`) writes files; notebooks get SVG and need nothing."""
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from ..errors import UnsupportedError
+from ..files import writing
+
+MOST_LABELS = 30
+
+
+def need_matplotlib() -> Any:
+    """matplotlib.figure, or UnsupportedError that says what to install."""
+    try:
+        from matplotlib import figure
+    except ImportError:
+        raise UnsupportedError('pictures are drawn by matplotlib, which is not installed: pip install "llamina[plot]"') from None
+    return figure
+
+
+def draw(results: dict[str, Any], path: str) -> None:
+    """A picture of `results` (results.py) in a file whose name says its format. UnsupportedError: there is nothing to draw; FileError."""
+    figure, metrics = need_matplotlib(), results["metrics"]
+    parts = [name for name in ("confusion", "calibration") if name in metrics and not (name == "confusion" and len(metrics[name]["labels"]) > MOST_LABELS)]
+    if not parts:
+        raise UnsupportedError("there is nothing to draw: pictures show choices and labels")
+    sheet = figure.Figure(figsize=(5 * len(parts), 4.4), layout="constrained")
+    for axes, name in zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts):
+        (_confusion if name == "confusion" else _calibration)(axes, metrics[name])
+    with writing(path):
+        sheet.savefig(path)
+
+
+def _confusion(axes: Any, matrix: dict[str, Any]) -> None:
+    labels, counts = matrix["labels"], matrix["counts"]
+    axes.imshow(counts, cmap="Blues")
+    axes.set(xlabel="given", ylabel="right", xticks=range(len(labels)), yticks=range(len(labels)), title="confusion")
+    axes.set_xticklabels(labels, rotation=45, ha="right")
+    axes.set_yticklabels(labels)
+    most = max((n for row in counts for n in row), default=0)
+    for i, row in enumerate(counts):
+        for j, n in enumerate(row):
+            axes.text(j, i, str(n), ha="center", va="center", color="white" if n > most / 2 else "black")
+
+
+def _calibration(axes: Any, bins: list[dict[str, Any]]) -> None:
+    there = [b for b in bins if b["count"]]
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    axes.bar([(b["from"] + b["to"]) / 2 for b in there], [b["accuracy"] for b in there], width=0.09)
+    axes.set(xlabel="probability of the answer", ylabel="how often it is right", xlim=(0, 1), ylim=(0, 1), title="calibration")
+    for b in there:
+        axes.annotate(str(b["count"]), ((b["from"] + b["to"]) / 2, b["accuracy"]), ha="center", va="bottom", fontsize=7)
+
+
+def html(results: dict[str, Any]) -> str:
+    """For a notebook: both pictures as tables and SVG."""
+    metrics, parts = results["metrics"], []
+    if "confusion" in metrics and len(metrics["confusion"]["labels"]) <= MOST_LABELS:
+        labels, counts = metrics["confusion"]["labels"], metrics["confusion"]["counts"]
+        most = max((n for row in counts for n in row), default=0) or 1
+        head = "".join(f"<th>{escape(str(label))}</th>" for label in labels)
+        body = "".join(f"<tr><th>{escape(str(label))}</th>" +
+                       "".join(f'<td style="background:rgba(31,119,180,{n / most:.2f})">{n}</td>' for n in row) + "</tr>" for label, row in zip(labels, counts))
+        parts.append(f"<table><tr><th>right, given</th>{head}</tr>{body}</table>")
+    if any(b["count"] for b in metrics.get("calibration", ())):
+        bars = "".join(f'<rect x="{200 * b["from"] + 2:.0f}" y="{200 * (1 - b["accuracy"]):.1f}" width="16" height="{200 * b["accuracy"]:.1f}" fill="#1f77b4">'
+                       f'<title>{b["count"]} rows</title></rect>' for b in metrics["calibration"] if b["count"])
+        parts.append(f'<svg width="202" height="202" viewBox="-1 -1 202 202"><rect width="200" height="200" fill="none" stroke="grey"/>{bars}'
+                     '<path d="M0 200L200 0" stroke="grey"/></svg>')
+    return "".join(parts)

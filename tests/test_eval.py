@@ -1,0 +1,398 @@
+"""`llamina eval`, `llamina classify` and their parts: numbers recounted, results byte for byte whatever happened on the way, bad rows named."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import llamina
+import pytest
+from conftest import real_folder
+from llamina.engine.errors import FormatError, OptionError
+from llamina.engine.score import metrics
+from llamina.engine.score.answers import same
+from llamina.engine.score.prompts import Prompts
+from llamina.engine.score.results import best
+from llamina.engine.score.table import read_rows, written
+from llamina.engine.score.task import Task
+from llamina.engine.score.template import filled, unescaped
+
+WORDS = ["the", "cat", "dog", "bird", "saw", "liked", "ate", "a", "red", "big", "small", "house", "tree", "and", "then", "was", "happy", "sad", "very"]
+
+
+def sentence(i: int, n: int) -> str:
+    return " ".join(WORDS[(i * 7 + k * (i % 5 + 1)) % len(WORDS)] for k in range(n))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    with llamina.load("demo", threads=2, context=512) as model:
+        yield model
+
+
+@pytest.fixture
+def choices(tmp_path):
+    """40 rows of choices, of one and of many tokens."""
+    path = tmp_path / "choices.jsonl"
+    rows = [{"id": i, "context": sentence(i, 4 + i % 9).capitalize(), "choices": [WORDS[i % 19], sentence(i + 1, 3), WORDS[(i + 5) % 19]], "answer": i % 3}
+            for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    path = tmp_path / "reviews.csv"
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["n", "text", "gold"])
+        out.writerows([i, sentence(i, 5 + i % 4) + (',\n"quoted"' if i % 4 == 0 else ""), ("good", "bad")[i % 2]] for i in range(24))
+    return path
+
+
+# -- classify -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_likeliest_continuations(demo):
+    texts = [sentence(i, 6) for i in range(8)]
+    found = demo.classify(texts, ["positive", "negative"], "{text}\nSentiment:")
+    for text, c in zip(texts, found):
+        scores = [s.logprob for s in demo.score(text + "\nSentiment:", [" positive", " negative"])]
+        assert list(c.logprobs.values()) == scores and c.label == ("positive", "negative")[best(scores)]
+        assert sum(c.probabilities.values()) == pytest.approx(1)
+    pmi = demo.classify(texts, ["positive", "negative"], "{text}\nSentiment:", calibrate="pmi")
+    base = [s.logprob for s in demo.score("\nSentiment:", [" positive", " negative"])]
+    assert [c.label for c in pmi] == [("positive", "negative")[best([a - b for a, b in zip(c.logprobs.values(), base)])] for c in pmi]
+    even = demo.classify("N/A", {"1": "positive", "0": "negative"}, "{text}\nSentiment: ", calibrate="contextual", abstain=1.0)
+    assert even.label is None and list(even.probabilities) == ["1", "0"]
+
+
+@pytest.mark.parametrize("labels, options, words", [
+    ("good", {}, "must be a list"), (["a"], {}, "at least two"), (["a", "a"], {}, "given twice"), ({"x": "a", "y": "a"}, {}, "same text"),
+    (["a", ""], {}, "say something"),
+    (["a", 1], {}, "must be texts"), (["a", "b"], {"template": "x"}, r"must have \{text\}"), (["a", "b"], {"calibrate": "best"}, "one of none"),
+    (["a", "b"], {"abstain": 2}, "from 0 to 1"), (["a", "b"], {"template": "{text} {who}"}, "'who'")])
+def test_refused(demo, labels, options, words):
+    with pytest.raises(OptionError, match=words):
+        demo.classify("a text", labels, **options)
+
+
+def test_classify_keeps_the_columns(run, reviews, tmp_path):
+    out = tmp_path / "out.csv"
+    found = run("classify", "demo", str(reviews), "-o", str(out), "--labels", "good,bad", "--template", r"{text}\nIt is", "--label-column", "gold",
+                "--text-column", "text", "--json")
+    assert found.code == 0 and "rows/s" in found.err
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    before = list(csv.DictReader(io.StringIO(reviews.read_text())))
+    assert [{k: row[k] for k in ("n", "text", "gold")} for row in rows] == before
+    right = sum(row["label"] == row["gold"] for row in rows)
+    assert json.loads(found.out)["accuracy"]["value"] == right / 24
+    assert all(float(row["p_good"]) + float(row["p_bad"]) == pytest.approx(1) for row in rows)
+    assert not list(tmp_path.glob("*.journal"))
+    assert "exists already" in run("classify", "demo", str(reviews), "-o", str(out), "--labels", "good,bad", "--text-column", "text").err
+
+
+def test_classify_reads_lines_and_writes_any_format(run, tmp_path):
+    found = run("classify", "demo", "-", "--labels", "good,bad", stdin="What a film!\n\nA bore.\n")
+    rows = [json.loads(line) for line in found.out.splitlines()]
+    assert [row["text"] for row in rows] == ["What a film!", "A bore."] and set(rows[0]["probabilities"]) == {"good", "bad"}
+    out = tmp_path / "o.tsv"
+    assert run("classify", "demo", "-", "-o", str(out), "--labels", "good,bad", "--format", "jsonl", stdin='{"text": "a\\tb", "label": [1]}\n').code == 0
+    assert out.read_text().splitlines()[0] == "text\tlabel\tpredicted\tp_good\tp_bad" and out.read_text().splitlines()[1].startswith("a b\t[1]\t")
+
+
+def test_a_text_that_is_too_long_gets_an_error(run, tmp_path):
+    source, out = tmp_path / "t.jsonl", tmp_path / "o.csv"
+    source.write_text(json.dumps("short") + "\n" + json.dumps("long " * 300) + "\n")
+    found = run("classify", "demo", str(source), "-o", str(out), "--labels", "a,b", "--context", "64")
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert found.code == 0 and rows[0]["label"] and not rows[0]["error"] and not rows[1]["label"] and rows[1]["error"].startswith("line 2: context and")
+    assert "1 of them errors" in found.err
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("t.csv", "text,gold\na,good\nb\n", "t.csv, line 3: has 1 columns, its first line names 2"), ("t.csv", "text,text\n", "is there twice"),
+    ("t.csv", 'text,gold\n"a,good\n', "no line of CSV"),
+    ("t.csv", "text,gold\na,good\nb,fine\n", "line 3: 'gold' is 'fine': expected one of the labels, good, bad"),
+    ("t.csv", "text,gold\n", "has no rows"), ("t.csv", "words,other,gold\na,b,good\n", "--text-column"),
+    ("t.jsonl", '{"text": "a", "gold": "good"}\n{"text"\n', "line 2: is not JSON"),
+    ("t.jsonl", '{"text": "a", "gold": "good"}\n{"gold": "bad"}\n', "line 2: has no text"), ("t.jsonl", '{"text": "a"}\n', "has no 'gold'"),
+    ("t.jsonl", '{"text": 5, "gold": "bad"}\n', "must be a text, found int"), ("t.tsv", "text\tgold\na\tgood\tbad\n", "line 2: has 3 columns")])
+def test_bad_rows_are_named(run, tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    found = run("classify", "demo", str(tmp_path / name), "--labels", "good,bad", "--label-column", "gold")
+    assert found.code in (1, 2) and words in found.err and found.err.count("\n") == 1 and not found.out
+
+
+# -- eval -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_choices_recounted(run, demo, choices, tmp_path):
+    found = run("eval", "demo", str(choices), "-o", str(tmp_path / "results.json"), "--samples", str(tmp_path / "s.jsonl"), "--context", "512")
+    assert found.code == 0 and found.out.startswith("choices.jsonl: 40 rows of choices, 0 shots\naccuracy ")
+    results = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in choices.read_text().splitlines()]
+    right, by_bytes, nll = 0, 0, 0.0
+    for row, sample in zip(rows, samples):
+        scores = demo.score(row["context"], [" " + c for c in row["choices"]])
+        assert sample["logprobs"] == [s.logprob for s in scores] and sample["choice_ids"] == [s.ids for s in scores]
+        assert sample["prompt_ids"] == demo.prompt_ids(row["context"])
+        right += best([s.logprob for s in scores]) == row["answer"]
+        by_bytes += best([s.logprob / len(c.encode()) for s, c in zip(scores, row["choices"])]) == row["answer"]
+        nll -= scores[row["answer"]].logprob
+    assert results["accuracy"]["value"] == right / 40 and results["accuracy_by_length"]["bytes"]["value"] == by_bytes / 40
+    assert results["nll"]["value"] == pytest.approx(nll / 40)
+    assert sum(map(sum, results["confusion"]["counts"])) == 40
+    beside = json.loads((tmp_path / "environment.json").read_text())
+    assert {"seconds", "target", "versions"} <= set(beside)
+
+
+def test_shots_are_others_rows(choices):
+    prompts = Prompts.open(str(choices), shots=3, seed=5)
+    rows = list(prompts.task.rows())
+    for row in rows:
+        shown = prompts.shown(row)
+        assert len(shown) == 3 and all(item.fields["id"] != row.fields["id"] for item in shown)
+    text = prompts.text(prompts.task.item(rows[0]), prompts.shown(rows[0]))
+    assert text.count("\n\n") == 3 and text.endswith(rows[0].fields["context"])
+    assert [r.number for r in Prompts.open(str(choices), shots=3, seed=5).pool] != [r.number for r in Prompts.open(str(choices), shots=3, seed=6).pool]
+    other = Prompts.open(str(choices), shots=3, shots_from=str(choices), seed=5)
+    assert [r.number for r in other.pool] == [r.number for r in prompts.pool[:3]]
+    limited = Prompts.open(str(choices), shots=30, limit=5)
+    assert limited.task.count == 5 and len(limited.pool) == 31
+    with pytest.raises(OptionError, match="too few for 40 shots of the rest"):
+        Prompts.open(str(choices), shots=40)
+
+
+def test_a_model_against_another(run, choices):
+    found = run("eval", "demo", str(choices), "--against", "demo", "--json", "--limit", "7")
+    result = json.loads(found.out)
+    assert result["against"]["kl"]["value"] == 0 and result["against"]["answers_changed"]["value"] == 0 and result["metrics"]["rows"] == 7
+    assert result["reference"]["metrics"] == result["metrics"]
+
+
+def test_generated_answers(run, tmp_path, demo):
+    said = demo.generate("Once upon a time", max_tokens=6, temperature=0).text()
+    rows = [{"prompt": "Once upon a time", "target": said}, {"prompt": "Once upon a time", "target": "xyz"},
+            {"prompt": "Once upon a time", "target": said[:4], "match": "contains"}]
+    task = tmp_path / "t.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads(run("eval", "demo", str(task), "-n", "6", "--json", "--context", "512").out)
+    assert result["metrics"]["accuracy"]["value"] == 2 / 3 and result["metrics"]["finish_reasons"]
+
+
+def test_chat(run, tmp_path, demo):
+    task = tmp_path / "t.jsonl"
+    rows = [{"text": f"I {('love', 'hate')[i % 2]} {sentence(i, 3)}.", "label": ("positive", "negative")[i % 2]} for i in range(6)]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = tmp_path / "s.jsonl"
+    found = run("eval", "demo", str(task), "--chat", "--shots", "2", "--system", "Be brief.", "--samples", str(samples),
+                "--template", "Sentiment: {text}", "--json")
+    assert found.code == 0
+    prompts = Prompts.open(str(task), shots=2, chat=True, system="Be brief.", template="Sentiment: {text}")
+    row = next(prompts.task.rows())
+    messages = prompts.messages(prompts.task.item(row), prompts.shown(row))
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    first = json.loads(samples.read_text().splitlines()[0])
+    assert first["prompt_ids"] == demo.chat_template.encode(messages)
+    assert first["choice_ids"] == [demo.tokenizer.encode(label, bos=False) for label in ("negative", "positive")]
+
+
+def test_translations(run, tmp_path):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    task, samples = tmp_path / "t.jsonl", tmp_path / "s.jsonl"
+    task.write_text('{"source": "Once upon a", "reference": "time there was a dog"}\n{"source": "The cat", "reference": ["sat", "was happy"]}\n')
+    found = run("eval", "demo", str(task), "-n", "8", "--samples", str(samples), "--json")
+    result, answers = json.loads(found.out)["metrics"], [json.loads(line)["text"].strip() for line in samples.read_text().splitlines()]
+    assert result["chrf"]["value"] == round(sacrebleu.metrics.CHRF().corpus_score(answers, [["time there was a dog", "sat"], [None, "was happy"]]).score, 6)
+    assert "version" not in result["bleu"]["signature"]
+
+
+def test_without_extras(run, tmp_path, choices, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    task = tmp_path / "t.jsonl"
+    task.write_text('{"source": "a", "reference": "b"}\n')
+    found = run("eval", "demo", str(task))
+    assert found.code == 1 and 'pip install "llamina[eval]"' in found.err
+    found = run("eval", "demo", str(choices), "--plot", str(tmp_path / "p.png"))
+    assert found.code == 1 and 'pip install "llamina[plot]"' in found.err
+
+
+def test_pictures(run, choices, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert run("eval", "demo", str(choices), "--plot", str(tmp_path / "p.svg")).code == 0
+    assert (tmp_path / "p.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize("rows, words", [
+    ([{"context": "a", "choices": ["x", "y"], "answer": 2}], 'line 1: "answer" must be one of the choices, or its number from 0 to 1'),
+    ([{"context": "a", "choices": ["x"], "answer": 0}], "at least two texts"), ([{"context": "a", "choices": ["x", ""], "answer": 0}], "at least two texts"),
+    ([{"prompt": "a"}], "what is asked?"),
+    ([{"context": "a", "choices": ["x", "y"], "answer": 0}, {"choices": ["x", "y"], "answer": 0}], 'line 2: has no "context"'),
+    ([{"id": 1, "prompt": "a", "target": "b"}, {"id": 2, "prompt": "a", "target": "b"},
+      {"id": 1, "prompt": "a", "target": "b"}], 'line 3: has the same "id" as line 1'),
+    ([{"prompt": "a", "target": "("}], None), ([{"prompt": "a", "target": "(", "match": "regex"}], "no regular expression"),
+    ([{"prompt": "a", "target": "x", "match": "numeric"}], "must be a number"), ([{"prompt": "a", "target": "x", "match": "best"}], '"match" must be one of'),
+    ([{"text": "a", "label": "b"}], "all its rows have the label 'b'"), ([{"source": "a", "reference": [1]}], '"reference" must be a text')])
+def test_bad_tasks_are_refused_by_line(tmp_path, rows, words):
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if words is None:
+        Task.open(str(path))
+        return
+    with pytest.raises(FormatError) as raised:
+        Task.open(str(path))
+    assert words in str(raised.value) and "task.jsonl" in str(raised.value)
+
+
+def test_rows_that_could_not_be_computed(run, tmp_path):
+    task = tmp_path / "t.jsonl"
+    task.write_text("".join(json.dumps({"context": text, "choices": ["a", "b"], "answer": 0}) + "\n" for text in ("x", "long " * 200, "y")))
+    found = run("eval", "demo", str(task), "--context", "64", "--json")
+    assert found.code == 1 and "1 rows could not be computed" in found.err and "t.jsonl, line 2: context and continuation have" in found.err
+    assert json.loads(found.out)["metrics"]["errors"] == 1 and json.loads(found.out)["metrics"]["rows"] == 3
+
+
+# -- the same bytes -------------------------------------------------------------------------------------------------------------------------
+
+
+def child(*argv: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", "import sys; from llamina.engine.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
+                            env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_results_are_the_same_bytes(run, choices, tmp_path, monkeypatch):
+    from llamina.engine.score import paths
+    expected = None
+    for i, (threads, block) in enumerate([("1", 256), ("2", 5), ("3", 1)]):
+        monkeypatch.setattr(paths, "BLOCK", block)
+        out, samples = tmp_path / f"{i}.json", tmp_path / f"{i}.jsonl"
+        assert run("eval", "demo", str(choices), "-o", str(out), "--samples", str(samples), "--shots", "2", "--threads", threads).code == 0
+        expected = expected or (out.read_bytes(), samples.read_bytes())
+        assert (out.read_bytes(), samples.read_bytes()) == expected
+
+
+@pytest.mark.parametrize("command, kills", [("eval", 5), ("classify", 2)])
+def test_killed_anywhere(tmp_path, command, kills, run):
+    """Killed at some places of the journal, a run ends in the same bytes."""
+    rows = [{"text": sentence(i, 40 + i % 9), "label": ("good", "bad")[i % 2]} for i in range(200)]
+    task = tmp_path / "t.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [command, "demo", str(task), "--threads", "1", *(["--labels", "good,bad", "--label-column", "label"] if command == "classify" else [])]
+    assert run(*options, "-o", str(tmp_path / "whole.jsonl")).code == 0
+    out, killed = tmp_path / "cut.jsonl", 0
+    journal = tmp_path / "cut.jsonl.journal"
+    for k in range(kills):
+        process = child(*options, "-o", str(out))
+        deadline = time.monotonic() + 60
+        enough = 1 + 150 // kills * (k + 1)
+        while process.poll() is None and time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > enough):
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        if out.exists():
+            break
+    assert killed
+    if not out.exists():
+        found = run(*options, "-o", str(out))
+        assert found.code == 0 and "going on after" in found.err
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_journal_of_another_job_is_refused(run, choices, tmp_path):
+    out = tmp_path / "r.json"
+    (tmp_path / "r.json.journal").write_bytes(b"")
+    assert run("eval", "demo", str(choices), "-o", str(out), "--limit", "3").code == 0
+    out.rename(tmp_path / "old.json")
+    process = child("eval", "demo", str(choices), "-o", str(out), "--shots", "2")
+    while process.poll() is None and not (tmp_path / "r.json.journal").exists():
+        time.sleep(0.005)
+    while process.poll() is None and not (tmp_path / "r.json.journal").read_bytes().count(b"\n"):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    if not out.exists():
+        found = run("eval", "demo", str(choices), "-o", str(out), "--shots", "3")
+        assert found.code == 2 and "was begun with other shots (2, now 3)" in found.err
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics():
+    gold, given = list("aabbc"), ["a", "b", "b", None, "c"]
+    assert metrics.share(g == s for g, s in zip(gold, given))["value"] == 0.6
+    assert metrics.confusion(gold, given, list("abc")) == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert metrics.macro_f1(gold, given, list("abcd")) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert metrics.matthews(list("aabb"), list("aabb"), list("ab")) == 1 and metrics.matthews(list("aabb"), list("aaaa"), list("ab")) == 0
+    assert metrics.matthews(list("aabb"), list("abbb"), list("ab")) == pytest.approx(0.5773502691896258)
+    assert metrics.brier([[1.0, 0.0], [0.5, 0.5]], [0, 1])["value"] == 0.25
+    error, bins = metrics.calibration([0.95, 0.85, 1.0], [True, False, True])
+    assert error == pytest.approx((abs(1.95 / 2 - 1) * 2 + 0.85) / 3) and sum(b["count"] for b in bins) == 3
+    assert metrics.average([])["value"] is None and metrics.average([2.0])["stderr"] is None
+
+
+def test_metrics_are_scikit_learns():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    gold, given = [i % 3 for i in range(50)], [(i * i + i // 7) % 3 for i in range(50)]
+    assert metrics.macro_f1(gold, given, [0, 1, 2]) == pytest.approx(sklearn.f1_score(gold, given, average="macro"))
+    assert metrics.matthews(gold, given, [0, 1, 2]) == pytest.approx(sklearn.matthews_corrcoef(gold, given))
+
+
+@pytest.mark.parametrize("match, target, answer, expected", [
+    ("exact", "Paris", " Paris\n", True), ("exact", "Paris", "paris", False), ("contains", "Paris", "It is Paris.", True),
+    ("numeric", 1000, "so 12 and then 1,000.", True), ("numeric", "1e3", "1000.0", True), ("numeric", 3, "none", False), ("numeric", 3, "3 or 4", False),
+    ("regex", r"^\d+ apples", "12 apples", True), ("regex", "x", "y", False), ("json", {"a": 1, "b": [True]}, 'Here: {"b": [true], "a": 1.0} ok', True),
+    ("json", '{"a": 1}', '{"a": true}', False), ("json", {"a": 1}, "{a", False)])
+def test_answers(match, target, answer, expected):
+    assert same(match, target, answer) is expected
+
+
+def test_templates():
+    assert filled('{a} is {b}: {"x": 1} {}', {"a": "one", "b": 2}) == 'one is 2: {"x": 1} {}'
+    assert unescaped(r"a\nb\\n\tc") == "a\nb\\n\tc"
+    with pytest.raises(OptionError, match="'c'"):
+        filled("{c}", {"a": 1})
+
+
+def test_tables_are_read_as_they_are_written(tmp_path):
+    cells = ['a "quoted", one', "two\nlines", "", "ünïcode"]
+    path = tmp_path / "t.csv"
+    path.write_text(written(["w", "x", "y", "z"], "csv") + written(cells, "csv") + "\n" + written(cells, "csv"), newline="")
+    assert [(list(row.fields.values()), row.line) for row in read_rows(path, "csv")] == [(cells, 2), (cells, 5)]
+
+
+def test_memory_of_many_rows(tmp_path, run):
+    """10,000 rows are read, scored and written within little more than the model."""
+    if sys.platform != "linux":
+        pytest.skip("peak memory is read from /proc")
+    if not os.environ.get("LLAMINA_LONG"):
+        pytest.skip("takes a minute (set LLAMINA_LONG)")
+    task = tmp_path / "t.jsonl"
+    task.write_text("".join(json.dumps({"text": sentence(i, 12), "label": ("good", "bad")[i % 2], "id": i}) + "\n" for i in range(10000)))
+    peaks = []
+    for limit in ("50", "10000"):
+        program = ("import sys; from llamina.engine.cli import main; main(sys.argv[1:]);"
+                   "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')), file=sys.stderr)")
+        done = subprocess.run([sys.executable, "-c", program, "eval", "demo", str(task), "-q", "-o", str(tmp_path / f"{limit}.json"), "--limit", limit],
+                              capture_output=True, text=True, check=True)
+        peaks.append(int(done.stderr.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 200
+
+
+def test_real_labels():
+    """SST-2's file is read whole, as it is."""
+    path = real_folder() / "text" / "sst2_dev.tsv"
+    if not path.is_file():
+        pytest.skip(f"{path} not found (set LLAMINA_REAL)")
+    task = Task.open(str(path), template="{text_a}\nSentiment:", labels={"0": "negative", "1": "positive"})
+    assert task.count == 872 and task.kind == "label"
