@@ -130,7 +130,10 @@ class Family(NaiveLlama):
                 most = max(scores.max(), scores.max() if sink is None else sink[head])
                 p = np.exp(scores - most)
                 out[t, head] = p / (p.sum() + (0.0 if sink is None else np.exp(sink[head] - most))) @ v[first:t + 1, kv]
-        return self.linear(out.reshape(n, -1), at + "attn_output")
+        return self.project(out.reshape(n, -1), at)
+
+    def project(self, out: Array, at: str) -> Array:
+        return self.linear(out, at + "attn_output")
 
     # -- positions
 

@@ -19,6 +19,7 @@ from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix, Norm, Rope
 from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
+from .ops.journal import TOKENS as JOURNAL
 from .rope import RopeTable, query_scales
 from .step_memory import expert_bytes, expert_scratch, record_columns, scratch_bytes, widths
 from .weights import Weights
@@ -61,6 +62,9 @@ class Layout:
         self.state_places = dict(pages.state_places)
         self.feeds = np.zeros(2, np.int64)
         """How many feeds a step has, and the address of their words (kernels/conv.py): what recurrent layers work on."""
+        self.journals = {r.layer: _aligned(4 * JOURNAL * round_up(r.buffers()["mixer"], 32)) for r in config.recurrents()}
+        self.kept_rows = np.zeros(1 + 2 * JOURNAL, np.int64)
+        """Rows of the step that recurrent layers keep, or restore (ops/journal.py)."""
         self.geometry = np.zeros((2 * len(attentions), at.GEOMETRY_WORDS), np.int64)
         self._geometries: dict[tuple[int, bool], int] = {}
         self._constants: list[np.ndarray] = []

@@ -40,7 +40,7 @@ from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
-from .replay import feed_words, replayed
+from .replay import Recurrence
 from .row_table import RowTable
 from .weights import Progress, Weights
 
@@ -135,7 +135,7 @@ class Runtime(Looking):
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
-        self._items = Items(self._layout, self.n_threads)
+        self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
@@ -211,7 +211,6 @@ class Runtime(Looking):
         macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
-        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -226,17 +225,15 @@ class Runtime(Looking):
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        part: some layers only.
-        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
-        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
-        changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows after the final norm instead, float32 [wanted, dim]. part: some layers only. At most
+        `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. ContextFullError, OutOfMemoryError,
+        OptionError, NumericError, AbortedError: no sequence changed.
         """
         self._check_open()
-        if self._recurrent and any(feed.sequence.lag for feed in feeds):
-            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
+        if any(feed.sequence.lag for feed in feeds):
+            return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
-        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
+        _states = self._recurrence.words(feeds, keep=not observe)
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)

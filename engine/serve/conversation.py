@@ -217,7 +217,8 @@ class Answer:
         self._generation, self._asked = generation, asked
         self._forced = Forced() if asked.forced else None
         whole = not asked.split_thoughts or bool(obeyed(asked.options))
-        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, generation.history), marks_of(model.chat_template.sources))
+        prompt = generation.history[:generation.stats.prompt_tokens]  # the engine may be ahead already
+        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, prompt), marks_of(model.chat_template.sources))
         self.content = self.reasoning = ""
         self.calls: list[dict[str, str]] = []
         """id, name, and arguments as JSON text."""
