@@ -18,6 +18,7 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP
+from ...kernels.addresses import address
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
@@ -30,7 +31,7 @@ from . import kv_cache, thread_choice
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
@@ -223,6 +224,7 @@ class Runtime(Looking):
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
         self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
+        self._embed = self._weights.embedder(layout.tokens[0], layout.buffers["x"], self.config.embedding_scale)
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -258,8 +260,10 @@ class Runtime(Looking):
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
-        rows = self._weights.embed(ids) if part is None or part.rows is None else part.rows
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 or (part and part.rows is not None) else rows * np.float32(config.embedding_scale)
+        if part is None or part.rows is None:
+            self._embed(n)
+        else:
+            self._x[:n, :config.dim] = part.rows
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -445,4 +449,4 @@ class Runtime(Looking):
             self._closed = True
             self.team.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables
+            del self._token_rows, self._tables, self._embed
