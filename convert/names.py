@@ -16,6 +16,7 @@ import numpy as np
 from ..engine.architectures.config import ModelConfig
 from ..engine.architectures.page import Page
 from ..engine.architectures.spec import Tensor
+from ..engine.architectures.state_blocks import Delta
 
 _META_TOP = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
 _META_LAYER = {
@@ -66,7 +67,8 @@ def of_text(name: str) -> str:
 
 def of_other_part(name: str) -> bool:
     """Whether a tensor of a model of several parts is not of its text part."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.", "vision_model."))
+    return name.removeprefix("model.").startswith((
+        "vision_tower.", "multi_modal_projector.", "vision_model.", "visual.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."))
 
 
 def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -88,8 +90,9 @@ def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def norm_gains(config: ModelConfig) -> set[str]:
-    """Tensors that are gains of norms."""
-    return {norm.tensor for block in config.blocks() for norm in block.norms()} | {config.output.norm.tensor}
+    """Tensors that are gains of norms which a checkpoint may store less one: the delta rule's norm of heads never is."""
+    heads = {r.head_norm.tensor for r in config.recurrents() if isinstance(r, Delta)}
+    return ({norm.tensor for block in config.blocks() for norm in block.norms()} | {config.output.norm.tensor}) - heads
 
 
 def from_meta(name: str) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
+from llamina.engine.architectures.expert_blocks import Experts
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
 from llamina.engine.errors import UnsupportedError
@@ -63,7 +64,9 @@ def test_float32(name: str, files: Any) -> None:
 def test_quantised(name: str, format: str, tmp_path: Path) -> None:
     """The twin has the same rounded weights, and activations that are not rounded: what is left is their 8 bits."""
     path = write_case(tmp_path / "m.gguf", name, format)
-    assert kl(naive_family(path, IDS), logits(path)) < 5e-3
+    twin, found = naive_family(path, IDS), logits(path)
+    assert kl(twin, found) < (5e-3 if "expert_used_count" not in CASES[name].keys else 5e-2)  # experts: where two are nearly equal, the other may be chosen
+    assert np.median([kl(a[None], b[None]) for a, b in zip(twin, found)]) < 5e-3
 
 
 def test_long_rope_takes_the_short_factors_within_the_trained_context(files: Any) -> None:
@@ -87,6 +90,10 @@ def mlps(change: Callable[[Mlp], Mlp]) -> Callable[[Layers], Layers]:
     return lambda layers: tuple(tuple(change(b) if isinstance(b, Mlp) else b for b in blocks) for blocks in layers)
 
 
+def experts(change: Callable[[Experts], Experts]) -> Callable[[Layers], Layers]:
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, Experts) else b for b in blocks) for blocks in layers)
+
+
 def ropes(change: Callable[[Rope], Rope]) -> Callable[[Layers], Layers]:
     return attentions(lambda a: replace(a, rope=change(a.rope)) if a.rope else a)
 
@@ -105,7 +112,7 @@ def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
     for attention, mlp in layers:
-        assert isinstance(attention, Attention) and isinstance(mlp, Mlp)
+        assert isinstance(attention, Attention) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
             found.append((replace(attention, post_norm=mlp.norm), replace(mlp, norm=None)))
         elif attention.post_norm is not None and mlp.norm is None:
@@ -145,6 +152,21 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "no residual scale": lambda layers: mlps(lambda m: replace(m, factor=1.0))(attentions(lambda a: replace(a, factor=1.0))(layers)),
     "another activation": mlps(lambda m: replace(m, activation=OTHER[m.activation])),
     "erf": mlps(lambda m: replace(m, activation="gelu_erf") if m.activation == "gelu_tanh" else m),
+    "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
+    "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
+    "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),
+    "no scale of weights": experts(lambda b: replace(b, scale=1.0)),
+    "no bias of choice": experts(lambda b: replace(b, selection_bias="")),
+    "no groups": experts(lambda b: replace(b, groups=0)),
+    "an expert less": experts(lambda b: replace(b, used=b.used - 1)),
+    "no shared expert": experts(lambda b: replace(b, shared=None, shared_gate="")),
+    "no gate of the shared expert": experts(lambda b: replace(b, shared_gate="")),
+    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down")})),
+    "another activation of experts": experts(lambda b: replace(b, activation="silu" if b.activation == "oai" else "gelu_tanh")),
+    "weights of the input": experts(lambda b: replace(b, weigh_input=True)),
+    "no residual scale of experts": experts(lambda b: replace(b, factor=1.0)),
+    "no sinks": attentions(lambda a: replace(a, sinks="")),
+    "YaRN rounded": ropes(lambda r: replace(r, scaling=replace(r.scaling, rounded=not r.scaling.rounded)) if r.scaling.kind == "yarn" else r),
     "up and gate changed over": mlps(lambda m: replace(m, gate=m.up, up=m.gate) if m.gate and m.gate.whole else m),
 }
 OUTPUT_FAULTS: dict[str, Callable[[Output], Output]] = {

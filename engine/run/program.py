@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..architectures.blocks import Attention
+from ..architectures.expert_blocks import Experts
 from ..architectures.spec import Matrix, Norm, Stage
+from ..architectures.state_blocks import Conv, Delta
 from .layout import Layout
 from .ops.common import FAULTS, NUMBER, OP, SIZE, SLOT, SLOTS
 from .ops.table import OPS
@@ -69,6 +71,11 @@ class Program:
         self._fill(self.open[layer])
         return self.open[layer]
 
+    def before_layers(self) -> list[Placed]:
+        """Open stages of what layer 0 makes for all layers: a step that begins after it needs them, too."""
+        stages = self.open_layer(0)
+        return stages[:next((i + 1 for i, placed in enumerate(stages) if placed.stage.op == "per_layer_mix"), 0)]
+
     def next_join(self, last: Placed | None) -> int:
         """Address of the stage that adds what the stage `last`, the end of a fused layer, leaves waiting: the next layer's first, or the final norm."""
         return self._joins.get(last.end, 0) if last else 0
@@ -88,7 +95,10 @@ def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]
 
 def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
     if isinstance(value, Matrix):
-        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "")
+        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "") + (
+            f" of each of {value.experts} experts" if value.experts else "")
+    if isinstance(value, Experts):
+        return f"{value.used} of {value.experts} experts, {value.gating.replace('_', ' ')}" + (", normed" if value.normalise else "")
     if isinstance(value, Norm):
         return f"{value.kind} norm {value.tensor.removesuffix('.weight')}"
     if isinstance(value, Attention):
@@ -98,6 +108,10 @@ def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
         more += [f"soft cap {value.soft_cap:g}"] if value.soft_cap else []
         more += [f"{value.qk_norm} norms of q and k"] if value.qk_norm == "head" else []
         return ", ".join(more)
+    if isinstance(value, (Conv, Delta)):
+        return f"state of {value.state_floats} numbers, {value.taps} taps" + (f", {value.value_heads} heads" if isinstance(value, Delta) else "")
+    if name == "matrices":
+        return ", ".join(_shown("", matrix, formats) for matrix, *_ in value)
     if name == "add":
         return ", ".join(f"+ {a.buffer}" + (f" by {a.norm.tensor.removesuffix('.weight')}" if a.norm else "") + (f" x {a.factor:g}" if a.factor != 1 else "")
                          for a in value)

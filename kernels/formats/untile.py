@@ -20,7 +20,8 @@ from ..simd import load_i64, load_u8, load_u32, store_u8
 from . import registry
 from .table import FORMATS
 
-REVERSIBLE = frozenset({"F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0"})
+REVERSIBLE = frozenset({"F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0",
+                        "MXFP4"})
 """Formats whose tiles hold every bit of the file's rows. (A test tries all formats.)"""
 _BY_BITS = 0xFFFFFFFF
 
