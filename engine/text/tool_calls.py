@@ -6,6 +6,7 @@
     mistral   [TOOL_CALLS] [{"name": …, "arguments": {…}, "id": …}, …]    or, since 2025, [TOOL_CALLS]name[ARGS]{…} for each
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call> for each, text before, between and after
     function  <function=name>{…}</function> for each
+    harmony   channels and recipients of messages (harmony.py)
 
 What does not parse stays text, beside the calls that do: a model's mistake is nothing to raise over. Markers inside of JSON strings are text.
 """
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+from . import harmony
+from .harmony import CONTROLS, Harmony, is_harmony
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -50,6 +53,8 @@ class ToolCall:
 
 def tool_format(template: str) -> str | None:
     """How a chat template (its source) wants calls written; None if it takes no tools, or in another way."""
+    if is_harmony(template):
+        return "harmony"
     if "tools" not in template:
         return None
     if "[TOOL_CALLS]" in template:
@@ -61,9 +66,15 @@ def tool_format(template: str) -> str | None:
     return "llama3" if PYTHON_TAG in template or "ipython" in template or '"parameters": dictionary' in template else None
 
 
-def written_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the control tokens among WRITTEN."""
-    return frozenset(tokenizer.control.ids[text] for text in WRITTEN if text in tokenizer.control.ids)
+def written_ids(tokenizer: Tokenizer, format: str | None = None) -> frozenset[int]:
+    """Ids of the control tokens among WRITTEN, or those of Harmony."""
+    wanted = CONTROLS if format == "harmony" else WRITTEN
+    return frozenset(tokenizer.control.ids[text] for text in wanted if text in tokenizer.control.ids)
+
+
+def visible(format: str | None) -> Visible | Harmony:
+    """What lets through what is no call, for a format."""
+    return Harmony() if format == "harmony" else Visible(format)
 
 
 def calls_before(messages: Sequence[Any]) -> int:
@@ -129,6 +140,11 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
         calls.append(ToolCall(name, arguments, id if isinstance(id, str) and id else f"call{first + len(calls):05d}"))  # nine characters: Mistral insists
         return True
 
+    if format == "harmony":
+        found = harmony.messages(text)
+        for name, arguments in harmony.calls(found):
+            add(name, arguments)
+        return harmony.shown(found), calls
     if format == "mistral":
         content, marker, rest = text.partition("[TOOL_CALLS]")
         content += "".join(written for call, written in _mistral(rest) if not add(*call)) if marker else ""
