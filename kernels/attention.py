@@ -149,24 +149,32 @@ def merge_part(state, part, size):
 
 
 @jit
+def _drop_first(s, skip, fill):
+    """The first `skip` numbers of 4 vectors at s become `fill`."""
+    for i in range(4):
+        if skip > 16 * i:
+            put_f32(s, i, drop_first(get_f32(s, i), skip - 16 * i, fill))
+
+
+@jit
 def softmax(s, left, skip, scale, cap, part):
     """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left` and before `skip`); the part's m and l are stored."""
     c, highest = splat_f32(scale), splat_f32(NOTHING)
+    if cap != np.float32(0.0):  # in loops of their own, what few models or pages have: the others' four vectors are then one straight piece of code
+        for i in range(4):
+            put_f32(s, i, soft_cap(get_f32(s, i) * c, cap))
+        c = splat_f32(np.float32(1.0))
     for i in range(4):
-        v = get_f32(s, i) * c
-        if cap != np.float32(0.0):
-            v = soft_cap(v, cap)
-        v = keep_first(v, left - 16 * i, NOTHING)
-        if skip > 16 * i:
-            v = drop_first(v, skip - 16 * i, NOTHING)
-        put_f32(s, i, v)
-        highest = vmax(v, highest)
+        put_f32(s, i, keep_first(get_f32(s, i) * c, left - 16 * i, NOTHING))
+    if skip > 0:
+        _drop_first(s, skip, NOTHING)
+    for i in range(4):
+        highest = vmax(get_f32(s, i), highest)
     m = vmax_across(highest)
     for i in range(4):
-        e = keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0))
-        if skip > 16 * i:
-            e = drop_first(e, skip - 16 * i, np.float32(0.0))
-        put_f32(s, i, e)
+        put_f32(s, i, keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
+    if skip > 0:
+        _drop_first(s, skip, np.float32(0.0))
     store_f32(part, m)
     store_f32x16(part + 64, (get_f32(s, 0) + get_f32(s, 1)) + (get_f32(s, 2) + get_f32(s, 3)))
 

@@ -24,6 +24,7 @@ COMMANDS = {
         "convert": "Make a GGUF file of a checkpoint, or a smaller one.",
         "importance": "Measure which columns of a model matter.",
         "eval": "Measure how good a model is at a task.",
+        "lm-eval": "Run lm-evaluation-harness on a model.",
         "perplexity": "Measure how well a model predicts a text.",
         "bench": "Measure how fast a model is here.",
         "selftest": "Check that this machine computes right.",
