@@ -192,8 +192,8 @@ def assert_same(source: Any, weights: dict[str, np.ndarray]) -> None:
 
 
 def test_every_page_has_a_case() -> None:
-    from test_sources_experts import LAYOUTS
-    assert {page.architecture for page in PAGES.values() if page.hf} == {*CASES, *LAYOUTS}
+    from test_sources_experts import LAYOUTS, WITH_STATES
+    assert {page.architecture for page in PAGES.values() if page.hf} == {*CASES, *LAYOUTS, *WITH_STATES}
 
 
 @pytest.mark.parametrize("tied", (False, True))
