@@ -223,7 +223,7 @@ def test_extra_and_missing_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outer, prefix", (("gemma3", "language_model.model."), ("gemma3", "model.language_model."), ("mistral3", "language_model.model."),
-                                           ("mistral3", "model.language_model.")))
+                                           ("mistral3", "model.language_model."), ("gemma4", "model.language_model.")))
 def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: str) -> None:
     architecture = outer
     folder, weights = folder_of(tmp_path / "m", architecture, architecture == "gemma3")
@@ -232,18 +232,20 @@ def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: st
     inside = {n.replace("model.", prefix, 1) if n.startswith("model.") else ("language_model." if prefix.startswith("language") else "") + n: x
               for n, x in stored.items()}
     vision = "" if prefix.startswith("language") else "model."
-    write_safetensors(folder / "model.safetensors", {**inside, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
+    unused = {"model.language_model.layers.2.self_attn.k_proj.weight": np.ones((4, 4), np.float32)} if outer == "gemma4" else {}  # of shared keys
+    write_safetensors(folder / "model.safetensors", {**inside, **unused, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
                                                      f"{vision}multi_modal_projector.linear.weight": np.ones((4, 4), np.float32)})
     text = json.loads((folder / "config.json").read_text())
     if outer == "mistral3":
         text |= {"model_type": "mistral", "sliding_window": None}
-    name = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}[outer]
+    name = f"{outer.capitalize()}ForConditionalGeneration"
     (folder / "config.json").write_text(json.dumps({"architectures": [name], "model_type": outer, "text_config": text, "vision_config": {"hidden_size": 4},
                                                     "tie_word_embeddings": text["tie_word_embeddings"]}))
     with open_source(folder) as source:
         assert_same(source, weights)
         assert names and source.metadata["general.architecture"] == architecture
         assert any("2 tensors of" in note and "vision" in note for note in source.notes)
+        assert any("another's keys" in note for note in source.notes) == (outer == "gemma4")
         assert (f"{architecture}.rope.scaling.type" in source.metadata) == (outer == "gemma3")
 
 
