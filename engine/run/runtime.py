@@ -251,12 +251,11 @@ class Runtime(Looking):
             self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
-        columns = self._layout.ld if hidden else self._logit_columns
-        logits = np.empty((n_wanted, columns), np.float32)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._words
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), logits.shape[1], hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
         if given is not None:
@@ -442,9 +441,7 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
-            if self.arena:
-                self.arena.close()
-            if self._per_layer:
-                self._per_layer.close()
-            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables, self._embed
+            for part in (self.arena, self._per_layer):
+                if part:
+                    part.close()
+            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens, self._token_rows, self._tables, self._embed
