@@ -89,6 +89,11 @@ SHAPES = {
     "phi4-mini": Shape(3072, 32, 24, 8, 8192, 200064, 131072, True, 128, 1e-5, "phi3", (
         ("rope.dimension_count", 96), ("rope.scaling.original_context_length", 4096), ("rope.scaling.attn_factor", 1.19)),
         ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 128000, True, 64, 1e-5, "lfm2", (
+        ("attention.head_count_kv", [8 if i in (2, 5, 8, 10, 12, 14) else 0 for i in range(16)]), ("rope.freq_base", 1e6), ("shortconv.l_cache", 3))),
+    "qwen3.5-2b": Shape(2048, 24, 8, 2, 6144, 248320, 262144, True, 256, 1e-6, "qwen35", (
+        ("rope.dimension_count", 64), ("rope.freq_base", 1e7), ("rope.dimension_sections", [11, 11, 10, 0]), ("ssm.conv_kernel", 4), ("ssm.state_size", 128),
+        ("ssm.group_count", 16), ("ssm.time_step_rank", 16), ("ssm.inner_size", 2048), ("full_attention_interval", 4))),
     "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 40960, False, 128, 1e-6, "qwen3moe", (
         ("rope.freq_base", 1e6), ("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768))),
     "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 131072, False, 64, 1e-5, "gpt-oss", (
@@ -190,7 +195,8 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
 
 
 def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
-    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
+    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros,
+    decays of a delta rule below 0.
 
     A plain type ("q4_0") is used for every matrix; "mxfp4" for experts, beside Q8_0; routers are F32; the mixes follow llama.cpp's
     llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
@@ -208,7 +214,7 @@ def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], s
         name, dims = tensor.name, tensor.shape
         parts = name.split(".")
         if len(dims) == 1 or tensor.plain:
-            yield name, dims, "F32", 0.0
+            yield name, dims, "F32", 0.5 * (tensor.plain and "conv" in name)
         elif "ffn_gate_inp" in name:  # a router
             yield name, dims, "F32", dims[-1] ** -0.5
         elif type == "mxfp4" and len(dims) == 3:
@@ -256,7 +262,7 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
         if std:
             writer.write_tensor_data(random_blocks(rng, format, math.prod(dims[:-1]), dims[-1], std))
         else:
-            writer.write_tensor_data(np.full(dims, not tensors[i][0].endswith(".bias"), np.float32))
+            writer.write_tensor_data(np.full(dims, {"bias": 0.0, "ssm_a": -0.1}.get(tensors[i][0].rsplit(".", 1)[1], 1.0), np.float32))
     writer.close()
     return Path(path)
 

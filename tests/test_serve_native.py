@@ -98,10 +98,15 @@ def test_props_slots_health(server: Server) -> None:
     assert props["default_generation_settings"]["n_ctx"] == server.model.context and props["chat_template"] == TEMPLATE
     assert [s["is_processing"] for s in server.http.get("/slots").json()] == [False] * 4
     assert server.http.get("/health").json() == {"status": "ok"}
-    with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
-        next(stream.iter_lines())
-        assert sum(s["is_processing"] for s in server.http.get("/slots").json()) == 1
-    assert server.settled()  # the client has left: the sequence is free
+    seen = set()
+    for _ in range(20):  # the answer may have come to its end before the question is asked
+        with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
+            next(stream.iter_lines())
+            seen.add(sum(s["is_processing"] for s in server.http.get("/slots").json()))
+        assert server.settled()  # the client has left: the sequence is free
+        if 1 in seen:
+            break
+    assert seen in ({1}, {0, 1})
 
 
 def test_metrics(server: Server) -> None:
@@ -157,7 +162,7 @@ def test_ollama_tells_of_its_models(server: Server) -> None:
     shown = server.ok("/api/show", model="demo")
     assert shown["template"] == TEMPLATE and shown["capabilities"] == ["completion", "tools"] and shown["model_info"]["general.architecture"] == "llama"
     picture = [{"role": "user", "content": "", "images": ["x"]}]
-    for path, body, status in (("/api/embed", {"input": "a"}, 501), ("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
+    for path, body, status in (("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
                                ("/api/generate", {"prompt": "a", "options": {"volume": 11}}, 400), ("/api/generate", {"prompt": "long " * 3000}, 400)):
         answer = server.post(path, **body)
         assert answer.status_code == status and isinstance(answer.json()["error"], str), answer.text
