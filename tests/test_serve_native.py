@@ -98,10 +98,15 @@ def test_props_slots_health(server: Server) -> None:
     assert props["default_generation_settings"]["n_ctx"] == server.model.context and props["chat_template"] == TEMPLATE
     assert [s["is_processing"] for s in server.http.get("/slots").json()] == [False] * 4
     assert server.http.get("/health").json() == {"status": "ok"}
-    with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
-        next(stream.iter_lines())
-        assert sum(s["is_processing"] for s in server.http.get("/slots").json()) == 1
-    assert server.settled()  # the client has left: the sequence is free
+    seen = set()
+    for _ in range(20):  # the answer may have come to its end before the question is asked
+        with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
+            next(stream.iter_lines())
+            seen.add(sum(s["is_processing"] for s in server.http.get("/slots").json()))
+        assert server.settled()  # the client has left: the sequence is free
+        if 1 in seen:
+            break
+    assert seen in ({1}, {0, 1})
 
 
 def test_metrics(server: Server) -> None:

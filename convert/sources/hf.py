@@ -95,7 +95,7 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     try:
         if model.parts:
             tensors = _text_part(model, tensors, notes)
-        tensors = _as_named(model, tensors)
+        tensors = _used(model, _as_named(model, tensors), notes)
         sentence = read_sentence(folder, maps)
         model.keys |= {f"{model.page.architecture}.{key}": value for key, value in sentence.keys.items()}
         model.biases |= set(sentence.dense)
@@ -139,8 +139,18 @@ def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) 
     """The tensors of the text part of a model of several parts, under the names that it would have alone."""
     kept = {of_text(name): stored for name, stored in tensors.items() if not of_other_part(name)}
     if left := len(tensors) - len(kept):
-        notes.append(f"{left} tensors of {model.parts}'s vision part left out: the result reads text only")
+        notes.append(f"{left} tensors of {model.parts}'s vision and audio parts left out: the result reads text only")
     return kept
+
+
+def _used(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> Mapping[str, Stored]:
+    """Without those that change nothing, which is said."""
+    for pattern, what in model.unused.items():
+        kept = {name: stored for name, stored in tensors.items() if not re.fullmatch(pattern, name)}
+        if left := len(tensors) - len(kept):
+            notes.append(f"{left} tensors {what} left out: nothing reads them")
+        tensors = kept
+    return tensors
 
 
 def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
@@ -167,6 +177,9 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
         if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
         stored = squeezed(stored) if name in known and known[name].plain else stored
+        if name.endswith(model.page.hf_turned or ("\0",)) and len(stored.shape) == 2:
+            rows_apart, apart = stored.strides or (stored.shape[1], 1)
+            stored = replace(stored, shape=stored.shape[::-1], strides=(apart, rows_apart))
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:

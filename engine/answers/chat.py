@@ -15,6 +15,7 @@ from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..sampling.sampler import SamplingOptions
 from ..text.messages import normalise
+from ..text.thoughts import Thinking, mark_ids, marks_of, opened
 from . import session
 from .core import Core, common_prefix
 from .generation import Generation, check_max_tokens, check_stop
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..sampling.options import SamplingKeywords
+    from ..text.tokenizer.stream import StreamDecoder
 
 
 class ChatTurn(Generation):
     """The answer to a turn of a `Chat`; .message is the answer as a message, as far as it is known."""
 
+    def _stream(self, ids: Sequence[int]) -> StreamDecoder:
+        return self._model.tokenizer.stream(ids, special=mark_ids(self._model.tokenizer), at_start=self._constraint is None)
+
     @property
     def message(self) -> dict[str, Any]:
         return {"role": "assistant", "content": self.so_far}
+
+
+def thinking_of(chat: Chat, answer: ChatTurn) -> Thinking:
+    """What tells the thoughts of an answer that has not begun."""
+    marks = marks_of(chat.template.sources)
+    return Thinking(opened(chat.model.tokenizer, answer.history, marks), marks)
 
 
 class Chat:

@@ -14,12 +14,13 @@ from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
 
 if TYPE_CHECKING:
     from .expert_blocks import Experts
+    from .per_layer_blocks import PerLayer, PerLayerInputs
     from .state_blocks import Conv, Delta
 
 Pending = tuple[Addend, ...]
 ALL_AHEAD = 1 << 40
 """Attention.ahead of a query that sees its whole text."""
-Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta"
+Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta | PerLayer | PerLayerInputs"
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
@@ -27,6 +28,12 @@ def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
         yield Tensor(norm.tensor, (norm.dim,), norm.hf)
         if norm.bias:
             yield Tensor(norm.bias, (norm.dim,), norm.hf.replace(".weight", ".bias"))
+
+
+def scale_tensor(name: str, layer: int) -> Iterator[Tensor]:
+    """Of Addend.stream_scale."""
+    if name:
+        yield Tensor(name, (1,), f"model.layers.{layer}.layer_scalar")
 
 
 def matrix_tensors(*matrices: Matrix | None) -> Iterator[Tensor]:
@@ -71,8 +78,9 @@ class Attention:
     included, 0: all. ahead: positions after its own that it sees as well, 0: causal. sinks: tensor of a logit for each head that takes its part of the
     softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
     "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
-    length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
-    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows. gate: the result of each head is
+    length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a
+    gain. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream; beside: those of its matrices that
+    read this block's normed rows. gate: the result of each head is
     multiplied by the sigmoid of this matrix's rows. replaces: the normed rows become the residual stream (a norm of what the layer before made, whose place
     is after its addition).
     """
@@ -100,6 +108,7 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     norm_last: bool = False
+    value_norm: bool = False
     temperature: tuple[float, int] | None = None
     factor: float = 1.0
     parallel: bool = False
@@ -210,7 +219,7 @@ class Mlp:
     """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
 
     activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows.
-    replaces: as of Attention."""
+    stream_scale: Addend's. last: of its layer. replaces: as of Attention."""
 
     layer: int
     dim: int
@@ -223,11 +232,13 @@ class Mlp:
     post_norm: Norm | None = None
     factor: float = 1.0
     parallel: bool = False
+    stream_scale: str = ""
+    last: bool = True
     replaces: bool = False
 
     @property
     def leaves(self) -> Addend:
-        return Addend("addend_2" if self.parallel else "addend", self.post_norm, self.factor)
+        return Addend("addend_2" if self.parallel else "addend", self.post_norm, self.factor, self.stream_scale)
 
     def norms(self) -> tuple[Norm, ...]:
         return tuple(n for n in (self.norm, self.post_norm) if n)
@@ -242,6 +253,12 @@ class Mlp:
         yield from norm_tensors(self.norm)
         yield from matrix_tensors(*self.matrices())
         yield from norm_tensors(self.post_norm)
+        yield from scale_tensor(self.stream_scale, self.layer)
+
+    def vectors(self) -> Iterator[tuple[str, int]]:
+        """(tensor, numbers) of what ops read as it is."""
+        if self.stream_scale:
+            yield self.stream_scale, 1
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, stages = self.layer, []
@@ -269,7 +286,7 @@ class Mlp:
         if records(self.down):
             yield Stage("quantize", "quantize", i, {"rows": "gate", "columns": self.width, "records": "down_records"}, ("ffn activation",))
         yield linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
-        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
+        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + ("hook_resid_post" if self.last else "hook_resid_mlp"), "x", self.dim))
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""

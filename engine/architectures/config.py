@@ -24,6 +24,7 @@ from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
+from .per_layer_blocks import PerLayerInputs
 from .pooling import Pooling, read_pooling
 from .spec import Added, Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
 from .state_blocks import Conv, Delta
@@ -118,6 +119,11 @@ class ModelConfig:
                 if name:
                     yield Tensor(name, (rope.dims // 2,))
 
+    @property
+    def per_layer(self) -> PerLayerInputs | None:
+        """The per-layer embeddings, whose table stays in the file."""
+        return next((block for block in self.layers[0] if isinstance(block, PerLayerInputs)), None)
+
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((t.name, t.shape) for t in self.tensors())
 
@@ -138,7 +144,7 @@ class ModelConfig:
         for r in self.recurrents():
             yield from r.vectors()
         for block in self.blocks():
-            if isinstance(block, Experts):
+            if not isinstance(block, Attention):
                 yield from block.vectors()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------

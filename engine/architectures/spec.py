@@ -17,6 +17,8 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     hf: str = ""
+    on_disk: bool = False
+    """A table of which a token needs one row: it stays in the file."""
     plain: bool = False
     """Rows of numbers that are read as they are (biases of experts, a convolution's kernel), not a matrix, though it has more than one dimension."""
 
@@ -124,11 +126,13 @@ class Added:
 
 @dataclass(frozen=True)
 class Addend:
-    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor."""
+    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor. stream_scale: tensor of one number that all of the stream is
+    multiplied by once this has joined it, or ""."""
 
     buffer: str
     norm: Norm | None = None
     factor: float = 1.0
+    stream_scale: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class MemoryPlan:
     experts: int = 0
     """Bytes in `weights` of the places of experts that don't all fit; 0: all are loaded."""
     all_experts: int = 0
+    on_disk: int = 0
+    """Of a table that stays in the file, and of which tokens' rows are read."""
 
     @property
     def context_bytes(self) -> int:
@@ -59,15 +61,16 @@ class MemoryPlan:
             return f" ({size(STATES * layout.slot * one)} of it in {STATES} states of its {len(layout.state_places)} recurrent layers)"
         if not layout.windowed:
             return ""
-        windowed = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one
-        return (f" ({size(self.context_bytes - windowed)} in {layout.whole} layers that see all, {size(windowed)} in {layout.windowed} that see "
+        windowed, all_see = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one, sum(row < layout.whole for _, (row, _) in layout.places)
+        return (f" ({size(self.context_bytes - windowed)} in {all_see} layers that see all, {size(windowed)} in {len(layout.places) - all_see} that see "
                 f"{layout.window} positions)")
 
     def __str__(self) -> str:
         positions = "" if self.layout.windowed or self.layout.slot else f" ({self.pages * PAGE} positions)"
         some = f" (places for {size(self.experts)} of {size(self.all_experts)} of experts: the others are read when they are needed)" if self.experts else ""
         return (f"memory: weights {size(self.weights - self.buffers)}{some}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
-                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
+                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}"
+                + (f"; {size(self.on_disk)} of per-layer embeddings stay in the file" if self.on_disk else ""))
 
     @property
     def shortage(self) -> str | None:
@@ -123,7 +126,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
     return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout, places,
-                      whole if places else 0)
+                      whole if places else 0, gguf.tensors[config.per_layer.table].n_bytes if config.per_layer else 0)
 
 
 def _places(gguf: GGUFFile, config: ModelConfig, room: int, step: StepMemory, most: int) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP
+from ...kernels.addresses import address
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
@@ -34,13 +35,14 @@ from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address
+from .layout import Layout
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
-from .replay import feed_words, replayed
+from .replay import Recurrence
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -133,7 +135,8 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
-        self._items = Items(self._layout, self.n_threads)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
+        self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
@@ -195,6 +198,7 @@ class Runtime(Looking):
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
         self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
+        self._embed = self._weights.embedder(layout.tokens[0], layout.buffers["x"], self.config.embedding_scale)
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -209,7 +213,6 @@ class Runtime(Looking):
         macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
-        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -224,23 +227,28 @@ class Runtime(Looking):
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        part: some layers only.
-        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
-        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
-        changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows after the final norm instead, float32 [wanted, dim]. part: some layers only. At most
+        `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. ContextFullError, OutOfMemoryError,
+        OptionError, NumericError, AbortedError: no sequence changed.
         """
         self._check_open()
-        if self._recurrent and any(feed.sequence.lag for feed in feeds):
-            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
+        if any(feed.sequence.lag for feed in feeds):
+            return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
-        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
+        _states = self._recurrence.words(feeds, keep=not observe)
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
         if n_wanted and not hidden and not config.output.matrix:
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
-        self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds) if part is None or part.rows is None else part.rows
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            if config.added:
+                self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+            else:
+                self._embed(n)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -251,6 +259,10 @@ class Runtime(Looking):
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
@@ -432,5 +444,7 @@ class Runtime(Looking):
             self.team.close()
             if self.arena:
                 self.arena.close()
+            if self._per_layer:
+                self._per_layer.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables
+            del self._token_rows, self._tables, self._embed

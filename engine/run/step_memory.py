@@ -19,6 +19,8 @@ from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
 from ..architectures.state_blocks import Delta
 from .ops.experts import PIECE
+from .ops.journal import TOKENS as JOURNAL
+from .row_table import kept_rows
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -124,8 +126,10 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
     gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
     gains += sum(4 * math.prod(tensor.shape) for tensor in c.kept())
+    gains += sum(4 * JOURNAL * _round(r.buffers()["mixer"], 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
+    tables += 4 * c.per_layer.layers * c.per_layer.width * (kept_rows(c.per_layer) + 64) if c.per_layer else 0
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
     a_token += 4 * floats + -(-records // 8) + embedding + 8 * 4
     if c.output.matrix is None:  # an encoder: every token's normed row, as the step gives it and as whoever pools it takes it
