@@ -41,6 +41,8 @@ def read(model: Core, ids: list[int], sites: Iterable[str], each: Callable[[Runt
 
 def stream_sites(model: Core) -> list[str]:
     """The residual stream before the first layer, and after each."""
+    if not model.config.output.matrix:
+        raise OptionError(f"{model.path}: is an encoder (architecture {model.config.architecture}): it has no logits to look at")
     names = [f"blocks.{i}.hook_resid_post" for i in range(model.config.n_layers)]
     if missing := [name for name in ("blocks.0.hook_resid_pre", *names) if name not in model.runtime.sites]:
         raise OptionError(f"{model.path}: a lens needs the residual stream after every layer, and this model has no {missing[0]}")
