@@ -30,7 +30,8 @@ def test_comments_while_nothing_comes(server: Serving, monkeypatch: pytest.Monke
     """While an answer waits or its prompt is read: lines that clients skip; then the answer, as always."""
     monkeypatch.setattr(sse, "KEEP_ALIVE", 0.05)
     said: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
-    body = {"/v1/messages": {**said, "max_tokens": 4}, "/v1/chat/completions": {**said, "max_tokens": 4}, "/v1/responses": {"input": "Hello", "max_output_tokens": 4},
+    body = {"/v1/messages": {**said, "max_tokens": 4}, "/v1/chat/completions": {**said, "max_tokens": 4},
+            "/v1/responses": {"input": "Hello", "max_output_tokens": 4},
             "/completion": {"prompt": "Hello", "n_predict": 4}}.get(path, {"prompt": "Hello", "max_tokens": 4})
     with server.paused():
         connection = server.begin({**body, "stream": True, "temperature": 0}, path)
