@@ -69,7 +69,7 @@ class Shape:
         }
         if head_dim * self.n_heads != self.dim:
             found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-        return found | dict(self.keys)
+        return found | {key: value[:self.n_layers] if isinstance(value, tuple) else value for key, value in self.keys}
 
 
 SHAPES = {
@@ -96,6 +96,10 @@ SHAPES = {
         ("ssm.group_count", 16), ("ssm.time_step_rank", 16), ("ssm.inner_size", 2048), ("full_attention_interval", 4))),
     "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 40960, False, 128, 1e-6, "qwen3moe", (
         ("rope.freq_base", 1e6), ("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768))),
+    "lfm2-8b-a1b": Shape(2048, 24, 32, 8, 7168, 65536, 128000, True, 64, 1e-5, "lfm2moe", (
+        ("attention.head_count_kv", [8 if i in (2, 6, 10, 14, 18, 21) else 0 for i in range(24)]), ("rope.freq_base", 1e6), ("shortconv.l_cache", 3),
+        ("leading_dense_block_count", 2), ("expert_count", 32), ("expert_used_count", 4), ("expert_feed_forward_length", 1792), ("expert_gating_func", 2)),
+        ("blk.*.exp_probs_b.bias",)),
     "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 131072, False, 64, 1e-5, "gpt-oss", (
         ("rope.freq_base", 150000.0), ("rope.scaling.type", "yarn"), ("rope.scaling.factor", 32.0), ("rope.scaling.original_context_length", 4096),
         ("attention.sliding_window", 128), ("expert_count", 32), ("expert_used_count", 4), ("expert_feed_forward_length", 2880))),
@@ -107,7 +111,13 @@ def shape_named(name: str) -> Shape:
     key, colon, layers = name.partition(":")
     if key not in SHAPES or colon and not (layers.isascii() and layers.isdigit() and 0 < int(layers) <= 1000):
         raise OptionError(f"unknown shape {name!r}: choose from {', '.join(SHAPES)}, with another number of layers as in 1b:4")
-    return replace(SHAPES[key], n_layers=int(layers)) if colon else SHAPES[key]
+    shape = SHAPES[key]
+    if not colon:
+        return shape
+    n = int(layers)
+    if any(isinstance(value, list) and len(value) < n for _, value in shape.keys):
+        raise OptionError(f"shape {key} has {shape.n_layers} layers at most, found {n}")
+    return replace(shape, n_layers=n, keys=tuple((name, value[:n] if isinstance(value, list) else value) for name, value in shape.keys))
 
 
 _SCALES = {

@@ -350,9 +350,10 @@ class Runtime(Looking):
             if site.name in observe:
                 observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
-        the residual stream is shared. AbortedError, NumericError."""
+        the residual stream is shared. noted: whether it is like other steps, from whose times the number of threads follows. AbortedError, NumericError."""
         s, program = self._words, self.program
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
@@ -363,7 +364,7 @@ class Runtime(Looking):
         threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), team.lost_seconds
         status = team.run(self._entry, self._step_address, threads)
         seconds, lost = time.perf_counter() - start, team.lost_seconds - lost
-        if not open:
+        if noted and not open:
             self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..answers.chat_answer import chat_prompt
 from ..errors import quoted
+from ..text.harmony import FINAL
 from ..text.messages import normalise
 from ..text.thoughts import Thinking, marks_of, opened
 from ..text.tool_calls import check_tools
@@ -187,6 +188,8 @@ def answers(model: Model, asked: ChatAsked) -> list[Generation]:
         return [model.chat(asked.messages, tools=asked.tools, template_options=asked.template_options, sample_index=i, **options, **more)
                 for i in range(asked.n)]
     ids, format = prompt_ids(model, asked)
+    if held and format == "harmony":
+        ids = ids + model.tokenizer.encode(FINAL, bos=False, eos=False, parse_special=True)
     if held and thinks(model, ids):
         ids = ids + model.tokenizer.encode(f"\n{marks_of(model.chat_template.sources)[1]}\n\n", bos=False, eos=False, parse_special=True)
     if asked.forced:

@@ -8,6 +8,7 @@
     function  <function=name>{…}</function> for each
     qwen      <tool_call><function=name><parameter=key>value</parameter></function></tool_call> for each                 (tool_forms.py)
     gemma4    <|tool_call>call:name{key:<|"|>value<|"|>}<tool_call|> for each                                            (tool_forms.py)
+    harmony   channels and recipients of messages (harmony.py)
 
 What does not parse stays text, beside the calls that do: a model's mistake is nothing to raise over. Markers inside of JSON strings are text.
 """
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+from . import harmony
+from .harmony import CONTROLS, Harmony, is_harmony
 from .tool_forms import CALL, CALL_END, QUOTE, gemma_calls, qwen_calls
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class ToolCall:
 
 def tool_format(template: str) -> str | None:
     """How a chat template (its source) wants calls written; None if it takes no tools, or in another way."""
+    if is_harmony(template):
+        return "harmony"
     if "tools" not in template:
         return None
     if "[TOOL_CALLS]" in template:
@@ -67,9 +72,15 @@ def tool_format(template: str) -> str | None:
     return "llama3" if PYTHON_TAG in template or "ipython" in template or '"parameters": dictionary' in template else None
 
 
-def written_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the control tokens among WRITTEN."""
-    return frozenset(tokenizer.control.ids[text] for text in WRITTEN if text in tokenizer.control.ids)
+def written_ids(tokenizer: Tokenizer, format: str | None = None) -> frozenset[int]:
+    """Ids of the control tokens among WRITTEN, or those of Harmony."""
+    wanted = CONTROLS if format == "harmony" else WRITTEN
+    return frozenset(tokenizer.control.ids[text] for text in wanted if text in tokenizer.control.ids)
+
+
+def visible(format: str | None) -> Visible | Harmony:
+    """What lets through what is no call, for a format."""
+    return Harmony() if format == "harmony" else Visible(format)
 
 
 def calls_before(messages: Sequence[Any]) -> int:
@@ -135,6 +146,11 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
         calls.append(ToolCall(name, arguments, id if isinstance(id, str) and id else f"call{first + len(calls):05d}"))  # nine characters: Mistral insists
         return True
 
+    if format == "harmony":
+        found = harmony.messages(text)
+        for name, arguments in harmony.calls(found):
+            add(name, arguments)
+        return harmony.shown(found), calls
     if format == "mistral":
         content, marker, rest = text.partition("[TOOL_CALLS]")
         content += "".join(written for call, written in _mistral(rest) if not add(*call)) if marker else ""
