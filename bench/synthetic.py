@@ -81,9 +81,19 @@ SHAPES = {
     "gemma3-1b": Shape(1152, 26, 4, 1, 6912, 262144, 32768, True, 256, 1e-6, "gemma3", (("attention.sliding_window", 512), ("rope.freq_base", 1e6))),
     "gemma3-4b": Shape(2560, 34, 8, 4, 10240, 262208, 131072, True, 256, 1e-6, "gemma3", (
         ("attention.sliding_window", 1024), ("rope.freq_base", 1e6), ("rope.scaling.type", "linear"), ("rope.scaling.factor", 8.0))),
+    "gemma4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 131072, True, 512, 1e-6, "gemma4", (
+        ("attention.key_length_swa", 256), ("attention.value_length_swa", 256), ("rope.dimension_count_swa", 256), ("rope.freq_base", 1e6),
+        ("attention.sliding_window", 512), ("attention.sliding_window_pattern", (True, True, True, True, False) * 7), ("attention.shared_kv_layers", 20),
+        ("feed_forward_length", (6144,) * 15 + (12288,) * 20), ("embedding_length_per_layer_input", 256), ("final_logit_softcapping", 30.0)),
+        ("blk.*.attn_v.weight", "blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "phi4-mini": Shape(3072, 32, 24, 8, 8192, 200064, 131072, True, 128, 1e-5, "phi3", (
         ("rope.dimension_count", 96), ("rope.scaling.original_context_length", 4096), ("rope.scaling.attn_factor", 1.19)),
         ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 128000, True, 64, 1e-5, "lfm2", (
+        ("attention.head_count_kv", [8 if i in (2, 5, 8, 10, 12, 14) else 0 for i in range(16)]), ("rope.freq_base", 1e6), ("shortconv.l_cache", 3))),
+    "qwen3.5-2b": Shape(2048, 24, 8, 2, 6144, 248320, 262144, True, 256, 1e-6, "qwen35", (
+        ("rope.dimension_count", 64), ("rope.freq_base", 1e7), ("rope.dimension_sections", [11, 11, 10, 0]), ("ssm.conv_kernel", 4), ("ssm.state_size", 128),
+        ("ssm.group_count", 16), ("ssm.time_step_rank", 16), ("ssm.inner_size", 2048), ("full_attention_interval", 4))),
     "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 40960, False, 128, 1e-6, "qwen3moe", (
         ("rope.freq_base", 1e6), ("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768))),
     "lfm2-8b-a1b": Shape(2048, 24, 32, 8, 7168, 65536, 128000, True, 64, 1e-5, "lfm2moe", (
@@ -195,7 +205,8 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
 
 
 def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
-    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
+    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros,
+    decays of a delta rule below 0.
 
     A plain type ("q4_0") is used for every matrix; "mxfp4" for experts, beside Q8_0; routers are F32; the mixes follow llama.cpp's
     llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
@@ -213,7 +224,7 @@ def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], s
         name, dims = tensor.name, tensor.shape
         parts = name.split(".")
         if len(dims) == 1 or tensor.plain:
-            yield name, dims, "F32", 0.0
+            yield name, dims, "F32", 0.5 * (tensor.plain and "conv" in name)
         elif "ffn_gate_inp" in name:  # a router
             yield name, dims, "F32", dims[-1] ** -0.5
         elif type == "mxfp4" and len(dims) == 3:
@@ -222,6 +233,10 @@ def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], s
             yield name, dims, more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
         elif name == "output.weight":
             yield name, dims, more, dims[1] ** -0.5
+        elif name == "per_layer_token_embd.weight":
+            yield name, dims, more if shape.tied_output else base, (dims[1] / n) ** -0.5
+        elif name == "per_layer_model_proj.weight":
+            yield name, dims, "F16" if type in _MIXES else base, dims[1] ** -0.5
         else:
             i = int(parts[1])
             important = parts[2] in ("attn_v", "attn_qkv", "ffn_down", "ffn_down_exps") and (i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2)
@@ -257,7 +272,7 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
         if std:
             writer.write_tensor_data(random_blocks(rng, format, math.prod(dims[:-1]), dims[-1], std))
         else:
-            writer.write_tensor_data(np.full(dims, not tensors[i][0].endswith(".bias"), np.float32))
+            writer.write_tensor_data(np.full(dims, {"bias": 0.0, "ssm_a": -0.1}.get(tensors[i][0].rsplit(".", 1)[1], 1.0), np.float32))
     writer.close()
     return Path(path)
 

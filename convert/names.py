@@ -67,7 +67,8 @@ def of_text(name: str) -> str:
 
 def of_other_part(name: str) -> bool:
     """Whether a tensor of a model of several parts is not of its text part."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.", "vision_model.", "visual."))
+    return name.removeprefix("model.").startswith((
+        "vision_tower.", "multi_modal_projector.", "vision_model.", "visual.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."))
 
 
 def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:

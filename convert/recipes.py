@@ -174,7 +174,7 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     base = RECIPES[recipe].base
     if base in FLOATS:
         return base
-    if name == "output.weight" or name == "token_embd.weight" and not sizes.has_output:
+    if name == "output.weight" or name in ("token_embd.weight", "per_layer_token_embd.weight") and not sizes.has_output:
         return "Q8_0" if base == "Q8_0" else "Q6_K"
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
         rule = _RULES.get(match[2])
@@ -225,6 +225,8 @@ def choose(
             want = dtype if dtype in FORMATS and dtype not in ("F64", "I8") else "F32"
         else:
             want = recipe_format(recipe, name, sizes)
+            if name == "per_layer_model_proj.weight" and want not in FLOATS:  # kept by llama.cpp, too
+                want = dtype if dtype in FLOATS else "F16"
             if dtype == "MXFP4" and len(shape) == 3 and want not in FLOATS:  # experts that were trained so
                 want = dtype
         want = formats.get(name, want)

@@ -18,6 +18,10 @@ SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attenti
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA4: dict[str, Any] = {"global_head_dim": 64, "sliding_window": 40, "final_logit_softcapping": 3.0, "vocab_size_per_layer_input": 384}
+
+
 class Variant(NamedTuple):
     kind: str
     """transformers' class: {kind}ForCausalLM, {kind}Config."""
@@ -58,6 +62,15 @@ VARIANTS = {
                                           "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
     "gemma3 pattern": Variant("Gemma3Text", {"sliding_window": 11, "num_hidden_layers": 3, "final_logit_softcapping": 5.0, "tie_word_embeddings": False,
                                              "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "gemma4": Variant("Gemma4Text", {
+        **GEMMA4, "num_hidden_layers": 8, "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 24, "layer_types": [
+            SLIDING, FULL, SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL]}),
+    "gemma4 v is k": Variant("Gemma4Text", {
+        **GEMMA4, "num_hidden_layers": 7, "num_key_value_heads": 3, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": None, "tie_word_embeddings": False, "sliding_window": 130}),
+    "gemma4 plain": Variant("Gemma4Text", {**GEMMA4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 32, "layer_types": [FULL, SLIDING, FULL],
+                                           "rope_parameters": {SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
+                                                               FULL: {"rope_type": "proportional", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}}),
     "phi3": Variant("Phi3", {"head_dim": None}),
     "phi3 window": Variant("Phi3", {"head_dim": None, "sliding_window": 60}),
     "phi3 long": Variant("Phi3", {"head_dim": None, "hidden_size": 192, "original_max_position_embeddings": 128, "max_position_embeddings": 1024,
@@ -160,11 +173,13 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
     torch.manual_seed(seed)
     config = getattr(transformers, kind + ("TextConfig" if kind in ("Qwen3_5", "Qwen3_5Moe") else "Config"))(**fields, attn_implementation="eager")
     model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
-    plus_one = kind.startswith(("Gemma", "Qwen3_5"))
+    plus_one = kind.startswith(("Gemma", "Qwen3_5")) and not kind.startswith("Gemma4")
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "norm" in key and key.endswith("weight"):
                 weight.copy_((0.0 if plus_one and "linear_attn" not in key else 1.0) + 0.3 * torch.randn_like(weight))
+                if kind.startswith("Gemma4") and ("q_norm" in key or "k_norm" in key):
+                    weight.mul_(0.4)  # scores aren't scaled otherwise: softmaxes so sharp would only multiply the rounding
             elif "sinks" in key:
                 weight.copy_(2.0 + 2.0 * torch.randn_like(weight))
             elif weight.dim() == 1 or key.endswith("_bias"):
@@ -172,6 +187,8 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
             else:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
         for key, buffer in model.named_buffers():
+            if key.endswith("layer_scalar"):
+                buffer.fill_(float(1 + 0.3 * torch.randn(())))
             if key.endswith("expert_bias"):
                 buffer.copy_(0.2 * torch.randn_like(buffer))
     folder.mkdir(parents=True, exist_ok=True)

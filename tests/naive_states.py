@@ -62,7 +62,7 @@ class Qwen35(Recurrent):
         return both[:, :, 0], k, v
 
     def project(self, out: Array, at: str) -> Array:
-        return super().project(out.reshape(self.gates.shape) / (1 + np.exp(-self.gates)), at)
+        return super().project(out / (1 + np.exp(-self.gates.reshape(out.shape))), at)
 
     def vector(self, name: str) -> Array:
         return np.asarray(self.tensors[name].data, np.float64)

@@ -23,6 +23,8 @@ ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias
 NORM_BIASES = ("blk.*.attn_norm.bias", "blk.*.ffn_norm.bias", "output_norm.bias")
 LAYER_NORM = {"attention.layer_norm_rms_epsilon": None}
 EXPERTS = {"expert_count": 8, "expert_used_count": 2}
+GEMMA4 = {"attention.key_length": 64, "attention.value_length": 64, "attention.key_length_swa": 32, "attention.value_length_swa": 32,
+          "rope.dimension_count": 64, "rope.dimension_count_swa": 32, "rope.freq_base": 1000000.0, "final_logit_softcapping": 3.0}
 WINDOW = {"attention.sliding_window": 30}
 DELTA = {**WIDE, "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0], "ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2,
          "ssm.time_step_rank": 4, "ssm.inner_size": 96}
@@ -60,6 +62,11 @@ CASES = {
     "gemma3": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "block_count": 7}),
     "gemma3 pattern": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.freq_base_swa": 5000.0,
                                       "attention.sliding_window_pattern": [False, True, True]}),
+    "gemma4": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 8, "attention.sliding_window_pattern": [True, False, True, True, False, True, True, False],
+                              "attention.shared_kv_layers": 3, "feed_forward_length": [160] * 5 + [320] * 3, "attention.head_count_kv": 2,
+                              "embedding_length_per_layer_input": 32}, ("blk.*.layer_output_scale.weight", "blk.*.attn_v.weight", "rope_freqs.weight")),
+    "gemma4 v is k": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 7, "attention.head_count_kv": [3, 3, 3, 3, 3, 1, 3]},
+                          ("blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "phi3": Case("phi3", {**WINDOW, "rope.dimension_count": 12}, ("blk.*.attn_qkv.weight", *UNTIED)),
     "phi3 long": Case("phi3", {"rope.dimension_count": 12, "rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.2},
                       ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),

@@ -110,11 +110,13 @@ def write_family(
         name, dims = tensor.name, tensor.shape
         if len(dims) == 1:
             x = rng.uniform(1, 3, dims) if "rope" in name else rng.standard_normal(dims) * 0.3 + (0 if "bias" in name or "sinks" in name else 1)
+            if architecture == "gemma4" and name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
+                x = x * 0.4  # nothing else scales its scores: softmaxes so sharp would only multiply the rounding
             x = (-rng.uniform(0.02, 1, dims) if name.endswith("ssm_a") else x).astype(np.float32)
             writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
             continue
         if tensor.plain:
-            writer.add_tensor(name, (0.3 * rng.standard_normal(dims)).astype(np.float32))
+            writer.add_tensor(name, (rng.uniform(-1, 1, dims) if "conv" in name else 0.3 * rng.standard_normal(dims)).astype(np.float32))
             continue
         std = dims[-1] ** -0.5 * (2 if name == "output.weight" else dims[-1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
         x = (rng.standard_normal(dims) * std).astype(np.float32)

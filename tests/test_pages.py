@@ -16,6 +16,7 @@ from llamina.engine.architectures.builder import Builder
 from llamina.engine.architectures.expert_blocks import Experts
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
+from llamina.engine.architectures.state_blocks import Conv, Delta
 from llamina.engine.errors import UnsupportedError
 from naive import kl
 from naive_families import FAMILIES, Phi3, naive_family
@@ -90,6 +91,14 @@ def mlps(change: Callable[[Mlp], Mlp]) -> Callable[[Layers], Layers]:
     return lambda layers: tuple(tuple(change(b) if isinstance(b, Mlp) else b for b in blocks) for blocks in layers)
 
 
+def recurrents(change: Callable[[Any], Any]) -> Callable[[Layers], Layers]:
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta)) else b for b in blocks) for blocks in layers)
+
+
+def deltas(change: Callable[[Delta], Delta]) -> Callable[[Layers], Layers]:
+    return recurrents(lambda r: change(r) if isinstance(r, Delta) else r)
+
+
 def experts(change: Callable[[Experts], Experts]) -> Callable[[Layers], Layers]:
     return lambda layers: tuple(tuple(change(b) if isinstance(b, Experts) else b for b in blocks) for blocks in layers)
 
@@ -100,7 +109,7 @@ def ropes(change: Callable[[Rope], Rope]) -> Callable[[Layers], Layers]:
 
 def rotated(field: str) -> Callable[[Layers], Layers]:
     """Each layer with the field of the layer before it."""
-    return lambda layers: tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
+    return lambda layers: layers if not all(isinstance(blocks[0], Attention) for blocks in layers) else tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
 
 
 def first_rope_everywhere(layers: Layers) -> Layers:
@@ -112,7 +121,7 @@ def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
     for attention, mlp in layers:
-        assert isinstance(attention, Attention) and isinstance(mlp, (Mlp, Experts))
+        assert isinstance(attention, (Attention, Conv, Delta)) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
             found.append((replace(attention, post_norm=mlp.norm), replace(mlp, norm=None)))
         elif attention.post_norm is not None and mlp.norm is None:
@@ -152,6 +161,12 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "no residual scale": lambda layers: mlps(lambda m: replace(m, factor=1.0))(attentions(lambda a: replace(a, factor=1.0))(layers)),
     "another activation": mlps(lambda m: replace(m, activation=OTHER[m.activation])),
     "erf": mlps(lambda m: replace(m, activation="gelu_erf") if m.activation == "gelu_tanh" else m),
+    "no output gate": attentions(lambda a: replace(a, gate=None)),
+    "query and gate changed over": attentions(lambda a: replace(a, q=a.gate, gate=a.q) if a.gate else a),
+    "value heads in groups": deltas(lambda d: replace(d, grouped=not d.grouped) if d.value_heads > d.key_heads else d),
+    "alpha and beta changed over": deltas(lambda d: replace(d, alpha=d.beta, beta=d.alpha)),
+    "another eps of heads": deltas(lambda d: replace(d, head_norm=replace(d.head_norm, eps=0.3))),
+    "kernels of the first layer": recurrents(lambda r: replace(r, kernel=replace(r.kernel, name=r.kernel.name.replace(f"blk.{r.layer}.", "blk.0.")))),
     "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
     "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
     "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),
@@ -238,4 +253,4 @@ PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 def test_permutation_only_where_it_belongs() -> None:
     """Rows of q and k change places in convert where GGUF's pages pair neighbours and Hugging Face's code halves; 1 is added to Gemma's gains."""
     assert {name for name, page in PAGES.items() if page.hf_halves} == PERMUTED
-    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3"}
+    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "qwen35"}

@@ -61,6 +61,13 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
         "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, {
         "rope.freq_base": 2e6, "rope.freq_base_swa": 2e4, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
         "attention.sliding_window_pattern": [True, False, True]}),
+    "gemma4": ({**SANDWICH, "post_norm": "post_per_layer_input_norm", "inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
+                "per_layer_token_embd": "model.embed_tokens_per_layer", "per_layer_model_proj": "model.per_layer_model_projection",
+                "per_layer_proj_norm": "model.per_layer_projection_norm", "layer_output_scale": "layer_scalar"}, {
+        "model_type": "gemma4_text", "sliding_window": 40, "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": N_VOCAB,
+        "num_kv_shared_layers": 1, "use_double_wide_mlp": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}, {
+        "attention.key_length": 32, "attention.key_length_swa": 16, "attention.shared_kv_layers": 1, "feed_forward_length": [96, 96, 192],
+        "attention.sliding_window_pattern": [False, True, False], "rope.freq_base_swa": 1e4, "rope.freq_base": 1e6}),
     "phi3": ({**USUAL, "ffn_up": "mlp.gate_up_proj"}, {
         "model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
             "type": "su", "long_factor": [1.0 + i for i in range(6)], "short_factor": [1.0 + i / 8 for i in range(6)]}, "partial_rotary_factor": 0.75}, {
@@ -87,7 +94,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
 def theirs(name: str, names: dict[str, str], layers: str) -> str:
     part = name.removesuffix(".weight").removesuffix(".bias")
     if match := re.fullmatch(r"blk\.(\d+)\.(.+)", part):
-        return f"{layers}.{match[1]}.{names[match[2]]}.{name.rsplit('.', 1)[1]}"
+        last = name.rsplit(".", 1)[1]
+        return f"{layers}.{match[1]}.{names[match[2]]}" + ("" if match[2] == "layer_output_scale" else f".{last}")
     return f"{names[part]}.weight"
 
 
@@ -103,7 +111,7 @@ def as_stored(architecture: str, weights: dict[str, np.ndarray]) -> dict[str, np
     for name, x in weights.items():
         heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
         x = halves(x, heads) if heads and architecture in HALVES else x
-        stored[name] = x - np.float32(1) if "gemma" in architecture and "norm" in name else x
+        stored[name] = x - np.float32(1) if "gemma" in architecture and architecture != "gemma4" and "norm" in name else x
     return stored
 
 
@@ -113,6 +121,10 @@ def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) ->
     keys: dict[str, Any] = {"attention.key_length": 16, **({"rope.dimension_count": 12} if architecture == "phi3" else {}),
                             **({"logit_scale": 5.0} if architecture == "granite" else {})}
     asked = [] if tied else ["output.weight"]
+    if architecture == "gemma4":
+        keys |= {"attention.key_length": 32, "attention.key_length_swa": 16, "attention.shared_kv_layers": 1, "feed_forward_length": [96, 96, 192],
+                 "embedding_length_per_layer_input": 8, "attention.sliding_window": 40, "attention.sliding_window_pattern": [False, True, False]}
+        asked += ["blk.*.layer_output_scale.weight", "blk.*.attn_v.weight"]
     asked += ["blk.*.attn_qkv.weight"] if architecture == "phi3" else []
     asked += [f"blk.*.attn_{x}.bias" for x in "qkv"] if architecture in ("glm4", "seed_oss") else []
     weights = {}
@@ -122,7 +134,7 @@ def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) ->
             weights[name] = file.data(name).view("<f4").reshape(shape).copy()
     layers = "transformer.h" if architecture == "exaone" else "model.layers"
     stored = {theirs(name, names, layers): x for name, x in as_stored(architecture, weights).items()}
-    if "gemma" in architecture:  # what rounding made of them
+    if "gemma" in architecture and architecture != "gemma4":  # what rounding made of them
         weights = {name: x - np.float32(1) + np.float32(1) if "norm" in name else x for name, x in weights.items()}
     path.mkdir()
     write_safetensors(path / "model.safetensors", stored)

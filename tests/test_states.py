@@ -14,6 +14,7 @@ from llamina.engine.answers.generation import Generation
 from llamina.engine.model import Model, load
 from llamina.engine.run import runtime as runtime_module
 from llamina.engine.run.kv_cache import PAGE, Sequence
+from llamina.engine.run.replay import Recurrence
 from llamina.engine.run.runtime import Feed, Runtime
 from page_cases import write_case
 from pool_check import check_sequences, check_whole, watch_pools
@@ -96,17 +97,33 @@ def test_truncated_and_forked_anywhere(model: Model, expected: np.ndarray) -> No
     whole(model)
 
 
-def test_guesses_taken_back(model: Model, expected: np.ndarray) -> None:
-    """What was guessed wrong is taken back, again and again; the next step replays what was right."""
-    s, at = model.runtime.new_sequence(cached=True), 0
+def test_guesses_taken_back(model: Model, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was guessed wrong is taken back, again and again; of what was right, the recurrent layers' scan alone is repeated, as long as it was kept."""
+    scans, scan = [], Recurrence._scan
+    monkeypatch.setattr(Recurrence, "_scan", lambda self, runtime, feeds: (scans.append([feed.sequence.lag for feed in feeds]), scan(self, runtime, feeds)))
+    s, other, at = model.runtime.new_sequence(cached=True), model.runtime.new_sequence(), 0
+    other.tentative = True
     while at < 200:
-        s.tentative = at % 3 > 0
+        s.tentative = at % 7 > 1
+        if at % 5 == 3:  # somebody else's guesses are kept instead
+            model.feed(other, random_ids(4), "none")
         draft = [*TEXT[at:at + at % 5 + 1], *random_ids(4, seed=at)[1:]]
         rows = model.feed(s, draft, "all")
         assert (rows[:at % 5 + 1] == expected[at:at + at % 5 + 1]).all()
         at += at % 5 + 1
         s.truncate(at)
     s.close()
+    assert len(scans) > 20 and max(lag for lags in scans for lag in lags) >= 5
+    a, b = (model.runtime.new_sequence(cached=True) for _ in range(2))
+    for at in range(0, 60, 3):  # two whose guesses are in one step
+        a.tentative = b.tentative = True
+        rows = model.runtime.step([Feed(a, [*TEXT[at:at + 3], 9, 9], "all"), Feed(b, [*TEXT[at:at + 3], 8], "all")])
+        assert (rows[:3] == expected[at:at + 3]).all() and (rows[5:8] == expected[at:at + 3]).all()
+        a.truncate(at + 3)
+        b.truncate(at + 3)
+    assert scans[-1] == [3, 3]
+    for sequence in (a, b, other):
+        sequence.close()
     whole(model)
 
 
@@ -204,11 +221,20 @@ def test_sessions(model: Model, n: int, tmp_path: Path) -> None:
         before: Any = list(g.rows)  # type: ignore[attr-defined]
     model.clear_prefix_cache()
     with model.resume(tmp_path / "s") as again:
+        assert again._sequence is not None and again._sequence.length >= n and again._sequence.lag == 0, "nothing need be computed again"
         again.__dict__["rows"] = before
         again.text()
         assert (again.ids, again.__dict__["rows"]) == expected
     del again, g
     whole(model)
+    raw = bytearray((tmp_path / "s").read_bytes())
+    for name, changed in ("short", raw[:-5]), ("damaged", raw[:-100] + bytes([raw[-100] ^ 1]) + raw[-99:]):
+        (tmp_path / name).write_bytes(changed)
+        notes: list[str] = []
+        with model.resume(tmp_path / name, note=notes.append) as again:
+            again.__dict__["rows"] = before
+            again.text()
+            assert notes and (again.ids, again.__dict__["rows"]) == expected
 
 
 class Stop(Exception):

@@ -21,8 +21,10 @@ from ..unpickle import load_state_dict
 from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shifted, Source, SourceFile, Stored, assemble, read_json
 from .hf_card import read_card, sampling
 from .hf_config import HfModel, read_config
+from .hf_encoders import Tail
 from .hf_experts import Part, expert_parts, mxfp4, stack
 from .hf_fields import SIZES
+from .hf_sentence import read_sentence
 from .hf_tokenizer import read_tokenizer
 from .safetensors_file import merge_shards, read_safetensors, shards_of
 
@@ -93,6 +95,11 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     try:
         if model.parts:
             tensors = _text_part(model, tensors, notes)
+        tensors = _used(model, _as_named(model, tensors), notes)
+        sentence = read_sentence(folder, maps)
+        model.keys |= {f"{model.page.architecture}.{key}": value for key, value in sentence.keys.items()}
+        model.biases |= set(sentence.dense)
+        notes += sentence.notes
         found = _mapped(fields, model, tensors, notes)
         config = model.config(_settle_output(path, model, found, notes))
         rows = found["token_embd.weight"].shape[0]
@@ -104,24 +111,46 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
         raise
     if any(stored.dtype in FLOAT8 for stored in tensors.values()):
         notes.append("the source is FP8 already: what it lost then stays lost")
+    found |= sentence.dense
+    if model.first_position and "position_embd.weight" in found:
+        rows = found["position_embd.weight"]
+        found["position_embd.weight"] = Tail(rows, np.arange(model.first_position, rows.shape[0]))
     found |= {name: Constant(values) for name, values in model.extra.items()}
     generation = folder / "generation_config.json"
     settings = Fields(generation, read_json(generation)) if generation.is_file() else None
     theirs = {tensor.name: name for name, tensor in hf_tensors(model.page, config).items()}
     vocab, template, read = read_tokenizer(folder, fields, settings, tokenizer)
     vocab.fit(config.n_vocab)
-    general = sampling(settings) | read_card(folder)
+    general = sampling(settings) | read_card(folder) | sentence.general
+    files = [*files, *sentence.files]
     read = [folder / "config.json", *([generation] if settings else []), *read]
     return assemble(kind, path, config, found, maps, vocab, [*files, *dict.fromkeys(read)], notes, general | template,
                     lambda name: theirs.get(name, name), model.keys)
+
+
+def _as_named(model: HfModel, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Under the names that the page knows; what is without effect left out. Checkpoints of a bare model lack the first word of a causal one's names."""
+    bare = "embed_tokens.weight" in tensors and not any(name.startswith("model.") for name in tensors)
+    named = {("model." + name if bare else model.names(name)): stored for name, stored in tensors.items()}
+    return {name: stored for name, stored in named.items() if name is not None}
 
 
 def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Stored]:
     """The tensors of the text part of a model of several parts, under the names that it would have alone."""
     kept = {of_text(name): stored for name, stored in tensors.items() if not of_other_part(name)}
     if left := len(tensors) - len(kept):
-        notes.append(f"{left} tensors of {model.parts}'s vision part left out: the result reads text only")
+        notes.append(f"{left} tensors of {model.parts}'s vision and audio parts left out: the result reads text only")
     return kept
+
+
+def _used(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> Mapping[str, Stored]:
+    """Without those that change nothing, which is said."""
+    for pattern, what in model.unused.items():
+        kept = {name: stored for name, stored in tensors.items() if not re.fullmatch(pattern, name)}
+        if left := len(tensors) - len(kept):
+            notes.append(f"{left} tensors {what} left out: nothing reads them")
+        tensors = kept
+    return tensors
 
 
 def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:

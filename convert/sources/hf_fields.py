@@ -42,6 +42,11 @@ _GEMMA: dict[str, Any] = {
 _GEMMA_2: dict[str, Any] = {
     **_GEMMA, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256, "sliding_window": 4096, "layer_types": None}
+_GEMMA_4: dict[str, Any] = {
+    **_GEMMA, "vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
+    "hidden_activation": "gelu_pytorch_tanh", "layer_types": None, "final_logit_softcapping": None, "attention_k_eq_v": False, "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False}
+_GEMMA_4_READS = "per_layer_config global_head_dim num_global_key_value_heads"
 _QWEN: dict[str, Any] = {
     "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
     "sliding_window": 4096, "max_window_layers": 28, "layer_types": None, "bos_token_id": None, "eos_token_id": None}
@@ -87,9 +92,15 @@ CLASSES = (
         "hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None}, reads="hidden_activation"),
     _class("gemma2", "gemma2", "Gemma2ForCausalLM", {
         **_GEMMA_2, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "use_bidirectional_attention": None}, "hidden_act", "hidden_act"),
-    _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration", {
+    _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3TextModel", {
         **_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None, "attn_logit_softcapping": None,
         "use_bidirectional_attention": False}, "hidden_act", "hidden_act rope_local_base_freq sliding_window_pattern"),
+    _class("gemma4_text", "gemma4", "Gemma4ForCausalLM Gemma4ForConditionalGeneration", {
+        **_GEMMA_4, "max_position_embeddings": 131072, "sliding_window": 512, "use_bidirectional_attention": None, "vocab_size_per_layer_input": 262144,
+        "hidden_size_per_layer_input": 256, "enable_moe_block": False, "num_experts": None, "top_k_experts": None,
+        "moe_intermediate_size": None}, "hidden_act", _GEMMA_4_READS),
+    _class("gemma4_unified_text", "gemma4", "Gemma4UnifiedForCausalLM Gemma4UnifiedForConditionalGeneration", {
+        **_GEMMA_4, "max_position_embeddings": 262144, "sliding_window": 1024, "use_bidirectional_attention": "vision"}, "hidden_act", _GEMMA_4_READS),
     _class("phi3", "phi3", "Phi3ForCausalLM", {
         "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5, "eos_token_id": 32000, "pad_token_id": 32000, "sliding_window": None}, "head_dim", "partial_rotary_factor"),
@@ -161,7 +172,7 @@ _NULLABLE = frozenset((
     "num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id", "sliding_window",
     "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern",
     "full_attn_idxs", "block_ffn_dim_multiplier",
-    "mlp_only_layers", "clip_qkv"))
+    "mlp_only_layers", "clip_qkv", "num_experts", "top_k_experts", "moe_intermediate_size"))
 """Fields for which null is a value."""
 READ = frozenset(key for c in CLASSES for key in c.defaults) | {
     "architectures", "model_type", "rope_theta", "rope_scaling", "original_max_position_embeddings", "quantization_config", "layer_types", "auto_map",
@@ -193,7 +204,8 @@ def flattened(fields: Fields) -> tuple[Fields, str]:
     if text is None:
         return fields, ""
     names, kind = fields.get("architectures", list, []), fields.get("model_type", str, "")
-    outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
+    outer = {"gemma3": "Gemma3ForConditionalGeneration", "gemma4": "Gemma4ForConditionalGeneration",
+             "gemma4_unified": "Gemma4UnifiedForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
              "qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}.get(kind or "")
     if outer is None or names not in ([], [outer]):
         raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")

@@ -16,6 +16,7 @@ from ..errors import FormatError, OptionError
 from ..sampling.sampler import SamplingOptions
 from ..text.harmony import FINAL, Harmony, is_harmony, split
 from ..text.messages import normalise
+from ..text.thoughts import Thinking, mark_ids, marks_of, opened
 from ..text.tool_calls import written_ids
 from . import session
 from .core import Core, common_prefix
@@ -38,9 +39,8 @@ class ChatTurn(Generation):
         super().__init__(model, ids, options, **more)
 
     def _stream(self, ids: Sequence[int]) -> StreamDecoder:
-        if self._channels is None:
-            return super()._stream(ids)
-        return self._model.tokenizer.stream(ids, special=written_ids(self._model.tokenizer, "harmony"), at_start=self._constraint is None)
+        wanted = written_ids(self._model.tokenizer, "harmony") if self._channels else mark_ids(self._model.tokenizer)
+        return self._model.tokenizer.stream(ids, special=wanted, at_start=self._constraint is None)
 
     def _filter(self, piece: str) -> str:
         return self._channels.push(piece) if self._channels else super()._filter(piece)
@@ -48,6 +48,12 @@ class ChatTurn(Generation):
     @property
     def message(self) -> dict[str, Any]:
         return {"role": "assistant", "content": split(self.so_far)[1] if self._channels else self.so_far}
+
+
+def thinking_of(chat: Chat, answer: ChatTurn) -> Thinking:
+    """What tells the thoughts of an answer that has not begun."""
+    marks = marks_of(chat.template.sources)
+    return Thinking(opened(chat.model.tokenizer, answer.history, marks), marks)
 
 
 class Chat:

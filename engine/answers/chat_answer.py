@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import OptionError, UnsupportedError
 from ..text import harmony
 from ..text.messages import normalise
+from ..text.thoughts import mark_ids
 from ..text.tool_calls import ToolCall, calls_before, check_tools, parse, tool_format, visible, written_ids
 from .generation import Generation
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def chat_prompt(model: Core, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
-                begun: str = "") -> tuple[list[int], str | None, list[str]]:
-    """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
+                begun: str = "") -> tuple[list[int], str | None, dict[str, Any]]:
+    """(ids, how the template wants calls written, names of the tools, with the schemas of
+    their parameters). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
     FormatError, TokenizerError."""
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
@@ -31,11 +33,11 @@ def chat_prompt(model: Core, messages: Sequence[Any], tools: Any = None, templat
     if begun:
         extra["begun"] = begun
     if not tools:
-        return template.encode(messages, **extra), "harmony" if harmony.is_harmony(template.sources) else None, []
+        return template.encode(messages, **extra), "harmony" if harmony.is_harmony(template.sources) else None, {}
     extra["tools"] = checked = check_tools(tools)
     if "tools" not in template.sources:
         raise UnsupportedError(f"{model.path}: the model's chat template takes no tools: use a model that was trained for them")
-    return template.encode(messages, **extra), tool_format(template.sources), [tool["function"]["name"] for tool in checked]
+    return template.encode(messages, **extra), tool_format(template.sources), {tool["function"]["name"]: tool["function"].get("parameters") for tool in checked}
 
 
 class ChatAnswer(Generation):
@@ -48,7 +50,7 @@ class ChatAnswer(Generation):
         if self._format == "harmony" and more.get("grammar") is not None:
             ids = ids + model.tokenizer.encode(harmony.FINAL, bos=False, eos=False, parse_special=True)
         self._first = calls_before(messages)
-        self._written = written_ids(model.tokenizer, self._format) if self._format else frozenset()
+        self._written = (written_ids(model.tokenizer, self._format) if self._format else frozenset()) | mark_ids(model.tokenizer)
         self._visible, self._raw, self._shown = visible(self._format), "", ""
         super().__init__(model, ids, options, stop_ids=frozenset(model.chat_template.stop_ids), **more)
 

@@ -24,7 +24,9 @@ from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
-from .spec import Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .per_layer_blocks import PerLayerInputs
+from .pooling import Pooling, read_pooling
+from .spec import Added, Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
 from .state_blocks import Conv, Delta
 
 __all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
@@ -50,6 +52,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     float32_kv: bool = False  # every matrix is F32: keys and values are kept in float32 as well, so that the file's precision is not lost there
     skipped_layers: int = 0  # blocks at the file's end that predict further tokens, and are left out
+    added: tuple[Added, ...] = ()
+    pooling: Pooling = Pooling()
 
     @staticmethod
     def from_gguf(gguf: GGUFFile) -> ModelConfig:
@@ -68,7 +72,23 @@ class ModelConfig:
     @property
     def tied_output(self) -> bool:
         """No output.weight: token_embd.weight is used."""
-        return self.output.matrix.tensor == "token_embd.weight"
+        return self.output.matrix is not None and self.output.matrix.tensor == "token_embd.weight"
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens see only those before them. Encoders' see all of their text, and nothing can be generated."""
+        return not any(a.ahead for a in self.attentions())
+
+    @property
+    def positions(self) -> int | None:
+        """Most positions that a text can have at all: rows of a table of positions; None if nothing limits them."""
+        return next((added.tensor.shape[0] for added in self.added if added.by_position), None)
+
+    def kept(self) -> Iterator[Tensor]:
+        """Tensors that stay in memory as float32 rows, and go through no kernel: what joins the embedding, and a head."""
+        for added in self.added:
+            yield added.tensor
+        yield from self.pooling.tensors()
 
     def blocks(self) -> Iterator[Block]:
         for layer in self.layers:
@@ -91,12 +111,18 @@ class ModelConfig:
         for block in self.blocks():
             yield from block.tensors()
         yield from norm_tensors(self.output.norm)
-        if not self.tied_output:
+        if self.output.matrix and not self.tied_output:
             yield from matrix_tensors(self.output.matrix)
+        yield from self.kept()
         for rope in dict.fromkeys(a.rope for a in self.attentions() if a.rope):
             for name in rope.factors, rope.short:
                 if name:
                     yield Tensor(name, (rope.dims // 2,))
+
+    @property
+    def per_layer(self) -> PerLayerInputs | None:
+        """The per-layer embeddings, whose table stays in the file."""
+        return next((block for block in self.layers[0] if isinstance(block, PerLayerInputs)), None)
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((t.name, t.shape) for t in self.tensors())
@@ -104,7 +130,7 @@ class ModelConfig:
     def matrices(self) -> list[Matrix]:
         """Matrices that activations are multiplied with, in order of use, each once."""
         found = {m.key: m for block in self.blocks() for m in block.matrices()}
-        return [*found.values(), self.output.matrix]
+        return [*found.values(), *([self.output.matrix] if self.output.matrix else [])]
 
     def vectors(self) -> Iterator[tuple[str, int]]:
         """(tensor, numbers) of norms' gains and biases, of attention's sinks, and of what recurrent layers have for each head."""
@@ -118,7 +144,7 @@ class ModelConfig:
         for r in self.recurrents():
             yield from r.vectors()
         for block in self.blocks():
-            if isinstance(block, Experts):
+            if not isinstance(block, Attention):
                 yield from block.vectors()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
@@ -245,8 +271,9 @@ def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float3
     k = Builder(page.architecture, file, tensors, n_vocab, whole)
     if page.predictors:
         k.skip_predictors()
-    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)),
-                         page.output(k), page.embedding_scale(k), float32, k.skipped_layers)
+    layers, output = k.layers(lambda i: page.layer(k, i)), page.output(k)
+    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, layers, output, page.embedding_scale(k),
+                         float32, k.skipped_layers, page.added(k), read_pooling(k, output.matrix is not None))
     k.done()
     return config
 

@@ -17,6 +17,8 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     hf: str = ""
+    on_disk: bool = False
+    """A table of which a token needs one row: it stays in the file."""
     plain: bool = False
     """Rows of numbers that are read as they are (biases of experts, a convolution's kernel), not a matrix, though it has more than one dimension."""
 
@@ -115,12 +117,22 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Added:
+    """Rows that join the embedding's: row p for a token at position p, or row 0 for every token (token types, of which texts have the first)."""
+
+    tensor: Tensor
+    by_position: bool
+
+
+@dataclass(frozen=True)
 class Addend:
-    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor."""
+    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor. stream_scale: tensor of one number that all of the stream is
+    multiplied by once this has joined it, or ""."""
 
     buffer: str
     norm: Norm | None = None
     factor: float = 1.0
+    stream_scale: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,12 @@ class Conv:
         yield from matrix_tensors(self.output)
         yield from norm_tensors(self.post_norm)
 
-    def _middle(self, records: Records, *sites: Site) -> Iterator[Stage]:
+    def scan(self, *sites: Site) -> Iterator[Stage]:
+        """What makes the next state of the rows in the mixer's buffer."""
         yield Stage("conv", "short convolution", self.layer, {"block": self, "rows": "mixer", "columns": 3 * self.dim, "out": "mixed"}, (), (), sites)
+
+    def _middle(self, records: Records, *sites: Site) -> Iterator[Stage]:
+        yield from self.scan(*sites)
         if records(self.output):
             yield Stage("quantize", "quantize", self.layer, {"rows": "mixed", "columns": self.dim, "records": "records"}, ("short convolution",))
 
@@ -76,7 +80,7 @@ class Conv:
         return [
             join_stage("mixer norm", i, self.norm, pending, (self.input,), records, self.dim),
             Stage("project", "mixer input", i, {"matrices": ((self.input, "mixer", 0, 3 * self.dim),)}),
-            *self._middle(records),
+            journal_stage(self, False), *self._middle(records),
             linear_stage("mixer output", i, self.output, "mixed", "records", "addend"),
         ], (self.leaves,)
 
@@ -181,7 +185,8 @@ class Delta:
         yield from matrix_tensors(self.output)
         yield from norm_tensors(self.post_norm)
 
-    def _scan(self, *sites: Site) -> Iterator[Stage]:
+    def scan(self, *sites: Site) -> Iterator[Stage]:
+        """What makes the next state, and the heads' answers, of the rows in the mixer's buffer."""
         i, width = self.layer, self.columns[2]
         yield Stage("conv_silu", "short convolution", i, {"block": self, "rows": "mixer", "columns": width, "out": ""}, (), (), sites[:1])
         yield Stage("delta", "delta rule", i, {"block": self}, ("gates",), (), sites[1:])
@@ -197,7 +202,7 @@ class Delta:
             join_stage("mixer norm", i, self.norm, pending, readers, records, self.dim),
             Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
                                                              (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}),
-            *self._scan(), self._gate("records" if records(self.output) else ""),
+            journal_stage(self, False), *self.scan(), self._gate("records" if records(self.output) else ""),
             linear_stage("mixer output", i, self.output, "z", "records", "addend"),
         ], (self.leaves,)
 
@@ -209,7 +214,7 @@ class Delta:
         yield Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
                                                                (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}, (), (),
                     (Site(at + "mixer.hook_in", "mixer", width), Site(at + "mixer.hook_gate", "z", self.values)))
-        yield from self._scan(Site(at + "mixer.hook_qkv", "mixer", self.channels), Site(at + "mixer.hook_result", "mixed", self.values))
+        yield from self.scan(Site(at + "mixer.hook_qkv", "mixer", self.channels), Site(at + "mixer.hook_result", "mixed", self.values))
         yield self._gate("", Site(at + "mixer.hook_z", "z", self.values))
         if records(self.output):
             yield Stage("quantize", "quantize", i, {"rows": "z", "columns": self.values, "records": "records"}, ("delta rule",))
@@ -217,4 +222,6 @@ class Delta:
         yield open_add_stage("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
 
-Recurrent = Conv | Delta
+def journal_stage(block: Conv | Delta, restore: bool) -> Stage:
+    """Keep the rows in the mixer's buffer of tokens that may be taken back, or restore them."""
+    return Stage("journal", "guesses", block.layer, {"block": block, "restore": restore})

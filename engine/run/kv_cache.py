@@ -36,8 +36,8 @@ KV_TYPES = {kv.name: kv for kv in (kv_float.F16, kv_q8_0.Q8_0, kv_float.F32)}
 
 
 def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
-    """By name; by default float16, or float32 for files that are float32 throughout. OptionError."""
-    name = name or ("f32" if config.float32_kv else "f16")
+    """By name; by default float16, or float32 for files that are float32 throughout, and for encoders, which keep one layer's at a time. OptionError."""
+    name = name or ("f32" if config.float32_kv or not config.causal else "f16")
     if name not in KV_TYPES:
         raise OptionError(f"unknown type of keys and values {name!r}: choose from {', '.join(KV_TYPES)}")
     return KV_TYPES[name]
@@ -250,6 +250,12 @@ class Sequence(KnownText):
             with self._pool.lock:
                 self.states.commit(self.length, self._chain)
 
+    def scanned(self) -> None:
+        """The recurrent layers' state caught up without a step."""
+        if self.states:
+            with self._pool.lock:
+                self.states.commit(self.length, self._chain)
+
     def step_back(self) -> list[int]:
         """Count back to where the recurrent layers' state is -> the ids between, which are to be replayed. Their pages stay."""
         tail = self.ids[self.length - self.lag:]
@@ -263,11 +269,12 @@ class Sequence(KnownText):
         self.length, self._stepped = len(self.ids), 0
 
     def saved(self) -> tuple[int, int, list[np.ndarray]]:
-        """(how many pages are full, the first whose windowed part is there, their units in order, uint8 [page_bytes] each): all from which one could go on. The
-        units are valid until the sequence changes."""
+        """(how many pages are full, the first whose windowed part is there, their units in order, uint8 [page_bytes] each): all from which one could go on; of
+        a model with recurrent layers the pages up to where their state is, and that, uint8 [state_bytes]. They are valid until the sequence changes."""
         n = self.length // PAGE
         if self.states:
-            return 0, 0, []
+            n = pages_of(self.states.at)
+            return n, 0, [*self.units(n), *(self.states.now.units if self.states.now else [])]
         if self._layout.windowed and self._first > self._layout.first(n * PAGE):
             return 0, 0, []
         return n, min(n, self._first), self.units(n)

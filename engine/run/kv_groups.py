@@ -2,8 +2,9 @@
 
     ModelConfig, KV type, context, tokens of a step ──► kv_layout() ──► KVLayout: bytes of a unit, units of a page of each group, where each layer lies
 
-A model whose layers all see everything has one group; its unit is a page of 64 positions of all layers. In a model with windowed layers every layer's part of
-64 positions is a unit of its own, with its own row in the table of addresses, so that memory goes from one group to the other without being cut anew. Two
+A model whose layers all see everything has one group; its unit is a page of 64 positions of all layers. In a model with windowed layers the largest layer's
+part of 64 positions is a unit, and smaller layers share one (Gemma 4's full layers have other heads than its windowed ones), with its own row in the table of
+addresses, so that memory goes from one group to the other without being cut anew. Two
 groups share the 64 positions of a page: the layers that see all, and the windowed ones, of which a sequence holds what some query may still see.
 """
 from __future__ import annotations
@@ -80,6 +81,8 @@ class KVLayout:
 def kv_layout(config: ModelConfig, kv: KVType, context: int, step: int) -> KVLayout:
     """Of sequences of up to `context` positions and steps of up to `step` tokens. Windows that would give nothing back in so short a context only mask."""
     sizes = {a.layer: kv.layer_bytes(a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions() if a.kv_layer == a.layer}
+    if not config.causal:  # a text is one step, layer by layer, and no other follows: all layers use one place in turn
+        return KVLayout(max(sizes.values()), step=step, places=tuple((layer, (0, 0)) for layer in sizes))
     windows: dict[int, int] = {}
     for a in config.attentions():  # a layer without keys of its own may look further back into another's
         windows[a.kv_layer] = 0 if not a.window or windows.get(a.kv_layer) == 0 else max(a.window, windows.get(a.kv_layer, 0))
@@ -96,7 +99,22 @@ def kv_layout(config: ModelConfig, kv: KVType, context: int, step: int) -> KVLay
             offsets.append((layer, (0, at)))
             at += n
         return KVLayout(at, step=step, places=tuple(offsets), **states)
-    ordered = sorted(sizes, key=lambda layer: (windows[layer] > 0, layer))
-    windowed = sum(windows[layer] > 0 for layer in sizes)
-    return KVLayout(max(sizes.values()), len(sizes) - windowed, windowed, window, step, tuple((layer, (row, 0)) for row, layer in enumerate(ordered)),
-                    **states)
+    unit = max(sizes.values())
+    whole, windowed = (_packed({layer: n for layer, n in sizes.items() if (windows[layer] > 0) is seen}, unit) for seen in (False, True))
+    rows = len(whole)
+    found_places = [(layer, (row + rows * late, at)) for late, group in enumerate((whole, windowed)) for row, held in enumerate(group) for layer, at in held]
+    return KVLayout(unit, len(whole), len(windowed), window, step, tuple(found_places), **states)
+
+
+def _packed(sizes: dict[int, int], unit: int) -> list[list[tuple[int, int]]]:
+    """Layers into units: of each unit, the layers it holds and where they begin. A layer goes into the first unit that has room for it."""
+    units: list[list[tuple[int, int]]] = []
+    used: list[int] = []
+    for layer, n in sizes.items():
+        at = next((i for i, taken in enumerate(used) if taken + n <= unit), len(units))
+        if at == len(units):
+            units.append([])
+            used.append(0)
+        units[at].append((layer, used[at]))
+        used[at] += n
+    return units

@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,10 @@ from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, 
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
 from .expert_arena import ExpertArena
+from .feed import Feed as Feed
+from .feed import Look as Look
+from .feed import Part as Part
+from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
@@ -37,7 +40,8 @@ from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
-from .replay import feed_words, replayed
+from .replay import Recurrence
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -46,31 +50,6 @@ _RANGE_MACS = 30e9
 Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
-
-Look = Callable[[np.ndarray, np.ndarray], None]
-"""Called with some of a feed's rows of logits, float32 [k, n_vocab], valid during the call, and their positions in the sequence, int64 [k]."""
-
-
-@dataclass
-class Feed:
-    """Tokens to append to a sequence in a step, and which of their logits are wanted."""
-
-    sequence: Sequence
-    ids: Any
-    """int [n], 1 <= n."""
-    logits: Literal["none", "last", "all"] = "last"
-    look: Look | None = None
-    """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
-
-
-@dataclass
-class Part:
-    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
-    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
-
-    first: int = 0
-    last: int | None = None
-    rows: np.ndarray | None = None
 
 
 class Runtime(Looking):
@@ -155,7 +134,8 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
-        self._items = Items(self._layout, self.n_threads)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
+        self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
@@ -169,6 +149,11 @@ class Runtime(Looking):
     def gains(self) -> dict[str, np.ndarray]:
         """The norms' gains by tensor name, float32 rows padded with zeros."""
         return self._weights.gains
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors that no kernel reads (a head's), float32 in their shapes."""
+        return self._weights.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -219,11 +204,13 @@ class Runtime(Looking):
         ):
             s[word // 8] = value
         self._step_address = s.ctypes.data
-        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
+        self.encoder = not self.config.causal
+        """Whether steps take whole texts, whose tokens see each other."""
+        output = self.config.output.matrix
+        self._logit_columns = int(layout.matrix(output)[f.TILES // 8]) * 16 if output else 0
         macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
-        self._recurrent = any(True for _ in self.config.recurrents())
         self._layer_macs = max(macs)
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
@@ -238,20 +225,25 @@ class Runtime(Looking):
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim]. part:
-        some layers only. At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is
-        computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows after the final norm instead, float32 [wanted, dim]. part: some layers only. At most
+        `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. ContextFullError, OutOfMemoryError,
+        OptionError, NumericError, AbortedError: no sequence changed.
         """
         self._check_open()
-        if self._recurrent and any(feed.sequence.lag for feed in feeds):
-            return replayed(self.step, feeds, self.max_batch, observe, hidden, part)
+        if any(feed.sequence.lag for feed in feeds):
+            return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
-        _states = feed_words(feeds, self._layout.feeds) if self._recurrent else ()
+        _states = self._recurrence.words(feeds, keep=not observe)
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
-        rows = self._weights.embed(ids) if part is None or part.rows is None else part.rows
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 or (part and part.rows is not None) else rows * np.float32(config.embedding_scale)
+        if n_wanted and not hidden and not config.output.matrix:
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
         columns = self._layout.ld if hidden else self._logit_columns
@@ -262,6 +254,10 @@ class Runtime(Looking):
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
@@ -398,6 +394,8 @@ class Runtime(Looking):
                 low, high = ids[m:m + n].min(), ids[m:m + n].max()
             if low < 0 or high >= n_vocab:
                 raise OptionError(f"token id {low if low < 0 else high} is outside the vocabulary of {n_vocab}")
+            if self.encoder and feed.sequence.length:
+                raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): a text is one feed, nothing follows it")
             if (length := feed.sequence.length + n) > context:
                 raise ContextFullError(f"{length} positions do not fit into the context of {context}; raise the context or shorten the text")
             longest = max(longest, length)
@@ -441,5 +439,7 @@ class Runtime(Looking):
             self.team.close()
             if self.arena:
                 self.arena.close()
+            if self._per_layer:
+                self._per_layer.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
             del self._token_rows, self._tables

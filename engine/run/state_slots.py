@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ..errors import OutOfMemoryError
 from .kv_groups import STATES
@@ -20,6 +21,16 @@ from .prefix_cache import PAGE, Entry
 
 SPAN = 512
 """Positions between two snapshots of a long prompt, at least; more where a state is larger than the pages of so many."""
+
+
+class Kept(NamedTuple):
+    """Of a step with guesses: the rows from `first` on of the journal (ops/journal.py) are what recurrent layers made of `ids`, from position `start` on, as
+    long as the journal is at this `version`."""
+
+    version: int
+    start: int
+    ids: list[int]
+    first: int
 
 
 class States:
@@ -33,6 +44,8 @@ class States:
         self.at = self.before_at = 0
         self._taken: list[tuple[int, State]] = []  # snapshots that the step under way makes, and after how many positions
         self._last = False  # whether its end is one
+        self.kept: Kept | None = None
+        self.keeping: Kept | None = None  # of the step under way
         self.marks: set[int] = set()
         """Positions, at the ends of pages, at which a snapshot is wanted."""
 
@@ -56,7 +69,7 @@ class States:
 
     def prepare(self, to: int, take: Callable[[], State], told: bool) -> None:
         """A place for the state after `to` positions, and for snapshots on the way if they can be `told` to the prefix cache and there is memory."""
-        pool = self._pool
+        pool, self.keeping = self._pool, None
         self._release_taken()
         if self.target is None:
             if self.before is not None and self.before.own:
@@ -89,7 +102,14 @@ class States:
         """The step was done: the state after `to` positions is there. chain: the prefix cache's entries of the whole pages so far."""
         self.before, self.before_at = self.now, self.at
         self.now, self.at, self.target = self.target, to, None
+        self.kept, self.keeping = self.keeping or self.kept, None
         self.snapshot(chain)
+
+    def kept_for(self, ids: list[int], version: int) -> bool:
+        """Whether what the state lags behind `ids` was kept."""
+        kept, n = self.kept, len(ids) - self.at
+        return (kept is not None and kept.version == version and kept.start == self.at and 0 < n <= len(kept.ids)
+                and kept.ids[:n] == ids[self.at:])
 
     def snapshot(self, chain: Sequence[Entry]) -> None:
         """Keep what the step made for the prefix cache."""
@@ -124,6 +144,8 @@ class States:
 
     def rollback(self, length: int, chain: Sequence[Entry]) -> tuple[State, ...]:
         """Back to the best state for `length` -> states to be handed back, the one at the end of the text first. To 0, or one of its own: no lock is taken."""
+        if self.kept and length < self.kept.start:
+            self.kept = None
         if self.at <= length and length:
             return ()
         state, at = self.best(length, chain)

@@ -6,6 +6,7 @@ The runtime allocates these things once, when a model is loaded; what of them co
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ...kernels import attention, delta
@@ -18,6 +19,8 @@ from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
 from ..architectures.state_blocks import Delta
 from .ops.experts import PIECE
+from .ops.journal import TOKENS as JOURNAL
+from .row_table import kept_rows
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -122,10 +125,16 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias and not m.experts)
     gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
     gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
+    gains += sum(4 * math.prod(tensor.shape) for tensor in c.kept())
+    gains += sum(4 * JOURNAL * _round(r.buffers()["mixer"], 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
+    tables += 4 * c.per_layer.layers * c.per_layer.width * (kept_rows(c.per_layer) + 64) if c.per_layer else 0
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
-    return StepMemory(fixed + experts, 4 * floats + -(-records // 8) + embedding + 8 * 4 + a_token, 4 * _round(c.n_vocab, 16))
+    a_token += 4 * floats + -(-records // 8) + embedding + 8 * 4
+    if c.output.matrix is None:  # an encoder: every token's normed row, as the step gives it and as whoever pools it takes it
+        return StepMemory(fixed + experts, a_token + 2 * 4 * ld_dim, 4 * ld_dim)
+    return StepMemory(fixed + experts, a_token, 4 * _round(c.n_vocab, 16))
 
 
 def _parts(a: Attention, threads: int, context: int) -> int:

@@ -194,6 +194,7 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
+    .kept: {tensor: float32 rows} of what no kernel reads;
     .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices, and of the embedding's rows where
     they are kept.
     """
@@ -224,6 +225,7 @@ class Weights:
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
         self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
+        self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
         self._biases: list[np.ndarray] = []
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
                            for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
@@ -248,6 +250,14 @@ class Weights:
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise self._refuse("token_embd.weight", int(bad))
+        return rows
+
+    def _rows(self, name: str) -> np.ndarray:
+        """A whole tensor, float32, in its shape."""
+        info = self._gguf.tensors[name]
+        rows: np.ndarray = registry.decode(info.format.name, self._gguf.data(name)).reshape(info.shape).astype(np.float32)
+        if not (finite := np.isfinite(rows.reshape(-1, info.shape[-1])).all(axis=1)).all():
+            raise self._refuse(name, int(np.argmin(finite)))
         return rows
 
     def _refuse(self, name: str, row: int) -> FormatError:

@@ -69,17 +69,17 @@ async def running(app: ASGIApp) -> AsyncIterator[Server]:
 def routes() -> list[Route]:
     def both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
         return [Route("/v1" + path, endpoint, methods=[method]), Route(path, endpoint, methods=[method])]
-    return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
+    return [*both("/chat/completions", chat_completions, "POST"), Route("/v1/completions", completions, methods=["POST"]), *both("/models", models, "GET"),
             *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
             *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
             Route("/v1/messages", anthropic.messages, methods=["POST"]), Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
             *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
-            Route("/completion", llama_server.completion, methods=["POST"]), Route("/metrics", metrics, methods=["GET"]),
+            *[Route(path, llama_server.completion, methods=["POST"]) for path in ("/completion", "/completions")], Route("/metrics", metrics, methods=["GET"]),
             *[Route(path, endpoint, methods=["POST"]) for path, endpoint in (
                 ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template),
                 ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", no_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
-                ("/props", about.props), ("/slots", about.slots), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
+                ("/props", about.props), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
                 ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 

@@ -27,7 +27,9 @@ THEIRS = (("prompt_tokens_total", "prompt_tokens"), ("prompt_tokens_cached_total
 async def metrics(request: Request) -> Response:
     """Counters and gauges for Prometheus."""
     server: Server = request.app.state.server
-    return Response("".join(_lines(server)), media_type="text/plain; version=0.0.4", headers={"process-start-time-unix": str(server.registry.started)})
+    found = Response("".join(_lines(server)), media_type="text/plain; version=0.0.4")
+    found.raw_headers.append((b"Process-Start-Time-Unix", str(server.registry.started).encode()))  # with llama-server's capitals, which some look for
+    return found
 
 
 def _head(name: str, kind: str, text: str) -> str:
