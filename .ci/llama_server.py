@@ -5,6 +5,7 @@
     llama_server.py --model … --port … …                       llama-server's flags -> engine/serve (what their tests start)
 
 LLAMA_CPP: llama.cpp's source, such as vendor/llama.cpp of llama-cpp-python's source distribution. MODEL: their tiny model, stories260K as GGUF.
+LLAMINA_BERT_MODEL, if set: an encoder of BERT's vocabulary as GGUF (such as all-MiniLM-L6-v2) for their tests of embeddings.
 Every test of theirs passes or stands below with the reason why it doesn't apply, and the job fails if one of those doesn't exist.
 """
 from __future__ import annotations
@@ -35,6 +36,7 @@ NAMED = {"chatml": CHATML, "llama3": LLAMA3, "command-r": COMMAND_R}
 """Templates that llama-server knows by name; chatml is what it takes for a file without one."""
 MODEL_VARIABLE = "LLAMINA_TINY_MODEL"
 CONFTEST = '''
+import os
 import pytest
 import utils
 from utils import server_instances
@@ -59,6 +61,8 @@ def pytest_collection_modifyitems(items):
     for item, name in zip(items, names):
         item.own_markers = [m for m in item.own_markers if not (m.name == "skip" and "fails on linux" in m.kwargs.get("reason", ""))]
         reasons = [reason for start, reason in NOT_HERE.items() if name.startswith(start)]
+        if "embedding" in name and not os.environ.get("LLAMINA_BERT_MODEL"):
+            reasons.append("needs an encoder: LLAMINA_BERT_MODEL")
         if reasons or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason=(reasons or ["slow: models of gigabytes"])[0]))
 '''
@@ -132,7 +136,7 @@ def serve(argv: list[str]) -> None:
     from llamina.engine.text.chat_template import ChatTemplate
     parser = argparse.ArgumentParser()
     for name, kind in (("port", int), ("temp", float), ("seed", int), ("host", str), ("alias", str), ("ctx-size", int), ("parallel", int), ("n-predict", int),
-                       ("api-key", str), ("chat-template", str), ("chat-template-file", str), ("cors-origins", str), ("reasoning", str)):
+                       ("api-key", str), ("hf-file", str), ("pooling", str), ("chat-template", str), ("chat-template-file", str), ("cors-origins", str), ("reasoning", str)):
         parser.add_argument(f"--{name}", type=kind)
     for name in ("slots", "no-slots", "metrics", "context-shift", "verbose", "kv-unified", "no-ui"):
         parser.add_argument(f"--{name}", action="store_true")
@@ -150,6 +154,8 @@ def serve(argv: list[str]) -> None:
 
     def load(path: str, memory: int | None = None) -> Any:
         each = (asked.ctx_size or 512) // (1 if asked.kv_unified else slots)
+        if "bert" in (asked.hf_file or ""):
+            return llamina.load(os.environ["LLAMINA_BERT_MODEL"], memory=memory)
         model = llamina.load(path, memory=memory, context=each if asked.ctx_size and asked.ctx_size <= 512 else None)
         text = NAMED.get(asked.chat_template or "chatml", asked.chat_template or "")
         if asked.chat_template_file:

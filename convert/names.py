@@ -32,7 +32,7 @@ META_SPLIT_AXIS = {
 tok_embeddings is cut along columns in Llama 1 and 2, along rows in Llama 3: meta.py looks at the shapes. Norms are in every shard."""
 
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
-_HF = re.compile(r"(model\.|language_model\.|transformer\.|lm_head\.)")
+_HF = re.compile(r"(model\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
 _WITHOUT_EFFECT = re.compile(
     r"((model|transformer)\.)?((layers|h)\.\d+\.(self_attn|attention|attn\.attention)\.)?"
     r"((rotary_emb|rotary)\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")
@@ -73,9 +73,14 @@ def of_other_part(name: str) -> bool:
 
 def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
     """Tensor -> the rows of Hugging Face's that its rows are, for queries' and keys' matrices, biases and gains, where the two pair dimensions otherwise."""
+    found: dict[str, np.ndarray] = {}
+    if page.hf_heads_fused:
+        for a in config.attentions():
+            found[a.q.tensor] = np.arange(3 * a.heads * a.head_dim).reshape(a.heads, 3, a.head_dim).swapaxes(0, 1).reshape(-1)
+            if a.q.bias:
+                found[a.q.bias] = found[a.q.tensor]
     if not page.hf_halves:
-        return {}
-    found = {}
+        return found
     for a in config.attentions():
         dims = config.rope.dims
         for matrix, norm, heads in (a.q, a.q_norm, a.heads), (a.k, a.k_norm, a.kv_heads):

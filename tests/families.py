@@ -22,6 +22,9 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 GEMMA4: dict[str, Any] = {"global_head_dim": 64, "sliding_window": 40, "final_logit_softcapping": 3.0, "vocab_size_per_layer_input": 384}
 
 
+NO_GQA: dict[str, Any] = {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None}
+
+
 class Variant(NamedTuple):
     kind: str
     """transformers' class: {kind}ForCausalLM, {kind}Config."""
@@ -132,9 +135,25 @@ VARIANTS = {
         "truncate": False}}),
     "gpt_oss pattern": Variant("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 20, "rope_parameters": None, "head_dim": 64,
                                           "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    "gpt2": Variant("GPT2", {**NO_GQA, "layer_norm_epsilon": 1e-4, "n_inner": 160, "intermediate_size": None}),
+    "gpt2 plain": Variant("GPT2", {**NO_GQA, "intermediate_size": None, "hidden_size": 64, "num_attention_heads": 2}),
+    "gpt_neox": Variant("GPTNeoX", {**NO_GQA, "layer_norm_eps": 1e-4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25}}),
+    "gpt_neox sequential": Variant("GPTNeoX", {**NO_GQA, "use_parallel_residual": False, "tie_word_embeddings": True}),
+    "phi2": Variant("Phi", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "starcoder2": Variant("Starcoder2", {"head_dim": None, "rms_norm_eps": None, "norm_epsilon": 1e-4}),
+    "starcoder2 window": Variant("Starcoder2", {"head_dim": None, "rms_norm_eps": None, "sliding_window": 50, "use_bias": False}),
+    "cohere": Variant("Cohere", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "logit_scale": 0.3}),
+    "cohere2": Variant("Cohere2", {"head_dim": None, "rms_norm_eps": None, "logit_scale": 0.3, "sliding_window": 40, "num_hidden_layers": 5}),
     "stablelm": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "use_qkv_bias": True}),
-    "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True, "qk_layernorm": True}),
+    "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True}),
 }
+
+
+def class_of(kind: str) -> str:
+    """The model's class of a variant's kind."""
+    return "GPT2LMHeadModel" if kind == "GPT2" else kind.removesuffix("Text") + "ForCausalLM"
 
 
 def tokenizer_json(n_vocab: int) -> dict[str, Any]:
@@ -172,7 +191,7 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
     kind = variant.kind
     torch.manual_seed(seed)
     config = getattr(transformers, kind + ("TextConfig" if kind in ("Qwen3_5", "Qwen3_5Moe") else "Config"))(**fields, attn_implementation="eager")
-    model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
+    model = getattr(transformers, class_of(kind))(config).float().eval()
     plus_one = kind.startswith(("Gemma", "Qwen3_5")) and not kind.startswith("Gemma4")
     with torch.no_grad():
         for key, weight in model.named_parameters():

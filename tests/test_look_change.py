@@ -79,7 +79,7 @@ def test_patching_is_what_hooks_give(model: Model, kind: str, tmp_path: Path) ->
 
 def check_patching(model: Model) -> None:
     def metric(logits: np.ndarray) -> float:
-        return float(logits[7] - logits[11])
+        return float(logits[7]) - float(logits[11])
     names = ["blocks.*.hook_resid_pre", "blocks.1.hook_mlp_out", "blocks.2.attn.hook_k", "blocks.0.attn.hook_z"]
     found = model.patch(IDS, OTHER, names, metric, positions=[3, 20, 25, 39])
     assert found.positions.tolist() == [20, 25, 39] and found.raw.shape == (6, 3) and found.clean_ids == IDS
@@ -151,7 +151,8 @@ def test_what_steering_refuses(model: Model) -> None:
     for arguments, message in (((vector, float("nan")), "finite number"), ((vector, "1"), "finite number"), ((vector, True), "finite number"),
                                ((vector, 1.0, [2]), "no direction for these"), ((np.ones(64), 1.0), "give layers"),
                                ((np.ones(9), 1.0, 1), "64 finite numbers"),
-                               ((SteeringVector({9: np.ones(64)}), 1.0), "layer 9"), ((np.full(64, np.nan), 1.0, 1), "64 finite"), ((vector, 1.0, None, -1), "end"),
+                               ((SteeringVector({9: np.ones(64)}), 1.0), "layer 9"),
+                               ((np.full(64, np.nan), 1.0, 1), "64 finite"), ((vector, 1.0, None, -1), "end"),
                                (("x", 1.0, 1), "must be numbers")):
         with pytest.raises(OptionError, match=message), model.steer(*arguments):
             pass

@@ -39,6 +39,8 @@ DIGESTS = {
     "mixtral": "d85e57e43dada88c", "qwen2moe": "601d294efa4b3854", "qwen3moe": "28a20aff1131f700", "qwen3moe sigmoid": "52b1c3a57592f9fb",
     "olmoe": "3797865ee547a994", "granitemoe": "ad141a7a7c8f95b1", "granitemoe shared": "afd06ef82ef3c83d", "gpt-oss": "0653b5c423ddab77",
     "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
+    "gpt2": "a78da11c54ab3f32", "gptneox": "fac11ad56242ddd0", "gptneox sequential": "14834e16e3892336", "phi2": "1b8642785e076e8a",
+    "starcoder2": "f133418b12df870c", "command-r": "69592cfeea420cfb", "cohere2": "89ac56abd282a427",
 }
 """Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
 

@@ -166,7 +166,6 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "value heads in groups": deltas(lambda d: replace(d, grouped=not d.grouped) if d.value_heads > d.key_heads else d),
     "alpha and beta changed over": deltas(lambda d: replace(d, alpha=d.beta, beta=d.alpha)),
     "another eps of heads": deltas(lambda d: replace(d, head_norm=replace(d.head_norm, eps=0.3))),
-    "kernels of the first layer": recurrents(lambda r: replace(r, kernel=replace(r.kernel, name=r.kernel.name.replace(f"blk.{r.layer}.", "blk.0.")))),
     "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
     "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
     "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),

@@ -26,7 +26,7 @@ def step(runtime: Runtime, ids: list[int]) -> np.ndarray:
 
 
 def table(runtime: Runtime) -> object:
-    return runtime._embedding.table
+    return runtime._per_layer
 
 
 def place(path: Path) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import TEMPLATE, Server, serving
 
@@ -50,6 +51,8 @@ def test_langchain(server: Server, alone: str) -> None:
     for method in ("json_schema", "function_calling"):
         found = longer.with_structured_output(WEATHER, method=method).invoke(HELLO)
         assert found["city"] in ("Paris", "Rome") and found["days"] in (1, 2)
+    embeddings = library.OpenAIEmbeddings(model="demo", base_url=server.url + "/v1", api_key="none", check_embedding_ctx_length=False, max_retries=0)
+    assert np.array_equal(np.array(embeddings.embed_documents([HELLO]), np.float32), server.model.embed([HELLO]))
     text = library.OpenAI(model="demo", base_url=server.url + "/v1", api_key="none", temperature=0, max_tokens=12, max_retries=0)
     assert text.invoke("Once upon a time") == server.model.generate("Once upon a time", max_tokens=12, temperature=0).text()
     assert server.settled()
@@ -69,6 +72,8 @@ def test_litellm(server: Server, alone: str, monkeypatch: pytest.MonkeyPatch) ->
     text = litellm.text_completion(model="text-completion-openai/demo", prompt="Once upon a time", api_base=server.url + "/v1", api_key="none", max_tokens=12,
                                    temperature=0)
     assert text.choices[0].text == server.model.generate("Once upon a time", max_tokens=12, temperature=0).text()
+    embedded = litellm.embedding(model="openai/demo", input=[HELLO], api_base=server.url + "/v1", api_key="none", encoding_format="float")
+    assert np.array_equal(np.array(embedded.data[0]["embedding"], np.float32), server.model.embed(HELLO))
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(**{**asked, "messages": [{"role": "user", "content": "story " * 2000}]})
     with pytest.raises(litellm.BadRequestError):
@@ -148,7 +153,7 @@ def test_lm_eval(server: Server, tmp_path: Path) -> None:
     assert [float(s["acc"]) for s in samples["choices"]] == [1.0, 1.0]
     for story, sample in zip(STORIES, samples["rolling"]):
         ids = model.tokenizer.encode(story, bos=False)
-        assert float(sample["resps"][0][0]) == pytest.approx(score([model.tokenizer.eos_id, *ids], len(ids)), rel=1e-6)
+        assert float(sample["resps"][0][0]) == pytest.approx(score([model.tokenizer.bos_id, *ids], len(ids)), rel=1e-6)
     for story, sample in zip(STORIES, samples["answers"]):
         ids = model.tokenizer.encode(story, bos=False)
         assert sample["resps"][0][0] == model.generate(ids, max_tokens=16, temperature=0, stop=["."]).text()

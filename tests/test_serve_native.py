@@ -162,7 +162,7 @@ def test_ollama_tells_of_its_models(server: Server) -> None:
     shown = server.ok("/api/show", model="demo")
     assert shown["template"] == TEMPLATE and shown["capabilities"] == ["completion", "tools"] and shown["model_info"]["general.architecture"] == "llama"
     picture = [{"role": "user", "content": "", "images": ["x"]}]
-    for path, body, status in (("/api/embed", {"input": "a"}, 501), ("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
+    for path, body, status in (("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
                                ("/api/generate", {"prompt": "a", "options": {"volume": 11}}, 400), ("/api/generate", {"prompt": "long " * 3000}, 400)):
         answer = server.post(path, **body)
         assert answer.status_code == status and isinstance(answer.json()["error"], str), answer.text

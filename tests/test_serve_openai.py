@@ -279,7 +279,4 @@ def test_models(server: Server) -> None:
     (model,) = server.http.get("/v1/models").json()["data"]
     assert model["id"] == "demo" and model["meta"]["n_ctx"] == model["max_model_len"] == model["context_length"] == server.model.context
     assert server.http.get("/v1/models/demo").json() == model and server.http.get("/v1/models/other").status_code == 404
-    for path in ("/v1/embeddings", "/v1/rerank"):
-        answer = server.post(path, model="demo", input="hello")
-        assert answer.status_code == 501 and "demo" in answer.json()["error"]["message"]
     assert server.http.get("/v1/nothing").json()["error"]["type"] == "not_found_error" and server.http.get("/v1/completions").status_code == 405

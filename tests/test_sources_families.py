@@ -40,6 +40,18 @@ EXAONE = {
     "token_embd": "transformer.wte", "output_norm": "transformer.ln_f", "output": "lm_head", "attn_norm": "ln_1", "ffn_norm": "ln_2",
     "attn_q": "attn.attention.q_proj", "attn_k": "attn.attention.k_proj", "attn_v": "attn.attention.v_proj", "attn_output": "attn.attention.out_proj",
     "ffn_gate": "mlp.c_fc_0", "ffn_up": "mlp.c_fc_1", "ffn_down": "mlp.c_proj"}
+GPT2 = {
+    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head", "attn_norm": "ln_1",
+    "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+NEOX = {
+    "token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out", "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense", "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h"}
+LAYERS = {"exaone": "transformer.h", "gpt2": "transformer.h", "gptneox": "gpt_neox.layers"}
+BIASES = {
+    "gpt2": ("attn_norm", "ffn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down"), "phi2": ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
+    "ffn_up", "ffn_down"), "starcoder2": ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")}
+BIASES["gptneox"] = BIASES["gpt2"]
 HALVES = {"llama", "smollm3", "arcee", "granite", "mistral3", "minicpm"}
 """Families whose rows of q and k GGUF has in another order."""
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
@@ -68,6 +80,19 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
         "num_kv_shared_layers": 1, "use_double_wide_mlp": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}, {
         "attention.key_length": 32, "attention.key_length_swa": 16, "attention.shared_kv_layers": 1, "feed_forward_length": [96, 96, 192],
         "attention.sliding_window_pattern": [False, True, False], "rope.freq_base_swa": 1e4, "rope.freq_base": 1e6}),
+    "gpt2": (GPT2, {
+        "model_type": "gpt2", "hidden_size": ..., "num_hidden_layers": ..., "num_attention_heads": ..., "num_key_value_heads": ..., "intermediate_size": ...,
+        "max_position_embeddings": ..., "rms_norm_eps": ..., "n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 1024,
+        "layer_norm_epsilon": 1e-4}, {"attention.layer_norm_epsilon": 1e-4, "context_length": 1024}),
+    "gptneox": (NEOX, {"model_type": "gpt_neox", "rms_norm_eps": ..., "layer_norm_eps": 1e-4, "rotary_pct": 0.5, "rotary_emb_base": 5000,
+                       "num_key_value_heads": ...}, {
+        "attention.layer_norm_epsilon": 1e-4, "rope.dimension_count": 8, "rope.freq_base": 5000.0, "use_parallel_residual": True}),
+    "phi2": ({**USUAL, "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2", "output_norm": "model.final_layernorm"}, {
+        "model_type": "phi", "layer_norm_eps": 1e-4}, {"rope.dimension_count": 8}),
+    "starcoder2": ({**USUAL, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}, {"model_type": "starcoder2", "norm_epsilon": 1e-4, "sliding_window": 40}, {
+        "attention.sliding_window": 40}),
+    "command-r": (USUAL, {"model_type": "cohere", "logit_scale": 0.25}, {"logit_scale": 0.25, "rope.freq_base": 5e5}),
+    "cohere2": (USUAL, {"model_type": "cohere2", "sliding_window": 40}, {"attention.sliding_window": 40, "logit_scale": 0.0625}),
     "phi3": ({**USUAL, "ffn_up": "mlp.gate_up_proj"}, {
         "model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
             "type": "su", "long_factor": [1.0 + i for i in range(6)], "short_factor": [1.0 + i / 8 for i in range(6)]}, "partial_rotary_factor": 0.75}, {
@@ -96,7 +121,7 @@ def theirs(name: str, names: dict[str, str], layers: str) -> str:
     if match := re.fullmatch(r"blk\.(\d+)\.(.+)", part):
         last = name.rsplit(".", 1)[1]
         return f"{layers}.{match[1]}.{names[match[2]]}" + ("" if match[2] == "layer_output_scale" else f".{last}")
-    return f"{names[part]}.weight"
+    return f"{names[part]}.{name.rsplit('.', 1)[1]}"
 
 
 def halves(x: np.ndarray, heads: int) -> np.ndarray:
@@ -111,6 +136,10 @@ def as_stored(architecture: str, weights: dict[str, np.ndarray]) -> dict[str, np
     for name, x in weights.items():
         heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
         x = halves(x, heads) if heads and architecture in HALVES else x
+        if architecture == "gptneox" and ".attn_qkv." in name:  # a head's q, k and v, then the next head's
+            x = np.concatenate([x.reshape(3, 4, 16, -1)[:, h].reshape(48, *x.shape[1:]) for h in range(4)])
+        if architecture == "gpt2" and x.ndim == 2 and name.startswith("blk."):
+            x = np.ascontiguousarray(x.T)
         stored[name] = x - np.float32(1) if "gemma" in architecture and architecture != "gemma4" and "norm" in name else x
     return stored
 
@@ -126,13 +155,20 @@ def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) ->
                  "embedding_length_per_layer_input": 8, "attention.sliding_window": 40, "attention.sliding_window_pattern": [False, True, False]}
         asked += ["blk.*.layer_output_scale.weight", "blk.*.attn_v.weight"]
     asked += ["blk.*.attn_qkv.weight"] if architecture == "phi3" else []
+    asked += [f"blk.*.{part}.bias" for part in BIASES.get(architecture, ())] + (["output_norm.bias"] if architecture in BIASES else [])
+    asked += ["blk.*.attn_qkv.weight"] if architecture in ("gpt2", "gptneox") else []
+    asked += ["output.bias"] if architecture == "phi2" else []
+    if architecture in ("gpt2", "gptneox"):
+        keys["attention.head_count_kv"] = 4
+    keys |= {"rope.dimension_count": 8} if architecture in ("gptneox", "phi2") else {}
+    keys |= {"attention.sliding_window": 40} if architecture == "cohere2" else {}
     asked += [f"blk.*.attn_{x}.bias" for x in "qkv"] if architecture in ("glm4", "seed_oss") else []
     weights = {}
     with open_gguf(write_family(path.with_suffix(".gguf"), architecture, keys, tensors=asked, n_vocab=N_VOCAB)) as file:
         for name in file.tensors:
             shape = file.tensors[name].shape
             weights[name] = file.data(name).view("<f4").reshape(shape).copy()
-    layers = "transformer.h" if architecture == "exaone" else "model.layers"
+    layers = LAYERS.get(architecture, "model.layers")
     stored = {theirs(name, names, layers): x for name, x in as_stored(architecture, weights).items()}
     if "gemma" in architecture and architecture != "gemma4":  # what rounding made of them
         weights = {name: x - np.float32(1) + np.float32(1) if "norm" in name else x for name, x in weights.items()}

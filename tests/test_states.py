@@ -222,7 +222,7 @@ def test_sessions(model: Model, n: int, tmp_path: Path) -> None:
     model.clear_prefix_cache()
     with model.resume(tmp_path / "s") as again:
         assert again._sequence is not None and again._sequence.length >= n and again._sequence.lag == 0, "nothing need be computed again"
-        again.__dict__["rows"] = before
+        again.__dict__["rows"] = list(before)
         again.text()
         assert (again.ids, again.__dict__["rows"]) == expected
     del again, g
@@ -232,9 +232,22 @@ def test_sessions(model: Model, n: int, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(changed)
         notes: list[str] = []
         with model.resume(tmp_path / name, note=notes.append) as again:
-            again.__dict__["rows"] = before
+            again.__dict__["rows"] = list(before)
             again.text()
             assert notes and (again.ids, again.__dict__["rows"]) == expected
+
+
+def test_prompts_that_begin_alike(model: Model) -> None:
+    """Computed at once, they compute their common pages once."""
+    prompts = [TEXT[:330] + tail for tail in ([7, 8, 9], [8] * 70, [9] * 200, TEXT[330:335])]
+    asked = [{"prompt": prompt, "max_tokens": 10, "ignore_eos": True, "temperature": 0.0} for prompt in prompts]
+    expected = [alone(model, prompt, max_tokens=10, temperature=0.0)[0] for prompt in prompts]
+    model.clear_prefix_cache()
+    with model.generate_many(asked) as batch:
+        found = {r.index: r for r in batch}
+    assert [found[i].ids for i in range(len(prompts))] == expected
+    assert sorted(r.stats.reused_tokens for r in found.values() if r.stats)[1:] == [320, 320, 320]
+    whole(model)
 
 
 class Stop(Exception):

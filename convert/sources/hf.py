@@ -177,6 +177,9 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
         if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
         stored = squeezed(stored) if name in known and known[name].plain else stored
+        if name.endswith(model.page.hf_turned or ("\0",)) and len(stored.shape) == 2:
+            rows_apart, apart = stored.strides or (stored.shape[1], 1)
+            stored = replace(stored, shape=stored.shape[::-1], strides=(apart, rows_apart))
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:

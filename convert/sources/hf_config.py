@@ -109,7 +109,7 @@ class _Config:
             arch = "gemma-embedding"
         keys = {
             "vocab_size": n_vocab, "context_length": trained, "embedding_length": dim, "block_count": n_layers,
-            "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type == "exaone" else ...),
+            "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type in ("exaone", "gpt2") else ...),
             "attention.head_count": n_heads, "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim,
             "attention.layer_norm_rms_epsilon": f.number("rms_norm_eps"), "rope.dimension_count": rope.dims, "rope.freq_base": rope.base,
             **scaling_keys(rope.scaling),
@@ -119,9 +119,9 @@ class _Config:
         self.notes += r.notes
         biases = {f"blk.{i}.{part}.bias" for i in range(n_layers) for part in r.biases}
         fused = {f"blk.{i}.attn_qkv.weight" for i in range(n_layers)} if r.fused else set()
-        full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items()}}
+        full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items() if value is not None}}
         return HfModel(f.path, PAGES[arch], full, n_vocab, f.get("tie_word_embeddings", bool), biases | fused | r.tensors, rope.tensors, self.notes, self.parts,
-                       r.unused)
+                       r.unused, r.names)
 
     def layers(self, n_layers: int) -> list[str]:
         """layer_types, [] if the file does not say. Classes without windows: full attention everywhere."""

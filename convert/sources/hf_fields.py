@@ -47,6 +47,10 @@ _GEMMA_4: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh", "layer_types": None, "final_logit_softcapping": None, "attention_k_eq_v": False, "num_kv_shared_layers": 0,
     "use_double_wide_mlp": False}
 _GEMMA_4_READS = "per_layer_config global_head_dim num_global_key_value_heads"
+_COHERE: dict[str, Any] = {
+    "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64, "logit_scale": 0.0625,
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 255001, "tie_word_embeddings": True,
+    "attention_bias": False}
 _QWEN: dict[str, Any] = {
     "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
     "sliding_window": 4096, "max_window_layers": 28, "layer_types": None, "bos_token_id": None, "eos_token_id": None}
@@ -160,6 +164,32 @@ CLASSES = (
         "head_dim": 64, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None, "sliding_window": 128,
         "layer_types": None, "attention_bias": True, "num_local_experts": 128, "num_experts_per_tok": 4, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
         renamed=(("num_experts", "num_local_experts"), ("experts_per_token", "num_experts_per_tok"))),
+    _class("gpt2", "gpt2", "GPT2LMHeadModel", {
+        "vocab_size": 50257, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": None, "hidden_act": "gelu_new",
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 50256, "eos_token_id": 50256,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        "num_key_value_heads head_dim rope_parameters", "activation_function n_inner", renamed=(
+            ("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"), ("n_positions", "max_position_embeddings"),
+            ("n_inner", "intermediate_size"), ("layer_norm_epsilon", "rms_norm_eps"), ("activation_function", "hidden_act"))),
+    _class("gpt_neox", "gptneox", "GPTNeoXForCausalLM", {
+        "vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64, "intermediate_size": 24576, "hidden_act": "gelu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "bos_token_id": 0, "use_parallel_residual": True, "attention_bias": True},
+        "num_key_value_heads head_dim", "partial_rotary_factor", renamed=(
+            ("layer_norm_eps", "rms_norm_eps"), ("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta"))),
+    _class("phi", "phi2", "PhiForCausalLM", {
+        "vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5,
+        "qk_layernorm": False}, "head_dim", "partial_rotary_factor", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("starcoder2", "starcoder2", "Starcoder2ForCausalLM", {
+        "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256,
+        "sliding_window": None, "use_bias": True, "tie_word_embeddings": True}, "head_dim", renamed=(("norm_epsilon", "rms_norm_eps"),)),
+    _class("stablelm", "stablelm", "StableLmForCausalLM", {
+        "vocab_size": 50304, "intermediate_size": 6912, "hidden_size": 2560, "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "bos_token_id": 0, "eos_token_id": 0, "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False}, "head_dim",
+        "partial_rotary_factor", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("cohere", "command-r", "CohereForCausalLM", {**_COHERE, "use_qk_norm": False}, "head_dim", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("cohere2", "cohere2", "Cohere2ForCausalLM", {**_COHERE, "sliding_window": 4096, "layer_types": None}, "head_dim",
+           renamed=(("layer_norm_eps", "rms_norm_eps"),)),
     # classes that come with their checkpoints: configuration_exaone.py, configuration_minicpm.py
     _class("exaone", "exaone", "ExaoneForCausalLM", {
         "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": None, "rms_norm_eps": 1e-5, "bos_token_id": 0}, reads="activation_function",
@@ -169,7 +199,8 @@ CLASSES = (
 )
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NULLABLE = frozenset((
-    "num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id", "sliding_window",
+    "num_key_value_heads", "head_dim", "intermediate_size", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id",
+    "sliding_window",
     "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern",
     "full_attn_idxs", "block_ffn_dim_multiplier",
     "mlp_only_layers", "clip_qkv", "num_experts", "top_k_experts", "moe_intermediate_size"))

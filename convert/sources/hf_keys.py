@@ -19,6 +19,7 @@ from ...engine.architectures.gemma import LARGEST_2, LARGEST_3
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from . import hf_expert_keys as expert
+from . import hf_layer_norm as layer_norm
 from . import hf_state_keys as states
 from .base import Fields
 from .hf_gemma4 import gemma4
@@ -44,6 +45,7 @@ class Reading:
     keys: dict[str, Any] = field(default_factory=dict)
     biases: list[str] = field(default_factory=list)
     fused: bool = False
+    names: Callable[[str], str | None] = str  # HfModel's
     tensors: set[str] = field(default_factory=set)  # optional ones that there are
     unused: dict[str, str] = field(default_factory=dict)  # pattern of names of tensors that change nothing -> what they are
     notes: list[str] = field(default_factory=list)
@@ -348,12 +350,14 @@ READERS: dict[str, Callable[[Reading], None]] = {
     "ernie4_5": ernie, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "phi3": phi3, "granite": granite, "ministral3": ministral3, "olmo2": olmo2,
     "olmo3": olmo3, "exaone4": exaone4, "glm4": glm4, "exaone": nothing, "minicpm": minicpm,
     "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "olmoe": olmoe, "granitemoe": granite_moe, "granitemoeshared": granite_moe,
+    "gpt2": layer_norm.gpt2, "gpt_neox": layer_norm.gpt_neox, "phi": layer_norm.phi, "starcoder2": layer_norm.starcoder2,
+    "stablelm": layer_norm.stablelm, "cohere": layer_norm.cohere, "cohere2": layer_norm.cohere2,
     "gpt_oss": gpt_oss, "gemma4_text": gemma4, "gemma4_unified_text": gemma4,
     "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5, "lfm2_moe": lfm2_moe, "qwen3_5_moe_text": qwen3_5_moe,
 }
-BASES = {"lfm2": 1e6, "lfm2_moe": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
+BASES = {"cohere": 5e5, "lfm2": 1e6, "lfm2_moe": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
 """rope_theta where nothing says it; 10000 for the others."""
 BY_KIND = {"gemma3_text": 1e4, "gemma4_text": 1e4, "gemma4_unified_text": 1e4, "olmo3": 5e5}
 """Classes whose windowed layers have rotary positions of their own, and their base where nothing says it."""
-PARTIAL = {"phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}
+PARTIAL = {"gpt_neox": 0.25, "phi": 0.5, "stablelm": 0.25, "phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}
 """Classes that turn a part of each head only, and which where nothing says it."""

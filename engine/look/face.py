@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .change import Patching
     from .hooks import Hook
     from .lens import Affine, Lens
-    from .steer import SteeringVector
+    from .steer import Steered, SteeringVector
     from .trace import Trace
 
 
@@ -122,3 +122,9 @@ class LookInside(Core):
         from .steer import steer
         self._check_open()
         return steer(self, vector, strength, layers, positions)
+
+    def steered(self, prompt: str, vector: SteeringVector | Any, strengths: Iterable[float] = (-1.0, 0.0, 1.0), layers: Any = None, **options: Any) -> Steered:
+        """Answers to one prompt at several strengths of steering; a notebook shows them below each other. options: of `generate` (40 tokens, temperature 0)."""
+        from .steer import steered
+        self._check_open()
+        return steered(self, prompt, vector, strengths, layers, options)

@@ -174,3 +174,28 @@ def _adder(add: np.ndarray, where: Positions, strength: float) -> Hook:
         array[at] += add
         return array
     return hook
+
+
+@dataclass
+class Steered:
+    """One prompt's answers at several strengths: texts[i] at strengths[i]."""
+
+    prompt: str
+    strengths: list[float]
+    texts: list[str]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{s:+g}: {text!r}" for s, text in zip(self.strengths, self.texts))
+
+    def _repr_html_(self) -> str:
+        from .pictures import steered_html
+        return steered_html(self)
+
+
+def steered(model: Core, prompt: str, vector: Any, strengths: Any, layers: Any, options: Mapping[str, Any]) -> Steered:
+    """See `Model.steered`."""
+    texts, given = [], [float(s) for s in strengths]
+    for strength in given:
+        with steer(model, vector, strength, layers):
+            texts.append(model.generate(prompt, **{"max_tokens": 40, "temperature": 0.0, **options}).text())
+    return Steered(prompt, given, texts)

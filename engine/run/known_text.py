@@ -50,6 +50,10 @@ class KnownText(HeldPages):
         """Whether the next position begins a page."""
         return self.length % PAGE == 0
 
+    def shares_with(self, other: KnownText) -> bool:
+        """Whether both tell the prefix cache of all their text, and under one salt."""
+        return self._cached and other._cached and self._root is other._root and all(len(s._chain) >= s.length // PAGE for s in (self, other))
+
     def match(self, ids: Iterable[int]) -> int:
         """Take over what the prefix cache knows of the text that goes on with `ids` -> how many tokens that is. Only at a page's start and if all before is
         known to the prefix cache, too; else, and if the sequence is private, nothing."""

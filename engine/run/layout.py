@@ -6,8 +6,6 @@ All arrays are kept alive here; compiled code knows only addresses.
 """
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 
 from ...kernels import attention as at
@@ -27,11 +25,6 @@ from .weights import Weights
 
 def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
-
-
-def address(array: np.ndarray) -> int:
-    """Of a fresh, writable array's data, 0 if it is empty: `array.ctypes.data` in a quarter of the time."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
 
 
 class Layout:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP
+from ...kernels.addresses import address
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
@@ -34,7 +35,7 @@ from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address
+from .layout import Layout
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
@@ -197,6 +198,7 @@ class Runtime(Looking):
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
         self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
+        self._embed = self._weights.embedder(layout.tokens[0], layout.buffers["x"], self.config.embedding_scale)
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -241,7 +243,10 @@ class Runtime(Looking):
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
         given = part.rows if part else None
         if given is None or self._per_layer:
-            self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+            if config.added:
+                self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+            else:
+                self._embed(n)
         if self._per_layer:
             self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
@@ -442,4 +447,4 @@ class Runtime(Looking):
             if self._per_layer:
                 self._per_layer.close()
             del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables
+            del self._token_rows, self._tables, self._embed

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...kernels.addresses import address
 from ...kernels.formats import registry, untile
+from ...kernels.formats.rows import decoder
 from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
@@ -251,6 +253,30 @@ class Weights:
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise self._refuse("token_embd.weight", int(bad))
         return rows
+
+    def embedder(self, ids: np.ndarray, x: np.ndarray, scale: float) -> Callable[[int], None]:
+        """What writes the embeddings of the first n of `ids` (int64), times `scale`, into the first rows of x (float32 [rows, dim or more]). FormatError."""
+        decode, factor, embedding = decoder(self._embedding_format), np.float32(scale), self._embedding
+        if decode is None:
+            def plain(n: int) -> None:
+                found = self.embed(ids[:n])
+                x[:n, :found.shape[1]] = found if factor == 1 else found * factor
+            return plain
+        size = self._gguf.tensors[EMBEDDING].format
+        blocks, decode_rows = self.config.dim // size.columns, decode.ctypes
+        row_bytes, to, ld, named = blocks * size.bytes, x.ctypes.data, x.shape[1], ids.ctypes.data
+        self._counted = np.arange(len(ids))  # here: what compiled code reads must live
+        fixed, in_order = embedding.ctypes.data if isinstance(embedding, np.ndarray) else 0, self._counted.ctypes.data
+
+        def compiled(n: int) -> None:
+            if fixed:
+                bad = decode_rows(fixed, row_bytes, named, n, blocks, to, ld, factor)
+            else:  # out of the tiles: there they stand in the order of ids
+                taken = embedding[ids[:n]]
+                bad = decode_rows(address(taken), row_bytes, in_order, n, blocks, to, ld, factor)
+            if bad:
+                raise self._refuse(EMBEDDING, int(ids[bad - 1]))
+        return compiled
 
     def _rows(self, name: str) -> np.ndarray:
         """A whole tensor, float32, in its shape."""
