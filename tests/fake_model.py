@@ -116,7 +116,7 @@ class FakeRuntime:
 
     macs_per_token = 10**6
 
-    def new_sequence(self, cached: bool = False, salt: bytes = b"") -> FakeSequence:
+    def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None) -> FakeSequence:
         return FakeSequence(self)
 
     def step(self, feeds: list[Any]) -> np.ndarray:
