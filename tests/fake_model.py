@@ -57,6 +57,8 @@ class FakeStream:
 
 
 class FakeSequence:
+    states = None
+
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime, self.ids = runtime, []  # type: FakeRuntime, list[int]
         runtime.open_sequences += 1
@@ -105,11 +107,12 @@ class FakeRuntime:
 
     n_threads, load_seconds, compile_seconds = 1, 0.0, 0.0
     awaited = False
+    arena = None
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
         self.wanted_context, self.max_logits = context, max_batch
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20)
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20, output=SimpleNamespace(matrix="output"))
         self.fed: list[list[int]] = []
         self.open_sequences = 0
         self.closed = False
