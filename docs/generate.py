@@ -171,8 +171,8 @@ A file is refused by the name of what llamina would have to leave out, before it
 
 - An architecture without a page: its blocks are not known.
 - A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
-  off are no reason. Among the tensors: norms of heads in StableLM 2 12B; Mixtral files of before April 2024, which hold a tensor for each expert
-  (convert them again).
+  off are no reason. Among the tensors: norms of heads in StableLM 2 12B and Command R+; Gemma 4 26B's experts; Mixtral files of before
+  April 2024, which hold a tensor for each expert (convert them again).
 - Layers without experts between others that have them, of `qwen3moe` and `qwen2moe`: GGUF has no way to say so.
 - Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
 - RoPE scaled otherwise than none, linear, YaRN, by Llama 3's factors or (Phi-3) long and short factors.
@@ -185,8 +185,11 @@ VOCABULARIES = {
     "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
     "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
     "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",
-    "stablelm": "gpt2: stablelm2", "qwen2moe": "gpt2: qwen2", "qwen3moe": "gpt2: qwen2", "olmoe": "gpt2: olmo", "granitemoe": "gpt2: refact",
+    "stablelm": "gpt2: stablelm2", "gemma4": "gemma4", "gpt2": "gpt2: gpt-2", "gptneox": "gpt2: olmo", "phi2": "gpt2: phi-2",
+    "starcoder2": "gpt2: starcoder", "command-r": "gpt2: command-r", "cohere2": "gpt2: command-r, tiny_aya",
+    "qwen2moe": "gpt2: qwen2", "qwen3moe": "gpt2: qwen2", "olmoe": "gpt2: olmo", "granitemoe": "gpt2: refact",
     "gpt-oss": "gpt2: gpt-4o", "lfm2": "gpt2: lfm2", "qwen35": "gpt2: qwen35", "lfm2moe": "gpt2: lfm2", "qwen35moe": "gpt2: qwen35",
+    "bert": "bert; t5", "nomic-bert": "bert", "modern-bert": "gpt2: modern-bert", "gemma-embedding": "llama",
 }
 """Architecture -> what its published files have."""
 
@@ -201,11 +204,11 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
-    from families import VARIANTS
+    from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
-    variants = [name for name, v in VARIANTS.items() if f"{v.kind.removesuffix('Text')}ForCausalLM" in page.hf]
+    variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf]
     cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
              ", ".join(cases)]

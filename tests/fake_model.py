@@ -57,8 +57,6 @@ class FakeStream:
 
 
 class FakeSequence:
-    states = None
-
     def __init__(self, runtime: FakeRuntime) -> None:
         self.runtime, self.ids = runtime, []  # type: FakeRuntime, list[int]
         runtime.open_sequences += 1
@@ -67,6 +65,7 @@ class FakeSequence:
         self.promised = 0
 
     at_page_start = False
+    states = None
 
     def match(self, ids: Any) -> int:
         return 0
@@ -112,14 +111,14 @@ class FakeRuntime:
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
         self.wanted_context, self.max_logits = context, max_batch
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20, output=SimpleNamespace(matrix="output"))
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20, output=SimpleNamespace(matrix=True))
         self.fed: list[list[int]] = []
         self.open_sequences = 0
         self.closed = False
 
     macs_per_token = 10**6
 
-    def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None) -> FakeSequence:
+    def new_sequence(self, cached: bool = False, salt: str = "", slides: bool = False) -> FakeSequence:
         return FakeSequence(self)
 
     def step(self, feeds: list[Any]) -> np.ndarray:

@@ -109,7 +109,11 @@ def ropes(change: Callable[[Rope], Rope]) -> Callable[[Layers], Layers]:
 
 def rotated(field: str) -> Callable[[Layers], Layers]:
     """Each layer with the field of the layer before it."""
-    return lambda layers: layers if not all(isinstance(blocks[0], Attention) for blocks in layers) else tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
+    def change(layers: Layers) -> Layers:
+        if not all(isinstance(blocks[0], Attention) for blocks in layers):
+            return layers
+        return tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
+    return change
 
 
 def first_rope_everywhere(layers: Layers) -> Layers:

@@ -52,6 +52,8 @@ BIASES = {
     "gpt2": ("attn_norm", "ffn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down"), "phi2": ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
     "ffn_up", "ffn_down"), "starcoder2": ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")}
 BIASES["gptneox"] = BIASES["gpt2"]
+BIASES["stablelm"] = ("attn_norm", "ffn_norm")
+LAYER_NORM = {*BIASES, "command-r", "cohere2"}
 HALVES = {"llama", "smollm3", "arcee", "granite", "mistral3", "minicpm"}
 """Families whose rows of q and k GGUF has in another order."""
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
@@ -93,6 +95,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
         "attention.sliding_window": 40}),
     "command-r": (USUAL, {"model_type": "cohere", "logit_scale": 0.25}, {"logit_scale": 0.25, "rope.freq_base": 5e5}),
     "cohere2": (USUAL, {"model_type": "cohere2", "sliding_window": 40}, {"attention.sliding_window": 40, "logit_scale": 0.0625}),
+    "stablelm": (USUAL, {"model_type": "stablelm", "layer_norm_eps": 1e-4}, {"rope.dimension_count": 4, "use_parallel_residual": False}),
     "phi3": ({**USUAL, "ffn_up": "mlp.gate_up_proj"}, {
         "model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
             "type": "su", "long_factor": [1.0 + i for i in range(6)], "short_factor": [1.0 + i / 8 for i in range(6)]}, "partial_rotary_factor": 0.75}, {
@@ -160,7 +163,8 @@ def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) ->
     asked += ["output.bias"] if architecture == "phi2" else []
     if architecture in ("gpt2", "gptneox"):
         keys["attention.head_count_kv"] = 4
-    keys |= {"rope.dimension_count": 8} if architecture in ("gptneox", "phi2") else {}
+    keys |= {"rope.dimension_count": 8} if architecture in ("gptneox", "phi2") else {"rope.dimension_count": 4} if architecture == "stablelm" else {}
+    keys |= {"attention.layer_norm_rms_epsilon": None} if architecture in LAYER_NORM else {}
     keys |= {"attention.sliding_window": 40} if architecture == "cohere2" else {}
     asked += [f"blk.*.attn_{x}.bias" for x in "qkv"] if architecture in ("glm4", "seed_oss") else []
     weights = {}
@@ -219,7 +223,7 @@ def test_extra_and_missing_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outer, prefix", (("gemma3", "language_model.model."), ("gemma3", "model.language_model."), ("mistral3", "language_model.model."),
-                                           ("mistral3", "model.language_model.")))
+                                           ("mistral3", "model.language_model."), ("gemma4", "model.language_model.")))
 def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: str) -> None:
     architecture = outer
     folder, weights = folder_of(tmp_path / "m", architecture, architecture == "gemma3")
@@ -228,18 +232,20 @@ def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: st
     inside = {n.replace("model.", prefix, 1) if n.startswith("model.") else ("language_model." if prefix.startswith("language") else "") + n: x
               for n, x in stored.items()}
     vision = "" if prefix.startswith("language") else "model."
-    write_safetensors(folder / "model.safetensors", {**inside, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
+    unused = {"model.language_model.layers.2.self_attn.k_proj.weight": np.ones((4, 4), np.float32)} if outer == "gemma4" else {}  # of shared keys
+    write_safetensors(folder / "model.safetensors", {**inside, **unused, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
                                                      f"{vision}multi_modal_projector.linear.weight": np.ones((4, 4), np.float32)})
     text = json.loads((folder / "config.json").read_text())
     if outer == "mistral3":
         text |= {"model_type": "mistral", "sliding_window": None}
-    name = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}[outer]
+    name = f"{outer.capitalize()}ForConditionalGeneration"
     (folder / "config.json").write_text(json.dumps({"architectures": [name], "model_type": outer, "text_config": text, "vision_config": {"hidden_size": 4},
                                                     "tie_word_embeddings": text["tie_word_embeddings"]}))
     with open_source(folder) as source:
         assert_same(source, weights)
         assert names and source.metadata["general.architecture"] == architecture
         assert any("2 tensors of" in note and "vision" in note for note in source.notes)
+        assert any("another's keys" in note for note in source.notes) == (outer == "gemma4")
         assert (f"{architecture}.rope.scaling.type" in source.metadata) == (outer == "gemma3")
 
 
@@ -267,3 +273,29 @@ def test_what_comes_after(tmp_path: Path, architecture: str) -> None:
     ids = random_ids(100, N_VOCAB)
     a, b = logits_of(exact, ids), logits_of(small, ids)
     assert 0 < np.abs(a - b).max() < 0.2 * np.abs(a).max()
+
+
+def test_heads_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """Layers after the last one: left out and said where config.json names them, refused where it doesn't."""
+    folder, weights = folder_of(tmp_path / "m", "glm4", num_nextn_predict_layers=1)
+    stored = {theirs(name, CASES["glm4"][0], "model.layers"): x for name, x in as_stored("glm4", weights).items()}
+    more = {"model.layers.3.eh_proj.weight": np.ones((4, 4), np.float32), "model.layers.3.input_layernorm.weight": np.ones(64, np.float32)}
+    write_safetensors(folder / "model.safetensors", {**stored, **more})
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert any("2 tensors of heads that predict" in note for note in source.notes)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}))
+    with pytest.raises(FormatError, match="model.layers.3"):
+        open_source(folder)
+
+
+def test_bare_gpt2(tmp_path: Path) -> None:
+    """The first releases hold the model without its head's prefix, and masks."""
+    folder, weights = folder_of(tmp_path / "m", "gpt2", tied=True)
+    stored = {theirs(name, GPT2, "transformer.h"): x for name, x in as_stored("gpt2", weights).items()}
+    bare = {name.removeprefix("transformer."): x for name, x in stored.items()} | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
+    write_safetensors(folder / "model.safetensors", bare)
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert any("masks" in note for note in source.notes)

@@ -235,6 +235,8 @@ def test_sessions(model: Model, n: int, tmp_path: Path) -> None:
             again.__dict__["rows"] = list(before)
             again.text()
             assert notes and (again.ids, again.__dict__["rows"]) == expected
+    del again
+    whole(model)
 
 
 def test_prompts_that_begin_alike(model: Model) -> None:
@@ -279,6 +281,11 @@ def test_interrupted_in_the_middle(path: Path, expected: np.ndarray, monkeypatch
             assert (runtime.step([Feed(s, TEXT[at:at + n], "all")]) == expected[at:at + n]).all()
             at += n
         s.close()
+        whole(model)
+        runtime.on_layers, calls = stop, 0
+        with pytest.raises(Stop):
+            runtime.step([Feed(s, TEXT[:9], "none")])  # nothing was ever computed: what was made ready is given back
+        del s
         whole(model)
 
 

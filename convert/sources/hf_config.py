@@ -117,6 +117,9 @@ class _Config:
         r = Reading(f, n_layers, dim, n_heads, head_dim, self.context or trained, layers, rope, windowed, given=self.given)
         READERS["ministral3" if arch == "mistral3" else self.cls.model_type](r)
         self.notes += r.notes
+        if predictors := f.integer("num_nextn_predict_layers", MAX_LAYERS, 0, least=0) if PAGES[arch].predictors else 0:
+            after = "|".join(str(n_layers + i) for i in range(predictors))
+            r.unused[rf"model\.layers\.({after})\..+"] = "of heads that predict further tokens (num_nextn_predict_layers)"
         biases = {f"blk.{i}.{part}.bias" for i in range(n_layers) for part in r.biases}
         fused = {f"blk.{i}.attn_qkv.weight" for i in range(n_layers)} if r.fused else set()
         full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items() if value is not None}}

@@ -274,6 +274,8 @@ def settled(fields: Fields, cls: ClassFields) -> Fields:
             raise FormatError(f"{fields.path}: field '{key}' is null, expected a value (absent, it would be {default})")
     for key, off in _OFF.items():
         value = values.get(key)
+        if key == "num_nextn_predict_layers" and PAGES[cls.gguf].predictors:  # layers after the last one, which are left out
+            continue
         if value is not None and value not in off and key not in cls.reads:
             raise UnsupportedError(f"{fields.path}: asks for a feature that llamina lacks: {key} = {quote(value)}")
     return Fields(fields.path, {**cls.defaults, **values})

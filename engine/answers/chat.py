@@ -39,8 +39,9 @@ class ChatTurn(Generation):
         super().__init__(model, ids, options, **more)
 
     def _stream(self, ids: Sequence[int]) -> StreamDecoder:
-        wanted = written_ids(self._model.tokenizer, "harmony") if self._channels else mark_ids(self._model.tokenizer)
-        return self._model.tokenizer.stream(ids, special=wanted, at_start=self._constraint is None)
+        if self._channels is None:
+            return self._model.tokenizer.stream(ids, special=mark_ids(self._model.tokenizer), at_start=self._constraint is None)
+        return self._model.tokenizer.stream(ids, special=written_ids(self._model.tokenizer, "harmony"), at_start=self._constraint is None)
 
     def _filter(self, piece: str) -> str:
         return self._channels.push(piece) if self._channels else super()._filter(piece)

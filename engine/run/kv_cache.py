@@ -306,7 +306,7 @@ class Sequence(KnownText):
         whole = self._cached and not self.length % PAGE and len(self._chain) == used > 0
         last = self._chain[-1] if whole and self.states else None
         ended = self.states is not None and self.states.at == self.length
-        gone = self.states.rollback(length, self._chain) if self.states and length < self.length else ()
+        gone = self.states.rollback(length, self._chain) if self.states and (length < self.length or not length) else ()
         dropped, unwritten = self._pages[keep:used], self._pages[max(keep, used):]
         end = self._window_at(used - 1)
         windows = self._windows[max(0, keep - self._first):]

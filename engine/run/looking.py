@@ -80,7 +80,7 @@ class Looking:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
         s[f.OWN // 8] = 0
         self.team.clear_abort()
-        self._run(None, None, n, 1)
+        self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
         return logits
 
@@ -188,5 +188,6 @@ class Looking:
         if self.team.run(self._entry, self._step_address, self.n_threads) & ABORTED:
             raise AbortedError("the step was aborted")
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         raise NotImplementedError

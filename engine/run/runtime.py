@@ -251,12 +251,11 @@ class Runtime(Looking):
             self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
-        columns = self._layout.ld if hidden else self._logit_columns
-        logits = np.empty((n_wanted, columns), np.float32)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._words
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), logits.shape[1], hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
         if given is not None:
@@ -351,9 +350,10 @@ class Runtime(Looking):
             if site.name in observe:
                 observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
-        the residual stream is shared. AbortedError, NumericError."""
+        the residual stream is shared. noted: whether it is like other steps, from whose times the number of threads follows. AbortedError, NumericError."""
         s, program = self._words, self.program
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
@@ -364,7 +364,7 @@ class Runtime(Looking):
         threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), team.lost_seconds
         status = team.run(self._entry, self._step_address, threads)
         seconds, lost = time.perf_counter() - start, team.lost_seconds - lost
-        if not open:
+        if noted and not open:
             self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
@@ -442,9 +442,7 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
-            if self.arena:
-                self.arena.close()
-            if self._per_layer:
-                self._per_layer.close()
-            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables, self._embed
+            for part in (self.arena, self._per_layer):
+                if part:
+                    part.close()
+            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens, self._token_rows, self._tables, self._embed

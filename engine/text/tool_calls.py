@@ -6,9 +6,9 @@
     mistral   [TOOL_CALLS] [{"name": …, "arguments": {…}, "id": …}, …]    or, since 2025, [TOOL_CALLS]name[ARGS]{…} for each
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call> for each, text before, between and after
     function  <function=name>{…}</function> for each
-    harmony   channels and recipients of messages (harmony.py)
     qwen      <tool_call><function=name><parameter=key>value</parameter></function></tool_call> for each                 (tool_forms.py)
     gemma4    <|tool_call>call:name{key:<|"|>value<|"|>}<tool_call|> for each                                            (tool_forms.py)
+    harmony   channels and recipients of messages (harmony.py)
 
 What does not parse stays text, beside the calls that do: a model's mistake is nothing to raise over. Markers inside of JSON strings are text.
 """
