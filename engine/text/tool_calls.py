@@ -147,10 +147,10 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
         return True
 
     if format == "harmony":
-        found = harmony.messages(text)
-        for name, arguments in harmony.calls(found):
+        parts = harmony.messages(text)
+        for name, arguments in harmony.calls(parts):
             add(name, arguments)
-        return harmony.shown(found), calls
+        return harmony.shown(parts), calls
     if format == "mistral":
         content, marker, rest = text.partition("[TOOL_CALLS]")
         content += "".join(written for call, written in _mistral(rest) if not add(*call)) if marker else ""
