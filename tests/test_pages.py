@@ -126,14 +126,16 @@ def first_rope_everywhere(layers: Layers) -> Layers:
 def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
-    for attention, mlp, *rest in layers:  # the rest: Gemma 4's embeddings of each layer
+    for blocks in layers:
+        at = next(n for n, b in enumerate(blocks) if isinstance(b, (Attention, Conv, Delta)))
+        first, (attention, mlp, *rest) = blocks[:at], blocks[at:]  # the first and the rest: Gemma 4's embeddings of each layer
         assert isinstance(attention, (Attention, Conv, Delta)) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
-            found.append((replace(attention, post_norm=mlp.norm), replace(mlp, norm=None), *rest))
+            found.append((*first, replace(attention, post_norm=mlp.norm), replace(mlp, norm=None), *rest))
         elif attention.post_norm is not None and mlp.norm is None:
-            found.append((replace(attention, post_norm=None), replace(mlp, norm=attention.post_norm), *rest))
+            found.append((*first, replace(attention, post_norm=None), replace(mlp, norm=attention.post_norm), *rest))
         else:
-            found.append((replace(attention, post_norm=mlp.norm), replace(mlp, norm=attention.post_norm), *rest))
+            found.append((*first, replace(attention, post_norm=mlp.norm), replace(mlp, norm=attention.post_norm), *rest))
     return tuple(found)
 
 
@@ -259,4 +261,4 @@ PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 def test_permutation_only_where_it_belongs() -> None:
     """Rows of q and k change places in convert where GGUF's pages pair neighbours and Hugging Face's code halves; 1 is added to Gemma's gains."""
     assert {name for name, page in PAGES.items() if page.hf_halves} == PERMUTED
-    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "qwen35"}
+    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "gemma-embedding", "qwen35", "qwen35moe"}
