@@ -79,7 +79,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
-    gguf.close()  # nothing is read from it any more, whatever becomes of it
+    if runtime.arena is None:  # else experts are still read
+        gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             memory, context = for_draft or (None, model.context)
@@ -244,6 +245,41 @@ class Model(LookInside):
                           speculate=speculate, sample_index=check_sample_index(sample_index),
                           keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
+
+    @in_default_floats
+    def embed(self, texts: str | Iterable[str | Sequence[int]], kind: str | None = None, *, pooling: str | None = None, truncate_dim: int | None = None,
+              normalize: bool = True, truncate: bool = False, prompt: str | None = None, max_tokens: int | None = None) -> np.ndarray:
+        """Embeddings of texts: float32 [texts, dim], of one text [dim]; with pooling "none" of one text [tokens, dim]. The bits of each depend on nothing but
+        the text, the model and the options.
+
+        texts: str, or lists of ids, which are taken as they are. kind: "query" or "document" (or the name of a prompt that the file holds): what the model
+        wants put before such a text; prompt: this text instead. pooling: "mean", "cls", "last" or "none"; default: as the file says, else the mean of an
+        encoder's rows, a causal model's last. truncate_dim: the first numbers alone (Matryoshka). normalize: to length 1, at the end. truncate: cut
+        what is longer than the model takes; else it is an error. max_tokens: of a text, instead of what the file says. Raises OptionError, ContextFullError,
+        UnsupportedError (a reranker, without pooling), OutOfMemoryError, NumericError. See docs/embed.md."""
+        from .score.embedding import Embedder
+        self._check_open()
+        one = isinstance(texts, str)
+        embedder = Embedder(self, kind, pooling=pooling, truncate_dim=truncate_dim, normalize=normalize, truncate=truncate, prompt=prompt,
+                            max_tokens=max_tokens)
+        if not one and embedder.pooling == "none":
+            raise OptionError("pooling='none' gives a row for each token: embed one text at a time (a str)")
+        found = embedder.array([texts] if one else texts)  # type: ignore[arg-type, list-item]
+        return found[0] if one else found
+
+    @in_default_floats
+    def rerank(self, query: str, documents: Iterable[str], *, judge: Sequence[str] | None = None, instruction: str | None = None,
+               truncate: bool = False) -> np.ndarray:
+        """How well each document answers a query: float32 [documents], the higher the better; a head's own scores (bge: logits; Qwen 3: from 0 to 1).
+
+        judge: ("yes", "no"): a causal model without a head is asked for one of these words, and its share of the first is the score. instruction: what makes
+        a document fit, for causal models. truncate: cut documents that don't fit into the context with the query; else they are an error. Raises
+        UnsupportedError (no head, and no judge), OptionError, ContextFullError, OutOfMemoryError, NumericError."""
+        from .score.rerank import Reranker
+        self._check_open()
+        if isinstance(documents, str):
+            raise OptionError("documents must be a list of texts, found one text")
+        return np.array(list(Reranker(self, judge=judge, instruction=instruction, truncate=truncate).scores(query, documents)), np.float32)
 
     def agenerate(self, prompt: str | Iterable[int], **options: Any) -> AsyncAnswer:
         """`generate` for asyncio: `async for piece in model.agenerate(prompt)`. Arguments and errors are generate's; answers under way at once share their

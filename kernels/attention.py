@@ -1,4 +1,4 @@
-"""Causal attention over pages of 64 positions, for a block of tokens of one sequence and one KV head.
+"""Attention over pages of 64 positions, for a block of tokens of one sequence and one KV head.
 
 How keys and values lie in a page is a `KVType`'s matter (kv_float.py: f16, f32; kv_q8_0.py): it plugs in how a query is laid out, and how R queries together
 meet one page. All of them give, per query and page, a *part*: m (its highest score), l (16 partial sums of exp(score - m)), o (weighted values):
@@ -14,10 +14,11 @@ and parts are merged by one formula, from M = -1e30, L = 0, O = 0: the pages of 
 
 Where the stage says so (all words 0: none of it):
 
-    norm       q and k of a head by head_norm, before RoPE (NORM_LAST: after it)
+    norm       q and k of a head by head_norm, before RoPE (NORM_LAST: after it); v without a gain (V_NORM)
     query      q = q * Q_SCALES[position]                                            after RoPE
     soft cap   score = cap * tanh(score / cap), by vecmath.soft_cap, before the maximum
     window     a query at P sees positions P - window + 1 ... P: earlier ones are selected away; pages and spans stay where they are
+    ahead      a query at P sees positions up to min(P + ahead, the sequence's last), which all are there; causal: ahead = 0
     sink       result = O * (a / fma(tree sum of L, a, b)) with M' = max(M, sink), a = exp(M - M'), b = exp(sink - M')
 
 Positions past the query's own are selected away (scores) or skipped (values), never multiplied. How many queries share a loaded page, and which thread
@@ -69,17 +70,19 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
     QUANTIZE, TOKENS, VALUE_DIM, ROPE_KIND, WINDOW, SOFT_CAP, SINKS, Q_NORM, K_NORM, NORM_EPS, NORM_LAST, Q_SCALES, LD_Q,
-    LD_V, TABLE_ROW,
-) = range(0, 8 * 32, 8)
+    LD_V, TABLE_ROW, AHEAD, V_NORM,
+) = range(0, 8 * 34, 8)
 """QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step].
 VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own
 included, or 0: all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0.
-LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V. TABLE_ROW: bytes from a page table to this layer's row of it."""
-GEOMETRY_WORDS = 32
+LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V. TABLE_ROW: bytes from a page table to this layer's row of it.
+AHEAD: positions after its own that a query sees, 0: none. V_NORM: whether a head's values are normed, too, by NORM_EPS and without a gain."""
+GEOMETRY_WORDS = 34
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
-# PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block
-(M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS) = range(0, 8 * 9, 8)
-ITEM_WORDS = 9
+# PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block;
+# LENGTH: positions that the sequence has after this step
+(M0, M1, POSITION0, PAGE_TABLE, FIRST_PAGE, LAST_PAGE, PARTS, DONE, SPANS, LENGTH) = range(0, 8 * 10, 8)
+ITEM_WORDS = 10
 
 _CALL = "int64(int64, int64, int64, int64, int64)"
 
@@ -149,24 +152,32 @@ def merge_part(state, part, size):
 
 
 @jit
+def _drop_first(s, skip, fill):
+    """The first `skip` numbers of 4 vectors at s become `fill`."""
+    for i in range(4):
+        if skip > 16 * i:
+            put_f32(s, i, drop_first(get_f32(s, i), skip - 16 * i, fill))
+
+
+@jit
 def softmax(s, left, skip, scale, cap, part):
     """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left` and before `skip`); the part's m and l are stored."""
     c, highest = splat_f32(scale), splat_f32(NOTHING)
+    if cap != np.float32(0.0):  # in loops of their own, what few models or pages have: the others' four vectors are then one straight piece of code
+        for i in range(4):
+            put_f32(s, i, soft_cap(get_f32(s, i) * c, cap))
+        c = splat_f32(np.float32(1.0))
     for i in range(4):
-        v = get_f32(s, i) * c
-        if cap != np.float32(0.0):
-            v = soft_cap(v, cap)
-        v = keep_first(v, left - 16 * i, NOTHING)
-        if skip > 16 * i:
-            v = drop_first(v, skip - 16 * i, NOTHING)
-        put_f32(s, i, v)
-        highest = vmax(v, highest)
+        put_f32(s, i, keep_first(get_f32(s, i) * c, left - 16 * i, NOTHING))
+    if skip > 0:
+        _drop_first(s, skip, NOTHING)
+    for i in range(4):
+        highest = vmax(get_f32(s, i), highest)
     m = vmax_across(highest)
     for i in range(4):
-        e = keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0))
-        if skip > 16 * i:
-            e = drop_first(e, skip - 16 * i, np.float32(0.0))
-        put_f32(s, i, e)
+        put_f32(s, i, keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
+    if skip > 0:
+        _drop_first(s, skip, np.float32(0.0))
     store_f32(part, m)
     store_f32x16(part + 64, (get_f32(s, 0) + get_f32(s, 1)) + (get_f32(s, 2) + get_f32(s, 3)))
 
@@ -225,6 +236,7 @@ def attention_kernel(kv: KVType) -> Compiled:
         row = left + 16 * queries
         row += -row & 63
         value_dim, window, cap, sinks = load_i64(geometry + VALUE_DIM), load_i64(geometry + WINDOW), load_f32(geometry + SOFT_CAP), load_i64(geometry + SINKS)
+        later, length = load_i64(geometry + AHEAD), load_i64(item + LENGTH)
         head0 = kv_head * group * value_dim * 4
         bad = 0
         for i in range(queries):
@@ -250,13 +262,13 @@ def attention_kernel(kv: KVType) -> Compiled:
                 ahead = base
                 if p + 1 < page1:
                     ahead = load_i64(table + 8 * (p + 1)) + layer_offset
-                first = max(0, p * PAGE - position0) * group  # earlier tokens of the block do not see this page
+                first = max(0, p * PAGE - later - position0) * group  # earlier tokens of the block do not see this page
                 last = queries
                 if window > 0:  # nor do later ones, whose window begins after it
                     last = max(first, min(queries, ((p + 1) * PAGE + window - 1 - position0) * group))
                 for i in range(first, last):
                     position = position0 + i // group
-                    store_i64(left + 16 * i, min(PAGE, position + 1 - p * PAGE))
+                    store_i64(left + 16 * i, min(PAGE, min(position + 1 + later, length) - p * PAGE))
                     store_i64(left + 16 * i + 8, max(0, position - window + 1 - p * PAGE) if window > 0 else 0)
                 i = first
                 while i < last:
@@ -269,7 +281,7 @@ def attention_kernel(kv: KVType) -> Compiled:
                     for r in range(n):
                         merge_part(span_states + (i + r) * size, parts + r * size, size)
                     i += n
-            first = max(0, page * PAGE - position0) * group
+            first = max(0, page * PAGE - later - position0) * group
             if load_i64(item + PARTS) != 0:
                 target = load_i64(item + PARTS) + (page // SPAN * n_kv + kv_head) * queries * size
                 for b in range(0, queries * size, 64):
@@ -289,7 +301,7 @@ def attention_kernel(kv: KVType) -> Compiled:
             atomic_store(done, 0)
             for span in range(spans):
                 source = load_i64(item + PARTS) + (span * n_kv + kv_head) * queries * size
-                for i in range(max(0, span * SPAN * PAGE - position0) * group, queries):
+                for i in range(max(0, span * SPAN * PAGE - later - position0) * group, queries):
                     merge_part(states + i * size, source + i * size, size)
         for i in range(queries):
             sink = sinks + 4 * (kv_head * group + i % group) if sinks != 0 else 0
@@ -324,6 +336,8 @@ def append_kernel(kv: KVType) -> Compiled:
             position = load_i64(positions + 8 * m)
             page = load_i64(load_i64(tables + 8 * m) + row + 8 * (position // PAGE)) + layer_offset
             if is_value:
+                if load_i64(geometry + V_NORM) != 0:
+                    bad |= head_norm(x + m * stride, 0, value_dim, load_f32(geometry + NORM_EPS))
                 bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, value_dim, v_dim, position % PAGE, page)
             else:
                 bad |= norm_and_turn(geometry, gain, x + m * stride, head_dim, position)

@@ -105,13 +105,14 @@ def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[i
     kernel, done = attention.attention_kernel(cache.kv).cfunc.ctypes, np.zeros(cache.n_kv, np.int64)
     for m0, m1 in zip(borders, borders[1:]):
         assert 0 < m1 - m0 <= most
-        pages = -(-(position0 + m1) // PAGE)
+        pages = -(-min(position0 + m1 + words.get("AHEAD", 0), position0 + tokens) // PAGE)
         spans = -(-pages // attention.SPAN) if split else 1
         size = spans * (m1 - m0) * heads * attention.part_bytes(cache.value_dim)
         parts = np.full(size + 128, 0xFF, np.uint8)
         for span in reversed(range(spans)):
             item = np.array([m0, m1, position0 + m0, at(cache.table), span * attention.SPAN if split else 0,
-                             min(pages, (span + 1) * attention.SPAN) if split else pages, (at(parts) + -at(parts) % 64) if split else 0, at(done), spans])
+                             min(pages, (span + 1) * attention.SPAN) if split else pages, (at(parts) + -at(parts) % 64) if split else 0, at(done), spans,
+                             position0 + tokens])
             for kv_head in reversed(range(cache.n_kv)):  # so that a head that writes too far spoils one that is done
                 assert kernel(at(geometry), at(item), cache.offset, kv_head, aligned) == 0
         assert not done.any() and (parts[-64:] == 0xFF).all()

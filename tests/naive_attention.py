@@ -18,6 +18,8 @@ class Kind(NamedTuple):
     window: int = 0
     """Positions a query sees, its own included; 0: all."""
     cap: float = 0.0
+    ahead: int = 0
+    """Positions after its own that a query sees."""
     sinks: Array | None = None
     """float32 [heads]"""
 
@@ -29,7 +31,7 @@ def naive_attention(q: Array, k: Array, v: Array, position: int, scale: float, k
     """One token's heads: q [heads, D]; k, v [positions, kv heads, D]; plain softmax over the positions it sees. float64 [heads, D of v]"""
     q, k, v = q.astype(np.float64), k.astype(np.float64), v.astype(np.float64)
     group, out = len(q) // k.shape[1], np.zeros((len(q), v.shape[2]))
-    seen = range(max(0, position - kind.window + 1) if kind.window else 0, position + 1)
+    seen = range(max(0, position - kind.window + 1) if kind.window else 0, min(position + kind.ahead + 1, len(k)))
     for h in range(len(q)):
         scores = [scale * float(q[h] @ k[p, h // group]) for p in seen]
         if kind.cap:
@@ -66,13 +68,13 @@ def page_softmax(s: Array, first: int, kind: Kind) -> tuple[Array, Array, Array]
     return m, e, (e[:, 0:16] + e[:, 16:32]) + (e[:, 32:48] + e[:, 48:64])
 
 
-def merged(page_part: Callable[[slice, int], tuple[Array, Array, Array]], position: int, kind: Kind) -> Array:
+def merged(page_part: Callable[[slice, int], tuple[Array, Array, Array]], position: int, kind: Kind, length: int) -> Array:
     """Attention's result [heads, D] from its parts of pages of 64 positions: those of 8 pages are merged first. What no query sees has no part."""
-    spans, begin = [], max(0, position - kind.window + 1) if kind.window else 0
-    for s0 in range(0, position + 1, 512):
-        pages = [p0 for p0 in range(s0, min(s0 + 512, position + 1), 64) if p0 + 64 > begin]
+    spans, begin, end = [], max(0, position - kind.window + 1) if kind.window else 0, min(position + kind.ahead + 1, length)
+    for s0 in range(0, end, 512):
+        pages = [p0 for p0 in range(s0, min(s0 + 512, end), 64) if p0 + 64 > begin]
         if pages:
-            spans.append(merge_parts([page_part(slice(p0, min(p0 + 64, position + 1)), max(0, begin - p0)) for p0 in pages]))
+            spans.append(merge_parts([page_part(slice(p0, min(p0 + 64, end)), max(0, begin - p0)) for p0 in pages]))
     top, total, out = merge_parts(spans)
     if kind.sinks is None:
         return out * (f32(1) / tree_sum(total))[:, None]
@@ -96,7 +98,7 @@ def canonical_attention(q: Array, k: Array, v: Array, position: int, scale: Any,
         for p in range(first, len(vp)):
             o = fma32(e[:, p, None], vp[p], o)
         return m, l, o
-    return merged(page_part, position, kind)
+    return merged(page_part, position, kind, len(k))
 
 
 def quantise_row(x: Array) -> tuple[Array, Array]:
@@ -130,4 +132,4 @@ def canonical_attention_q8_0(q: Array, k: Array, v: Array, position: int, scale:
         inverse, step = np.where(live, f32(32639) / np.where(live, most, f32(1)), f32(0)), np.where(live, most / f32(32639), f32(0))
         c = np.rint(w * inverse[:, None]).astype(np.int64)
         return m, l, np.einsum("hn,hnd->hd", c, codes).astype(f32) * step[:, None]
-    return merged(page_part, position, kind)
+    return merged(page_part, position, kind, len(k))

@@ -203,3 +203,19 @@ def test_norm_and_turn(head_dim, rope_dim, kind, last):
     plain = kernels.attend(ready(q, q_gain) * by[:, None, None], kernels.Cache(ready(k, k_gain), v), 0, scale)
     out = kernels.attend(q, kernels.Cache(k, v, K_NORM=k_gain, **words), 0, scale, Q_NORM=q_gain, Q_SCALES=by, **words)
     assert equal(out, plain)
+
+
+@pytest.mark.parametrize("window, ahead", [(0, 1 << 40), (0, 5), (41, 40), (1, 0), (300, 299), (70, 69)])
+@pytest.mark.parametrize("kv, canonical", [("f16", canonical_attention), ("f32", canonical_attention), ("q8_0", canonical_attention_q8_0)])
+def test_ahead(window, ahead, kv, canonical):
+    """Positions after a query's own, all of them or so many, with windows to both sides: bit for bit, in any blocks and with spans apart."""
+    q, k, v, scale = problem(4, 2, 16, 1100)
+    cache, kind = kernels.Cache(k, v, kv=kv), Kind(window=window, ahead=ahead)
+    k16, v16 = (a.astype(np.float16) if kv == "f16" else a for a in (k, v))
+    whole = kernels.attend(q, cache, 0, scale, WINDOW=window, AHEAD=ahead)
+    for position in (0, 1, 40, 63, 64, 500, 511, 512, 1023, 1024, 1098, 1099):
+        assert equal(whole[position], canonical(q[position], k16, v16, position, scale, kind)), position
+    assert equal(kernels.attend(q, cache, 0, scale, list(range(0, 1101, 20)), split=True, WINDOW=window, AHEAD=ahead), whole)
+    for position in (0, 511, 1099):
+        expected = naive_attention(q[position], k16, v16, position, scale, kind)
+        assert np.abs(whole[position] - expected).max() <= (0.06 if kv == "q8_0" else 3e-6) * np.abs(v).max()

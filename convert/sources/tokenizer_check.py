@@ -25,6 +25,7 @@ Ids = Callable[[str], list[int]]
 SPACE = "\u2581"
 EXCEPTIONS = {
     "leading space": "texts that begin with a space: Metaspace puts no second one there",
+    "outer spaces": "texts with spaces at their ends",
     "normalised": "texts that the file's character map changes: only printable ASCII is compared",
     "unknown characters": "texts with characters outside the vocabulary",
     "other rules": "its own engine follows other rules than the file's library (llama2.c's run.c): nothing is compared",
@@ -66,6 +67,8 @@ def comparable(vocab: Vocab, texts: Iterator[str]) -> Iterator[str]:
     special = [text for text, type_ in zip(vocab.tokens, vocab.types) if text and type_ in (CONTROL, UNKNOWN, USER_DEFINED)]
     for text in texts:
         if "leading space" in vocab.exceptions and text.startswith((" ", SPACE)):
+            continue
+        if "outer spaces" in vocab.exceptions and text != text.strip():
             continue
         if "normalised" in vocab.exceptions and not (text.isascii() and text.isprintable()):
             continue

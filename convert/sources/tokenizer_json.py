@@ -25,6 +25,7 @@ from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, MAX_TOKENS, NOR
 from .base import read_json
 from .pre_tokenizer import row_of_steps
 from .tokenizer_check import check_json
+from .tokenizer_pieces import phantom, unigram, wordpiece
 from .vocabulary import Vocab
 
 SPACE = "\u2581"
@@ -58,8 +59,10 @@ class _Reader:
     def vocab(self) -> Vocab:
         model = self.object("model") or {}
         kind = model.get("type", "BPE" if "merges" in model else None)
+        if kind in ("WordPiece", "Unigram"):
+            return self.pieces(model, kind)
         if kind != "BPE":
-            self.refuse(f"is a tokenizer of kind {quote(kind)}; llamina knows BPE only")
+            self.refuse(f"is a tokenizer of kind {quote(kind)}; llamina knows BPE, WordPiece and Unigram")
         for option in "dropout", "continuing_subword_prefix", "end_of_word_suffix":
             if model.get(option):
                 self.refuse(f"its model has {option} = {quote(model[option])}, which GGUF cannot express")
@@ -86,6 +89,22 @@ class _Reader:
             vocab.types[ids[unknown]], vocab.ids["unknown"] = UNKNOWN, ids[unknown]
         self.added(vocab)
         self.post_processor(vocab)
+        return vocab
+
+    def pieces(self, model: dict[str, Any], kind: str) -> Vocab:
+        """An encoder's vocabulary (tokenizer_pieces.py)."""
+        normalizers, cuts = steps(self.object("normalizer"), "normalizers"), steps(self.object("pre_tokenizer"), "pretokenizers")
+        if kind == "WordPiece":
+            vocab = wordpiece(self.path, model, self.tokens(model.get("vocab")), normalizers, cuts, self.refuse)
+        else:
+            vocab = unigram(self.path, model, normalizers, cuts, self.refuse)
+        self.added(vocab)
+        self.post_processor(vocab)
+        for ours, theirs in ("cls", "bos"), ("seperator", "eos"):
+            if theirs in vocab.ids and kind == "WordPiece":
+                vocab.ids[ours] = vocab.ids[theirs]
+        if kind == "WordPiece":
+            phantom(vocab)
         return vocab
 
     def tokens(self, vocab: Any) -> tuple[list[str], list[int]]:
@@ -166,6 +185,14 @@ class _Reader:
         vocab.add_bos = False
         for step in steps(self.object("post_processor"), "processors"):
             template = step.get("single")
+            if step.get("type") in ("BertProcessing", "RobertaProcessing"):  # older forms of the same: [text, id] of each end
+                for name, key in ("bos", "cls"), ("eos", "sep"):
+                    end = step.get(key)
+                    if not isinstance(end, list) or len(end) != 2 or type(end[1]) is not int or not 0 <= end[1] < len(vocab.tokens):
+                        self.fail(f"post_processor adds {quote(end)}, whose id is not in the vocabulary")
+                    vocab.ids[name] = end[1]
+                vocab.add_bos = vocab.add_eos = True
+                continue
             if step.get("type") != "TemplateProcessing" or not isinstance(template, list):
                 continue
             names = [_get(_get(part, "SpecialToken"), "id") for part in template]

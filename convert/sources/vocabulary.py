@@ -32,12 +32,12 @@ class Vocab:
     """A vocabulary on its way to a GGUF file. Ids index `tokens`."""
 
     path: Path
-    model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
+    model: str  # "llama" (SentencePiece), "gpt2" (byte-level BPE), "bert" (WordPiece) or "t5" (Unigram)
     tokens: list[str]
     types: list[int]
-    scores: list[float] | None = None  # "llama" only
+    scores: list[float] | None = None  # "llama" and "t5" only
     merges: list[str] | None = None  # "gpt2" only
-    ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos", "unknown", "padding", "eot", "eom"
+    ids: dict[str, int] = field(default_factory=dict)  # "bos", "eos", "unknown", "padding", "eot", "eom", "cls", "seperator", "mask"
     add_bos: bool = True
     add_eos: bool = False
     pre: str = "llama-bpe"  # "gpt2" only: how text is cut into words
@@ -47,6 +47,7 @@ class Vocab:
     notes: list[str] = field(default_factory=list)
     from_json: bool = False  # of a tokenizer.json
     exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
+    settings: dict[str, Any] = field(default_factory=dict)  # more keys below tokenizer.ggml.
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
 
     def __post_init__(self) -> None:
@@ -88,17 +89,18 @@ class Vocab:
             self.notes.append(f"vocabulary padded {n} -> {n_vocab} with unused tokens, as many as the embedding has rows")
 
     def metadata(self) -> dict[str, Any]:
-        keys: dict[str, Any] = {"model": self.model, "pre": "default" if self.model == "llama" else self.pre, "tokens": self.tokens}
+        keys: dict[str, Any] = {"model": self.model, "pre": self.pre if self.model == "gpt2" else "default", "tokens": self.tokens}
         if self.scores is not None:
             keys["scores"] = np.asarray(self.scores, np.float32)
         keys["token_type"] = np.asarray(self.types, np.int32)
         if self.merges is not None:
             keys["merges"] = self.merges
-        for name in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+        for name in ("bos", "eos", "eot", "eom", "unknown", "padding", "cls", "seperator", "mask"):
             if name in self.ids:
                 keys[f"{name}_token_id"] = self.ids[name]
         keys["add_bos_token"], keys["add_eos_token"] = self.add_bos and "bos" in self.ids, self.add_eos and "eos" in self.ids
-        if self.model == "llama":
+        keys |= self.settings
+        if self.model in ("llama", "t5"):
             keys["add_space_prefix"] = self.add_space_prefix
             if self.remove_extra_whitespaces:
                 keys["remove_extra_whitespaces"] = True

@@ -56,6 +56,11 @@ class Core(ABC):
         return self.runtime.config
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's keys."""
+        return self._gguf.metadata
+
+    @property
     def context(self) -> int:
         """Most positions of a prompt with its answer."""
         return self.runtime.context

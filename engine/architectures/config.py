@@ -24,7 +24,10 @@ from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
-from .spec import Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .per_layer_blocks import PerLayerInputs
+from .pooling import Pooling, read_pooling
+from .spec import Added, Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .state_blocks import Conv, Delta
 
 __all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
            "written_config"]
@@ -49,6 +52,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     float32_kv: bool = False  # every matrix is F32: keys and values are kept in float32 as well, so that the file's precision is not lost there
     skipped_layers: int = 0  # blocks at the file's end that predict further tokens, and are left out
+    added: tuple[Added, ...] = ()
+    pooling: Pooling = Pooling()
 
     @staticmethod
     def from_gguf(gguf: GGUFFile) -> ModelConfig:
@@ -67,7 +72,23 @@ class ModelConfig:
     @property
     def tied_output(self) -> bool:
         """No output.weight: token_embd.weight is used."""
-        return self.output.matrix.tensor == "token_embd.weight"
+        return self.output.matrix is not None and self.output.matrix.tensor == "token_embd.weight"
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens see only those before them. Encoders' see all of their text, and nothing can be generated."""
+        return not any(a.ahead for a in self.attentions())
+
+    @property
+    def positions(self) -> int | None:
+        """Most positions that a text can have at all: rows of a table of positions; None if nothing limits them."""
+        return next((added.tensor.shape[0] for added in self.added if added.by_position), None)
+
+    def kept(self) -> Iterator[Tensor]:
+        """Tensors that stay in memory as float32 rows, and go through no kernel: what joins the embedding, and a head."""
+        for added in self.added:
+            yield added.tensor
+        yield from self.pooling.tensors()
 
     def blocks(self) -> Iterator[Block]:
         for layer in self.layers:
@@ -78,18 +99,30 @@ class ModelConfig:
             if isinstance(block, Attention):
                 yield block
 
+    def recurrents(self) -> Iterator[Conv | Delta]:
+        """Blocks that keep a state."""
+        for block in self.blocks():
+            if isinstance(block, (Conv, Delta)):
+                yield block
+
     def tensors(self) -> Iterator[Tensor]:
         """Each tensor that the model must have, in order of use."""
         yield Tensor("token_embd.weight", (self.n_vocab, self.dim), "model.embed_tokens.weight")
         for block in self.blocks():
             yield from block.tensors()
         yield from norm_tensors(self.output.norm)
-        if not self.tied_output:
+        if self.output.matrix and not self.tied_output:
             yield from matrix_tensors(self.output.matrix)
+        yield from self.kept()
         for rope in dict.fromkeys(a.rope for a in self.attentions() if a.rope):
             for name in rope.factors, rope.short:
                 if name:
                     yield Tensor(name, (rope.dims // 2,))
+
+    @property
+    def per_layer(self) -> PerLayerInputs | None:
+        """The per-layer embeddings, whose table stays in the file."""
+        return next((block for block in self.layers[0] if isinstance(block, PerLayerInputs)), None)
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((t.name, t.shape) for t in self.tensors())
@@ -97,10 +130,10 @@ class ModelConfig:
     def matrices(self) -> list[Matrix]:
         """Matrices that activations are multiplied with, in order of use, each once."""
         found = {m.key: m for block in self.blocks() for m in block.matrices()}
-        return [*found.values(), self.output.matrix]
+        return [*found.values(), *([self.output.matrix] if self.output.matrix else [])]
 
     def vectors(self) -> Iterator[tuple[str, int]]:
-        """(tensor, numbers) of norms' gains and biases, and of attention's sinks."""
+        """(tensor, numbers) of norms' gains and biases, of attention's sinks, and of what recurrent layers have for each head."""
         for norm in [n for block in self.blocks() for n in block.norms()] + [self.output.norm]:
             yield norm.tensor, norm.dim
             if norm.bias:
@@ -108,8 +141,10 @@ class ModelConfig:
         for a in self.attentions():
             if a.sinks:
                 yield a.sinks, a.heads
+        for r in self.recurrents():
+            yield from r.vectors()
         for block in self.blocks():
-            if isinstance(block, Experts):
+            if not isinstance(block, Attention):
                 yield from block.vectors()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
@@ -200,6 +235,8 @@ class ModelConfig:
         names = ("architecture", "name", "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "n_vocab", "context_length", "rms_eps", "rope_dim",
                  "rope_base", "rope_scaling", "rope_freq_factors", "tied_output", "float32_kv")
         found = {name: getattr(self, name) for name in names}
+        if experts := next((b for b in self.blocks() if isinstance(b, Experts)), None):
+            found |= {"n_experts": experts.experts, "n_experts_used": experts.used}
         return {**found, "rope_scaling": dict(vars(self.rope_scaling))}
 
 
@@ -234,8 +271,9 @@ def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float3
     k = Builder(page.architecture, file, tensors, n_vocab, whole)
     if page.predictors:
         k.skip_predictors()
-    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, k.layers(lambda i: page.layer(k, i)),
-                         page.output(k), page.embedding_scale(k), float32, k.skipped_layers)
+    layers, output = k.layers(lambda i: page.layer(k, i)), page.output(k)
+    config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, layers, output, page.embedding_scale(k),
+                         float32, k.skipped_layers, page.added(k), read_pooling(k, output.matrix is not None))
     k.done()
     return config
 

@@ -26,6 +26,7 @@ COMMANDS = {
         "eval": "Measure how good a model is at a task.",
         "lm-eval": "Run lm-evaluation-harness on a model.",
         "perplexity": "Measure how well a model predicts a text.",
+        "look": "See how a model reads a text, token by token.",
         "bench": "Measure how fast a model is here.",
         "selftest": "Check that this machine computes right.",
         "tokenize": "Turn text to token ids and back.",

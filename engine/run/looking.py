@@ -8,14 +8,17 @@ All of it uses the buffers of a step, so it is for between two steps, or, maps, 
 """
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...kernels.team import ABORTED
 from ..architectures.blocks import Attention
-from ..architectures.spec import Matrix, Stage
+from ..architectures.spec import Matrix, Site, Stage
 from ..errors import AbortedError
 from .kv_groups import pages_of
 from .ops import common as f
@@ -65,6 +68,29 @@ class Looking:
     _tokens: np.ndarray
     _logit_columns: int
 
+    def _opened(self, observe: Collection[str], first: int, last: int) -> tuple[set[int], list[int]]:
+        """Of layers [first, last): those that run in open form, and where runs of layers begin and end: between two fused layers the stream is in its buffer,
+        so whoever looks at a layer's beginning or end only costs no open form."""
+        opened, stops = set(), {first, last}
+        for name in observe:
+            layer = self.sites[name][0]
+            if layer is None or not first <= layer < last:
+                continue
+            stages = self.program.open[layer]
+            if any(site.name == name and site.buffer == "x" for site in stages[-1].stage.after):
+                stops.add(layer + 1)
+            elif any(site.name == name and site.buffer == "x" for site in stages[0].stage.before):
+                stops.add(layer)
+            else:
+                opened.add(layer)
+                stops |= {layer, layer + 1}
+        return opened, sorted(stops)
+
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
+
     def unembed(self, rows: np.ndarray) -> np.ndarray:
         """Logits of rows of the residual stream, float32 [n, dim], n at most max_logits -> float32 [n, n_vocab]: what the model would say if the stream ended
         there. The bits are those of a step."""
@@ -79,7 +105,7 @@ class Looking:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
         s[f.OWN // 8] = 0
         self.team.clear_abort()
-        self._run(None, None, n, 1)
+        self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
         return logits
 
@@ -116,9 +142,7 @@ class Looking:
     def again(self, layer: int, after: str, until: str, rows: np.ndarray) -> np.ndarray:
         """Other rows, float32 [n, columns], at the site `after` of a layer -> what the site `until` of that layer holds then, float32 [n, columns]. Only
         for stages between that read nothing but the rows (matrices, activations: not attention)."""
-        placed = self.program.open_layer(layer)
-        first = next(i for i, p in enumerate(placed) if any(site.name == after for site in p.stage.after))
-        last = next(i for i, p in enumerate(placed) if any(site.name == until for site in p.stage.after))
+        placed, first, last = self._between(layer, after, until)
         source = next(site for site in placed[first].stage.after if site.name == after)
         target = next(site for site in placed[last].stage.after if site.name == until)
         out, s = np.empty((len(rows), target.columns), np.float32), self._step
@@ -131,6 +155,23 @@ class Looking:
             out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]
         s[f.N_TOKENS // 8] = 0
         return out
+
+    def ops_between(self, layer: int, after: str, until: str) -> list[str]:
+        """The ops between two sites of a layer."""
+        placed, first, last = self._between(layer, after, until)
+        return [p.stage.op for p in placed[first + 1:last + 1]]
+
+    def _between(self, layer: int, after: str, until: str) -> tuple[list[Placed], int, int]:
+        placed = self.program.open_layer(layer)
+        first, last = (next(i for i, p in enumerate(placed) if any(site.name == name for site in p.stage.after)) for name in (after, until))
+        return placed, first, last
+
+    def output_bias(self, ids: np.ndarray) -> np.ndarray:
+        """What the output matrix adds to these tokens' logits: float32 [n]."""
+        address = int(self._layout.matrix(self.config.output.matrix)[f.BIAS // 8])
+        if not address:
+            return np.zeros(len(ids), np.float32)
+        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]
 
     def matrix_rows(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """Rows of a matrix as its kernel sees them, dequantised: int [n] -> float32 [n, columns]."""
@@ -172,5 +213,6 @@ class Looking:
         if self.team.run(self._entry, self._step_address, self.n_threads) & ABORTED:
             raise AbortedError("the step was aborted")
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         raise NotImplementedError

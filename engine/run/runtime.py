@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP
+from ...kernels.addresses import address
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
@@ -27,15 +26,22 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
+from .feed import Feed as Feed
+from .feed import Look as Look
+from .feed import Part as Part
+from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address, round_up
+from .layout import Layout
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import Recurrence
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -44,46 +50,6 @@ _RANGE_MACS = 30e9
 Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
-
-Look = Callable[[np.ndarray, np.ndarray], None]
-"""Called with some of a feed's rows of logits, float32 [k, n_vocab], valid during the call, and their positions in the sequence, int64 [k]."""
-
-
-@dataclass
-class Feed:
-    """Tokens to append to a sequence in a step, and which of their logits are wanted."""
-
-    sequence: Sequence
-    ids: Any
-    """int [n], 1 <= n."""
-    logits: Literal["none", "last", "all"] = "last"
-    look: Look | None = None
-    """Gets the wanted rows instead of the caller, some at a time: there may be as many as the step has tokens."""
-
-
-@dataclass
-class Part:
-    """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
-    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
-
-    first: int = 0
-    last: int | None = None
-    rows: np.ndarray | None = None
-
-
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
 
 
 class Runtime(Looking):
@@ -108,8 +74,8 @@ class Runtime(Looking):
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -122,7 +88,9 @@ class Runtime(Looking):
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -152,7 +120,7 @@ class Runtime(Looking):
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -166,7 +134,8 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
-        self._items = Items(self._layout, self.n_threads)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
+        self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
@@ -180,6 +149,11 @@ class Runtime(Looking):
     def gains(self) -> dict[str, np.ndarray]:
         """The norms' gains by tensor name, float32 rows padded with zeros."""
         return self._weights.gains
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Tensors that no kernel reads (a head's), float32 in their shapes."""
+        return self._weights.kept
 
     @property
     def weight_bytes(self) -> int:
@@ -223,6 +197,7 @@ class Runtime(Looking):
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
         self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
+        self._embed = self._weights.embedder(layout.tokens[0], layout.buffers["x"], self.config.embedding_scale)
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -230,7 +205,10 @@ class Runtime(Looking):
         ):
             s[word // 8] = value
         self._step_address = s.ctypes.data
-        self._logit_columns = int(layout.matrix(self.config.output.matrix)[f.TILES // 8]) * 16
+        self.encoder = not self.config.causal
+        """Whether steps take whole texts, whose tokens see each other."""
+        output = self.config.output.matrix
+        self._logit_columns = int(layout.matrix(output)[f.TILES // 8]) * 16 if output else 0
         macs = [sum(m.macs for block in blocks for m in block.matrices()) for blocks in self.config.layers]
         self.macs_per_token = sum(macs)
         """Multiply-adds of the layers' matrices for a token."""
@@ -248,28 +226,41 @@ class Runtime(Looking):
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        part: some layers only.
-        At most `max_batch` tokens in all, each sequence in one feed. Raises ContextFullError and OutOfMemoryError before anything is computed,
-        OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows after the final norm instead, float32 [wanted, dim]. part: some layers only. At most
+        `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. ContextFullError, OutOfMemoryError,
+        OptionError, NumericError, AbortedError: no sequence changed.
         """
         self._check_open()
+        if any(feed.sequence.lag for feed in feeds):
+            return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
+        _states = self._recurrence.words(feeds, keep=not observe)
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
-        rows = self._weights.embed(ids) if part is None or part.rows is None else part.rows
-        self._x[:n, :config.dim] = rows if config.embedding_scale == 1 or (part and part.rows is not None) else rows * np.float32(config.embedding_scale)
+        if n_wanted and not hidden and not config.output.matrix:
+            raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            if config.added:
+                self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+            else:
+                self._embed(n)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
-        columns = self._layout.ld if hidden else self._logit_columns
-        logits = np.empty((n_wanted, columns), np.float32)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._words
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), logits.shape[1], hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
@@ -313,32 +304,32 @@ class Runtime(Looking):
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
         s, layers = self._words, self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    @cached_property
-    def sites(self) -> dict[str, tuple[int | None, Site]]:
-        """Of the model: see ModelConfig.sites."""
-        return self.config.sites()
-
     def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
-        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        """Layers [first, last), those that somebody looks into in open form, and the end."""
         sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
-        opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = first
-        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
-            self._layers(plain, layer, 0)
-            plain = layer + 1
-            for placed in self.program.open_layer(layer) if layer in opened else ():
+        opened, stops = self._opened(observe, first, last)
+        for layer, stop in itertools.pairwise(stops):
+            if layer not in opened:
+                self._visit(self.program.open[layer][0].stage.before, n, observe)
+                self._layers(layer, stop, 0)
+                self._visit(self.program.open[stop - 1][-1].stage.after, n, observe)
+                continue
+            for placed in self.program.open_layer(layer):
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
@@ -355,9 +346,10 @@ class Runtime(Looking):
             if site.name in observe:
                 observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
-        the residual stream is shared. AbortedError, NumericError."""
+        the residual stream is shared. noted: whether it is like other steps, from whose times the number of threads follows. AbortedError, NumericError."""
         s, program = self._words, self.program
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
@@ -368,7 +360,7 @@ class Runtime(Looking):
         threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), team.lost_seconds
         status = team.run(self._entry, self._step_address, threads)
         seconds, lost = time.perf_counter() - start, team.lost_seconds - lost
-        if not open:
+        if noted and not open:
             self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
@@ -403,6 +395,8 @@ class Runtime(Looking):
                 low, high = ids[m:m + n].min(), ids[m:m + n].max()
             if low < 0 or high >= n_vocab:
                 raise OptionError(f"token id {low if low < 0 else high} is outside the vocabulary of {n_vocab}")
+            if self.encoder and feed.sequence.length:
+                raise OptionError(f"{self.gguf.path}: is an encoder (architecture {self.config.architecture}): a text is one feed, nothing follows it")
             if (length := feed.sequence.length + n) > context:
                 raise ContextFullError(f"{length} positions do not fit into the context of {context}; raise the context or shorten the text")
             longest = max(longest, length)
@@ -444,5 +438,7 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
-            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables
+            for part in (self.arena, self._per_layer):
+                if part:
+                    part.close()
+            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens, self._token_rows, self._tables, self._embed

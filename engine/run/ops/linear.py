@@ -123,6 +123,7 @@ def fill_quantize(words: np.ndarray, stage: Any, layout: Any) -> None:
 
 
 def fill_output(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "matrix", "factor", "soft_cap" (0: none)."""
-    words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(stage.args["matrix"])
+    """args: "matrix" (None: there are only normed rows), "factor", "soft_cap" (0: none)."""
+    if stage.args["matrix"] is not None:
+        words[MATRIX // 8:(MATRIX + MATRIX_BYTES) // 8] = layout.matrix(stage.args["matrix"])
     words.view(np.float32)[FACTOR // 4], words.view(np.float32)[SOFT_CAP // 4] = stage.args["factor"], stage.args["soft_cap"]

@@ -1,8 +1,9 @@
 """Tokenizers, made from the vocabulary inside a GGUF file: load_tokenizer(metadata, path) -> Tokenizer.
 
 vocabulary.py reads and checks the metadata (ends.py: which tokens end an answer); base.py has what all kinds share; spm.py (SentencePiece) and bpe.py
-(merges) split text, the latter as a row of splits.py says, which known.py finds for files that do not name one; stream.py decodes token by token. The
-libraries are imported when a tokenizer is made. tokenizer_problem() says of a header alone whether a tokenizer can be made of it.
+(merges), wordpiece.py and unigram.py (encoders' kinds) split text, bpe.py as a row of splits.py says, which known.py finds for files that do not name one;
+stream.py decodes token by token. The libraries are imported when a tokenizer is made. tokenizer_problem() says of a header alone whether one can be made of
+it.
 """
 from __future__ import annotations
 
@@ -26,12 +27,19 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str | os.PathLike[str] = "
     path = os.fspath(path)
     from .vocabulary import read_vocabulary
 
-    if _kind(metadata, path) == "llama":
+    if (kind := _kind(metadata, path)) == "llama":
         from .spm import SpmTokenizer
 
         vocabulary = read_vocabulary(metadata, path, default_ids=(1, 2, 0), add_bos=True)
         vocabulary.strips_after_tags = _strips_after_tags(metadata)
         return SpmTokenizer(vocabulary)
+    if kind in ("bert", "t5"):
+        from .unigram import UnigramTokenizer
+        from .wordpiece import WordPieceTokenizer
+
+        if kind == "bert":
+            return WordPieceTokenizer(read_vocabulary(metadata, path, default_ids=(101, 102, 100), add_bos=True))
+        return UnigramTokenizer(read_vocabulary(metadata, path, default_ids=(-1, 1, 2), add_bos=False))
     from .bpe import BpeTokenizer, RawBpeTokenizer
 
     row = _row(metadata, path)
@@ -48,7 +56,7 @@ def tokenizer_problem(metadata: Mapping[str, Any], path: str | os.PathLike[str] 
     list of tokens where the file does not say how it cuts text: what is damaged inside the arrays only shows when it is loaded."""
     path = os.fspath(path)
     try:
-        if _kind(metadata, path) != "llama":
+        if _kind(metadata, path) not in ("llama", "bert", "t5"):
             _row(metadata, path)
         if "tokenizer.ggml.tokens" not in metadata:
             raise TokenizerError(f"{path}: tokenizer.ggml.tokens is missing: the file has no vocabulary")
@@ -58,13 +66,13 @@ def tokenizer_problem(metadata: Mapping[str, Any], path: str | os.PathLike[str] 
 
 
 def _kind(metadata: Mapping[str, Any], path: str) -> str:
-    """"llama", "gpt2" or "gemma4"."""
+    """"llama", "gpt2", "gemma4", "bert" or "t5"."""
     model = metadata.get("tokenizer.ggml.model")
-    if isinstance(model, str) and model in ("llama", "gpt2", "gemma4"):
+    if isinstance(model, str) and model in ("llama", "gpt2", "gemma4", "bert", "t5"):
         return model
     if model is None or isinstance(model, str) and model == "none":
         raise TokenizerError(f"{path}: has no vocabulary (tokenizer.ggml.model is {'missing' if model is None else 'none'}), so no text can be tokenised")
-    known = "'llama' (SentencePiece), 'gpt2' (byte-level BPE) and 'gemma4' (BPE on characters)"
+    known = "'llama' (SentencePiece), 'gpt2' (byte-level BPE), 'gemma4' (BPE on characters), 'bert' (WordPiece) and 't5' (Unigram)"
     raise UnsupportedError(f"{path}: tokenizer.ggml.model is {model!r:.60}; llamina knows {known}")
 
 

@@ -48,6 +48,9 @@ class Vocabulary:
     sep_id: int | None = None
     strips_after_tags: bool = False  # white space that follows a special token is dropped
     nfc: bool = False  # texts are brought to Unicode's normal form C first
+    lowercase: bool = True  # WordPiece: words in lower case, …
+    strip_accents: bool = True  # … without accents
+    charsmap: bytes = b""  # Unigram: SentencePiece's map of characters
     eog_ids: frozenset[int] = field(default_factory=frozenset)
     notes: list[str] = field(default_factory=list)  # what was left out or put right, a line each
 
@@ -132,7 +135,7 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
     v.bos_id, v.eos_id, v.unk_id = token_id("bos_token_id"), token_id("eos_token_id"), token_id("unknown_token_id")
     v.pad_id = token_id("padding_token_id")
     for name, default in zip(("bos", "eos", "unknown"), default_ids):
-        fits = default < len(tokens) and (types[default] in (CONTROL, UNKNOWN) or raw_types is None)
+        fits = 0 <= default < len(tokens) and (types[default] in (CONTROL, UNKNOWN) or raw_types is None)
         if fits and (f"tokenizer.ggml.{name}_token_id" not in metadata or name + "_token_id" in outside):
             setattr(v, "unk_id" if name == "unknown" else name + "_id", default)
 
@@ -154,7 +157,22 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, *, default_ids: tupl
     v.remove_extra_whitespaces = flag("remove_extra_whitespaces", False)
     v.add_sep, v.sep_id = flag("add_sep_token", add_sep), token_id("seperator_token_id")
     v.nfc = bool(metadata.get(NFC_KEY, False))
+    if (framed := kind_settings(metadata, flag, array)) is not None:
+        v.lowercase, v.strip_accents, v.charsmap = framed
+        cls = token_id("cls_token_id")
+        v.bos_id, v.eos_id = v.bos_id if cls is None else cls, v.eos_id if v.sep_id is None else v.sep_id
+        v.add_bos = flag("add_bos_token", True) and v.bos_id is not None
+        v.add_eos = flag("add_eos_token", True) and v.eos_id is not None
     return vocabulary
+
+
+def kind_settings(metadata: Mapping[str, Any], flag: Any, array: Any) -> tuple[bool, bool, bytes] | None:
+    """(lower case, without accents, map of characters) of a WordPiece or Unigram vocabulary, whose texts stand between two special tokens; None for others."""
+    if metadata.get("tokenizer.ggml.model") not in ("bert", "t5"):
+        return None
+    lower = flag("normalizer.lowercase", True)
+    charsmap = array("precompiled_charsmap")
+    return lower, flag("normalizer.strip_accents", lower), b"" if charsmap is None else np.asarray(charsmap).astype(np.uint8).tobytes()
 
 
 def _ordinary_words(v: Vocabulary) -> frozenset[str]:
