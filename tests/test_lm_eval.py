@@ -153,7 +153,8 @@ def test_answers_end_where_they_should(lm):
 
 
 def test_command(run, tasks, tmp_path):
-    found = run("lm-eval", "demo", "--context", "256", "--", "--tasks", "llamina_choices", "--include_path", str(tasks), "--use_cache", str(tmp_path / "answers"))
+    found = run("lm-eval", "demo", "--context", "256", "--", "--tasks", "llamina_choices", "--include_path", str(tasks),
+                "--use_cache", str(tmp_path / "answers"))
     assert found.code == 0, found.err
     assert "llamina_choices" in found.out
     with llamina.load("demo", threads=1) as model:

@@ -106,7 +106,8 @@ Keep = Callable[[int, Window], object]
 
 @dataclass(frozen=True)
 class Running(Generic[T]):
-    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far; windows(): the numbers of each."""
+    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far; windows(): the
+    numbers of each."""
 
     done: int
     total: int
