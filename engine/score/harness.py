@@ -5,7 +5,8 @@
     Instance (context, gen_kwargs)   -> ids, cut from the left if too long         -> batch.py -> text up to a stop string
 
 Numbers are those of the harness's own HFLM on the same float32 weights, within their arithmetic. Where HFLM fails, because a token spans the border and
-nothing is left of the continuation, that token is scored. Special tokens in texts are those tokens, as for transformers' tokenizers, and a text gets one BOS at most.
+nothing is left of the continuation, that token is scored. Special tokens in texts are those tokens, as for
+transformers' tokenizers, and a text gets one BOS at most.
 """
 from __future__ import annotations
 
