@@ -15,6 +15,7 @@ from ..run.watch import Callback, merged, watching
 
 if TYPE_CHECKING:
     from ..answers.core import Core
+    from ..run import kv_cache
     from ..run.runtime import Runtime
 
 Observe = Callable[[list[Feed], list[int]], Mapping[str, Callback]]
