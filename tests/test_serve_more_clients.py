@@ -108,7 +108,8 @@ def test_llm(server: Server, alone: str, tmp_path: Path) -> None:
 
 
 STORIES = ["Once upon a time there was a little girl.", "One day, Tom went to the park with his mom.", "The cat was very happy."]
-CHOICES: list[dict[str, Any]] = [{"text": "Once upon a", "endings": [" time", " king"], "right": 0}, {"text": "She was very", "endings": [" of", " happy"], "right": 1}]
+CHOICES: list[dict[str, Any]] = [{"text": "Once upon a", "endings": [" time", " king"], "right": 0},
+                                 {"text": "She was very", "endings": [" of", " happy"], "right": 1}]
 
 
 def test_lm_eval(server: Server, tmp_path: Path) -> None:

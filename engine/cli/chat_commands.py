@@ -17,7 +17,7 @@ from .options import check_sampling, read_text
 from .progress import closing_line, tell
 
 if TYPE_CHECKING:
-    from ..answers.chat import Chat
+    from ..answers.chat import Chat, ChatTurn
 
 MAX_FILE = 64 << 20
 SESSION = b"LLAMINA"
