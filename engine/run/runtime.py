@@ -137,7 +137,7 @@ class Runtime(Looking):
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
-        self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
+        self._words = memoryview(self._step)  # type: ignore[arg-type]  # the same: numbers go in and out of it in half the time
         self._lay_out()
         self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
         for table in self._tables:
