@@ -69,7 +69,8 @@ def test_every_window_is_told_and_kept(tmp_path, run):
         found = json.loads(whole.read_text())
         assert len(found["each"]) == 4 and (found.get("model") or found)["windows"] == 4
         with pytest.MonkeyPatch.context() as patch:
-            real, calls = measured._window_divergence if more else measured._window_nll, []
+            real = measured._window_divergence if more else measured._window_nll
+            calls: list[Any] = []
 
             def stop(*args, calls=calls, real=real):
                 calls.append(args)
