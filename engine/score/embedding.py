@@ -144,7 +144,8 @@ def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
     for text, n in parts:
         last = text.pool.kind == "last"
         wanted: Any = ("last" if n == text.left else "none") if last else "all"
-        feeds.append(Feed(text.sequence, text.ids[text.done:text.done + n], wanted, text.types[text.done:text.done + n] if text.types else None))
+        types = text.types[text.done:text.done + n] if text.types else None
+        feeds.append(Feed(text.sequence, text.ids[text.done:text.done + n], wanted, types=types))
     with memory_errors("a step"), core.scheduler.alone() as runtime:
         runtime.on_layers = None
         rows = runtime.step(feeds, hidden=True)
