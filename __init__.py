@@ -23,11 +23,13 @@ _PUBLIC = {
     "Request": "engine.answers.batch",
     "Result": "engine.answers.batch",
     "load_activations": "engine.look.store",
+    "SteeringVector": "engine.look.steer",
+    "load_steering_vector": "engine.look.steer",
     "LlaminaError": "engine.errors",
     "errors": "engine.errors",
 }
-__all__ = ["Chat", "Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "__version__", "convert", "errors", "load",
-           "load_activations"]
+__all__ = ["Chat", "Generation", "LlaminaError", "Model", "Request", "Result", "SamplingOptions", "SteeringVector", "__version__", "convert", "errors",
+           "load", "load_activations", "load_steering_vector"]
 
 if TYPE_CHECKING:
     from .convert.convert import convert
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .engine.answers.chat import Chat
     from .engine.answers.generation import Generation
     from .engine.errors import LlaminaError
+    from .engine.look.steer import SteeringVector, load_steering_vector
     from .engine.look.store import load_activations
     from .engine.model import Model, load
     from .engine.sampling.sampler import SamplingOptions

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.option("--shape", metavar="NAME", help="Instead of MODEL: random weights in this shape, written to a temporary file: 15m, 1b, 7b, qwen3-4b, "
-              "gemma3-1b, gemma3-4b, phi4-mini.")
-@click.option("--type", "kind", default="q4_0", show_default=True, metavar="NAME", help="Format of the random weights: q4_0, q4_k_m, q8_0, f16 ...")
+              "gemma3-1b, gemma3-4b, gemma4-e2b, phi4-mini, qwen3-30b-a3b, lfm2-8b-a1b, gpt-oss-20b; NAME:N has N layers.")
+@click.option("--type", "kind", default="q4_0", show_default=True, metavar="NAME", help="Format of the random weights: q4_0, q4_k_m, q8_0, f16, "
+              "mxfp4 (experts, beside q8_0) ...")
 @click.option("--keep", type=click.Path(file_okay=False), metavar="FOLDER", help="Keep the file of random weights here, and use it if it is there already.")
 @click.option("--prompt", type=int, default=512, show_default=True, metavar="N", help="Tokens of the prompt; 0: no such test.")
 @click.option("--generate", type=int, default=64, show_default=True, metavar="N", help="Tokens to generate one by one; 0: no such test.")
@@ -86,9 +87,8 @@ def _file(model: str | None, shape: str | None, kind: str, keep: str | None, pro
     if model is not None:
         yield Path(model)
         return
-    from .synthetic import _FILE_TYPES, SHAPES
-    if shape not in SHAPES:
-        raise OptionError(f"unknown shape {shape!r}: choose from {', '.join(SHAPES)}")
+    from .synthetic import _FILE_TYPES, shape_named
+    shape_named(shape)
     if kind.lower() not in _FILE_TYPES:
         raise OptionError(f"unknown type {kind!r}: choose from {', '.join(_FILE_TYPES)}")
     with contextlib.ExitStack() as stack:

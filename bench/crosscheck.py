@@ -75,7 +75,7 @@ def crosscheck(source: Path, text: Path, importance_text: str, peer: LlamaCpp, f
     f16 = folder / "source.f16.gguf"
     convert(source, f16, "f16", verify=False)
     with load(f16, context=CONTEXT) as model:
-        importance = {k: (v.sums / v.count).astype(np.float32) for k, v in collect(model, importance_text, CONTEXT, 100).items()}
+        importance = {k: v.means() for k, v in collect(model, importance_text, CONTEXT, 100).items()}
     np.savez(folder / "importance.npz", **importance)  # type: ignore[arg-type]
     path = folder / "trial.gguf"
     for recipe in [r for r in RECIPES if writer != "llama.cpp" and (types is None or r in types)]:

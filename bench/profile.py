@@ -28,7 +28,8 @@ class Profile:
         self.steps = 0
         self.total = 0.0
         """Seconds of all steps."""
-        self._words = np.zeros(f.SLOTS // 8 + len(runtime.program.slots), np.int64)
+        self._slots = list(runtime.program.slots)  # the runtime may be closed when the times are asked for
+        self._words = np.zeros(f.SLOTS // 8 + len(self._slots), np.int64)
         self._now = new_clock(self._words[:CLOCK_BYTES // 8])
 
     def __enter__(self) -> Profile:
@@ -46,7 +47,7 @@ class Profile:
         def run(*args, **kwargs):
             words[f.NOTED_AT // 8] = self._now()
             self._run(*args, **kwargs)
-            words[f.SLOTS // 8 + runtime.program.slots.index("output")] += self._now() - words[f.NOTED_AT // 8]  # what followed the last barrier
+            words[f.SLOTS // 8 + self._slots.index("output")] += self._now() - words[f.NOTED_AT // 8]  # what followed the last barrier
 
         runtime.step, runtime._run = step, run  # type: ignore[method-assign]
         runtime._step[f.PROFILE // 8] = words.ctypes.data
@@ -59,5 +60,5 @@ class Profile:
     @property
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds in all steps; their sum is `total`."""
-        stages = {name: float(ticks) / ticks_per_second() for name, ticks in zip(self.runtime.program.slots, self._words[f.SLOTS // 8:])}
+        stages = {name: float(ticks) / ticks_per_second() for name, ticks in zip(self._slots, self._words[f.SLOTS // 8:])}
         return {HOST: self.total - sum(stages.values()), **stages}

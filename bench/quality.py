@@ -13,8 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from ..convert.convert import convert
 from ..convert.importance import collect
 from ..engine.model import Model, load
@@ -41,7 +39,7 @@ def table(source: str, types: list[str], texts: Texts, folder: Path) -> None:
     convert(source, f16, "f16", verify=False)
     with load(f16, context=texts.context) as reference:
         columns = collect(reference, texts.importance, texts.context, texts.windows, special=texts.special)
-        importance = {name: (c.sums / c.count).astype(np.float32) for name, c in columns.items()}
+        importance = {name: c.means() for name, c in columns.items()}
         print("| type | MB | bits per weight | perplexity | KL | top-1 | with importance: perplexity | KL | top-1 |\n" + "|---" * 9 + "|", flush=True)
         for type in types:
             report = convert(f16, trial, type, verify=False)

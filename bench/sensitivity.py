@@ -34,7 +34,7 @@ def sensitivities(source: str, text: str, name: str = "q3_k", context: int = 256
         tied = all(t.name != "output.weight" for t in opened.tensors)
         with load(reference, context=context) as exact:
             energy = logit_energy(opened, {})
-            importance = {k: v.sums / v.count for k, v in collect(exact, text, context, windows).items()}
+            importance = {k: v.means() for k, v in collect(exact, text, context, windows).items()}
             for kind in KINDS:
                 tensor = "token_embd" if kind == "output" and tied else kind
                 pattern = rf"(^|\.){tensor}\.weight"

@@ -3,7 +3,7 @@
     python -m llamina.bench.serve http://127.0.0.1:8080 --clients 8 --requests 32
 
 Each client sends its next request when it has its answer: prompts of mixed lengths, no two alike, greedy, of --tokens tokens. A chunk of the stream counts as a
-token. Nothing but sockets is used, so that the client costs little of the machine that is measured. The last line is JSON.
+token, unless the answer ends by its length. Nothing but sockets is used, so that the client costs little of the machine that is measured. The last line is JSON.
 """
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ WORDS = ["the", "small", "bear", "went", "over", "a", "hill", "to", "see", "what
 
 @dataclass
 class Measured:
-    """Seconds. firsts: from a request to its first token; gaps: between two tokens of one answer."""
+    """Seconds. firsts: from a request to its first token; gaps: between two tokens of one answer; answers: of whole ones."""
 
     firsts: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
     tokens: int = 0
 
 
@@ -41,15 +42,17 @@ async def answer(host: str, port: int, i: int, tokens: int, found: Measured) -> 
     status = await reader.readline()
     if b" 200 " not in status:
         raise SystemExit(f"the server refuses: {status.decode().strip()}: {(await reader.read()).decode(errors='replace')[-300:]}")
-    n = 0
+    n, ended = 0, False
     while line := await reader.readline():
         if line.startswith(b"data: {"):
             now = time.perf_counter()
             (found.gaps if n else found.firsts).append(now - (last if n else since))
             last, n = now, n + 1
+            ended = ended or b'"finish_reason":"length"' in line
         elif line.startswith(b"data: [DONE]"):
             break
-    found.tokens += n
+    found.tokens += tokens if ended else n
+    found.answers.append(time.perf_counter() - since)
     writer.close()
 
 
@@ -81,8 +84,9 @@ def main() -> None:
     found, seconds = asyncio.run(measure(at.hostname or "127.0.0.1", at.port or 80, asked.clients, asked.requests, asked.tokens))
     result = {"clients": asked.clients, "requests": asked.requests, "tokens_per_second": found.tokens / seconds,
               "first_token_median": share(found.firsts, 0.5), "first_token_99": share(found.firsts, 0.99),
-              "between_tokens_median": share(found.gaps, 0.5), "between_tokens_99": share(found.gaps, 0.99)}
-    first, first99, gap, gap99 = (1e3 * value for value in list(result.values())[3:])
+              "between_tokens_median": share(found.gaps, 0.5), "between_tokens_99": share(found.gaps, 0.99),
+              "answer_median": share(found.answers, 0.5), "answer_longest": max(found.answers)}
+    first, first99, gap, gap99 = (1e3 * value for value in list(result.values())[3:7])
     print(f"{asked.clients} clients: {result['tokens_per_second']:.1f} tokens/s; first token {first:.0f} ms (99 %: {first99:.0f}); "
           f"between tokens {gap:.1f} ms (99 %: {gap99:.1f})")
     print(json.dumps(result))

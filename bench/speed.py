@@ -88,7 +88,8 @@ def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted:
     config, page_bytes = runtime.config, runtime._pool.page_bytes
 
     def matrix(m: Matrix, rows: int) -> Work:
-        return matrix_work(runtime.gguf.tensors[m.tensor].format.name, matrix_bytes(runtime.gguf, m), float(m.columns * (-(-m.rows // 16) * 16)) * rows)
+        read = 1 - (1 - m.used / m.experts) ** rows if m.experts else 1.0  # the share of experts that some token chooses
+        return matrix_work(runtime.gguf.tensors[m.tensor].format.name, read * matrix_bytes(runtime.gguf, m), float(m.macs * rows))
 
     work: dict[str, Work] = {}
     for placed in (p for layer in runtime.program.layers for p in layer):

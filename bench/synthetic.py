@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ class Shape:
         }
         if head_dim * self.n_heads != self.dim:
             found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-        return found | dict(self.keys)
+        return found | {key: value[:self.n_layers] if isinstance(value, tuple) else value for key, value in self.keys}
 
 
 SHAPES = {
@@ -80,10 +81,44 @@ SHAPES = {
     "gemma3-1b": Shape(1152, 26, 4, 1, 6912, 262144, 32768, True, 256, 1e-6, "gemma3", (("attention.sliding_window", 512), ("rope.freq_base", 1e6))),
     "gemma3-4b": Shape(2560, 34, 8, 4, 10240, 262208, 131072, True, 256, 1e-6, "gemma3", (
         ("attention.sliding_window", 1024), ("rope.freq_base", 1e6), ("rope.scaling.type", "linear"), ("rope.scaling.factor", 8.0))),
+    "gemma4-e2b": Shape(1536, 35, 8, 1, 6144, 262144, 131072, True, 512, 1e-6, "gemma4", (
+        ("attention.key_length_swa", 256), ("attention.value_length_swa", 256), ("rope.dimension_count_swa", 256), ("rope.freq_base", 1e6),
+        ("attention.sliding_window", 512), ("attention.sliding_window_pattern", (True, True, True, True, False) * 7), ("attention.shared_kv_layers", 20),
+        ("feed_forward_length", (6144,) * 15 + (12288,) * 20), ("embedding_length_per_layer_input", 256), ("final_logit_softcapping", 30.0)),
+        ("blk.*.attn_v.weight", "blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "phi4-mini": Shape(3072, 32, 24, 8, 8192, 200064, 131072, True, 128, 1e-5, "phi3", (
         ("rope.dimension_count", 96), ("rope.scaling.original_context_length", 4096), ("rope.scaling.attn_factor", 1.19)),
         ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
+    "lfm2-1.2b": Shape(2048, 16, 32, 8, 8192, 65536, 128000, True, 64, 1e-5, "lfm2", (
+        ("attention.head_count_kv", [8 if i in (2, 5, 8, 10, 12, 14) else 0 for i in range(16)]), ("rope.freq_base", 1e6), ("shortconv.l_cache", 3))),
+    "qwen3.5-2b": Shape(2048, 24, 8, 2, 6144, 248320, 262144, True, 256, 1e-6, "qwen35", (
+        ("rope.dimension_count", 64), ("rope.freq_base", 1e7), ("rope.dimension_sections", [11, 11, 10, 0]), ("ssm.conv_kernel", 4), ("ssm.state_size", 128),
+        ("ssm.group_count", 16), ("ssm.time_step_rank", 16), ("ssm.inner_size", 2048), ("full_attention_interval", 4))),
+    "qwen3-30b-a3b": Shape(2048, 48, 32, 4, 6144, 151936, 40960, False, 128, 1e-6, "qwen3moe", (
+        ("rope.freq_base", 1e6), ("expert_count", 128), ("expert_used_count", 8), ("expert_feed_forward_length", 768))),
+    "lfm2-8b-a1b": Shape(2048, 24, 32, 8, 7168, 65536, 128000, True, 64, 1e-5, "lfm2moe", (
+        ("attention.head_count_kv", [8 if i in (2, 6, 10, 14, 18, 21) else 0 for i in range(24)]), ("rope.freq_base", 1e6), ("shortconv.l_cache", 3),
+        ("leading_dense_block_count", 2), ("expert_count", 32), ("expert_used_count", 4), ("expert_feed_forward_length", 1792), ("expert_gating_func", 2)),
+        ("blk.*.exp_probs_b.bias",)),
+    "gpt-oss-20b": Shape(2880, 24, 64, 8, 2880, 201088, 131072, False, 64, 1e-5, "gpt-oss", (
+        ("rope.freq_base", 150000.0), ("rope.scaling.type", "yarn"), ("rope.scaling.factor", 32.0), ("rope.scaling.original_context_length", 4096),
+        ("attention.sliding_window", 128), ("expert_count", 32), ("expert_used_count", 4), ("expert_feed_forward_length", 2880))),
 }
+
+
+def shape_named(name: str) -> Shape:
+    """A key of SHAPES, or NAME:N: the same with N layers. OptionError."""
+    key, colon, layers = name.partition(":")
+    if key not in SHAPES or colon and not (layers.isascii() and layers.isdigit() and 0 < int(layers) <= 1000):
+        raise OptionError(f"unknown shape {name!r}: choose from {', '.join(SHAPES)}, with another number of layers as in 1b:4")
+    shape = SHAPES[key]
+    if not colon:
+        return shape
+    n = int(layers)
+    if any(isinstance(value, list) and len(value) < n for _, value in shape.keys):
+        raise OptionError(f"shape {key} has {shape.n_layers} layers at most, found {n}")
+    return replace(shape, n_layers=n, keys=tuple((name, value[:n] if isinstance(value, list) else value) for name, value in shape.keys))
+
 
 _SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
@@ -95,7 +130,7 @@ _SCALES = {
 _MINIMUM = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 """Format -> m / d or dmin / d that makes the weights' mean zero."""
 
-_MIXES = {"q4_k_m": ("Q4_K", "Q6_K"), "q5_k_m": ("Q5_K", "Q6_K")}
+_MIXES = {"q4_k_m": ("Q4_K", "Q6_K"), "q5_k_m": ("Q5_K", "Q6_K"), "mxfp4": ("Q8_0", "Q8_0")}
 """Type -> (most matrices, the ones that llama.cpp gives more bits)."""
 
 _INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -103,7 +138,7 @@ _INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 _FILE_TYPES = {  # general.file_type, llama.h's enum llama_ftype
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q4_k_m": 15, "q5_k": 16,
-    "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+    "q5_k_m": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "mxfp4": 38,
 }
 
 
@@ -170,9 +205,11 @@ def vocabulary(n_vocab: int) -> tuple[list[str], list[float], list[int]]:
 
 
 def matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], str, float]]:
-    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros.
+    """(tensor name, shape, format, standard deviation) of each tensor, in file order; vectors (gains of norms) are all ones, biases zeros,
+    decays of a delta rule below 0.
 
-    A plain type ("q4_0") is used for every matrix; the mixes follow llama.cpp's llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
+    A plain type ("q4_0") is used for every matrix; "mxfp4" for experts, beside Q8_0; routers are F32; the mixes follow llama.cpp's
+    llama_tensor_get_type: the output matrix, and the value (or fused q, k and v)
     and down matrices of the first and last eighth of the layers and of every third one between, are Q6_K; rows that these can't hold are in _INSTEAD's.
     """
     for name, dims, format, std in _matrices(shape, type):
@@ -186,16 +223,24 @@ def _matrices(shape: Shape, type: str) -> Iterator[tuple[str, tuple[int, ...], s
     for tensor in shape.config().tensors():
         name, dims = tensor.name, tensor.shape
         parts = name.split(".")
-        if len(dims) == 1:
-            yield name, dims, "F32", 0.0
+        if len(dims) == 1 or tensor.plain:
+            yield name, dims, "F32", 0.5 * (tensor.plain and "conv" in name)
+        elif "ffn_gate_inp" in name:  # a router
+            yield name, dims, "F32", dims[-1] ** -0.5
+        elif type == "mxfp4" and len(dims) == 3:
+            yield name, dims, "MXFP4", dims[-1] ** -0.5
         elif name == "token_embd.weight":
             yield name, dims, more if shape.tied_output else base, shape.dim ** -0.5 if shape.tied_output else 1.0
         elif name == "output.weight":
             yield name, dims, more, dims[1] ** -0.5
+        elif name == "per_layer_token_embd.weight":
+            yield name, dims, more if shape.tied_output else base, (dims[1] / n) ** -0.5
+        elif name == "per_layer_model_proj.weight":
+            yield name, dims, "F16" if type in _MIXES else base, dims[1] ** -0.5
         else:
             i = int(parts[1])
-            important = parts[2] in ("attn_v", "attn_qkv", "ffn_down") and (i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2)
-            yield name, dims, more if important else base, dims[1] ** -0.5
+            important = parts[2] in ("attn_v", "attn_qkv", "ffn_down", "ffn_down_exps") and (i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2)
+            yield name, dims, more if important else base, dims[-1] ** -0.5
 
 
 def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) -> Path:
@@ -203,10 +248,7 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
     file. OptionError: unknown shape or type, or one that does not fit the other."""
     import gguf
 
-    if isinstance(shape, str):
-        if shape not in SHAPES:
-            raise OptionError(f"unknown shape {shape!r}: choose from {', '.join(SHAPES)}")
-        shape = SHAPES[shape]
+    shape = shape_named(shape) if isinstance(shape, str) else shape
     type = type.lower()
     if type not in _FILE_TYPES:
         raise OptionError(f"unknown type {type!r}: choose from {', '.join(_FILE_TYPES)}")
@@ -220,15 +262,17 @@ def write_model(path: Path | str, shape: Shape | str, type: str, seed: int = 0) 
     writer.add_file_type(_FILE_TYPES[type])
     add_metadata(writer, shape)
     for name, dims, format, _ in tensors:
-        size = FORMATS[format].row_bytes(dims[-1]) * (dims[0] if len(dims) == 2 else 1)
+        size = FORMATS[format].row_bytes(dims[-1]) * math.prod(dims[:-1])
         writer.add_tensor_info(name, dims, np.dtype(np.float32), size, gguf.GGMLQuantizationType[format])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for i, (_, dims, format, std) in enumerate(tensors):
         rng = np.random.Generator(np.random.SFC64([seed, i]))
-        vector = np.full(dims, not tensors[i][0].endswith(".bias"), np.float32)
-        writer.write_tensor_data(random_blocks(rng, format, dims[0], dims[1], std) if len(dims) == 2 else vector)
+        if std:
+            writer.write_tensor_data(random_blocks(rng, format, math.prod(dims[:-1]), dims[-1], std))
+        else:
+            writer.write_tensor_data(np.full(dims, {"bias": 0.0, "ssm_a": -0.1}.get(tensors[i][0].rsplit(".", 1)[1], 1.0), np.float32))
     writer.close()
     return Path(path)
 
@@ -264,7 +308,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m llamina.bench.synthetic", description="Write a GGUF file with random weights.")
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", metavar="SHAPE", help=f"{', '.join(SHAPES)}, or NAME:LAYERS")
     parser.add_argument("type", choices=_FILE_TYPES)
     parser.add_argument("path", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -52,7 +52,7 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
             raise KeyboardInterrupt
         done, total, columns = last
         write(Path(output), columns, Path(text).name, context, overwrite)
-        count = next(iter(columns.values())).count
+        count = max(c.most for c in columns.values() if isinstance(c.count, int))
         progress.note(f"{output}: importance of {len(columns)} matrices, measured on {count} tokens"
                       + (f": stopped after {done} of {total} windows, whose measurement is kept" if interrupted else ""))
         if interrupted:

@@ -199,8 +199,8 @@ def sizes_of(source: Source, importance: bool) -> Sizes:
 
 
 def _first(value: Any) -> int:
-    """Of one number, or of an array with one for each layer."""
-    return int(np.asarray(value).flat[0])
+    """Of one number, or the largest of an array with one for each layer: of KV heads, recurrent layers have 0."""
+    return int(np.asarray(value).max())
 
 
 @dataclass
@@ -228,9 +228,13 @@ class _Job:
             r = TensorReport(tensor.name, tensor.shape, tensor.dtype, choice.format, OutTensor(choice.name, tensor.shape, choice.format).n_bytes, choice.wanted,
                              copied)
             reports.append(r)
-            weights = weights_for(self.importance, tensor.name, tensor.shape[-1])
+            experts = tensor.shape[0] if len(tensor.shape) == 3 else 0
+            weights = weights_for(self.importance, tensor.name, tensor.shape[-1], experts)
             step = max(1, PIECE_BYTES // (4 * tensor.shape[-1]))
-            pieces += [_Piece(tensor, choice, i, min(i + step, tensor.n_rows), copied, weights, r) for i in range(0, tensor.n_rows, step)]
+            each = tensor.shape[-2] if weights is not None and weights.ndim == 2 else tensor.n_rows  # rows with the same weights
+            for first in range(0, tensor.n_rows, each):
+                own = weights[first // each] if weights is not None and weights.ndim == 2 else weights
+                pieces += [_Piece(tensor, choice, i, min(i + step, first + each), copied, own, r) for i in range(first, first + each, step)]
         return reports, pieces
 
     def notes(self, reports: list[TensorReport]) -> list[str]:
@@ -240,7 +244,8 @@ class _Job:
         if quantised:
             kinds = ", ".join(quantised)
             notes.append(f"the source is quantised already ({kinds}): quantising twice loses more than once; better convert the F16 or BF16 original")
-        if self.importance and (missing := [r.name for r in reports if len(r.shape) > 1 and r.name not in self.importance and r.format not in FLOATS]):
+        if self.importance and (missing := [r.name for r in reports if len(r.shape) > 1 and r.name not in self.importance and r.format not in FLOATS
+                                            and not r.copied]):
             notes.append(f"{len(missing)} matrices are not in the importance matrix, such as {missing[0]}: their errors count alike in all columns")
         return notes
 

@@ -24,6 +24,7 @@ from ..kernels.formats import registry
 from ..kernels.formats.encoders import encode
 from ..kernels.formats.table import FORMATS
 from .importance import usable_weights, weights_for
+from .recipes import is_matrix
 from .sources import Source, SourceTensor
 
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
@@ -116,12 +117,13 @@ def sensitivity(name: str, tied: bool, n_layers: int) -> float:
     kind = name.split(".")[-2]
     if tied and kind == "token_embd":
         kind = "output"
+    kind = kind.removesuffix("_exps").removesuffix("_shexp")
     return SENSITIVITY.get(kind, 0.5) / (n_layers if name.startswith("blk.") else 1)
 
 
 def sample(tensor: SourceTensor, most: int = _SAMPLE) -> np.ndarray:
     """Rows spread over a matrix, about `most` weights: float32."""
-    rows, columns = tensor.shape
+    rows, columns = tensor.n_rows, tensor.shape[-1]
     n = max(1, min(rows, most // columns))
     starts = np.unique(np.linspace(0, rows - 1, n).astype(np.int64))
     return tensor.read(starts) if n < rows else tensor.rows(0, rows)
@@ -143,7 +145,7 @@ def logit_energy(source: Source, importance: Mapping[str, np.ndarray]) -> float:
 
 def measure(tensor: SourceTensor, weights: np.ndarray | None, weight: float, threads: ThreadPoolExecutor | None = None) -> tuple[Option, ...]:
     """What a matrix costs in every candidate format: bytes of the whole, error on a sample of its rows. weight: nats for a unit of relative error."""
-    rows, columns = tensor.shape
+    rows, columns = tensor.n_rows, tensor.shape[-1]
     x = sample(tensor)
     importance = np.ones(columns) if weights is None else weights.astype(np.float64)
     energy = float((x.astype(np.float64) ** 2 * importance).sum())
@@ -208,8 +210,8 @@ def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = 
     if (file_bytes is None) == (bits is None):
         raise OptionError("give either a file size to fit into or a number of bits per weight")
     importance = usable_weights(dict(importance or {}))
-    matrices = [t for t in source.tensors if len(t.shape) == 2]
-    vectors = sum(4 * int(np.prod(t.shape)) for t in source.tensors if len(t.shape) != 2)
+    matrices = [t for t in source.tensors if is_matrix(t.name, t.shape)]
+    vectors = sum(4 * int(np.prod(t.shape)) for t in source.tensors if not is_matrix(t.name, t.shape))
     weights = sum(int(np.prod(t.shape)) for t in source.tensors)
     if bits is not None:
         if not 0 < bits <= 32:
@@ -224,7 +226,8 @@ def plan(source: Source, *, file_bytes: int | None = None, bits: float | None = 
     with ThreadPoolExecutor(threads) as pool:
         table = []
         for i, tensor in enumerate(matrices):
-            weights_of = weights_for(importance, tensor.name, tensor.shape[1])
+            weights_of = weights_for(importance, tensor.name, tensor.shape[-1], tensor.shape[0] if len(tensor.shape) == 3 else 0)
+            weights_of = weights_of if weights_of is None or weights_of.ndim == 1 else weights_of.mean(axis=0)
             table.append(measure(tensor, weights_of, nats * sensitivity(tensor.name, tied, n_layers), pool))
             if progress:
                 progress("measuring formats", i + 1, len(matrices))

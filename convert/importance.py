@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..engine.architectures.expert_blocks import Experts
 from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.files import new_file, writing
 from ..engine.gguf.file import open_gguf
@@ -27,14 +28,22 @@ if TYPE_CHECKING:
 RANGE = 40  # powers of two that a largest weight may be from 1
 RUN = 16  # columns of the smallest block that has a scale of its own
 Importance = dict[str, np.ndarray]
-"""Tensor name -> float32 [columns], mean squared activation."""
+"""Tensor name -> float32 [columns], mean squared activation; of a matrix of experts [experts, columns], each one's over the tokens that it served."""
 
 
 class Columns(NamedTuple):
-    """Sum of squared activations per column (float64 while collecting), over `count` tokens."""
+    """Sum of squared activations per column (float64 while collecting), over `count` tokens; of experts [experts, columns] and [experts]."""
 
     sums: np.ndarray
-    count: int  # type: ignore[assignment]
+    count: Any  # type: ignore[assignment]  # int, or int64 [experts]
+
+    @property
+    def most(self) -> int:
+        return int(np.max(self.count))
+
+    def means(self) -> np.ndarray:
+        """Mean squares, float32: what weighs an encoder's errors."""
+        return _means(self.sums, np.atleast_1d(np.asarray(self.count, np.float64))).astype(np.float32)
 
 
 class Collector:
@@ -42,18 +51,61 @@ class Collector:
 
     def __init__(self, model: Model):
         self.sums: dict[str, np.ndarray] = {}
+        self.counts: dict[str, np.ndarray] = {}
         self.count = 0
         readers: dict[str, list[str]] = {}
         for matrix in model.config.matrices():
+            if matrix.experts:
+                continue
             names = readers.setdefault(matrix.site, [])
             if matrix.tensor not in names:
                 names.append(matrix.tensor)
-        self.observers = {site: functools.partial(self._add, names) for site, names in readers.items()}
+        self.observers: dict[str, Callable[[np.ndarray], None]] = {site: functools.partial(self._add, names) for site, names in readers.items()}
+        for block in model.config.blocks():
+            if isinstance(block, Experts):
+                layer = _ExpertLayer(self, block)
+                at, plain = f"blocks.{block.layer}.", self.observers.get(block.router.site)
+                self.observers[block.router.site] = functools.partial(layer.see_rows, plain)
+                self.observers[at + "mlp.hook_expert_indices"], self.observers[at + "mlp.hook_post"] = layer.see_choice, layer.see_activation
+
+    def columns(self) -> dict[str, Columns]:
+        """The sums so far."""
+        return {name: Columns(sums, self.counts.get(name, self.count)) for name, sums in self.sums.items()}
+
+    def add_expert(self, names: list[str], experts: int, indices: np.ndarray, rows: np.ndarray) -> None:
+        """rows: [n, columns]; indices: [n], the expert that each went to."""
+        columns, squares = rows.shape[1], np.square(rows, dtype=np.float64)
+        for name in names:
+            sums = self.sums.setdefault(name, np.zeros((experts, columns)))
+            np.add.at(sums, indices, squares)
+            self.counts[name] = self.counts.get(name, np.zeros(experts, np.int64)) + np.bincount(indices, minlength=experts)
 
     def _add(self, names: list[str], x: np.ndarray) -> None:
         squares = np.square(x, dtype=np.float64).sum(axis=0)
         for name in names:
             self.sums[name] = self.sums[name] + squares if name in self.sums else squares
+
+
+class _ExpertLayer:
+    """One layer's experts, seen in the order of the pass: the normed rows, which experts they go to, what these make of them."""
+
+    def __init__(self, collector: Collector, block: Experts):
+        self.collector, self.block = collector, block
+        self.rows = self.indices = np.empty(0)
+
+    def see_rows(self, plain: Callable[[np.ndarray], None] | None, x: np.ndarray) -> None:
+        self.rows = x.copy()
+        if plain:
+            plain(x)
+
+    def see_choice(self, indices: np.ndarray) -> None:
+        self.indices = indices.astype(np.int64).ravel()
+        b = self.block
+        self.collector.add_expert(list(dict.fromkeys(m.tensor for m in b.readers())), b.experts, self.indices, np.repeat(self.rows, b.used, axis=0))
+
+    def see_activation(self, x: np.ndarray) -> None:
+        b = self.block
+        self.collector.add_expert([b.down.tensor], b.experts, self.indices, x.reshape(len(x) * b.used, -1)[:, :b.width])
 
 
 def collect(model: Model, text: str, context: int = 512, most: int | None = None,
@@ -72,7 +124,7 @@ def collecting(model: Model, text: str, context: int = 512, most: int | None = N
     collector, cut = Collector(model), windows(model, text, context, most, special)
     for i, ids in enumerate(cut):
         _observe_window(model, collector, ids)
-        yield i + 1, len(cut), {name: Columns(sums, collector.count) for name, sums in collector.sums.items()}
+        yield i + 1, len(cut), collector.columns()
 
 
 @in_default_floats
@@ -98,11 +150,11 @@ def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int, ove
         writer.kv_data[0].pop("general.architecture", None)
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [dataset])
-        writer.add_uint32("imatrix.chunk_count", max(1, max(c.count for c in columns.values()) // chunk))
+        writer.add_uint32("imatrix.chunk_count", max(1, max(c.most for c in columns.values()) // chunk))
         writer.add_uint32("imatrix.chunk_size", chunk)
         for name, c in sorted(columns.items()):
-            writer.add_tensor(name + ".in_sum2", np.ascontiguousarray(c.sums, np.float32)[None])
-            writer.add_tensor(name + ".counts", np.array([[c.count]], np.float32))
+            writer.add_tensor(name + ".in_sum2", np.ascontiguousarray(np.atleast_2d(c.sums), np.float32))
+            writer.add_tensor(name + ".counts", np.atleast_1d(np.asarray(c.count, np.float32))[:, None])
         write_through(writer, new.file)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -125,16 +177,26 @@ def read(path: Path) -> Importance:
             sums = _floats(file, name, path)
             if tensor + ".counts" not in file.tensors:
                 raise FormatError(f"{path}: tensor {tensor + '.counts'!r} is missing")
-            count = _floats(file, tensor + ".counts", path).sum()
-            if not count > 0 or not np.isfinite(sums).all() or (sums < 0).any():
+            counts = _floats(file, tensor + ".counts", path)
+            count = counts.sum()
+            if not count > 0 or (counts < 0).any() or sums.size % counts.size or not np.isfinite(sums).all() or (sums < 0).any():
                 raise FormatError(f"{path}: tensor {name!r} holds negative, NaN or infinite sums, or has a count of {count:g}")
             with np.errstate(over="ignore"):
-                result[tensor] = (sums / count).astype(np.float32)
+                result[tensor] = _means(sums, counts).astype(np.float32)
             if not np.isfinite(result[tensor]).all():
                 raise FormatError(f"{path}: tensor {name!r} holds sums that are infinite by their count of {count:g}")
     if not result:
         raise FormatError(f"{path}: holds no importance (no tensor ends in .in_sum2)")
     return result
+
+
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of several counts, one an expert, [experts, columns]. An expert that the text never met counts as all the others together."""
+    if counts.size == 1:
+        return sums / counts[0]
+    sums = sums.reshape(counts.size, -1)
+    whole = sums.sum(axis=0) / counts.sum()
+    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], whole)
 
 
 def _read_dat(path: Path) -> Importance:
@@ -178,7 +240,7 @@ def usable_weights(importance: Mapping[str, np.ndarray]) -> Importance:
 
     Each matrix's weights are scaled by a power of two, exactly, where they are very large or small. A run of columns that the text never met weighs a
     millionth of the mean, not nothing: an encoder asked to minimise no error at all would make such a block zero."""
-    return {name: _usable(weights) for name, weights in importance.items()}
+    return {name: _usable(weights) if weights.ndim == 1 else np.array([_usable(row) for row in weights]) for name, weights in importance.items()}
 
 
 def _usable(weights: np.ndarray) -> np.ndarray:
@@ -194,11 +256,14 @@ def _usable(weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def weights_for(importance: Mapping[str, np.ndarray], name: str, columns: int) -> np.ndarray | None:
-    """The encoder's weights of a tensor's columns, or None if it was not measured. OptionError if it was measured for another width."""
+def weights_for(importance: Mapping[str, np.ndarray], name: str, columns: int, experts: int = 0) -> np.ndarray | None:
+    """The encoder's weights of a tensor's columns, or None if it was not measured; of a matrix of experts perhaps [experts, columns]. OptionError if it was
+    measured for another width."""
     found = importance.get(name)
     if found is None:
         return None
+    if experts and found.size == experts * columns:
+        return found.reshape(experts, columns)
     if found.shape != (columns,):
         raise OptionError(f"the importance matrix has {found.size} columns for {name!r}, the tensor has {columns}: it belongs to another model")
     return found

@@ -16,6 +16,7 @@ import numpy as np
 from ..engine.architectures.config import ModelConfig
 from ..engine.architectures.page import Page
 from ..engine.architectures.spec import Tensor
+from ..engine.architectures.state_blocks import Delta
 
 _META_TOP = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
 _META_LAYER = {
@@ -31,7 +32,7 @@ META_SPLIT_AXIS = {
 tok_embeddings is cut along columns in Llama 1 and 2, along rows in Llama 3: meta.py looks at the shapes. Norms are in every shard."""
 
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
-_HF = re.compile(r"(model\.|language_model\.|transformer\.|lm_head\.)")
+_HF = re.compile(r"(model\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
 _WITHOUT_EFFECT = re.compile(
     r"((model|transformer)\.)?((layers|h)\.\d+\.(self_attn|attention|attn\.attention)\.)?"
     r"((rotary_emb|rotary)\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")
@@ -66,14 +67,20 @@ def of_text(name: str) -> str:
 
 def of_other_part(name: str) -> bool:
     """Whether a tensor of a model of several parts is not of its text part."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.", "vision_model."))
+    return name.removeprefix("model.").startswith((
+        "vision_tower.", "multi_modal_projector.", "vision_model.", "visual.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."))
 
 
 def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
     """Tensor -> the rows of Hugging Face's that its rows are, for queries' and keys' matrices, biases and gains, where the two pair dimensions otherwise."""
+    found: dict[str, np.ndarray] = {}
+    if page.hf_heads_fused:
+        for a in config.attentions():
+            found[a.q.tensor] = np.arange(3 * a.heads * a.head_dim).reshape(a.heads, 3, a.head_dim).swapaxes(0, 1).reshape(-1)
+            if a.q.bias:
+                found[a.q.bias] = found[a.q.tensor]
     if not page.hf_halves:
-        return {}
-    found = {}
+        return found
     for a in config.attentions():
         dims = config.rope.dims
         for matrix, norm, heads in (a.q, a.q_norm, a.heads), (a.k, a.k_norm, a.kv_heads):
@@ -88,8 +95,9 @@ def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
 
 
 def norm_gains(config: ModelConfig) -> set[str]:
-    """Tensors that are gains of norms."""
-    return {norm.tensor for block in config.blocks() for norm in block.norms()} | {config.output.norm.tensor}
+    """Tensors that are gains of norms which a checkpoint may store less one: the delta rule's norm of heads never is."""
+    heads = {r.head_norm.tensor for r in config.recurrents() if isinstance(r, Delta)}
+    return ({norm.tensor for block in config.blocks() for norm in block.norms()} | {config.output.norm.tensor}) - heads
 
 
 def from_meta(name: str) -> str | None:

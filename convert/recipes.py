@@ -174,12 +174,16 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     base = RECIPES[recipe].base
     if base in FLOATS:
         return base
-    if name == "output.weight" or name == "token_embd.weight" and not sizes.has_output:
+    if name == "output.weight" or name in ("token_embd.weight", "per_layer_token_embd.weight") and not sizes.has_output:
         return "Q8_0" if base == "Q8_0" else "Q6_K"
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
         rule = _RULES.get(match[2])
         return rule(recipe, base, int(match[1]), sizes) if rule else base
     return base
+
+
+_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
+"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
 
 
 def fitting(format: str, cols: int) -> str:
@@ -188,6 +192,12 @@ def fitting(format: str, cols: int) -> str:
         if cols % FORMATS[f].columns == 0:
             return f
     return "F16"
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
+    convolutions are small, and routers' choices no matter of degree."""
+    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
 
 
 def choose(
@@ -207,7 +217,7 @@ def choose(
     used: set[int] = set()
     choices = []
     for name, shape, dtype in tensors:
-        if len(shape) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:  # routers are small, and what they choose is not a matter of degree
+        if not is_matrix(name, shape):
             choices.append(Choice(name, "F32"))
             continue
         is_output = name == "output.weight" or name == "token_embd.weight" and not sizes.has_output
@@ -215,6 +225,8 @@ def choose(
             want = dtype if dtype in FORMATS and dtype not in ("F64", "I8") else "F32"
         else:
             want = recipe_format(recipe, name, sizes)
+            if name == "per_layer_model_proj.weight" and want not in FLOATS:  # kept by llama.cpp, too
+                want = dtype if dtype in FLOATS else "F16"
             if dtype == "MXFP4" and len(shape) == 3 and want not in FLOATS:  # experts that were trained so
                 want = dtype
         want = formats.get(name, want)

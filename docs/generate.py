@@ -158,13 +158,22 @@ standard error of the difference between two perplexities is about 0.2 %.
 Over four windows only, SmolLM2 has 22.926, llama.cpp 22.859 and float64 22.744 (0.8 % and 0.5 % more, with a standard error of 0.26 %): noise of few tokens. In
 Q4_1 it answers "What is the capital of France?" with a loop at temperature 0; so does llama.cpp, after the same seven tokens.
 
+## Experts
+
+`llama` with `expert_count` (Mixtral), `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe`, `gpt-oss`. Routing is compared where no two experts are nearly equal:
+torch leaves the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside
+a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
+`norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
+
 ## What is refused, and why
 
 A file is refused by the name of what llamina would have to leave out, before its weights are read; `llamina inspect` says so without loading.
 
 - An architecture without a page: its blocks are not known.
 - A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
-  off are no reason. Among the tensors: mixtures of experts, norms of heads in StableLM 2 12B.
+  off are no reason. Among the tensors: norms of heads in StableLM 2 12B and Command R+; Gemma 4 26B's experts; Mixtral files of before
+  April 2024, which hold a tensor for each expert (convert them again).
+- Layers without experts between others that have them, of `qwen3moe` and `qwen2moe`: GGUF has no way to say so.
 - Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
 - RoPE scaled otherwise than none, linear, YaRN, by Llama 3's factors or (Phi-3) long and short factors.
 - Values that are not as wide as keys; heads of an odd width.
@@ -175,7 +184,11 @@ VOCABULARIES = {
     "gemma": "llama", "gemma2": "llama", "gemma3": "llama", "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
     "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
     "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",
-    "stablelm": "gpt2: stablelm2",
+    "stablelm": "gpt2: stablelm2", "gemma4": "gemma4", "gpt2": "gpt2: gpt-2", "gptneox": "gpt2: olmo", "phi2": "gpt2: phi-2",
+    "starcoder2": "gpt2: starcoder", "command-r": "gpt2: command-r", "cohere2": "gpt2: command-r, tiny_aya",
+    "qwen2moe": "gpt2: qwen2", "qwen3moe": "gpt2: qwen2", "olmoe": "gpt2: olmo", "granitemoe": "gpt2: refact",
+    "gpt-oss": "gpt2: gpt-4o", "lfm2": "gpt2: lfm2", "qwen35": "gpt2: qwen35", "lfm2moe": "gpt2: lfm2", "qwen35moe": "gpt2: qwen35",
+    "bert": "bert; t5", "nomic-bert": "bert", "modern-bert": "gpt2: modern-bert", "gemma-embedding": "llama",
 }
 """Architecture -> what its published files have."""
 
@@ -190,11 +203,11 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
-    from families import VARIANTS
+    from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
-    variants = [name for name, v in VARIANTS.items() if f"{v.kind.removesuffix('Text')}ForCausalLM" in page.hf]
+    variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf]
     cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
              ", ".join(cases)]

@@ -210,8 +210,10 @@ class StableFile:
                     n = os.preadv(file.fileno(), [into], at)
                 else:
                     with self._lock:
-                        file.seek(at)
-                        n = file.readinto(into)  # type: ignore[attr-defined]
+                        os.lseek(file.fileno(), at, os.SEEK_SET)
+                        data = os.read(file.fileno(), len(into))
+                        into[:len(data)] = data
+                        n = len(data)
             except OSError as error:
                 raise FileError(f"{shown(self.path)}: cannot be read at byte {at} ({reason(error)})") from None
             if n <= 0:
@@ -221,6 +223,13 @@ class StableFile:
     def check(self) -> None:
         """FileError if it was changed since it was opened. A new file under its name is none of ours: the old one is still whole."""
         self.stamp.check(self._open().fileno())
+
+    def duplicate(self) -> StableFile:
+        """Another one of the same open file, for whoever reads on when this one has been closed."""
+        other = StableFile.__new__(StableFile)
+        other._file = os.fdopen(os.dup(self._open().fileno()), "rb")
+        other._lock, other.path, other.stamp, other.size = self._lock, self.path, self.stamp, self.size
+        return other
 
     def close(self) -> None:
         """Harmless twice; reading raises ClosedError afterwards."""

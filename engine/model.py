@@ -17,7 +17,7 @@ from .answers.batch import LIVE, Batch, check_sample_index, check_samples
 from .answers.generation import Generation, check_logprobs, check_stop
 from .answers.speculation import check_draft, share_with_draft
 from .checks import check_keep, check_max_tokens, count
-from .errors import ContextFullError, OptionError, memory_errors
+from .errors import ContextFullError, OptionError, UnsupportedError, memory_errors
 from .gguf.file import GGUFFile, open_gguf
 from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
@@ -79,7 +79,8 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
-    gguf.close()  # nothing is read from it any more, whatever becomes of it
+    if runtime.arena is None:  # else experts are still read
+        gguf.close()  # nothing is read from it any more, whatever becomes of it
     if draft is not None:
         try:
             memory, context = for_draft or (None, model.context)
@@ -335,6 +336,16 @@ class Model(LookInside):
         from .score.classify import classify
         self._check_open()
         return classify(self, texts, labels, template, calibrate=calibrate, abstain=abstain, delimiter=delimiter, special=special)
+
+    def lm_eval(self, **options: Any) -> Any:
+        """This model for lm-evaluation-harness's API (extra `lm-eval`): lm_eval.simple_evaluate(model=model.lm_eval(), tasks=[…]). options: max_length,
+        max_gen_toks, seed, as of engine/score/harness.py. UnsupportedError if it isn't installed."""
+        self._check_open()
+        try:
+            from .score.harness import LlaminaLM
+        except ImportError as error:
+            raise UnsupportedError(f'lm-evaluation-harness is not installed ({error}): pip install "llamina[lm-eval]"') from None
+        return LlaminaLM(self, **options)
 
     def prompt_ids(self, prompt: str | Iterable[int], *, bos: bool | None = None, special: bool = False) -> list[int]:
         """The ids of a prompt as `generate` takes it; at least one, or OptionError."""

@@ -14,7 +14,7 @@ and parts are merged by one formula, from M = -1e30, L = 0, O = 0: the pages of 
 
 Where the stage says so (all words 0: none of it):
 
-    norm       q and k of a head by head_norm, before RoPE (NORM_LAST: after it)
+    norm       q and k of a head by head_norm, before RoPE (NORM_LAST: after it); v without a gain (V_NORM)
     query      q = q * Q_SCALES[position]                                            after RoPE
     soft cap   score = cap * tanh(score / cap), by vecmath.soft_cap, before the maximum
     window     a query at P sees positions P - window + 1 ... P: earlier ones are selected away; pages and spans stay where they are
@@ -70,14 +70,14 @@ PART_HEADER = 128  # bytes of a part before its values: m in the first 64, l (16
 (
     N_HEADS, N_KV_HEADS, HEAD_DIM, V_DIM, ROPE_DIM, QUERY_BYTES, SCALE, LD_ATT, LD_KV, Q, K, V, ATT, RECORDS, ROPE_TABLE, POSITIONS, PAGE_TABLES,
     QUANTIZE, TOKENS, VALUE_DIM, ROPE_KIND, WINDOW, SOFT_CAP, SINKS, Q_NORM, K_NORM, NORM_EPS, NORM_LAST, Q_SCALES, LD_Q,
-    LD_V, TABLE_ROW, AHEAD,
-) = range(0, 8 * 33, 8)
+    LD_V, TABLE_ROW, AHEAD, V_NORM,
+) = range(0, 8 * 34, 8)
 """QUANTIZE: whether results go into the RECORDS of ATT, too. POSITIONS, PAGE_TABLES: int64 [TOKENS of the step].
 VALUE_DIM: columns of a value, V_DIM: the same rounded up to 16. ROPE_KIND: elementwise.PAIRS, HALVES or NO_ROPE. WINDOW: positions a query sees, its own
 included, or 0: all. SOFT_CAP: float32, or 0. SINKS: float32 [heads], Q_NORM, K_NORM: gains, float32 [head_dim], Q_SCALES: float32 [positions]: addresses, or 0.
 LD_Q, LD_KV, LD_V: floats to the next row of Q, K and V. TABLE_ROW: bytes from a page table to this layer's row of it.
-AHEAD: positions after its own that a query sees, 0: none."""
-GEOMETRY_WORDS = 33
+AHEAD: positions after its own that a query sees, 0: none. V_NORM: whether a head's values are normed, too, by NORM_EPS and without a gain."""
+GEOMETRY_WORDS = 34
 # -- one piece of work: tokens [M0, M1) of one sequence, M0 at POSITION0; PAGE_TABLE: address of its pages' addresses; pages [FIRST_PAGE, LAST_PAGE).
 # PARTS: 0, or the address for the block's parts, [span, kv head, query]; DONE: address of int64 [kv heads], 0 before and after; SPANS: of the whole block;
 # LENGTH: positions that the sequence has after this step
@@ -152,24 +152,32 @@ def merge_part(state, part, size):
 
 
 @jit
+def _drop_first(s, skip, fill):
+    """The first `skip` numbers of 4 vectors at s become `fill`."""
+    for i in range(4):
+        if skip > 16 * i:
+            put_f32(s, i, drop_first(get_f32(s, i), skip - 16 * i, fill))
+
+
+@jit
 def softmax(s, left, skip, scale, cap, part):
     """Scores of one query and page, 4 vectors at s, become e[p] (0 past `left` and before `skip`); the part's m and l are stored."""
     c, highest = splat_f32(scale), splat_f32(NOTHING)
+    if cap != np.float32(0.0):  # in loops of their own, what few models or pages have: the others' four vectors are then one straight piece of code
+        for i in range(4):
+            put_f32(s, i, soft_cap(get_f32(s, i) * c, cap))
+        c = splat_f32(np.float32(1.0))
     for i in range(4):
-        v = get_f32(s, i) * c
-        if cap != np.float32(0.0):
-            v = soft_cap(v, cap)
-        v = keep_first(v, left - 16 * i, NOTHING)
-        if skip > 16 * i:
-            v = drop_first(v, skip - 16 * i, NOTHING)
-        put_f32(s, i, v)
-        highest = vmax(v, highest)
+        put_f32(s, i, keep_first(get_f32(s, i) * c, left - 16 * i, NOTHING))
+    if skip > 0:
+        _drop_first(s, skip, NOTHING)
+    for i in range(4):
+        highest = vmax(get_f32(s, i), highest)
     m = vmax_across(highest)
     for i in range(4):
-        e = keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0))
-        if skip > 16 * i:
-            e = drop_first(e, skip - 16 * i, np.float32(0.0))
-        put_f32(s, i, e)
+        put_f32(s, i, keep_first(vexp(get_f32(s, i) - splat_f32(m)), left - 16 * i, np.float32(0.0)))
+    if skip > 0:
+        _drop_first(s, skip, np.float32(0.0))
     store_f32(part, m)
     store_f32x16(part + 64, (get_f32(s, 0) + get_f32(s, 1)) + (get_f32(s, 2) + get_f32(s, 3)))
 
@@ -328,6 +336,8 @@ def append_kernel(kv: KVType) -> Compiled:
             position = load_i64(positions + 8 * m)
             page = load_i64(load_i64(tables + 8 * m) + row + 8 * (position // PAGE)) + layer_offset
             if is_value:
+                if load_i64(geometry + V_NORM) != 0:
+                    bad |= head_norm(x + m * stride, 0, value_dim, load_f32(geometry + NORM_EPS))
                 bad |= append_value(x + m * stride, n_kv, kv_head, head_dim, value_dim, v_dim, position % PAGE, page)
             else:
                 bad |= norm_and_turn(geometry, gain, x + m * stride, head_dim, position)

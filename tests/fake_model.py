@@ -65,6 +65,7 @@ class FakeSequence:
         self.promised = 0
 
     at_page_start = False
+    states = None
 
     def match(self, ids: Any) -> int:
         return 0
@@ -105,18 +106,19 @@ class FakeRuntime:
 
     n_threads, load_seconds, compile_seconds = 1, 0.0, 0.0
     awaited = False
+    arena = None
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
         self.wanted_context, self.max_logits = context, max_batch
-        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20)
+        self.config = SimpleNamespace(n_vocab=N_VOCAB, name="fake", context_length=1 << 20, output=SimpleNamespace(matrix=True))
         self.fed: list[list[int]] = []
         self.open_sequences = 0
         self.closed = False
 
     macs_per_token = 10**6
 
-    def new_sequence(self, cached: bool = False, salt: bytes = b"") -> FakeSequence:
+    def new_sequence(self, cached: bool = False, salt: str = "", slides: bool = False) -> FakeSequence:
         return FakeSequence(self)
 
     def step(self, feeds: list[Any]) -> np.ndarray:

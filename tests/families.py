@@ -18,6 +18,13 @@ SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attenti
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA4: dict[str, Any] = {"global_head_dim": 64, "sliding_window": 40, "final_logit_softcapping": 3.0, "vocab_size_per_layer_input": 384}
+
+
+NO_GQA: dict[str, Any] = {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None}
+
+
 class Variant(NamedTuple):
     kind: str
     """transformers' class: {kind}ForCausalLM, {kind}Config."""
@@ -58,6 +65,15 @@ VARIANTS = {
                                           "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
     "gemma3 pattern": Variant("Gemma3Text", {"sliding_window": 11, "num_hidden_layers": 3, "final_logit_softcapping": 5.0, "tie_word_embeddings": False,
                                              "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "gemma4": Variant("Gemma4Text", {
+        **GEMMA4, "num_hidden_layers": 8, "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 24, "layer_types": [
+            SLIDING, FULL, SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL]}),
+    "gemma4 v is k": Variant("Gemma4Text", {
+        **GEMMA4, "num_hidden_layers": 7, "num_key_value_heads": 3, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": None, "tie_word_embeddings": False, "sliding_window": 130}),
+    "gemma4 plain": Variant("Gemma4Text", {**GEMMA4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 32, "layer_types": [FULL, SLIDING, FULL],
+                                           "rope_parameters": {SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
+                                                               FULL: {"rope_type": "proportional", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}}),
     "phi3": Variant("Phi3", {"head_dim": None}),
     "phi3 window": Variant("Phi3", {"head_dim": None, "sliding_window": 60}),
     "phi3 long": Variant("Phi3", {"head_dim": None, "hidden_size": 192, "original_max_position_embeddings": 128, "max_position_embeddings": 1024,
@@ -81,6 +97,17 @@ VARIANTS = {
     "exaone4 long window": Variant("Exaone4", {"sliding_window": 2000, "sliding_window_pattern": 2}),
     "exaone4 small": Variant("Exaone4", {"sliding_window": None, "sliding_window_pattern": None, "tie_word_embeddings": True,
                                          "layer_types": ["full_attention"] * 3}),
+    "lfm2": Variant("Lfm2", {"head_dim": None, "rms_norm_eps": None, "norm_eps": 1e-4, "num_hidden_layers": 5, "conv_L_cache": 3, "block_multiple_of": 16,
+                             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+                             "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}),
+    "lfm2 untied": Variant("Lfm2", {"head_dim": None, "rms_norm_eps": None, "num_hidden_layers": 3, "conv_L_cache": 5, "block_auto_adjust_ff_dim": False,
+                                    "hidden_size": 84, "tie_word_embeddings": False, "full_attn_idxs": [1],
+                                    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "qwen35": Variant("Qwen3_5", {"num_hidden_layers": 5, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                  "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64}),
+    "qwen35 tied": Variant("Qwen3_5", {"num_hidden_layers": 4, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 80,
+                                       "linear_value_head_dim": 80, "tie_word_embeddings": True, "rms_norm_eps": 1e-6,
+                                       "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.5}}),
     "glm4": Variant("Glm4", {"attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
     "mixtral": Variant("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 3}),
     "mixtral window": Variant("Mixtral", {"num_local_experts": 4, "sliding_window": 50}),
@@ -88,6 +115,13 @@ VARIANTS = {
                                       "shared_expert_intermediate_size": 80}),
     "qwen2_moe normed": Variant("Qwen2Moe", {"head_dim": None, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "qkv_bias": False,
                                              "shared_expert_intermediate_size": 64, "norm_topk_prob": True, "tie_word_embeddings": True}),
+    "lfm2_moe": Variant("Lfm2Moe", {"head_dim": None, "rms_norm_eps": None, "norm_eps": 1e-4, "num_hidden_layers": 5, "num_dense_layers": 2, "num_experts": 8,
+                                    "num_experts_per_tok": 3, "moe_intermediate_size": 48, "routed_scaling_factor": 1.7,
+                                    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+                                    "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}),
+    "qwen35_moe": Variant("Qwen3_5Moe", {"num_hidden_layers": 4, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                         "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 3,
+                                         "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80}),
     "qwen3_moe": Variant("Qwen3Moe", {"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 48, "norm_topk_prob": True}),
     "qwen3_moe unnormed": Variant("Qwen3Moe", {"num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 32, "attention_bias": True}),
     "olmoe": Variant("Olmoe", {"head_dim": None, "num_experts": 8, "num_experts_per_tok": 3}),
@@ -101,9 +135,25 @@ VARIANTS = {
         "truncate": False}}),
     "gpt_oss pattern": Variant("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 4, "sliding_window": 20, "rope_parameters": None, "head_dim": 64,
                                           "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    "gpt2": Variant("GPT2", {**NO_GQA, "layer_norm_epsilon": 1e-4, "n_inner": 160, "intermediate_size": None}),
+    "gpt2 plain": Variant("GPT2", {**NO_GQA, "intermediate_size": None, "hidden_size": 64, "num_attention_heads": 2}),
+    "gpt_neox": Variant("GPTNeoX", {**NO_GQA, "layer_norm_eps": 1e-4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25}}),
+    "gpt_neox sequential": Variant("GPTNeoX", {**NO_GQA, "use_parallel_residual": False, "tie_word_embeddings": True}),
+    "phi2": Variant("Phi", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
+    "starcoder2": Variant("Starcoder2", {"head_dim": None, "rms_norm_eps": None, "norm_epsilon": 1e-4}),
+    "starcoder2 window": Variant("Starcoder2", {"head_dim": None, "rms_norm_eps": None, "sliding_window": 50, "use_bias": False}),
+    "cohere": Variant("Cohere", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "logit_scale": 0.3}),
+    "cohere2": Variant("Cohere2", {"head_dim": None, "rms_norm_eps": None, "logit_scale": 0.3, "sliding_window": 40, "num_hidden_layers": 5}),
     "stablelm": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "use_qkv_bias": True}),
-    "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True, "qk_layernorm": True}),
+    "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True}),
 }
+
+
+def class_of(kind: str) -> str:
+    """The model's class of a variant's kind."""
+    return "GPT2LMHeadModel" if kind == "GPT2" else kind.removesuffix("Text") + "ForCausalLM"
 
 
 def tokenizer_json(n_vocab: int) -> dict[str, Any]:
@@ -140,19 +190,26 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
         fields["sliding_window"] = None
     kind = variant.kind
     torch.manual_seed(seed)
-    config = getattr(transformers, kind + "Config")(**fields, attn_implementation="eager")
-    model = getattr(transformers, kind.removesuffix("Text") + "ForCausalLM")(config).float().eval()
-    plus_one = kind.startswith("Gemma")
+    config = getattr(transformers, kind + ("TextConfig" if kind in ("Qwen3_5", "Qwen3_5Moe") else "Config"))(**fields, attn_implementation="eager")
+    model = getattr(transformers, class_of(kind))(config).float().eval()
+    plus_one = kind.startswith(("Gemma", "Qwen3_5")) and not kind.startswith("Gemma4")
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "norm" in key and key.endswith("weight"):
-                weight.copy_((0.0 if plus_one else 1.0) + 0.3 * torch.randn_like(weight))
+                weight.copy_((0.0 if plus_one and "linear_attn" not in key else 1.0) + 0.3 * torch.randn_like(weight))
+                if kind.startswith("Gemma4") and ("q_norm" in key or "k_norm" in key):
+                    weight.mul_(0.4)  # scores aren't scaled otherwise: softmaxes so sharp would only multiply the rounding
             elif "sinks" in key:
                 weight.copy_(2.0 + 2.0 * torch.randn_like(weight))
             elif weight.dim() == 1 or key.endswith("_bias"):
                 weight.copy_(0.3 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+        for key, buffer in model.named_buffers():
+            if key.endswith("layer_scalar"):
+                buffer.fill_(float(1 + 0.3 * torch.randn(())))
+            if key.endswith("expert_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)), encoding="utf-8")

@@ -1,10 +1,12 @@
-"""The families with experts in float64, written from Hugging Face's modeling_*.py: a loop over tokens and their experts. Imported by naive_families.py alone."""
+"""The families with experts in float64, written from Hugging Face's modeling_*.py: a loop over tokens and their experts. Only naive_families.py
+imports it."""
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 from naive_families import Array, Family, Granite, Olmo2, Qwen2, Qwen3, silu
+from naive_states import Lfm2, Qwen35
 
 
 def softmax(x: Array) -> Array:
@@ -134,4 +136,19 @@ class Mixtral(Mixture):
     halves = False
 
 
-EXPERTS = (Qwen3Moe, Qwen2Moe, Olmoe, GraniteMoe, GptOss)
+class Lfm2Moe(Mixture, Lfm2):
+    """The first layers are dense."""
+
+    architecture = "lfm2moe"
+
+    def feed_forward(self, h: Array, at: str) -> Array:
+        dense = at + "ffn_gate.weight" in self.tensors
+        return Family.feed_forward(self, h, at) if dense else Mixture.feed_forward(self, h, at)
+
+
+class Qwen35Moe(Mixture, Qwen35):
+    architecture = "qwen35moe"
+    shared = "gated"
+
+
+EXPERTS = (Qwen3Moe, Qwen2Moe, Olmoe, GraniteMoe, GptOss, Lfm2Moe, Qwen35Moe)

@@ -130,7 +130,10 @@ class Family(NaiveLlama):
                 most = max(scores.max(), scores.max() if sink is None else sink[head])
                 p = np.exp(scores - most)
                 out[t, head] = p / (p.sum() + (0.0 if sink is None else np.exp(sink[head] - most))) @ v[first:t + 1, kv]
-        return self.linear(out.reshape(n, -1), at + "attn_output")
+        return self.project(out.reshape(n, -1), at)
+
+    def project(self, out: Array, at: str) -> Array:
+        return self.linear(out, at + "attn_output")
 
     # -- positions
 
@@ -415,11 +418,14 @@ class StableLm(Family):
         return x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
 
 
-from naive_experts import EXPERTS, Mixtral  # noqa: E402  (it needs what stands above)
+from naive_experts import EXPERTS, Mixtral  # noqa: E402  (they need what stands above)
+from naive_gemma4 import Gemma4  # noqa: E402
+from naive_layer_norm import LAYER_NORM  # noqa: E402
+from naive_states import Lfm2, Qwen35  # noqa: E402
 
 FAMILIES = {f.architecture: f for f in (
     Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, MiniCPM, Mistral3, Olmo2, Exaone, Exaone4, Glm4,
-    StableLm, *EXPERTS)} | {"mixtral": Mixtral}
+    StableLm, Gemma4, *LAYER_NORM, Lfm2, Qwen35, *EXPERTS)} | {"mixtral": Mixtral}
 
 
 def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) -> Array:

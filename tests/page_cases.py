@@ -23,7 +23,11 @@ ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias
 NORM_BIASES = ("blk.*.attn_norm.bias", "blk.*.ffn_norm.bias", "output_norm.bias")
 LAYER_NORM = {"attention.layer_norm_rms_epsilon": None}
 EXPERTS = {"expert_count": 8, "expert_used_count": 2}
+GEMMA4 = {"attention.key_length": 64, "attention.value_length": 64, "attention.key_length_swa": 32, "attention.value_length_swa": 32,
+          "rope.dimension_count": 64, "rope.dimension_count_swa": 32, "rope.freq_base": 1000000.0, "final_logit_softcapping": 3.0}
 WINDOW = {"attention.sliding_window": 30}
+DELTA = {**WIDE, "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0], "ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2,
+         "ssm.time_step_rank": 4, "ssm.inner_size": 96}
 
 
 class Case(NamedTuple):
@@ -58,6 +62,11 @@ CASES = {
     "gemma3": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "block_count": 7}),
     "gemma3 pattern": Case("gemma3", {**WIDE, **WINDOW, "rope.freq_base": 1000000.0, "rope.freq_base_swa": 5000.0,
                                       "attention.sliding_window_pattern": [False, True, True]}),
+    "gemma4": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 8, "attention.sliding_window_pattern": [True, False, True, True, False, True, True, False],
+                              "attention.shared_kv_layers": 3, "feed_forward_length": [160] * 5 + [320] * 3, "attention.head_count_kv": 2,
+                              "embedding_length_per_layer_input": 32}, ("blk.*.layer_output_scale.weight", "blk.*.attn_v.weight", "rope_freqs.weight")),
+    "gemma4 v is k": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 7, "attention.head_count_kv": [3, 3, 3, 3, 3, 1, 3]},
+                          ("blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "phi3": Case("phi3", {**WINDOW, "rope.dimension_count": 12}, ("blk.*.attn_qkv.weight", *UNTIED)),
     "phi3 long": Case("phi3", {"rope.dimension_count": 12, "rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.2},
                       ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
@@ -67,14 +76,31 @@ CASES = {
     "olmo2": Case("olmo2", {}, UNTIED),
     "olmo3": Case("olmo2", {**WINDOW, **YARN, "attention.head_count_kv": 3, "rope.freq_base": 500000.0, "block_count": 5}, UNTIED),
     "glm4": Case("glm4", {"rope.dimension_count": 8, "block_count": 4, "nextn_predict_layers": 1}, (*QKV, *UNTIED)),
+    "gpt2": Case("gpt2", {**LAYER_NORM, "attention.head_count_kv": None}, ("blk.*.attn_qkv.weight", *NORM_BIASES)),
+    "gptneox": Case("gptneox", {**LAYER_NORM, "attention.head_count_kv": None, "rope.dimension_count": 4},
+                    ("blk.*.attn_qkv.weight", *UNTIED, *NORM_BIASES)),
+    "gptneox sequential": Case("gptneox", {**LAYER_NORM, "attention.head_count_kv": 3, "use_parallel_residual": False}, (*UNTIED, *NORM_BIASES)),
+    "phi2": Case("phi2", {**LAYER_NORM, "rope.dimension_count": 8}, (*UNTIED, "output.bias", "blk.*.attn_norm.bias", "output_norm.bias")),
+    "starcoder2": Case("starcoder2", {**LAYER_NORM, **WINDOW}, (*ALL, *NORM_BIASES)),
+    "command-r": Case("command-r", {**LAYER_NORM, "logit_scale": 0.3}),
+    "cohere2": Case("cohere2", {**LAYER_NORM, **WINDOW, "logit_scale": 0.3, "block_count": 5}),
     "stablelm": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 4}, (*QKV, *UNTIED, *NORM_BIASES)),
     "stablelm parallel": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": True}, (*UNTIED, *NORM_BIASES)),
+    "lfm2": Case("lfm2", {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}),
+    "lfm2 odd": Case("lfm2", {"attention.head_count_kv": [3, 0, 0, 3], "shortconv.l_cache": 4, "attention.head_count": 3, "block_count": 4}, UNTIED),
+    "qwen35": Case("qwen35", {**DELTA, "block_count": 5, "full_attention_interval": 3, "nextn_predict_layers": 1}, UNTIED),
+    "qwen35 wide": Case("qwen35", {**DELTA, "block_count": 2, "attention.recurrent_layers": [True, False], "ssm.state_size": 80, "ssm.inner_size": 160,
+                                   "ssm.time_step_rank": 2}),
     "mixtral": Case("llama", {**EXPERTS, "expert_used_count": 3}, UNTIED),
     "qwen2moe": Case("qwen2moe", {**EXPERTS, "expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 128}, UNTIED),
-    "qwen3moe": Case("qwen3moe", {**WIDE, **EXPERTS, "expert_count": 20, "expert_used_count": 4, "expert_feed_forward_length": 64}),
-    "qwen3moe sigmoid": Case("qwen3moe", {**WIDE, **EXPERTS, "expert_count": 12, "expert_used_count": 4, "expert_feed_forward_length": 32, "expert_gating_func": 2,
+    "qwen3moe": Case("qwen3moe", {**WIDE, "expert_count": 20, "expert_used_count": 4, "expert_feed_forward_length": 64}),
+    "qwen3moe sigmoid": Case("qwen3moe", {**WIDE, "expert_count": 12, "expert_used_count": 4, "expert_feed_forward_length": 32, "expert_gating_func": 2,
                                           "expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_scale": 2.5},
                              ("blk.*.exp_probs_b.bias", "blk.*.ffn_gate_up_exps.weight")),
+    "lfm2moe": Case("lfm2moe", {"attention.head_count_kv": [0, 2, 0, 2], "shortconv.l_cache": 3, "block_count": 4, "leading_dense_block_count": 1,
+                                **EXPERTS, "expert_count": 6, "expert_feed_forward_length": 96, "expert_gating_func": 2}, ("blk.*.exp_probs_b.bias",)),
+    "qwen35moe": Case("qwen35moe", {**DELTA, "block_count": 4, "full_attention_interval": 3, **EXPERTS, "expert_feed_forward_length": 64,
+                                    "expert_shared_feed_forward_length": 96}, (*UNTIED, "blk.*.ffn_gate_up_exps.weight")),
     "olmoe": Case("olmoe", EXPERTS, UNTIED),
     "granitemoe": Case("granitemoe", {**EXPERTS, "embedding_scale": 3.0, "logit_scale": 4.0, "residual_scale": 0.4, "attention.scale": 0.11}),
     "granitemoe shared": Case("granitemoe", {**EXPERTS, "expert_count": 6, "expert_shared_feed_forward_length": 32, "logit_scale": 2.0}, UNTIED),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from llamina.engine.run.kv_cache import Sequence, pages_of
-from llamina.engine.run.page_pool import PagePool
+from llamina.engine.run.kv_groups import STATES
+from llamina.engine.run.page_pool import PagePool, State
 
 
 def check_pool(pool: PagePool) -> None:
@@ -19,14 +20,18 @@ def check_pool(pool: PagePool) -> None:
     with pool.lock:
         count = pool.census()
         assert count.owned + count.shared + count.free + count.cached == pool.claimed <= pool.max_pages, (count, pool.claimed, pool.max_pages)
-        free = [unit.ctypes.data for unit in pool._free]
+        free = [unit.ctypes.data for unit in [*pool._free, *pool._free_states]]
         used = [unit.ctypes.data for page in pool.pages for unit in page.units]
-        assert len(set(free)) == len(free) == count.free and len(set(used)) == len(used) and not set(free) & set(used), "free units"
+        slot = pool.layout.slot
+        assert len(set(free)) == len(free) and len(pool._free) + slot * len(pool._free_states) == count.free
+        assert len(set(used)) == len(used) and not set(free) & set(used), "free units"
         assert all(p.users > 0 or p.entry is not None for p in pool.pages), "a page that nobody holds or knows is not free"
         idle = list(pool.prefix.idle.values())
         assert sum(p.weight for p in idle) == count.cached == pool.prefix.idle_pages, "idle units"
         assert all(p.users == 0 and p.entry is not None for p in idle), "idle pages"
-        assert all(p.entry is None or p.entry.page is p or p.entry.window is p for p in pool.pages), "a page and its entry"
+        assert all(p.entry is None or p in (p.entry.page, p.entry.window, p.entry.state) for p in pool.pages), "a page and its entry"
+        states = [p for p in pool.pages if isinstance(p, State)]
+        assert all(p.weight == slot and p.rewinders == p.users for p in states), "a state may be left by all who hold it"
         assert all(0 <= p.rewinders <= p.users for p in pool.pages), "more sequences may go back over a page than hold it"
         assert pool._reserved == sum(max(0, min(p.rewinders, p.users - 1)) * p.weight for p in pool.pages), "reserved pages"
         assert pool._promised >= 0 and pool._left() >= 0, (pool._promised, pool._left())
@@ -55,6 +60,12 @@ def check_sequences(pool: PagePool, sequences: Iterable[Sequence]) -> None:
                 if window:
                     users[id(window)] += 1
                     rewinders[id(window)] += at >= s._floor or at < s._behind
+            if s.states:
+                held = [p for p in (s.states.now, s.states.before, s.states.target) if p]
+                assert len(held) <= STATES and s.states.at <= s.length and bool(s.states.now) == bool(s.states.at)
+                for state in (*held, *(p for _, p in s.states._taken)):
+                    users[id(state)] += 1
+                    rewinders[id(state)] += 1
             if s._promised_length and s._floor == 0:
                 assert s._spare >= s._wanting(s._promised_length), "a promise is not covered"
         for page in pool.pages:
@@ -81,6 +92,6 @@ def watch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
                     check_pool(pool_of(self))
         return call
 
-    for name in ("_admit", "match", "fork", "reserve", "append"):  # truncate, close, unpromise: the garbage collector calls them, they take no lock
+    for name in ("_admit", "match", "fork", "reserve", "append", "ready"):  # truncate, close, unpromise: the garbage collector calls them, they take no lock
         monkeypatch.setattr(Sequence, name, watched(getattr(Sequence, name), lambda s: s._pool))
     monkeypatch.setattr(PagePool, "clear_prefix_cache", watched(PagePool.clear_prefix_cache, lambda pool: pool))

@@ -64,7 +64,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(template: str | None = None, parallel: int = 16, queue: int = 64, path: str | Path = "demo", rules: Any = None, **load: Any) -> Iterator[Server]:
+def serving(template: str | None = None, parallel: int = 16, queue: int = 64, path: str | Path | None = "demo", rules: Any = None, memory: int | None = None,
+            **load: Any) -> Iterator[Server]:
+    """path None: everything in the models folder."""
     import llamina
     import uvicorn
     from llamina.engine.serve.app import application
@@ -76,8 +78,9 @@ def serving(template: str | None = None, parallel: int = 16, queue: int = 64, pa
         if template is not None:
             model._template = ChatTemplate(template, model.tokenizer)
         return model
-    registry = Registry(loaded, parallel, queue)
-    registry.serve_one(str(path), "demo")
+    registry = Registry(loaded, parallel, queue, memory, load)
+    if path is not None:
+        registry.serve_one(str(path), "demo")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(application(registry, rules, drain_seconds=0.5), log_level="error", access_log=False))

@@ -94,8 +94,8 @@ def write_family(
     """A model of any architecture that has a page, with random weights: the tensors that its page asks for.
 
     keys: below the architecture's name, over FAMILY's (None takes one away). tensors: names of optional ones that it shall have ("output.weight", biases,
-    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3. edit: as of
-    write_small_model.
+    "rope_freqs.weight"; "blk.*.attn_q.bias": of all layers). Gains are about 1, biases and sinks about 0.3, RoPE factors from 1 to 3, decays (ssm_a)
+    below 0. edit: as of write_small_model.
     """
     values = {k: v for k, v in {**FAMILY, **(keys or {})}.items() if v is not None}
     asked = [name.replace("*", str(i)) for name in tensors for i in range(values["block_count"] if "*" in name else 1)]
@@ -110,11 +110,13 @@ def write_family(
         name, dims = tensor.name, tensor.shape
         if len(dims) == 1:
             x = rng.uniform(1, 3, dims) if "rope" in name else rng.standard_normal(dims) * 0.3 + (0 if "bias" in name or "sinks" in name else 1)
-            x = x.astype(np.float32)
+            if architecture == "gemma4" and name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
+                x = x * 0.4  # nothing else scales its scores: softmaxes so sharp would only multiply the rounding
+            x = (-rng.uniform(0.02, 1, dims) if name.endswith("ssm_a") else x).astype(np.float32)
             writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
             continue
         if tensor.plain:
-            writer.add_tensor(name, (0.3 * rng.standard_normal(dims)).astype(np.float32))
+            writer.add_tensor(name, (rng.uniform(-1, 1, dims) if "conv" in name else 0.3 * rng.standard_normal(dims)).astype(np.float32))
             continue
         std = dims[-1] ** -0.5 * (2 if name == "output.weight" else dims[-1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
         x = (rng.standard_normal(dims) * std).astype(np.float32)

@@ -35,7 +35,7 @@ CALLS: list[dict[str, Any]] = [TURNS[0], CALL, {"role": "tool", "tool_call_id": 
 CASES: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     *((name, [SYSTEM, *TURNS] if system else TURNS, {}) for name in TEMPLATES for system in (False, True) if not (system and name == "mistral")),
     *((name, TURNS[:n], {}) for name in TEMPLATES for n in (1, 2)),
-    *((name, turns, {"tools": TOOLS}) for name in ("llama3.1-tools", "mistral-tools") for turns in (TURNS, [SYSTEM, *TURNS], CALLS)),
+    *((name, turns, {"tools": TOOLS}) for name in ("llama3.1-tools", "mistral-tools", "gemma4") for turns in (TURNS, [SYSTEM, *TURNS], CALLS)),
     ("llama3.1-tools", [SYSTEM, *TURNS], {"tools": TOOLS, "tools_in_user_message": False, "date_string": "1 Jan 2025"}),
     ("llama3.1-tools", CALLS, {"builtin_tools": ["weather", "code_interpreter"], "date_string": "1 Jan 2025"}),
 ]  # fmt: skip

@@ -8,11 +8,13 @@ import kernel_calls as kernels
 import numpy as np
 import pytest
 from llamina.kernels.formats import registry, untile
+from llamina.kernels.formats.rows import decoder
 from llamina.kernels.formats.table import BY_ID, FORMATS, REMOVED, RUNNABLE
 from naive_kernels import HALVES, ITEM, block_shape, random_rows, reference
 
 f32 = np.float32
 NAMES = sorted(RUNNABLE)
+COMPILED = [n for n in NAMES if decoder(n)]
 WITH_HALVES = [n for n in NAMES if HALVES.get(n)]
 
 
@@ -74,6 +76,27 @@ def test_decode_takes_any_slice(name):
     data = random_rows(name, 6, columns_of(name), np.random.default_rng(1))
     assert (registry.decode(name, data[::2]) == reference(name, data)[::2]).all()
     assert registry.decode(name, data[[5, 0, 5]]).shape == (3, columns_of(name))
+
+
+@pytest.mark.parametrize("factor", [1.0, 33.94])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_rows_are_the_decoders(name, factor):
+    """Rows by their numbers, some twice, bit for bit; past a row's end nothing is written; the first row that is not finite is told."""
+    columns = columns_of(name, 3)
+    data = np.concatenate([random_rows(name, 9, columns, np.random.default_rng(8)),
+                           *(random_rows(name, 1, columns, np.random.default_rng(c), c) for c in (0x00, 0xFF, 0x7F, 0x80, 0x0F, 0xF0))])
+    ids = np.array([3, 0, 14, 9, 3, *range(len(data))])
+    out = np.full((len(ids), columns + 32), 7, f32)
+
+    def decode():
+        return decoder(name).ctypes(data.ctypes.data, data.shape[1], ids.ctypes.data, len(ids), columns // FORMATS[name].columns, out.ctypes.data,
+                                    out.shape[1], factor)
+    assert decode() == 0
+    expected = registry.decode(name, data[ids]) * f32(factor)
+    assert (out[:, :columns].view(np.uint32) == expected.view(np.uint32)).all() and (out[:, columns:] == 7).all()
+    at = {"Q6_K": 208}.get(name, 0)
+    data[9, at:at + 2] = np.array(np.inf, np.float16).reshape(1).view(np.uint8)
+    assert decode() == 1 + 3
 
 
 # -- retiling ---------------------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 from llamina.engine.cli import main
 from llamina.engine.model import DEMO, Model
 
-GUIDES = ["generate.md", "chat.md", "batch.md", "structured.md", "python.md", "settings.md"]
+GUIDES = ["generate.md", "chat.md", "batch.md", "structured.md", "python.md", "settings.md", "look.md"]
 BLOCK = re.compile(r"^(?:<!-- ([\w ]+): (.*?) -->\n)?```(\w+)\n(.*?)^```", re.M | re.S)
 
 

@@ -117,8 +117,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kv", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_are_what_attention_weighs_by(tmp_path: Path, family: str, kv: str) -> None:
-    """Weights times values is what the kernel gives, scores give the weights, weights sum to 1, whatever the window, cap and type of keys and values; chunks and
-    threads change no bit."""
+    """Weights times values is what the kernel gives, scores give the weights, weights sum to 1, whatever the window, cap and type of keys and values; chunks
+    and threads change no bit."""
     architecture, keys = FAMILIES[family]
     path = write_family(tmp_path / "m.gguf", architecture, keys)
     ids = random_ids(600, seed=3)
@@ -232,7 +232,8 @@ def test_a_folder_of_something_else(model: Model, tmp_path: Path) -> None:
         another.activations(TEXTS[:2], NAMES, to=tmp_path / "a")
     with load(model.path, threads=1, context=256, kv="q8_0") as another, pytest.raises(FileError, match="type of keys and values"):
         another.activations(TEXTS[:2], NAMES, to=tmp_path / "a")
-    for arguments, message in (((TEXTS[:2], NAMES[:1]), "of other names"), ((TEXTS[:2], NAMES, -1), "of other positions"), ((TEXTS[1:3], NAMES), "text 0 is not"),
+    for arguments, message in (((TEXTS[:2], NAMES[:1]), "of other names"), ((TEXTS[:2], NAMES, -1), "of other positions"),
+                               ((TEXTS[1:3], NAMES), "text 0 is not"),
                                ((TEXTS[:1], NAMES), "text 1 is not"), ((TEXTS[0], NAMES), "given in another way")):
         with pytest.raises(FileError, match=message):
             model.activations(*arguments, to=tmp_path / "a")
@@ -270,7 +271,8 @@ def test_a_full_disk(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_damaged_folder(model: Model, tmp_path: Path) -> None:
     model.activations(TEXTS[:2], NAMES, to=tmp_path)
     index = (tmp_path / "index.json").read_text()
-    for damaged in ("", "[]", "{}", index[:-20], index.replace('"llamina_activations": 1', '"llamina_activations": 9'), index.replace('"parts": [', '"parts": [3, '),
+    for damaged in ("", "[]", "{}", index[:-20], index.replace('"llamina_activations": 1', '"llamina_activations": 9'),
+                    index.replace('"parts": [', '"parts": [3, '),
                     index.replace('"shape": [', '"shape": ["x", ')):
         (tmp_path / "index.json").write_text(damaged)
         with pytest.raises((FormatError, FileError)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import VARIANTS, checkpoint
+from families import VARIANTS, checkpoint, class_of
 from llamina.convert.convert import convert
 from llamina.engine.architectures.pages import PAGES
 from runs import logits_of
@@ -20,7 +20,7 @@ TOKENS = 300
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_family(name: str, tmp_path: Path) -> None:
-    kind = VARIANTS[name].kind.removesuffix("Text") + "ForCausalLM"
+    kind = class_of(VARIANTS[name].kind)
     if not any(kind in page.hf for page in PAGES.values()):
         pytest.skip(f"no page is of {kind}")
     folder, model = checkpoint(name, tmp_path / "hf")

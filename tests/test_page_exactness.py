@@ -20,9 +20,11 @@ from page_cases import CASES, IDS, N_TOKENS, write_case
 from runs import digest, open_runtime, run
 from small_models import random_ids
 
-PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0"}
+PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "qwen3moe sigmoid": "Q8_0",
+           "qwen2moe": "Q4_0", "gpt-oss": "F32", "gemma4": "Q8_0"}
 """Case -> format. Sandwich norms, norms of heads, two ropes, windows, GELU; fused rows, pairs of half a head, biases; norms of whole projections, none before
-the sublayers, layers that are not scaled; a block without a gate, squared ReLU."""
+the sublayers, layers that are not scaled; a block without a gate, squared ReLU; short convolutions; the delta rule, gated attention; experts in groups, chosen
+with a bias, in fused rows; a shared one; with biases and a clamped gate, sinks."""
 
 DIGESTS = {
     "llama": "b250e06be6a950ac", "llama biases": "f760d7973d30add7", "llama window": "6474c017b37155d6", "llama arrays": "62e1b47ac18522f7",
@@ -33,7 +35,12 @@ DIGESTS = {
     "gemma2 27b": "f1d0979d0f6aa957", "gemma3": "99655b311af1b181", "gemma3 pattern": "959a50e363172faf", "phi3": "66e28b4724099ed2",
     "phi3 long": "f6d5ff806536c897", "granite": "c0ecaec64d35993f", "mistral3": "582acffc0b84f21a", "olmo2": "f525588de379deb5",
     "olmo3": "b227ff190d91e89e", "glm4": "98323c69d315d825", "minicpm": "05d1bf971f85c75f", "minicpm scales": "61dd4430f2a20f27",
-    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907",
+    "lfm2": "80cb0d3f14c645e7", "lfm2 odd": "cd486bf8d2f1d1a3", "qwen35": "2e641fb3b4e451f0", "qwen35 wide": "31f8d75fc40d9858",
+    "mixtral": "d85e57e43dada88c", "qwen2moe": "601d294efa4b3854", "qwen3moe": "28a20aff1131f700", "qwen3moe sigmoid": "52b1c3a57592f9fb",
+    "olmoe": "3797865ee547a994", "granitemoe": "ad141a7a7c8f95b1", "granitemoe shared": "afd06ef82ef3c83d", "gpt-oss": "0653b5c423ddab77",
+    "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
+    "gpt2": "a78da11c54ab3f32", "gptneox": "fac11ad56242ddd0", "gptneox sequential": "14834e16e3892336", "phi2": "1b8642785e076e8a",
+    "starcoder2": "f133418b12df870c", "command-r": "69592cfeea420cfb", "cohere2": "89ac56abd282a427",
 }
 """Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
 

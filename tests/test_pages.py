@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
+from llamina.engine.architectures.expert_blocks import Experts
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
+from llamina.engine.architectures.state_blocks import Conv, Delta
 from llamina.engine.errors import UnsupportedError
 from naive import kl
 from naive_families import FAMILIES, Phi3, naive_family
@@ -63,7 +65,9 @@ def test_float32(name: str, files: Any) -> None:
 def test_quantised(name: str, format: str, tmp_path: Path) -> None:
     """The twin has the same rounded weights, and activations that are not rounded: what is left is their 8 bits."""
     path = write_case(tmp_path / "m.gguf", name, format)
-    assert kl(naive_family(path, IDS), logits(path)) < 5e-3
+    twin, found = naive_family(path, IDS), logits(path)
+    assert kl(twin, found) < (5e-3 if "expert_used_count" not in CASES[name].keys else 5e-2)  # experts: where two are nearly equal, the other may be chosen
+    assert np.median([kl(a[None], b[None]) for a, b in zip(twin, found)]) < 5e-3
 
 
 def test_long_rope_takes_the_short_factors_within_the_trained_context(files: Any) -> None:
@@ -87,13 +91,29 @@ def mlps(change: Callable[[Mlp], Mlp]) -> Callable[[Layers], Layers]:
     return lambda layers: tuple(tuple(change(b) if isinstance(b, Mlp) else b for b in blocks) for blocks in layers)
 
 
+def recurrents(change: Callable[[Any], Any]) -> Callable[[Layers], Layers]:
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta)) else b for b in blocks) for blocks in layers)
+
+
+def deltas(change: Callable[[Delta], Delta]) -> Callable[[Layers], Layers]:
+    return recurrents(lambda r: change(r) if isinstance(r, Delta) else r)
+
+
+def experts(change: Callable[[Experts], Experts]) -> Callable[[Layers], Layers]:
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, Experts) else b for b in blocks) for blocks in layers)
+
+
 def ropes(change: Callable[[Rope], Rope]) -> Callable[[Layers], Layers]:
     return attentions(lambda a: replace(a, rope=change(a.rope)) if a.rope else a)
 
 
 def rotated(field: str) -> Callable[[Layers], Layers]:
     """Each layer with the field of the layer before it."""
-    return lambda layers: tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
+    def change(layers: Layers) -> Layers:
+        if not all(isinstance(blocks[0], Attention) for blocks in layers):
+            return layers
+        return tuple((replace(blocks[0], **{field: getattr(layers[i - 1][0], field)}), *blocks[1:]) for i, blocks in enumerate(layers))
+    return change
 
 
 def first_rope_everywhere(layers: Layers) -> Layers:
@@ -105,7 +125,7 @@ def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
     for attention, mlp in layers:
-        assert isinstance(attention, Attention) and isinstance(mlp, Mlp)
+        assert isinstance(attention, (Attention, Conv, Delta)) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
             found.append((replace(attention, post_norm=mlp.norm), replace(mlp, norm=None)))
         elif attention.post_norm is not None and mlp.norm is None:
@@ -145,6 +165,26 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "no residual scale": lambda layers: mlps(lambda m: replace(m, factor=1.0))(attentions(lambda a: replace(a, factor=1.0))(layers)),
     "another activation": mlps(lambda m: replace(m, activation=OTHER[m.activation])),
     "erf": mlps(lambda m: replace(m, activation="gelu_erf") if m.activation == "gelu_tanh" else m),
+    "no output gate": attentions(lambda a: replace(a, gate=None)),
+    "query and gate changed over": attentions(lambda a: replace(a, q=a.gate, gate=a.q) if a.gate else a),
+    "value heads in groups": deltas(lambda d: replace(d, grouped=not d.grouped) if d.value_heads > d.key_heads else d),
+    "alpha and beta changed over": deltas(lambda d: replace(d, alpha=d.beta, beta=d.alpha)),
+    "another eps of heads": deltas(lambda d: replace(d, head_norm=replace(d.head_norm, eps=0.3))),
+    "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
+    "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
+    "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),
+    "no scale of weights": experts(lambda b: replace(b, scale=1.0)),
+    "no bias of choice": experts(lambda b: replace(b, selection_bias="")),
+    "no groups": experts(lambda b: replace(b, groups=0)),
+    "an expert less": experts(lambda b: replace(b, used=b.used - 1)),
+    "no shared expert": experts(lambda b: replace(b, shared=None, shared_gate="")),
+    "no gate of the shared expert": experts(lambda b: replace(b, shared_gate="")),
+    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down")})),
+    "another activation of experts": experts(lambda b: replace(b, activation="silu" if b.activation == "oai" else "gelu_tanh")),
+    "weights of the input": experts(lambda b: replace(b, weigh_input=True)),
+    "no residual scale of experts": experts(lambda b: replace(b, factor=1.0)),
+    "no sinks": attentions(lambda a: replace(a, sinks="")),
+    "YaRN rounded": ropes(lambda r: replace(r, scaling=replace(r.scaling, rounded=not r.scaling.rounded)) if r.scaling.kind == "yarn" else r),
     "up and gate changed over": mlps(lambda m: replace(m, gate=m.up, up=m.gate) if m.gate and m.gate.whole else m),
 }
 OUTPUT_FAULTS: dict[str, Callable[[Output], Output]] = {
@@ -216,4 +256,4 @@ PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 def test_permutation_only_where_it_belongs() -> None:
     """Rows of q and k change places in convert where GGUF's pages pair neighbours and Hugging Face's code halves; 1 is added to Gemma's gains."""
     assert {name for name, page in PAGES.items() if page.hf_halves} == PERMUTED
-    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3"}
+    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "qwen35"}

@@ -58,9 +58,24 @@ def test_origins(server: Serving, headers: dict[str, str], status: int) -> None:
 def test_preflight(server: Serving) -> None:
     ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     good = server.request("OPTIONS", "/v1/chat/completions", None, {"Origin": "https://app.example", **ask})
-    assert good.status == 204 and "content-type" in good.headers["access-control-allow-headers"]
-    assert server.request("OPTIONS", "/v1/chat/completions", None, {"Origin": "https://evil.example", **ask}).status == 403
+    assert good.status == 200 and "content-type" in good.headers["access-control-allow-headers"]
+    for origin in ("https://evil.example", "http://localhost:3000", "null"):  # the answer says nothing of it: its browser sends no request
+        refused = server.request("OPTIONS", "/v1/chat/completions", None, {"Origin": origin, **ask})
+        assert refused.status == 200 and not [name for name in refused.headers if name.startswith("access-control")] and not refused.body
+    assert server.request("OPTIONS", "/v1/chat/completions", None, {"Origin": "https://evil.example"}).status == 403
     assert server.request("OPTIONS", "/v1/chat/completions").status == 405
+
+
+def test_pages_of_this_machine() -> None:
+    """--allow-origin localhost: whatever it serves, at any port; nothing that only looks like it."""
+    with serving(Rules(origins=("localhost",))) as server:
+        for origin in ("http://localhost", "http://localhost:3000", "https://127.0.0.1:1", "http://[::1]", "http://[::1]:3000"):
+            reply = server.get("/v1/models", Origin=origin)
+            assert reply.status == 200 and reply.headers["access-control-allow-origin"] == origin and reply.headers["vary"] == "Origin"
+            assert "access-control-allow-credentials" not in reply.headers
+        for origin in ("http://notlocalhost", "http://localhost.evil.com", "http://evil.com:80", "file://localhost", "http://localhost:80:evil", "http://localhost:x",
+                       "http://[::1].evil", "localhost", "null", "http://127.0.0.1.evil.com:80"):
+            assert server.get("/v1/models", Origin=origin).status == 403, origin
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])

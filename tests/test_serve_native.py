@@ -21,7 +21,7 @@ def test_completion(server: Server) -> None:
     asked = {"prompt": ONCE, "n_predict": 24, "seed": 7, "n_probs": 2, "return_tokens": True}
     whole = server.ok("/completion", **asked)
     alone = server.model.generate(ONCE, max_tokens=24, seed=7, logprobs=2)
-    assert whole["content"] == alone.text() and whole["tokens"] == alone.ids and whole["stop_type"] == "limit" and whole["prompt"] == "<s>" + ONCE
+    assert whole["content"] == alone.text() and whole["tokens"] == alone.ids and whole["stop_type"] == "limit" and whole["prompt"] == "<s> " + ONCE
     assert [p["logprob"] for p in whole["completion_probabilities"]] == [t.logprob for t in alone.logprobs]
     assert whole["generation_settings"]["seed"] == 7 and whole["generation_settings"]["n_predict"] == 24 and not whole["truncated"]
     assert whole["timings"]["predicted_n"] == 24 and whole["timings"]["prompt_n"] + whole["timings"]["cache_n"] == len(server.model.tokenize(ONCE))
@@ -78,6 +78,11 @@ def test_tokens_and_templates(server: Server) -> None:
     raw = b"".join(bytes(p["piece"]) if isinstance(p["piece"], list) else p["piece"].encode() for p in pieces)
     assert raw.decode().strip() == text and [p["id"] for p in pieces] == ids
     assert server.ok("/tokenize", content=[5, "cat", 6])["tokens"][0] == 5
+    theirs = server.ok("/tokenize", prompt=text)  # vLLM's
+    assert theirs["tokens"] == [1, *ids] and theirs["count"] == len(ids) + 1 and theirs["max_model_len"] == server.model.context
+    assert server.ok("/tokenize", prompt=text, add_special_tokens=False)["tokens"] == ids and server.ok("/detokenize", tokens=ids)["prompt"].strip() == text
+    told = server.http.get("/tokenizer_info").json()
+    assert (told["bos_token"], told["eos_token"], told["chat_template"]) == ("<s>", "</s>", TEMPLATE)
     messages = [{"role": "user", "content": "Hi"}]
     assert server.ok("/apply-template", messages=messages)["prompt"] == "user: Hi\nassistant:"
     assert server.ok("/apply-template", messages=messages, add_generation_prompt=False)["prompt"] == "user: Hi\n"
@@ -93,10 +98,15 @@ def test_props_slots_health(server: Server) -> None:
     assert props["default_generation_settings"]["n_ctx"] == server.model.context and props["chat_template"] == TEMPLATE
     assert [s["is_processing"] for s in server.http.get("/slots").json()] == [False] * 4
     assert server.http.get("/health").json() == {"status": "ok"}
-    with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
-        next(stream.iter_lines())
-        assert sum(s["is_processing"] for s in server.http.get("/slots").json()) == 1
-    assert server.settled()  # the client has left: the sequence is free
+    seen = set()
+    for _ in range(20):  # the answer may have come to its end before the question is asked
+        with server.http.stream("POST", "/completion", json={"prompt": ONCE, "n_predict": 400, "ignore_eos": True, "stream": True}) as stream:
+            next(stream.iter_lines())
+            seen.add(sum(s["is_processing"] for s in server.http.get("/slots").json()))
+        assert server.settled()  # the client has left: the sequence is free
+        if 1 in seen:
+            break
+    assert seen in ({1}, {0, 1})
 
 
 def test_metrics(server: Server) -> None:
@@ -152,7 +162,7 @@ def test_ollama_tells_of_its_models(server: Server) -> None:
     shown = server.ok("/api/show", model="demo")
     assert shown["template"] == TEMPLATE and shown["capabilities"] == ["completion", "tools"] and shown["model_info"]["general.architecture"] == "llama"
     picture = [{"role": "user", "content": "", "images": ["x"]}]
-    for path, body, status in (("/api/embed", {"input": "a"}, 501), ("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
+    for path, body, status in (("/api/chat", {}, 400), ("/api/chat", {"messages": picture}, 400),
                                ("/api/generate", {"prompt": "a", "options": {"volume": 11}}, 400), ("/api/generate", {"prompt": "long " * 3000}, 400)):
         answer = server.post(path, **body)
         assert answer.status_code == status and isinstance(answer.json()["error"], str), answer.text

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_calls_that_the_model_makes_by_itself(tooled: Server) -> None:
     from llamina.engine.serve.conversation import Answer, ChatAsked
 
     class Ended:
-        finish_reason, history = "eos", [1]
+        finish_reason, history, stats = "eos", [1], SimpleNamespace(prompt_tokens=1)
         from llamina.engine.text.tool_calls import ToolCall
         tool_calls = [ToolCall("clock", {}, "a"), ToolCall("weather", {"city": "Rome"}, "b")]
     for parallel, n in ((True, 2), (False, 1)):
@@ -220,6 +221,10 @@ def test_thoughts_are_split_from_the_answer(tooled: Server) -> None:
     assert message["content"] == "" and message["reasoning_content"] == message["reasoning"] != ""
     streamed = added_up(tooled.events("/v1/chat/completions", **asked))[0]
     assert streamed["reasoning_content"] == message["reasoning"] and streamed["content"] == ""
+    from llamina.engine.serve.conversation import Answer, ChatAsked  # the same if the engine was there first
+    ended = tooled.model.chat(HELLO, template_options={"thinking": True}, max_tokens=12, temperature=0)
+    late = ended.text() and Answer(tooled.model, ChatAsked(), ended)
+    assert [p.kind for p in late.push(ended.so_far, True)] == ["thought"] and late.reasoning == message["reasoning"]
     raw = tooled.ok("/v1/chat/completions", reasoning_format="none", **asked)["choices"][0]["message"]
     assert raw["content"].strip() == message["reasoning"].strip() and "reasoning" not in raw
     held = tooled.ok("/v1/chat/completions", **{**asked, "choices": ["yes", "no"], "verbose": True})  # the form holds for the answer, not for the thoughts
@@ -274,7 +279,4 @@ def test_models(server: Server) -> None:
     (model,) = server.http.get("/v1/models").json()["data"]
     assert model["id"] == "demo" and model["meta"]["n_ctx"] == model["max_model_len"] == model["context_length"] == server.model.context
     assert server.http.get("/v1/models/demo").json() == model and server.http.get("/v1/models/other").status_code == 404
-    for path in ("/v1/embeddings", "/v1/rerank"):
-        answer = server.post(path, model="demo", input="hello")
-        assert answer.status_code == 501 and "demo" in answer.json()["error"]["message"]
     assert server.http.get("/v1/nothing").json()["error"]["type"] == "not_found_error" and server.http.get("/v1/completions").status_code == 405

@@ -158,6 +158,48 @@ def test_another_token(tab: Any) -> None:
     assert branch.startswith((before + other).strip()) and branch != text and "2 of 2" in tab.inner_text("article.assistant")
 
 
+def test_system_prompt_and_copy(tab: Any) -> None:
+    option(tab, "max_tokens", "4")
+    option(tab, "system", "Be kind.")
+    with tab.expect_request("**/v1/chat/completions") as sent:
+        text = ask(tab, "Hello")
+    assert sent.value.post_data_json["messages"] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    press(tab, "Copy")
+    until(tab, "document.querySelector('#status').textContent === 'Copied.'")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == text.strip()
+
+
+def test_light_and_dark(tab: Any) -> None:
+    """Chosen once, kept, and really another colour."""
+    def back() -> str:
+        found: str = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        return found
+    light = back()
+    tab.click("#theme")
+    dark = back()
+    assert dark != light
+    tab.reload()
+    tab.wait_for_selector("#model")
+    assert back() == dark
+    tab.click("#theme")
+    assert back() == light
+
+
+def test_a_server_that_asks_for_a_key(browser: Any) -> None:
+    """The page says so, and works once it has the key, which it keeps no longer than the tab."""
+    with serving(Rules(keys=("open",))) as locked:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{locked.port}/")
+        until(page, "document.querySelector('#status').textContent.includes('key')")
+        page.fill("#o-key", "open")  # the options are open
+        page.keyboard.press("Tab")
+        until(page, "document.querySelector('#model').options.length > 0")
+        assert "open" not in page.evaluate("JSON.stringify(localStorage)")
+        context.close()
+
+
 def test_stop(tab: Any, server: Serving) -> None:
     with server.paused():
         tab.fill("#entry", "Tell me a story.")

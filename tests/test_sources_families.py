@@ -40,6 +40,20 @@ EXAONE = {
     "token_embd": "transformer.wte", "output_norm": "transformer.ln_f", "output": "lm_head", "attn_norm": "ln_1", "ffn_norm": "ln_2",
     "attn_q": "attn.attention.q_proj", "attn_k": "attn.attention.k_proj", "attn_v": "attn.attention.v_proj", "attn_output": "attn.attention.out_proj",
     "ffn_gate": "mlp.c_fc_0", "ffn_up": "mlp.c_fc_1", "ffn_down": "mlp.c_proj"}
+GPT2 = {
+    "token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f", "output": "lm_head", "attn_norm": "ln_1",
+    "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+NEOX = {
+    "token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out", "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense", "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h"}
+LAYERS = {"exaone": "transformer.h", "gpt2": "transformer.h", "gptneox": "gpt_neox.layers"}
+BIASES = {
+    "gpt2": ("attn_norm", "ffn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down"), "phi2": ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
+    "ffn_up", "ffn_down"), "starcoder2": ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")}
+BIASES["gptneox"] = BIASES["gpt2"]
+BIASES["stablelm"] = ("attn_norm", "ffn_norm")
+LAYER_NORM = {*BIASES, "command-r", "cohere2"}
 HALVES = {"llama", "smollm3", "arcee", "granite", "mistral3", "minicpm"}
 """Families whose rows of q and k GGUF has in another order."""
 CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
@@ -61,6 +75,27 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
         "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, {
         "rope.freq_base": 2e6, "rope.freq_base_swa": 2e4, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
         "attention.sliding_window_pattern": [True, False, True]}),
+    "gemma4": ({**SANDWICH, "post_norm": "post_per_layer_input_norm", "inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
+                "per_layer_token_embd": "model.embed_tokens_per_layer", "per_layer_model_proj": "model.per_layer_model_projection",
+                "per_layer_proj_norm": "model.per_layer_projection_norm", "layer_output_scale": "layer_scalar"}, {
+        "model_type": "gemma4_text", "sliding_window": 40, "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": N_VOCAB,
+        "num_kv_shared_layers": 1, "use_double_wide_mlp": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}, {
+        "attention.key_length": 32, "attention.key_length_swa": 16, "attention.shared_kv_layers": 1, "feed_forward_length": [96, 96, 192],
+        "attention.sliding_window_pattern": [False, True, False], "rope.freq_base_swa": 1e4, "rope.freq_base": 1e6}),
+    "gpt2": (GPT2, {
+        "model_type": "gpt2", "hidden_size": ..., "num_hidden_layers": ..., "num_attention_heads": ..., "num_key_value_heads": ..., "intermediate_size": ...,
+        "max_position_embeddings": ..., "rms_norm_eps": ..., "n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 1024,
+        "layer_norm_epsilon": 1e-4}, {"attention.layer_norm_epsilon": 1e-4, "context_length": 1024}),
+    "gptneox": (NEOX, {"model_type": "gpt_neox", "rms_norm_eps": ..., "layer_norm_eps": 1e-4, "rotary_pct": 0.5, "rotary_emb_base": 5000,
+                       "num_key_value_heads": ...}, {
+        "attention.layer_norm_epsilon": 1e-4, "rope.dimension_count": 8, "rope.freq_base": 5000.0, "use_parallel_residual": True}),
+    "phi2": ({**USUAL, "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2", "output_norm": "model.final_layernorm"}, {
+        "model_type": "phi", "layer_norm_eps": 1e-4}, {"rope.dimension_count": 8}),
+    "starcoder2": ({**USUAL, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}, {"model_type": "starcoder2", "norm_epsilon": 1e-4, "sliding_window": 40}, {
+        "attention.sliding_window": 40}),
+    "command-r": (USUAL, {"model_type": "cohere", "logit_scale": 0.25}, {"logit_scale": 0.25, "rope.freq_base": 5e5}),
+    "cohere2": (USUAL, {"model_type": "cohere2", "sliding_window": 40}, {"attention.sliding_window": 40, "logit_scale": 0.0625}),
+    "stablelm": (USUAL, {"model_type": "stablelm", "layer_norm_eps": 1e-4}, {"rope.dimension_count": 4, "use_parallel_residual": False}),
     "phi3": ({**USUAL, "ffn_up": "mlp.gate_up_proj"}, {
         "model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
             "type": "su", "long_factor": [1.0 + i for i in range(6)], "short_factor": [1.0 + i / 8 for i in range(6)]}, "partial_rotary_factor": 0.75}, {
@@ -87,8 +122,9 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, Any]]] = {
 def theirs(name: str, names: dict[str, str], layers: str) -> str:
     part = name.removesuffix(".weight").removesuffix(".bias")
     if match := re.fullmatch(r"blk\.(\d+)\.(.+)", part):
-        return f"{layers}.{match[1]}.{names[match[2]]}.{name.rsplit('.', 1)[1]}"
-    return f"{names[part]}.weight"
+        last = name.rsplit(".", 1)[1]
+        return f"{layers}.{match[1]}.{names[match[2]]}" + ("" if match[2] == "layer_output_scale" else f".{last}")
+    return f"{names[part]}.{name.rsplit('.', 1)[1]}"
 
 
 def halves(x: np.ndarray, heads: int) -> np.ndarray:
@@ -103,7 +139,11 @@ def as_stored(architecture: str, weights: dict[str, np.ndarray]) -> dict[str, np
     for name, x in weights.items():
         heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
         x = halves(x, heads) if heads and architecture in HALVES else x
-        stored[name] = x - np.float32(1) if "gemma" in architecture and "norm" in name else x
+        if architecture == "gptneox" and ".attn_qkv." in name:  # a head's q, k and v, then the next head's
+            x = np.concatenate([x.reshape(3, 4, 16, -1)[:, h].reshape(48, *x.shape[1:]) for h in range(4)])
+        if architecture == "gpt2" and x.ndim == 2 and name.startswith("blk."):
+            x = np.ascontiguousarray(x.T)
+        stored[name] = x - np.float32(1) if "gemma" in architecture and architecture != "gemma4" and "norm" in name else x
     return stored
 
 
@@ -113,16 +153,28 @@ def folder_of(path: Path, architecture: str, tied: bool = False, **more: Any) ->
     keys: dict[str, Any] = {"attention.key_length": 16, **({"rope.dimension_count": 12} if architecture == "phi3" else {}),
                             **({"logit_scale": 5.0} if architecture == "granite" else {})}
     asked = [] if tied else ["output.weight"]
+    if architecture == "gemma4":
+        keys |= {"attention.key_length": 32, "attention.key_length_swa": 16, "attention.shared_kv_layers": 1, "feed_forward_length": [96, 96, 192],
+                 "embedding_length_per_layer_input": 8, "attention.sliding_window": 40, "attention.sliding_window_pattern": [False, True, False]}
+        asked += ["blk.*.layer_output_scale.weight", "blk.*.attn_v.weight"]
     asked += ["blk.*.attn_qkv.weight"] if architecture == "phi3" else []
+    asked += [f"blk.*.{part}.bias" for part in BIASES.get(architecture, ())] + (["output_norm.bias"] if architecture in BIASES else [])
+    asked += ["blk.*.attn_qkv.weight"] if architecture in ("gpt2", "gptneox") else []
+    asked += ["output.bias"] if architecture == "phi2" else []
+    if architecture in ("gpt2", "gptneox"):
+        keys["attention.head_count_kv"] = 4
+    keys |= {"rope.dimension_count": 8} if architecture in ("gptneox", "phi2") else {"rope.dimension_count": 4} if architecture == "stablelm" else {}
+    keys |= {"attention.layer_norm_rms_epsilon": None} if architecture in LAYER_NORM else {}
+    keys |= {"attention.sliding_window": 40} if architecture == "cohere2" else {}
     asked += [f"blk.*.attn_{x}.bias" for x in "qkv"] if architecture in ("glm4", "seed_oss") else []
     weights = {}
     with open_gguf(write_family(path.with_suffix(".gguf"), architecture, keys, tensors=asked, n_vocab=N_VOCAB)) as file:
         for name in file.tensors:
             shape = file.tensors[name].shape
             weights[name] = file.data(name).view("<f4").reshape(shape).copy()
-    layers = "transformer.h" if architecture == "exaone" else "model.layers"
+    layers = LAYERS.get(architecture, "model.layers")
     stored = {theirs(name, names, layers): x for name, x in as_stored(architecture, weights).items()}
-    if "gemma" in architecture:  # what rounding made of them
+    if "gemma" in architecture and architecture != "gemma4":  # what rounding made of them
         weights = {name: x - np.float32(1) + np.float32(1) if "norm" in name else x for name, x in weights.items()}
     path.mkdir()
     write_safetensors(path / "model.safetensors", stored)
@@ -140,7 +192,8 @@ def assert_same(source: Any, weights: dict[str, np.ndarray]) -> None:
 
 
 def test_every_page_has_a_case() -> None:
-    assert {page.architecture for page in PAGES.values() if page.hf} == set(CASES)
+    from test_sources_experts import LAYOUTS, WITH_STATES
+    assert {page.architecture for page in PAGES.values() if page.hf} == {*CASES, *LAYOUTS, *WITH_STATES}
 
 
 @pytest.mark.parametrize("tied", (False, True))
@@ -170,7 +223,7 @@ def test_extra_and_missing_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outer, prefix", (("gemma3", "language_model.model."), ("gemma3", "model.language_model."), ("mistral3", "language_model.model."),
-                                           ("mistral3", "model.language_model.")))
+                                           ("mistral3", "model.language_model."), ("gemma4", "model.language_model.")))
 def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: str) -> None:
     architecture = outer
     folder, weights = folder_of(tmp_path / "m", architecture, architecture == "gemma3")
@@ -179,18 +232,20 @@ def test_text_part_of_a_model_with_vision(tmp_path: Path, outer: str, prefix: st
     inside = {n.replace("model.", prefix, 1) if n.startswith("model.") else ("language_model." if prefix.startswith("language") else "") + n: x
               for n, x in stored.items()}
     vision = "" if prefix.startswith("language") else "model."
-    write_safetensors(folder / "model.safetensors", {**inside, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
+    unused = {"model.language_model.layers.2.self_attn.k_proj.weight": np.ones((4, 4), np.float32)} if outer == "gemma4" else {}  # of shared keys
+    write_safetensors(folder / "model.safetensors", {**inside, **unused, f"{vision}vision_tower.encoder.weight": np.ones((4, 4), np.float32),
                                                      f"{vision}multi_modal_projector.linear.weight": np.ones((4, 4), np.float32)})
     text = json.loads((folder / "config.json").read_text())
     if outer == "mistral3":
         text |= {"model_type": "mistral", "sliding_window": None}
-    name = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}[outer]
+    name = f"{outer.capitalize()}ForConditionalGeneration"
     (folder / "config.json").write_text(json.dumps({"architectures": [name], "model_type": outer, "text_config": text, "vision_config": {"hidden_size": 4},
                                                     "tie_word_embeddings": text["tie_word_embeddings"]}))
     with open_source(folder) as source:
         assert_same(source, weights)
         assert names and source.metadata["general.architecture"] == architecture
         assert any("2 tensors of" in note and "vision" in note for note in source.notes)
+        assert any("another's keys" in note for note in source.notes) == (outer == "gemma4")
         assert (f"{architecture}.rope.scaling.type" in source.metadata) == (outer == "gemma3")
 
 
@@ -218,3 +273,29 @@ def test_what_comes_after(tmp_path: Path, architecture: str) -> None:
     ids = random_ids(100, N_VOCAB)
     a, b = logits_of(exact, ids), logits_of(small, ids)
     assert 0 < np.abs(a - b).max() < 0.2 * np.abs(a).max()
+
+
+def test_heads_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """Layers after the last one: left out and said where config.json names them, refused where it doesn't."""
+    folder, weights = folder_of(tmp_path / "m", "glm4", num_nextn_predict_layers=1)
+    stored = {theirs(name, CASES["glm4"][0], "model.layers"): x for name, x in as_stored("glm4", weights).items()}
+    more = {"model.layers.3.eh_proj.weight": np.ones((4, 4), np.float32), "model.layers.3.input_layernorm.weight": np.ones(64, np.float32)}
+    write_safetensors(folder / "model.safetensors", {**stored, **more})
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert any("2 tensors of heads that predict" in note for note in source.notes)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}))
+    with pytest.raises(FormatError, match="model.layers.3"):
+        open_source(folder)
+
+
+def test_bare_gpt2(tmp_path: Path) -> None:
+    """The first releases hold the model without its head's prefix, and masks."""
+    folder, weights = folder_of(tmp_path / "m", "gpt2", tied=True)
+    stored = {theirs(name, GPT2, "transformer.h"): x for name, x in as_stored("gpt2", weights).items()}
+    bare = {name.removeprefix("transformer."): x for name, x in stored.items()} | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}
+    write_safetensors(folder / "model.safetensors", bare)
+    with open_source(folder) as source:
+        assert_same(source, weights)
+        assert any("masks" in note for note in source.notes)

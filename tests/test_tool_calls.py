@@ -166,3 +166,45 @@ def test_chat_without_tools():
             model.chat([1])
     with pytest.raises(ClosedError):
         model.chat("hi")
+
+
+GEMMA = [
+    ('<|tool_call>call:weather{place:<|"|>Zürich<|"|>}<tool_call|>', "", [("weather", {"place": "Zürich"})]),
+    ('Let me see.<|tool_call>call:a.b-c{n:-3.5,on:true,off:false,no:null,list:[1,<|"|>x, y}<|"|>,{k:[]}],deep:{a:{b:<|"|><tool_call|><|"|>}}}<tool_call|>',
+     "Let me see.", [("a.b-c", {"n": -3.5, "on": True, "off": False, "no": None, "list": [1, "x, y}", {"k": []}], "deep": {"a": {"b": "<tool_call|>"}}})]),
+    ("<|tool_call>call:time{}<tool_call|><|tool_call>call:time{ zone : CET }", "", [("time", {}), ("time", {"zone": "CET"})]),
+    ('<|tool_call>call:f{<|"|>a key<|"|>:1}<tool_call|>', "", [("f", {"a key": 1})]),
+]
+QWEN = [
+    ("<tool_call>\n<function=weather>\n<parameter=place>\nZürich\n</parameter>\n</function>\n</tool_call>", "", [("weather", {"place": "Zürich"})]),
+    ("I look.\n<tool_call>\n<function=f>\n<parameter=code>\n12\n</parameter>\n<parameter=n>\n12\n</parameter>"
+     "\n<parameter=more>\n[1, {\"a\": null}]\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=time>\n</function>\n</tool_call>", "I look.\n\n",
+     [("f", {"code": "12", "n": 12, "more": [1, {"a": None}]}), ("time", {})]),
+    ("<function=f>\n<parameter=code>\n if x:\n  y\n\n</parameter>\n</function>", "", [("f", {"code": " if x:\n  y\n"})]),
+]
+SCHEMAS = {"f": {"type": "object", "properties": {"code": {"type": "string"}, "n": {"type": "integer"}}}, "weather": None, "time": {}}
+ORDINARY = [("gemma4", "<|tool_call>call:f{a:<tool_call|>"), ("gemma4", "<|tool_call>weather{}<tool_call|>"), ("gemma4", "<|tool_call>call:f" + "{a:" * 5000),
+            ("gemma4", '<|tool_call>call:f{a:<|"|>x}<tool_call|>'), ("gemma4", "<|tool_call>"), ("gemma4", "<|tool_call>call:f{a:1}x<tool_call|>"),
+            ("qwen", "<tool_call>\n<function=f>\n<parameter=a>\n1\n</function>\n</tool_call>"), ("qwen", "<tool_call>{}</tool_call>"),
+            ("qwen", "<function=f>hello</function>"), ("qwen", "<tool_call>" * 1000)]
+
+
+@pytest.mark.parametrize("format, text, content, calls", [("gemma4", *case) for case in GEMMA] + [("qwen", *case) for case in QWEN])
+def test_other_notations(format: str, text: str, content: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    found = parse(text, format, SCHEMAS)
+    assert (found[0], [(call.name, call.arguments) for call in found[1]]) == (content, calls)
+    for size in 1, 3, 1000:
+        visible = Visible(format)
+        shown = "".join(visible.push(text[i:i + size]) for i in range(0, len(text), size))
+        assert content.startswith(shown) and "call" not in shown
+
+
+@pytest.mark.parametrize("format, text", ORDINARY, ids=lambda v: str(v)[:40])
+def test_other_notations_that_do_not_parse(format: str, text: str) -> None:
+    assert parse(text, format, SCHEMAS) == (text, [])
+
+
+def test_notations_by_template() -> None:
+    assert tool_format("{{ tools }}<|tool_call>call:{}<tool_call|>") == "gemma4"
+    assert tool_format("{{ tools }}<tool_call>\n<function=f>") == "qwen"
+    assert tool_format("{{ tools }}<tool_call>") == "hermes"

@@ -189,6 +189,22 @@ class Shifted:
         return self.base.read(index) + np.float32(self.by)
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A function of each number of `base`."""
+
+    base: Rows
+    function: Callable[[np.ndarray], np.ndarray]
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.function(self.base.read(index))
+
+
 class PermutedVector(Permuted):
     """A vector with its elements in another order: element i is the base's element order[i]."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
+from ..changes import changes, squeezed
 from ..names import hf_tensors, norm_gains, of_other_part, of_text, row_orders, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shifted, Source, SourceFile, Stored, assemble, read_json
@@ -94,7 +95,7 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
     try:
         if model.parts:
             tensors = _text_part(model, tensors, notes)
-        tensors = _as_named(model, tensors)
+        tensors = _used(model, _as_named(model, tensors), notes)
         sentence = read_sentence(folder, maps)
         model.keys |= {f"{model.page.architecture}.{key}": value for key, value in sentence.keys.items()}
         model.biases |= set(sentence.dense)
@@ -140,8 +141,18 @@ def _text_part(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) 
     """The tensors of the text part of a model of several parts, under the names that it would have alone."""
     kept = {of_text(name): stored for name, stored in tensors.items() if not of_other_part(name)}
     if left := len(tensors) - len(kept):
-        notes.append(f"{left} tensors of {model.parts}'s vision part left out: the result reads text only")
+        notes.append(f"{left} tensors of {model.parts}'s vision and audio parts left out: the result reads text only")
     return kept
+
+
+def _used(model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> Mapping[str, Stored]:
+    """Without those that change nothing, which is said."""
+    for pattern, what in model.unused.items():
+        kept = {name: stored for name, stored in tensors.items() if not re.fullmatch(pattern, name)}
+        if left := len(tensors) - len(kept):
+            notes.append(f"{left} tensors {what} left out: nothing reads them")
+        tensors = kept
+    return tensors
 
 
 def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes: list[str]) -> dict[str, Rows]:
@@ -150,20 +161,27 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
     known, orders = hf_tensors(model.page, config), row_orders(model.page, config)
     parts, held = expert_parts(config), dict[str, dict[int, Rows]]()
     found, packed = mxfp4(config, tensors)
-    gains = norm_gains(config) if model.page.hf_norm_plus_one else set()
+    gains, other = norm_gains(config) if model.page.hf_norm_plus_one else set(), changes(config)
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
     used: set[str] = set()
     block = _check_quantization(fields)
     plain = not scales and fields.values.get("quantization_config") is None  # FP8 as a mere type of storage
-    skipped = 0
+    skipped = predictors = 0
     for name, stored in tensors.items():
         if name in scales or name in packed:
+            continue
+        if name.startswith("mtp.") and model.page.predictors:
+            predictors += 1
             continue
         if without_effect(name) or name.endswith(_UNUSED_SCALES) and stored.shape in ((), (1,)):
             skipped += not without_effect(name)
             continue
         if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
+        stored = squeezed(stored) if name in known and known[name].plain else stored
+        if name.endswith(model.page.hf_turned or ("\0",)) and len(stored.shape) == 2:
+            rows_apart, apart = stored.strides or (stored.shape[1], 1)
+            stored = replace(stored, shape=stored.shape[::-1], strides=(apart, rows_apart))
         rows: Rows = stored
         own = [n for n in (name.removesuffix(".weight") + suffix for suffix in _SCALES) if n in scales and name.endswith(".weight")]
         if len(own) > 1:
@@ -182,10 +200,16 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
             if stored.shape != tensor.shape:
                 raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
             rows = (Permuted if len(tensor.shape) == 2 else PermutedVector)(rows, orders[tensor.name])
+        if tensor.name in other:
+            if stored.shape != tensor.shape:
+                raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
+            rows = other[tensor.name](rows)
         found[tensor.name] = Shifted(rows, 1.0) if tensor.name in gains else rows
     found |= stack(held, config)
     if orphans := sorted(set(scales) - used):
         raise FormatError(f"{scales[orphans[0]].file.path}: tensor {quote(orphans[0])} scales no tensor of this checkpoint")
+    if predictors:
+        notes.append(f"{predictors} tensors of heads that predict further tokens (mtp) left out: llamina does not run them")
     if skipped:
         notes.append(f"{skipped} scales of FP8 activations left out: llamina quantises activations itself")
     return found
@@ -220,7 +244,8 @@ def _check_quantization(fields: Fields) -> tuple[int, int] | None:
         return None
     fp8 = method in ("fp8", "fbgemm_fp8") or method == "compressed-tensors" and settings.get("format") == "float-quantized"
     if not fp8:
-        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8, and gpt-oss's MXFP4, only; convert the unquantised checkpoint")
+        raise UnsupportedError(f"{fields.path}: quantization_config.quant_method = {quote(method)}: llamina reads FP8, and gpt-oss's MXFP4, only; "
+                               "convert the unquantised checkpoint")
     block = settings.get("weight_block_size")
     if block is None:
         return None

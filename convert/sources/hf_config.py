@@ -7,7 +7,7 @@ Source: transformers' configuration_*.py; keys as llama.cpp's converter writes t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from ...engine.gguf.header import quote
 from .base import Fields, scaling_keys
 from .hf_encoders import Encoder, encoder_keys, encoder_of, offset
 from .hf_fields import class_of, flattened, settled
+from .hf_gemma4 import full_layers, kinds, proportional
 from .hf_keys import BASES, BY_KIND, PARTIAL, READERS, Reading
 from .hf_rope import FULL, MINICPM, PHI3, USUAL, WINDOWED, HfRope, parameters, read_rope
 
@@ -35,7 +36,8 @@ YARN_OSS = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow":
 class HfModel:
     """What a configuration says. keys: GGUF's, with the architecture's name. biases: names of tensors that have to be there. extra: tensors that are made,
     not read: float32 vectors. parts: class of a model of several parts, of which this is the text part; "" else. names: the checkpoint's name of a tensor ->
-    the one that the page knows; None: it is without effect. first_position: of the rows of an encoder's table of positions."""
+    the one that the page knows; None: it is without effect. first_position: of the rows of an encoder's table of positions. unused: pattern
+    of names of tensors that change nothing -> what they are."""
 
     path: Path
     page: Page
@@ -46,6 +48,7 @@ class HfModel:
     extra: dict[str, np.ndarray]
     notes: list[str]
     parts: str = ""
+    unused: dict[str, str] = field(default_factory=dict)
     names: Callable[[str], str | None] = str
     first_position: int = 0
 
@@ -106,7 +109,7 @@ class _Config:
             arch = "gemma-embedding"
         keys = {
             "vocab_size": n_vocab, "context_length": trained, "embedding_length": dim, "block_count": n_layers,
-            "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type == "exaone" else ...),
+            "feed_forward_length": f.integer("intermediate_size", MAX_WIDTH, 4 * dim if self.cls.model_type in ("exaone", "gpt2") else ...),
             "attention.head_count": n_heads, "attention.head_count_kv": n_kv_heads, "attention.key_length": head_dim, "attention.value_length": head_dim,
             "attention.layer_norm_rms_epsilon": f.number("rms_norm_eps"), "rope.dimension_count": rope.dims, "rope.freq_base": rope.base,
             **scaling_keys(rope.scaling),
@@ -114,10 +117,14 @@ class _Config:
         r = Reading(f, n_layers, dim, n_heads, head_dim, self.context or trained, layers, rope, windowed, given=self.given)
         READERS["ministral3" if arch == "mistral3" else self.cls.model_type](r)
         self.notes += r.notes
+        if predictors := f.integer("num_nextn_predict_layers", MAX_LAYERS, 0, least=0) if PAGES[arch].predictors else 0:
+            after = "|".join(str(n_layers + i) for i in range(predictors))
+            r.unused[rf"model\.layers\.({after})\..+"] = "of heads that predict further tokens (num_nextn_predict_layers)"
         biases = {f"blk.{i}.{part}.bias" for i in range(n_layers) for part in r.biases}
         fused = {f"blk.{i}.attn_qkv.weight" for i in range(n_layers)} if r.fused else set()
-        full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items()}}
-        return HfModel(f.path, PAGES[arch], full, n_vocab, f.get("tie_word_embeddings", bool), biases | fused, rope.tensors, self.notes, self.parts)
+        full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items() if value is not None}}
+        return HfModel(f.path, PAGES[arch], full, n_vocab, f.get("tie_word_embeddings", bool), biases | fused | r.tensors, rope.tensors, self.notes, self.parts,
+                       r.unused, r.names)
 
     def layers(self, n_layers: int) -> list[str]:
         """layer_types, [] if the file does not say. Classes without windows: full attention everywhere."""
@@ -148,6 +155,8 @@ class _Config:
         if kind in silent and f.values.get("rope_parameters") is None and not f.values.get("rope_scaling"):
             f = self.fields = Fields(f.path, {**f.values, "rope_parameters": dict(silent[kind])})
         found = parameters(f, layers, kind in BY_KIND)
+        if "global_head_dim" in self.cls.reads:
+            return self.gemma4(found, trained, head_dim, layers)
         if kind == "hunyuan_v1_dense":
             self.fixed_alpha(found[FULL], head_dim)
 
@@ -161,6 +170,12 @@ class _Config:
         if local["rope_theta"] is None:
             del local["rope_theta"]
         return full, read(found[WINDOWED], Fields(f.path, local), BY_KIND[kind])
+
+    def gemma4(self, found: dict[str, dict[str, Any]], trained: int, head_dim: int, layers: list[str]) -> tuple[HfRope, HfRope]:
+        f = self.fields
+        size, _ = full_layers(f, kinds(f, layers, f.integer("num_hidden_layers", MAX_LAYERS)))
+        local = read_rope(f, found[WINDOWED], head_dim, trained, BY_KIND[self.cls.model_type], partial=None, known=("default",), yarn_multiplier=False)
+        return proportional(f, found[FULL], size), local
 
     def fixed_alpha(self, values: dict[str, Any], head_dim: int) -> None:
         """HunYuan's NTK scaling by a fixed alpha (modeling_hunyuan_v1_dense.py), called "dynamic": a larger base and nothing else."""

@@ -189,12 +189,14 @@ def mxfp4(config: ModelConfig, tensors: Mapping[str, Stored]) -> tuple[dict[str,
         if not isinstance(b, Experts):
             continue
         at = f"model.layers.{b.layer}.mlp.experts."
-        for name, rows, columns, parts in (("gate_up_proj", 2 * b.width, b.dim, ((b.gate, 0, 2), (b.up, 1, 2))), ("down_proj", b.dim, b.width, ((b.down, 0, 1),))):
+        both, one_by_one = ((b.gate, 0, 2), (b.up, 1, 2)), ((b.down, 0, 1),)
+        for name, rows, columns, parts in (("gate_up_proj", 2 * b.width, b.dim, both), ("down_proj", b.dim, b.width, one_by_one)):
             blocks, scales = tensors.get(f"{at}{name}_blocks"), tensors.get(f"{at}{name}_scales")
             if blocks is None or scales is None:
                 if one := blocks or scales:
                     other = "_scales" if blocks else "_blocks"
-                    raise FormatError(f"{one.file.path}: tensor {quote(one.name)} is there, but {quote(at + name + other)} is missing: get the checkpoint again")
+                    raise FormatError(f"{one.file.path}: tensor {quote(one.name)} is there, but {quote(at + name + other)} is missing: "
+                                      "get the checkpoint again")
                 continue
             for stored, shape in ((blocks, (b.experts, rows, columns // 32, MXFP4_BYTES)), (scales, (b.experts, rows, columns // 32))):
                 _of(stored, shape)

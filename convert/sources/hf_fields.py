@@ -42,6 +42,15 @@ _GEMMA: dict[str, Any] = {
 _GEMMA_2: dict[str, Any] = {
     **_GEMMA, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256, "sliding_window": 4096, "layer_types": None}
+_GEMMA_4: dict[str, Any] = {
+    **_GEMMA, "vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
+    "hidden_activation": "gelu_pytorch_tanh", "layer_types": None, "final_logit_softcapping": None, "attention_k_eq_v": False, "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False}
+_GEMMA_4_READS = "per_layer_config global_head_dim num_global_key_value_heads"
+_COHERE: dict[str, Any] = {
+    "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64, "logit_scale": 0.0625,
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 255001, "tie_word_embeddings": True,
+    "attention_bias": False}
 _QWEN: dict[str, Any] = {
     "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
     "sliding_window": 4096, "max_window_layers": 28, "layer_types": None, "bos_token_id": None, "eos_token_id": None}
@@ -90,6 +99,12 @@ CLASSES = (
     _class("gemma3_text", "gemma3", "Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3TextModel", {
         **_GEMMA_2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None, "attn_logit_softcapping": None,
         "use_bidirectional_attention": False}, "hidden_act", "hidden_act rope_local_base_freq sliding_window_pattern"),
+    _class("gemma4_text", "gemma4", "Gemma4ForCausalLM Gemma4ForConditionalGeneration", {
+        **_GEMMA_4, "max_position_embeddings": 131072, "sliding_window": 512, "use_bidirectional_attention": None, "vocab_size_per_layer_input": 262144,
+        "hidden_size_per_layer_input": 256, "enable_moe_block": False, "num_experts": None, "top_k_experts": None,
+        "moe_intermediate_size": None}, "hidden_act", _GEMMA_4_READS),
+    _class("gemma4_unified_text", "gemma4", "Gemma4UnifiedForCausalLM Gemma4UnifiedForConditionalGeneration", {
+        **_GEMMA_4, "max_position_embeddings": 262144, "sliding_window": 1024, "use_bidirectional_attention": "vision"}, "hidden_act", _GEMMA_4_READS),
     _class("phi3", "phi3", "Phi3ForCausalLM", {
         "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5, "eos_token_id": 32000, "pad_token_id": 32000, "sliding_window": None}, "head_dim", "partial_rotary_factor"),
@@ -108,6 +123,27 @@ CLASSES = (
         "vocab_size": 151552, "intermediate_size": 13696, "num_hidden_layers": 40, "num_key_value_heads": 2, "head_dim": 128,
         "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07, "pad_token_id": 151329, "eos_token_id": None, "bos_token_id": None,
         "attention_bias": True}, reads="partial_rotary_factor"),
+    _class("lfm2", "lfm2", "Lfm2ForCausalLM", {
+        "vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 12288, "num_key_value_heads": 8, "max_position_embeddings": 128000, "rms_norm_eps": 1e-5,
+        "pad_token_id": 0, "tie_word_embeddings": True, "conv_bias": False, "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True, "full_attn_idxs": None, "layer_types": None}, "head_dim hidden_act",
+        renamed=(("norm_eps", "rms_norm_eps"), ("tie_embedding", "tie_word_embeddings"))),
+    _class("qwen3_5_text", "qwen35", "Qwen3_5ForCausalLM Qwen3_5ForConditionalGeneration", {
+        "vocab_size": 248320, "intermediate_size": 12288, "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+        "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None}, "",
+        "partial_rotary_factor full_attention_interval"),
+    _class("lfm2_moe", "lfm2moe", "Lfm2MoeForCausalLM", {
+        "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 7168, "num_key_value_heads": 8, "max_position_embeddings": 128000, "rms_norm_eps": 1e-5,
+        "pad_token_id": 0, "tie_word_embeddings": True, "conv_bias": False, "conv_L_cache": 3, "layer_types": None, "moe_intermediate_size": 1792,
+        "num_dense_layers": 2, "num_experts_per_tok": 4, "num_experts": 32, "use_expert_bias": True, "routed_scaling_factor": 1.0, "norm_topk_prob": True},
+        "head_dim hidden_act", renamed=(("norm_eps", "rms_norm_eps"), ("tie_embedding", "tie_word_embeddings"), ("num_local_experts", "num_experts"))),
+    _class("qwen3_5_moe_text", "qwen35moe", "Qwen3_5MoeForCausalLM Qwen3_5MoeForConditionalGeneration", {
+        "vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "intermediate_size": 512, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None,
+        "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8, "num_experts": 256}, "",
+        "partial_rotary_factor full_attention_interval", (("num_local_experts", "num_experts"),)),
     _class("mixtral", "llama", "MixtralForCausalLM", {
         "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "sliding_window": None,
         "num_experts_per_tok": 2, "num_local_experts": 8}, renamed=(("num_experts", "num_local_experts"),)),
@@ -128,6 +164,32 @@ CLASSES = (
         "head_dim": 64, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "bos_token_id": None, "eos_token_id": None, "sliding_window": 128,
         "layer_types": None, "attention_bias": True, "num_local_experts": 128, "num_experts_per_tok": 4, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
         renamed=(("num_experts", "num_local_experts"), ("experts_per_token", "num_experts_per_tok"))),
+    _class("gpt2", "gpt2", "GPT2LMHeadModel", {
+        "vocab_size": 50257, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": None, "hidden_act": "gelu_new",
+        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "bos_token_id": 50256, "eos_token_id": 50256,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        "num_key_value_heads head_dim rope_parameters", "activation_function n_inner", renamed=(
+            ("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"), ("n_positions", "max_position_embeddings"),
+            ("n_inner", "intermediate_size"), ("layer_norm_epsilon", "rms_norm_eps"), ("activation_function", "hidden_act"))),
+    _class("gpt_neox", "gptneox", "GPTNeoXForCausalLM", {
+        "vocab_size": 50432, "hidden_size": 6144, "num_hidden_layers": 44, "num_attention_heads": 64, "intermediate_size": 24576, "hidden_act": "gelu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "bos_token_id": 0, "use_parallel_residual": True, "attention_bias": True},
+        "num_key_value_heads head_dim", "partial_rotary_factor", renamed=(
+            ("layer_norm_eps", "rms_norm_eps"), ("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta"))),
+    _class("phi", "phi2", "PhiForCausalLM", {
+        "vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "hidden_act": "gelu_new", "rms_norm_eps": 1e-5,
+        "qk_layernorm": False}, "head_dim", "partial_rotary_factor", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("starcoder2", "starcoder2", "Starcoder2ForCausalLM", {
+        "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256,
+        "sliding_window": None, "use_bias": True, "tie_word_embeddings": True}, "head_dim", renamed=(("norm_epsilon", "rms_norm_eps"),)),
+    _class("stablelm", "stablelm", "StableLmForCausalLM", {
+        "vocab_size": 50304, "intermediate_size": 6912, "hidden_size": 2560, "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "bos_token_id": 0, "eos_token_id": 0, "use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False}, "head_dim",
+        "partial_rotary_factor", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("cohere", "command-r", "CohereForCausalLM", {**_COHERE, "use_qk_norm": False}, "head_dim", renamed=(("layer_norm_eps", "rms_norm_eps"),)),
+    _class("cohere2", "cohere2", "Cohere2ForCausalLM", {**_COHERE, "sliding_window": 4096, "layer_types": None}, "head_dim",
+           renamed=(("layer_norm_eps", "rms_norm_eps"),)),
     # classes that come with their checkpoints: configuration_exaone.py, configuration_minicpm.py
     _class("exaone", "exaone", "ExaoneForCausalLM", {
         "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": None, "rms_norm_eps": 1e-5, "bos_token_id": 0}, reads="activation_function",
@@ -137,9 +199,11 @@ CLASSES = (
 )
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NULLABLE = frozenset((
-    "num_key_value_heads", "head_dim", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id", "sliding_window",
+    "num_key_value_heads", "head_dim", "intermediate_size", "rope_parameters", "rope_scaling", "bos_token_id", "eos_token_id", "pad_token_id", "eod_token_id",
+    "sliding_window",
     "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern",
-    "mlp_only_layers", "clip_qkv"))
+    "full_attn_idxs", "block_ffn_dim_multiplier",
+    "mlp_only_layers", "clip_qkv", "num_experts", "top_k_experts", "moe_intermediate_size"))
 """Fields for which null is a value."""
 READ = frozenset(key for c in CLASSES for key in c.defaults) | {
     "architectures", "model_type", "rope_theta", "rope_scaling", "original_max_position_embeddings", "quantization_config", "layer_types", "auto_map",
@@ -171,12 +235,14 @@ def flattened(fields: Fields) -> tuple[Fields, str]:
     if text is None:
         return fields, ""
     names, kind = fields.get("architectures", list, []), fields.get("model_type", str, "")
-    outer = {"gemma3": "Gemma3ForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration"}.get(kind or "")
+    outer = {"gemma3": "Gemma3ForConditionalGeneration", "gemma4": "Gemma4ForConditionalGeneration",
+             "gemma4_unified": "Gemma4UnifiedForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
+             "qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}.get(kind or "")
     if outer is None or names not in ([], [outer]):
         raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
     above = {key: fields.values[key] for key in ("tie_word_embeddings", "quantization_config", "transformers_weights", "auto_map") if key in fields.values}
     inner = {key: value for key, value in text.items() if key != "architectures"}
-    return Fields(fields.path, {"model_type": {"gemma3": "gemma3_text", "mistral3": "mistral"}[kind], **inner, **above}), outer
+    return Fields(fields.path, {"model_type": {"mistral3": "mistral"}.get(kind, f"{kind}_text"), **inner, **above}), outer
 
 
 def _known() -> str:
@@ -208,6 +274,8 @@ def settled(fields: Fields, cls: ClassFields) -> Fields:
             raise FormatError(f"{fields.path}: field '{key}' is null, expected a value (absent, it would be {default})")
     for key, off in _OFF.items():
         value = values.get(key)
+        if key == "num_nextn_predict_layers" and PAGES[cls.gguf].predictors:  # layers after the last one, which are left out
+            continue
         if value is not None and value not in off and key not in cls.reads:
             raise UnsupportedError(f"{fields.path}: asks for a feature that llamina lacks: {key} = {quote(value)}")
     return Fields(fields.path, {**cls.defaults, **values})

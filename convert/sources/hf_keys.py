@@ -19,7 +19,10 @@ from ...engine.architectures.gemma import LARGEST_2, LARGEST_3
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from . import hf_expert_keys as expert
+from . import hf_layer_norm as layer_norm
+from . import hf_state_keys as states
 from .base import Fields
+from .hf_gemma4 import gemma4
 from .hf_rope import FULL, WINDOWED, HfRope
 
 ATTENTION, GLU = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
@@ -42,6 +45,9 @@ class Reading:
     keys: dict[str, Any] = field(default_factory=dict)
     biases: list[str] = field(default_factory=list)
     fused: bool = False
+    names: Callable[[str], str | None] = str  # HfModel's
+    tensors: set[str] = field(default_factory=set)  # optional ones that there are
+    unused: dict[str, str] = field(default_factory=dict)  # pattern of names of tensors that change nothing -> what they are
     notes: list[str] = field(default_factory=list)
     given: Fields | None = None  # as they stand in the file
 
@@ -318,6 +324,23 @@ def gpt_oss(r: Reading) -> None:
     r.biases += [*ATTENTION, "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
 
 
+def lfm2_moe(r: Reading) -> None:
+    states.convolutions(r)
+    expert.experts(r, "num_experts", "moe_intermediate_size")
+    expert.normed(r, True)
+    r.keys |= {"leading_dense_block_count": r.f.integer("num_dense_layers", r.n_layers, least=0), "expert_gating_func": 2}
+    if (scale := r.f.number("routed_scaling_factor")) != 1:
+        r.keys["expert_weights_scale"] = scale
+    if r.flag("use_expert_bias"):
+        r.biases.append("exp_probs_b")
+
+
+def qwen3_5_moe(r: Reading) -> None:
+    states.qwen3_5(r)
+    expert.experts(r, "num_experts", "moe_intermediate_size")
+    expert.shared(r, "shared_expert_intermediate_size")
+
+
 def nothing(r: Reading) -> None:
     """Sizes and rope say it all."""
 
@@ -327,11 +350,14 @@ READERS: dict[str, Callable[[Reading], None]] = {
     "ernie4_5": ernie, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "phi3": phi3, "granite": granite, "ministral3": ministral3, "olmo2": olmo2,
     "olmo3": olmo3, "exaone4": exaone4, "glm4": glm4, "exaone": nothing, "minicpm": minicpm,
     "mixtral": mixtral, "qwen2_moe": qwen2_moe, "qwen3_moe": qwen3_moe, "olmoe": olmoe, "granitemoe": granite_moe, "granitemoeshared": granite_moe,
-    "gpt_oss": gpt_oss,
+    "gpt2": layer_norm.gpt2, "gpt_neox": layer_norm.gpt_neox, "phi": layer_norm.phi, "starcoder2": layer_norm.starcoder2,
+    "stablelm": layer_norm.stablelm, "cohere": layer_norm.cohere, "cohere2": layer_norm.cohere2,
+    "gpt_oss": gpt_oss, "gemma4_text": gemma4, "gemma4_unified_text": gemma4,
+    "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5, "lfm2_moe": lfm2_moe, "qwen3_5_moe_text": qwen3_5_moe,
 }
-BASES = {"smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
+BASES = {"cohere": 5e5, "lfm2": 1e6, "lfm2_moe": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
 """rope_theta where nothing says it; 10000 for the others."""
-BY_KIND = {"gemma3_text": 1e4, "olmo3": 5e5}
+BY_KIND = {"gemma3_text": 1e4, "gemma4_text": 1e4, "gemma4_unified_text": 1e4, "olmo3": 5e5}
 """Classes whose windowed layers have rotary positions of their own, and their base where nothing says it."""
-PARTIAL = {"phi3": 1.0, "glm4": 0.5}
+PARTIAL = {"gpt_neox": 0.25, "phi": 0.5, "stablelm": 0.25, "phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}
 """Classes that turn a part of each head only, and which where nothing says it."""

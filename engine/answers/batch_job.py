@@ -261,10 +261,10 @@ class BatchJob:
         record: dict[str, Any] = {"id": line.id, "text": result.text}
         if line.format:
             from ..text.tool_calls import calls_before, parse, written_ids
-            text = self._model.tokenizer.decode(result.ids, special=written_ids(self._model.tokenizer))
+            text = self._model.tokenizer.decode(result.ids, special=written_ids(self._model.tokenizer, line.format))
             content, calls = parse(text, line.format, line.names, calls_before(line.messages or ()))
-            if calls:
-                record |= {"text": content, "tool_calls": [call.as_dict() for call in calls]}
+            if calls or line.format == "harmony":
+                record |= {"text": content, **({"tool_calls": [call.as_dict() for call in calls]} if calls else {})}
         record |= {"finish_reason": result.finish_reason, "prompt_tokens": result.stats.prompt_tokens, "generated_tokens": len(result.ids),
                    "seed": result.stats.seed}
         if result.logprobs:

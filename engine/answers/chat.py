@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ...kernels.float_env import in_default_floats
 from ..errors import FormatError, OptionError
 from ..sampling.sampler import SamplingOptions
+from ..text.harmony import FINAL, Harmony, is_harmony, split
 from ..text.messages import normalise
+from ..text.thoughts import Thinking, mark_ids, marks_of, opened
+from ..text.tool_calls import written_ids
 from . import session
 from .core import Core, common_prefix
 from .generation import Generation, check_max_tokens, check_stop
@@ -23,14 +26,35 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..sampling.options import SamplingKeywords
+    from ..text.tokenizer.stream import StreamDecoder
 
 
 class ChatTurn(Generation):
-    """The answer to a turn of a `Chat`; .message is the answer as a message, as far as it is known."""
+    """The answer to a turn of a `Chat`; .message is the answer as a message, as far as it is known: without thoughts, where the template knows channels."""
+
+    def __init__(self, model: Core, ids: list[int], options: SamplingOptions, **more: Any) -> None:
+        self._channels = Harmony() if is_harmony(model.chat_template.sources) else None
+        if self._channels and more.get("grammar") is not None:
+            ids = ids + model.tokenizer.encode(FINAL, bos=False, eos=False, parse_special=True)
+        super().__init__(model, ids, options, **more)
+
+    def _stream(self, ids: Sequence[int]) -> StreamDecoder:
+        if self._channels is None:
+            return self._model.tokenizer.stream(ids, special=mark_ids(self._model.tokenizer), at_start=self._constraint is None)
+        return self._model.tokenizer.stream(ids, special=written_ids(self._model.tokenizer, "harmony"), at_start=self._constraint is None)
+
+    def _filter(self, piece: str) -> str:
+        return self._channels.push(piece) if self._channels else super()._filter(piece)
 
     @property
     def message(self) -> dict[str, Any]:
-        return {"role": "assistant", "content": self.so_far}
+        return {"role": "assistant", "content": split(self.so_far)[1] if self._channels else self.so_far}
+
+
+def thinking_of(chat: Chat, answer: ChatTurn) -> Thinking:
+    """What tells the thoughts of an answer that has not begun."""
+    marks = marks_of(chat.template.sources)
+    return Thinking(opened(chat.model.tokenizer, answer.history, marks), marks)
 
 
 class Chat:
@@ -172,7 +196,7 @@ class Chat:
         answer.close()
         self._computed = answer.window[:self._sequence.length]
         if answer.so_far or answer.finish_reason != "interrupted":
-            self._messages.append({"role": "assistant", "content": answer.so_far})
+            self._messages.append(answer.message)
         else:
             self._messages.pop()
 

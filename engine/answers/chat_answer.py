@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, UnsupportedError
+from ..text import harmony
 from ..text.messages import normalise
-from ..text.tool_calls import ToolCall, Visible, calls_before, check_tools, parse, tool_format, written_ids
+from ..text.thoughts import mark_ids
+from ..text.tool_calls import ToolCall, calls_before, check_tools, parse, tool_format, visible, written_ids
 from .generation import Generation
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
 
 def chat_prompt(model: Core, messages: Sequence[Any], tools: Any = None, template_options: Mapping[str, Any] | None = None,
-                begun: str = "") -> tuple[list[int], str | None, list[str]]:
-    """(ids, how the template wants calls written, names of the tools). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
+                begun: str = "") -> tuple[list[int], str | None, dict[str, Any]]:
+    """(ids, how the template wants calls written, names of the tools, with the schemas of
+    their parameters). begun: the answer's beginning, to be continued. OptionError, UnsupportedError,
     FormatError, TokenizerError."""
     template, extra = model.chat_template, dict(template_options or {})
     if not messages:
@@ -30,11 +33,11 @@ def chat_prompt(model: Core, messages: Sequence[Any], tools: Any = None, templat
     if begun:
         extra["begun"] = begun
     if not tools:
-        return template.encode(messages, **extra), None, []
+        return template.encode(messages, **extra), "harmony" if harmony.is_harmony(template.sources) else None, {}
     extra["tools"] = checked = check_tools(tools)
     if "tools" not in template.sources:
         raise UnsupportedError(f"{model.path}: the model's chat template takes no tools: use a model that was trained for them")
-    return template.encode(messages, **extra), tool_format(template.sources), [tool["function"]["name"] for tool in checked]
+    return template.encode(messages, **extra), tool_format(template.sources), {tool["function"]["name"]: tool["function"].get("parameters") for tool in checked}
 
 
 class ChatAnswer(Generation):
@@ -44,9 +47,11 @@ class ChatAnswer(Generation):
     def __init__(self, model: Core, messages: Sequence[Mapping[str, Any]], options: SamplingOptions, *, tools: Sequence[Mapping[str, Any]] | None = None,
                  template_options: Mapping[str, Any] | None = None, **more: Any) -> None:
         ids, self._format, self._names = chat_prompt(model, messages, tools, template_options)
+        if self._format == "harmony" and more.get("grammar") is not None:
+            ids = ids + model.tokenizer.encode(harmony.FINAL, bos=False, eos=False, parse_special=True)
         self._first = calls_before(messages)
-        self._written = written_ids(model.tokenizer) if self._format else frozenset()
-        self._visible, self._raw, self._shown = Visible(self._format), "", ""
+        self._written = (written_ids(model.tokenizer, self._format) if self._format else frozenset()) | mark_ids(model.tokenizer)
+        self._visible, self._raw, self._shown = visible(self._format), "", ""
         super().__init__(model, ids, options, stop_ids=frozenset(model.chat_template.stop_ids), **more)
 
     def _stream(self, ids: Sequence[int]) -> StreamDecoder:
@@ -75,5 +80,8 @@ class ChatAnswer(Generation):
     @property
     def message(self) -> dict[str, Any]:
         """The answer as a message, as far as it is known."""
-        calls = self.tool_calls
-        return {"role": "assistant", "content": self.so_far} | ({"tool_calls": [call.as_dict() for call in calls]} if calls else {})
+        calls, content, more = self.tool_calls, self.so_far, {}
+        if self._format == "harmony":
+            thoughts, content = harmony.split(content)
+            more = {"thinking": thoughts} if thoughts and not (calls and content) else {}  # its template takes one of them beside calls
+        return {"role": "assistant", "content": content, **more} | ({"tool_calls": [call.as_dict() for call in calls]} if calls else {})

@@ -44,7 +44,7 @@ class Generation:
     It can be iterated again when it has ended; str() and print() run to the end, too.
     .finish_reason: None while it can go on, then "eos", "stop" (a stop string), "length" (max_tokens), "context" (the context is full; a
     prompt that fills it exactly still gives one token), "interrupted" (closed early, or an exception, which was passed on). .stats: see `Stats`.
-    .logprobs: if asked for, a TokenLogprob for each of .ids.
+    .logprobs: if asked for, a TokenLogprob for each of .ids. .end_logprob: of the token that ended it, which is not among them.
     Steps may raise NumericError, ClosedError; the first one OutOfMemoryError, if there is no KV memory for so many tokens.
     """
 
@@ -74,6 +74,7 @@ class Generation:
         self._model = model
         self._sampler = Sampler(options, sample_index, model.tokenizer)
         self.logprobs: list[TokenLogprob] = []
+        self.end_logprob: TokenLogprob | None = None
         self._n_logprobs = logprobs
         self._constraint = grammar.start(len(prompt)) if grammar else None
         self._asked = grammar.asked if grammar else {}
@@ -163,8 +164,12 @@ class Generation:
         id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
                                   self._constraint.allowed(self.history) if self._constraint else None)
         ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
-        if self._n_logprobs is not None and not ends:
-            self.logprobs.append(token_logprob(logits, id, self._n_logprobs, self._model.tokenizer))
+        if self._n_logprobs is not None:
+            told = token_logprob(logits, id, self._n_logprobs, self._model.tokenizer)
+            if ends:
+                self.end_logprob = told
+            else:
+                self.logprobs.append(told)
         self._count(time.perf_counter() - since)
         return self._give(self._finish("eos") if ends else self._accept(id))
 
@@ -363,6 +368,7 @@ class Generation:
             threads=self._model.threads, seed=self._sampler.seed, finish_reason=self.finish_reason,
             drafted_tokens=self._speculator.drafted if self._speculator else 0, accepted_tokens=self._speculator.accepted if self._speculator else 0,
             context_shifts=self._shifts, dropped_tokens=self._dropped, context=self._model.context, wanted_context=self._model.runtime.wanted_context,
+            experts_wanted=arena.use.wanted if (arena := self._model.runtime.arena) else 0, experts_read=arena.use.missed if arena else 0,
         )
 
     # -- sessions -------------------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ class Session:
     foreign: bool = False
     """Made with another model: not even the ids mean the same."""
     refused: str | None = None
+    recurrent: int = 0
+    """After how many positions the recurrent layers' state is, which follows the pages; 0: there is none."""
     start: int = 0  # of the pages in the file
     file: BinaryIO | None = None
     """Open until the pages are read."""
@@ -56,7 +58,8 @@ def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, 
     target = Path(path)
     n, windows, pages = sequence.saved() if sequence is not None else (0, 0, [])
     header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name,
-              "page_bytes": model.runtime.page_bytes, "pages": n, "windows": windows, "ids": ids, "state": state}
+              "page_bytes": model.runtime.page_bytes, "pages": n, "windows": windows, "ids": ids, "state": state,
+              "recurrent": sequence.states.at if sequence is not None and sequence.states else 0}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
         raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
@@ -108,7 +111,9 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
     take = Reader(header, damaged)
     layout = model.runtime.plan.layout
     windows = take("windows", int) if layout.windowed and "windows" in header else 0
-    found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), windows, start=len(head) + length + _DIGEST)
+    recurrent = take("recurrent", int) if layout.slot and "recurrent" in header else 0
+    found = Session(path, take("kind", str), take("state", dict), take.numbers("ids"), take("pages", int), windows, recurrent=recurrent,
+                    start=len(head) + length + _DIGEST)
     if found.kind != kind:
         raise FormatError(f"{path}: is a session of another kind: expected {kind}, found {found.kind[:40]!r}")
     rows = (("model file", "model", model.runtime.digest), ("arithmetic version", "arithmetic", ARITHMETIC_VERSION),
@@ -118,12 +123,15 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
             found.refused, found.foreign = f"it was made with another {what}", name == "model"
     if not found.foreign and any(not 0 <= id < model.config.n_vocab for id in found.ids):
         raise damaged("it has ids outside the vocabulary")
-    if found.refused is None and not (0 <= found.pages <= len(found.ids) // PAGE and len(found.ids) <= model.context + 1):
+    if found.refused is None and layout.slot and not (0 <= recurrent <= min(len(found.ids), model.context) and found.pages == -(-recurrent // PAGE)):
+        found.refused = f"it has a state after {recurrent} of {len(found.ids)} tokens, and {found.pages} pages"
+    if found.refused is None and not (0 <= found.pages <= -(-len(found.ids) // PAGE) - (not recurrent) * bool(len(found.ids) % PAGE)
+                                      and len(found.ids) <= model.context + 1):
         found.refused = f"it has {len(found.ids)} tokens in {found.pages} pages, the context has {model.context}"
     if found.refused is None and not 0 <= windows <= layout.first(found.pages * PAGE):
         found.refused = f"its {found.pages} pages lack what windows see before page {windows}"
     units = found.pages * layout.rows - windows * layout.windowed
-    if found.refused is None and size != found.start + units * model.runtime.page_bytes + _DIGEST:
+    if found.refused is None and size != found.start + units * model.runtime.page_bytes + bool(recurrent) * layout.state_bytes + _DIGEST:
         found.refused = "it has been cut short, or something was added to it"
     return found
 
@@ -136,12 +144,14 @@ def restore(session: Session, model: Core) -> kv_cache.Sequence:
         return model.runtime.new_sequence(cached=True)
     sequence = model.runtime.new_sequence(slides=True)
     try:
-        sequence.reserve(session.pages * PAGE, session.windows)
+        positions = session.recurrent or session.pages * PAGE
+        sequence.reserve(positions, session.windows)
+        states = sequence.ready(positions).target if session.recurrent else None
         assert session.file is not None
         with session.file as file:
             file.seek(session.start)
             digest = blake2b(digest_size=_DIGEST)
-            for page in sequence.units():
+            for page in [*sequence.units(), *(states.units if states else [])]:
                 if file.readinto(page.data) != len(page):  # type: ignore[attr-defined]
                     break
                 digest.update(page.data)
@@ -153,7 +163,7 @@ def restore(session: Session, model: Core) -> kv_cache.Sequence:
     else:
         session.refused = None if whole else "its checksum is wrong: it is damaged"
     if session.refused is None:
-        sequence.append(session.ids[:session.pages * PAGE])
+        sequence.append(session.ids[:positions])
     else:
         sequence.close()
         sequence = model.runtime.new_sequence(cached=True)

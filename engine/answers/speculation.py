@@ -230,7 +230,7 @@ def share_with_draft(gguf: GGUFFile, config: ModelConfig, path: Path, context: i
     """(bytes of a common budget that the draft model at `path` gets, its context). OutOfMemoryError."""
     from ..architectures.config import ModelConfig, check_tensors
     from ..run.memory import draft_share
-    from ..run.runtime import most_threads
+    from ..run.thread_choice import most_threads
     with open_gguf(path) as draft:
         draft_config = ModelConfig.from_gguf(draft)
         check_tensors(draft, draft_config)

@@ -43,6 +43,11 @@ class Stats:
     wanted_context: int = 0
     """Positions that there would be if `memory` had room for them: if that is more, a long answer is not what it would be."""
 
+    experts_wanted: int = 0
+    """Of a model whose experts don't all fit into memory: how often a step wanted one in a layer, since loading."""
+    experts_read: int = 0
+    """Of those: not in place, and read from the file."""
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

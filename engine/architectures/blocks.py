@@ -14,11 +14,13 @@ from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
 
 if TYPE_CHECKING:
     from .expert_blocks import Experts
+    from .per_layer_blocks import PerLayer, PerLayerInputs
+    from .state_blocks import Conv, Delta
 
 Pending = tuple[Addend, ...]
 ALL_AHEAD = 1 << 40
 """Attention.ahead of a query that sees its whole text."""
-Block: TypeAlias = "Attention | Mlp | Experts"
+Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta | PerLayer | PerLayerInputs"
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
@@ -26,6 +28,12 @@ def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
         yield Tensor(norm.tensor, (norm.dim,), norm.hf)
         if norm.bias:
             yield Tensor(norm.bias, (norm.dim,), norm.hf.replace(".weight", ".bias"))
+
+
+def scale_tensor(name: str, layer: int) -> Iterator[Tensor]:
+    """Of Addend.stream_scale."""
+    if name:
+        yield Tensor(name, (1,), f"model.layers.{layer}.layer_scalar")
 
 
 def matrix_tensors(*matrices: Matrix | None) -> Iterator[Tensor]:
@@ -70,9 +78,11 @@ class Attention:
     included, 0: all. ahead: positions after its own that it sees as well, 0: causal. sinks: tensor of a logit for each head that takes its part of the
     softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
     "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
-    length)). k, v None: the layer reads the keys and values of layer kv_layer. factor: of what joins the residual stream. parallel: the feed-forward block
-    beside it starts from the same stream; beside: those of its matrices that read this block's normed rows. replaces: the normed rows become the residual
-    stream (a norm of what the layer before made, whose place is after its addition).
+    length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a
+    gain. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream; beside: those of its matrices that
+    read this block's normed rows. gate: the result of each head is
+    multiplied by the sigmoid of this matrix's rows. replaces: the normed rows become the residual stream (a norm of what the layer before made, whose place
+    is after its addition).
     """
 
     layer: int
@@ -98,10 +108,12 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     norm_last: bool = False
+    value_norm: bool = False
     temperature: tuple[float, int] | None = None
     factor: float = 1.0
     parallel: bool = False
     beside: tuple[Matrix, ...] = ()
+    gate: Matrix | None = None
     replaces: bool = False
 
     @property
@@ -122,7 +134,7 @@ class Attention:
         return tuple(n for n in (self.norm, self.q_norm, self.k_norm, self.post_norm) if n)
 
     def matrices(self) -> tuple[Matrix, ...]:
-        return tuple(m for m in (self.q, self.k, self.v, self.output) if m)
+        return tuple(m for m in (self.q, self.gate, self.k, self.v, self.output) if m)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from norm_tensors(self.norm)
@@ -143,31 +155,45 @@ class Attention:
     def _append(self, turned: bool) -> list[Stage]:
         return [Stage("append", "append", self.layer, {"attention": self, "turned": turned}, ("keys and values",))] if self.k else []
 
+    @property
+    def result(self) -> str:
+        """The buffer of its result."""
+        return "att_gate" if self.gate else "att"
+
     def _quantize(self) -> Stage:
         columns = self.heads * self.value_dim
-        return Stage("quantize", "quantize", self.layer, {"rows": "att", "columns": columns, "records": self.records}, ("attention output",))
+        return Stage("quantize", "quantize", self.layer, {"rows": self.result, "columns": columns, "records": self.records}, ("attention output",))
+
+    def _gate(self, records: bool, *after: Site) -> Stage:
+        return Stage("gate", "output gate", self.layer, {"gate": "att_gate", "rows": "att", "columns": self.heads * self.value_dim, "activation": "sigmoid",
+                                                         "norm": None, "records": self.records if records else ""}, ("attention output",), (), after)
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, wants = self.layer, records(self.output)
-        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        readers, gate = tuple(m for m in (self.q, self.gate, self.k, self.v, *self.beside) if m), self.gate
         whole = self.qk_norm == "whole"
         stages = [
             join_stage("attention norm", i, self.norm, pending, readers, records, self.dim, replaces=self.replaces),
             Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
             *([self._projection_norm(), *self._append(False)] if whole else []),
-            Stage("attend", "attention", i, {"attention": self, "records": wants and self.whole_blocks()}, ("queries", "attention output")),
+            *([Stage("project", "output gate", i, {"matrices": ((gate, "att_gate", 0, gate.rows),)})] if gate else []),
+            Stage("attend", "attention", i, {"attention": self, "records": wants and not gate and self.whole_blocks()}, ("queries", "attention output")),
         ]
-        if wants and not self.whole_blocks():
+        if gate:
+            stages += [self._gate(wants)]
+        elif wants and not self.whole_blocks():
             stages += [self._quantize()]
-        return [*stages, linear_stage("attention output", i, self.output, "att", self.records, "addend")], (self.leaves,)
+        return [*stages, linear_stage("attention output", i, self.output, self.result, self.records, "addend")], (self.leaves,)
 
-    def open(self, records: Records) -> Iterator[Stage]:
+    def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         q, kv, z = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.heads * self.value_dim
-        readers = tuple(m for m in (self.q, self.k, self.v, *self.beside) if m)
+        readers = tuple(m for m in (self.q, self.gate, self.k, self.v, *self.beside) if m)
         yield from open_norm_stages("attention norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                                     Site(at + "ln1.hook_normalized", "normed", self.dim), self.replaces)
         yield linear_stage("queries", i, self.q, "normed", "records", "q", Site(at + "attn.hook_q", "q", q))
+        if self.gate:
+            yield linear_stage("output gate", i, self.gate, "normed", "records", "att_gate", Site(at + "attn.hook_gate", "att_gate", z))
         turned = [Site(at + "attn.hook_rot_q", "q", q)]
         if self.k and self.v:
             yield linear_stage("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
@@ -178,10 +204,12 @@ class Attention:
         yield Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",), (), tuple(turned))
         yield from self._append(True)
         yield Stage("attend", "attention", i, {"attention": self, "records": False, "turned": True}, ("queries", "attention output"), (),
-                    (Site(at + "attn.hook_z", "att", z),))
+                    (Site(at + "attn.hook_result", "att", z) if self.gate else Site(at + "attn.hook_z", "att", z),))
+        if self.gate:
+            yield self._gate(False, Site(at + "attn.hook_z", "att_gate", z))
         if records(self.output):
             yield self._quantize()
-        yield linear_stage("attention output", i, self.output, "att", self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
+        yield linear_stage("attention output", i, self.output, self.result, self.records, "addend", Site(at + "hook_attn_out", "addend", self.dim))
         if not self.parallel:
             yield open_add_stage("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
@@ -191,7 +219,7 @@ class Mlp:
     """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
 
     activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows.
-    replaces: as of Attention."""
+    stream_scale: Addend's. last: of its layer. replaces: as of Attention."""
 
     layer: int
     dim: int
@@ -204,11 +232,13 @@ class Mlp:
     post_norm: Norm | None = None
     factor: float = 1.0
     parallel: bool = False
+    stream_scale: str = ""
+    last: bool = True
     replaces: bool = False
 
     @property
     def leaves(self) -> Addend:
-        return Addend("addend_2" if self.parallel else "addend", self.post_norm, self.factor)
+        return Addend("addend_2" if self.parallel else "addend", self.post_norm, self.factor, self.stream_scale)
 
     def norms(self) -> tuple[Norm, ...]:
         return tuple(n for n in (self.norm, self.post_norm) if n)
@@ -223,6 +253,12 @@ class Mlp:
         yield from norm_tensors(self.norm)
         yield from matrix_tensors(*self.matrices())
         yield from norm_tensors(self.post_norm)
+        yield from scale_tensor(self.stream_scale, self.layer)
+
+    def vectors(self) -> Iterator[tuple[str, int]]:
+        """(tensor, numbers) of what ops read as it is."""
+        if self.stream_scale:
+            yield self.stream_scale, 1
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, stages = self.layer, []
@@ -250,7 +286,7 @@ class Mlp:
         if records(self.down):
             yield Stage("quantize", "quantize", i, {"rows": "gate", "columns": self.width, "records": "down_records"}, ("ffn activation",))
         yield linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
-        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))
+        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + ("hook_resid_post" if self.last else "hook_resid_mlp"), "x", self.dim))
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""
@@ -282,9 +318,6 @@ def open_layer(blocks: tuple[Block, ...], records: Records) -> list[Stage]:
     stages: list[Stage] = []
     pending: Pending = ()
     for block in blocks:
-        if isinstance(block, Attention):
-            stages += block.open(records)
-            pending = (block.leaves,) if block.parallel else ()
-        else:
-            stages += block.open(records, pending)
+        stages += block.open(records, pending)
+        pending = (block.leaves,) if block.parallel and isinstance(block, Attention) else ()
     return stages

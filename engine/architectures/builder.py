@@ -54,6 +54,10 @@ class Builder(Keys):
         return Matrix(f"blk.{layer}.{name}.weight", rows, columns, f"blocks.{layer}.{site}", held if bias or self.has(held) else "", first, whole,
                       f"model.layers.{layer}.{hf}.weight")
 
+    def model_matrix(self, name: str, rows: int, columns: int, site: str, hf: str) -> Matrix:
+        """{name}.weight of the whole model."""
+        return Matrix(f"{name}.weight", rows, columns, site, hf=f"model.{hf}.weight")
+
     # -- attention --------------------------------------------------------------------------------------------------------------------------
 
     def head_dim(self, heads: int) -> int:
@@ -84,13 +88,14 @@ class Builder(Keys):
 
     def attention(self, layer: int, *, norm: Norm | None, rope: Rope | None, biases: Collection[str] = (), **options: Any) -> Attention:
         """An attention block under the usual names; fused q, k and v (attn_qkv) if the file has them so. biases: which of q, k, v, o (qkv) must have one.
-        options: fields of Attention; scale is 1 / sqrt(head_dim) by default."""
+        gated: attn_q holds the rows of the output gate, too. options: fields of Attention; scale is 1 / sqrt(head_dim) by default; head_dim: of this layer;
+        values_are_keys: there is no attn_v. A layer with another's kv_layer has neither."""
         heads = self.per_layer("attention.head_count", MAX_HEADS)
         kv = self.per_layer("attention.head_count_kv", MAX_HEADS, heads)
         n, n_kv = heads[layer], kv[layer]
         if n % n_kv:
             self.fail(f"key '{self.name('attention.head_count')}' is {n}, no multiple of '{self.name('attention.head_count_kv')}', {n_kv}")
-        size = self.head_dim(heads[0])
+        size, kv_layer = options.pop("head_dim", 0) or self.head_dim(heads[0]), options.setdefault("kv_layer", layer)
         if rope and rope.dims > size:
             self.fail(f"key '{self.name('rope.dimension_count')}' is {rope.dims}, more than heads have dimensions, {size}")
         site, prefix = "ln1.hook_normalized", "self_attn."
@@ -102,14 +107,27 @@ class Builder(Keys):
         else:
             q, k, v = (self.matrix(layer, f"attn_{name}", r, self.dim, site, f"{prefix}{name}_proj", bias=name in biases)
                        for name, r in (("q", rows), ("k", k_rows), ("v", k_rows)))
+            if options.pop("gated", False):
+                q, options["gate"] = self._halves_of_heads(q, n, size)
+        if options.pop("values_are_keys", False):
+            v = k
+        own = kv_layer == layer
         output = self.matrix(layer, "attn_output", self.dim, rows, "attn.hook_z", prefix + "o_proj", bias="o" in biases)
         options.setdefault("scale", float(np.float32(1.0) / np.sqrt(np.float32(size))))
         if options.get("qk_norm"):
             dims = (size, size) if options["qk_norm"] == "head" else (rows, k_rows)
             options.setdefault("q_norm", self.norm(layer, "attn_q_norm", prefix + "q_norm", dim=dims[0]))
-            options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]))
-        options.setdefault("kv_layer", layer)
-        return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k, v=v, output=output, rope=rope, **options)
+            options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]) if own else None)
+        return Attention(layer, self.dim, n, n_kv, size, size, norm=norm, q=q, k=k if own else None, v=v if own else None, output=output, rope=rope, **options)
+
+    def _halves_of_heads(self, matrix: Matrix, heads: int, size: int) -> tuple[Matrix, Matrix]:
+        """Two matrices of one tensor, whose rows are a head's of the first, the same head's of the second, and so on."""
+        if size % 16:
+            self.refuse(f"has heads of {size} dimensions with gates between them, llamina needs a multiple of 16")
+        if matrix.bias:
+            self.refuse(f"tensor '{matrix.bias}': llamina knows no such bias in models of architecture {self.architecture}")
+        first, second = (replace(matrix, first=at, whole=2 * heads * size, period=2 * size, block=size) for at in (0, size))
+        return first, second
 
     def windows(self, pattern: int, *, default: int = 0, dense_first: bool = False) -> list[int]:
         """The sliding window of each layer, 0 where it sees everything. attention.sliding_window_pattern, an array or a number n (default: `pattern`),
@@ -135,22 +153,22 @@ class Builder(Keys):
     # -- positions --------------------------------------------------------------------------------------------------------------------------
 
     def rope(self, kind: str, *, base: str = "rope.freq_base", default_base: float = 10000.0, partial: bool = False, scaled: bool = True,
-             rounded: bool = True) -> Rope:
+             rounded: bool = True, dims: str = "rope.dimension_count", head_dim: int = 0) -> Rope:
         """Rotary positions in "pairs" or "halves", with the file's base, scaling and frequency factors. base: its key. partial: rope.dimension_count may be
-        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's."""
+        less than the head size. scaled: False leaves scaling and factors out (windowed layers of some). rounded: RopeScaling's. dims: the key of how many
+        dimensions are turned; head_dim: by default the first layer's."""
         at = kind, base, scaled
         if at not in self._ropes:
-            rope = self._rope(kind, base, default_base, partial, scaled)
+            rope = self._rope(kind, base, default_base, partial, scaled, dims, head_dim or self.head_size)
             self._ropes[at] = replace(rope, scaling=replace(rope.scaling, rounded=rounded))
         return self._ropes[at]
 
-    def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool) -> Rope:
-        head_dim = self.head_dim(self.per_layer("attention.head_count", MAX_HEADS)[0])
-        dims = self.integer("rope.dimension_count", MAX_WIDTH, head_dim)
+    def _rope(self, kind: str, base_key: str, default_base: float, partial: bool, scaled: bool, dims_key: str, head_dim: int) -> Rope:
+        dims = self.integer(dims_key, MAX_WIDTH, head_dim)
         if dims != head_dim and not partial:
-            self.refuse(f"key '{self.name('rope.dimension_count')}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
+            self.refuse(f"key '{self.name(dims_key)}' is {dims}, but llamina needs it to equal the head size, {head_dim}")
         if dims % 2:
-            self.fail(f"key '{self.name('rope.dimension_count')}' is {dims}, expected an even number: rotary positions turn pairs")
+            self.fail(f"key '{self.name(dims_key)}' is {dims}, expected an even number: rotary positions turn pairs")
         base = self.positive(base_key, default_base)
         if base <= 1:
             self.fail(f"key '{self.name(base_key)}' must be greater than 1, found {base}")
@@ -199,9 +217,10 @@ class Builder(Keys):
 
     def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
                 divided: bool = False, biases: bool = False, **options: Any) -> Experts:
-        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared: "gated",
-        "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert is as wide as
-        feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of Experts."""
+        """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared:
+        "gated", "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert
+        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of
+        Experts."""
         n = self.integer("expert_count", MAX_EXPERTS)
         used = self.per_layer("expert_used_count", n)[layer]
         wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]

@@ -24,8 +24,10 @@ from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
 from .page import Page
 from .pages import PAGES
+from .per_layer_blocks import PerLayerInputs
 from .pooling import Pooling, read_pooling
 from .spec import Added, Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .state_blocks import Conv, Delta
 
 __all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
            "written_config"]
@@ -97,6 +99,12 @@ class ModelConfig:
             if isinstance(block, Attention):
                 yield block
 
+    def recurrents(self) -> Iterator[Conv | Delta]:
+        """Blocks that keep a state."""
+        for block in self.blocks():
+            if isinstance(block, (Conv, Delta)):
+                yield block
+
     def tensors(self) -> Iterator[Tensor]:
         """Each tensor that the model must have, in order of use."""
         yield Tensor("token_embd.weight", (self.n_vocab, self.dim), "model.embed_tokens.weight")
@@ -111,6 +119,11 @@ class ModelConfig:
                 if name:
                     yield Tensor(name, (rope.dims // 2,))
 
+    @property
+    def per_layer(self) -> PerLayerInputs | None:
+        """The per-layer embeddings, whose table stays in the file."""
+        return next((block for block in self.layers[0] if isinstance(block, PerLayerInputs)), None)
+
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((t.name, t.shape) for t in self.tensors())
 
@@ -120,7 +133,7 @@ class ModelConfig:
         return [*found.values(), *([self.output.matrix] if self.output.matrix else [])]
 
     def vectors(self) -> Iterator[tuple[str, int]]:
-        """(tensor, numbers) of norms' gains and biases, and of attention's sinks."""
+        """(tensor, numbers) of norms' gains and biases, of attention's sinks, and of what recurrent layers have for each head."""
         for norm in [n for block in self.blocks() for n in block.norms()] + [self.output.norm]:
             yield norm.tensor, norm.dim
             if norm.bias:
@@ -128,8 +141,10 @@ class ModelConfig:
         for a in self.attentions():
             if a.sinks:
                 yield a.sinks, a.heads
+        for r in self.recurrents():
+            yield from r.vectors()
         for block in self.blocks():
-            if isinstance(block, Experts):
+            if not isinstance(block, Attention):
                 yield from block.vectors()
 
     # -- stages ---------------------------------------------------------------------------------------------------------------------------
@@ -220,6 +235,8 @@ class ModelConfig:
         names = ("architecture", "name", "n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "n_vocab", "context_length", "rms_eps", "rope_dim",
                  "rope_base", "rope_scaling", "rope_freq_factors", "tied_output", "float32_kv")
         found = {name: getattr(self, name) for name in names}
+        if experts := next((b for b in self.blocks() if isinstance(b, Experts)), None):
+            found |= {"n_experts": experts.experts, "n_experts_used": experts.used}
         return {**found, "rope_scaling": dict(vars(self.rope_scaling))}
 
 

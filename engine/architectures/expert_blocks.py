@@ -17,11 +17,11 @@ from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor
 class Experts:
     """A feed-forward block of experts. width: of each one.
 
-    gating: what logits become, "softmax" (over all experts), "sigmoid", or "softmax_of_chosen" (the experts are chosen by logit). selection_bias: tensor [experts]
-    of what is added for choosing alone, or "". groups, groups_used: experts stand in groups, of which the best are searched; 0: no groups. normalise: the
-    chosen ones' weights are divided by their sum. scale: and multiplied by this. weigh_input: the weight multiplies what an expert reads, not its result.
-    shared: a block that every token goes through (its norm None, beside the experts); shared_gate: tensor [dim], sigmoid of whose product with the row says how
-    much of it counts, or "". Others as of Mlp.
+    gating: what logits become, "softmax" (over all experts), "sigmoid", or "softmax_of_chosen" (the experts are chosen by logit). selection_bias: tensor
+    [experts] of what is added for choosing alone, or "". groups, groups_used: experts stand in groups, of which the best are searched; 0: no groups.
+    normalise: the chosen ones' weights are divided by their sum. scale: and multiplied by this. weigh_input: the weight multiplies what an expert reads, not
+    its result. shared: a block that every token goes through (its norm None, beside the experts); shared_gate: tensor [dim], sigmoid of whose product with
+    the row says how much of it counts, or "". Others as of Mlp.
     """
 
     layer: int
@@ -104,8 +104,12 @@ class Experts:
                         ("shared expert activation",))
             yield linear_stage("shared down", i, s.down, "gate", "down_records", "shared")
 
+    def _gated(self, records: Records, by_rank: bool, *after: Site) -> Stage:
+        args = {"experts": self, "gate": self.gate, "up": self.up, "activation": self.activation, "records": records(self.down), "by_rank": by_rank}
+        return Stage("expert_gated", "expert gate up", self.layer, args, ("expert activation",), (), after)
+
     def _down(self, records: Records) -> Iterator[Stage]:
-        yield Stage("expert_down", "expert down", self.layer, {"experts": self})
+        yield Stage("expert_down", "expert down", self.layer, {"experts": self, "down": self.down})
         yield Stage("expert_sum", "expert sum", self.layer, {"experts": self, "out": self.leaves.buffer})
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
@@ -114,9 +118,8 @@ class Experts:
             stages.append(join_stage("ffn norm", i, self.norm, () if self.parallel else pending, self._all_readers(), records, self.dim, self._rows()))
         stages += [
             *self._shared(records),
-            Stage("route", "router", i, {"experts": self}, ("router",)),
-            Stage("expert_gated", "expert gate up", i, {"experts": self, "activation": self.activation, "records": records(self.down), "by_rank": False},
-                  ("expert activation",)),
+            Stage("route", "router", i, {"experts": self, "router": self.router}, ("router",)),
+            self._gated(records, False),
             *self._down(records),
         ]
         return stages, (*pending, self.leaves) if self.parallel else (self.leaves,)
@@ -139,10 +142,9 @@ class Experts:
         yield Stage("choose_experts", "choice", i, {"experts": self}, ("router",), (), (
             Site(at + "mlp.hook_expert_indices", "expert_indices", self.used), Site(at + "mlp.hook_expert_weights", "expert_weights", self.used)))
         yield Stage("gather", "gather", i, {"experts": self}, ("an expert's number",))
-        yield Stage("expert_gated", "expert gate up", i, {"experts": self, "activation": self.activation, "records": records(self.down), "by_rank": True},
-                    ("expert activation",), (), (Site(at + "mlp.hook_post", "expert_post", self.used * -(-self.width // 32) * 32),))
+        yield self._gated(records, True, Site(at + "mlp.hook_post", "expert_post", self.used * -(-self.width // 32) * 32))
         yield Stage("expert_take", "take", i, {"experts": self, "records": records(self.down)}, ("expert activation",))
-        yield Stage("expert_down", "expert down", i, {"experts": self})
+        yield Stage("expert_down", "expert down", i, {"experts": self, "down": self.down})
         yield Stage("expert_sum", "expert sum", i, {"experts": self, "out": self.leaves.buffer}, (), (),
                     (Site(at + "hook_mlp_out", self.leaves.buffer, self.dim),))
         yield open_add_stage("expert sum", i, (*pending, self.leaves), self.dim, Site(at + "hook_resid_post", "x", self.dim))

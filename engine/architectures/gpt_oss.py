@@ -1,7 +1,7 @@
 """gpt-oss: every second layer sees a window, heads have a sink, everything has biases; experts are chosen by logit, their gate is clamped (arXiv 2508.10925).
 
-GGUF calls the norm before the experts post_attention_norm, as Hugging Face does. YaRN's corrections are not rounded to whole pairs, as the model was trained and
-Hugging Face and OpenAI's own code have it; llama.cpp rounds them."""
+GGUF calls the norm before the experts post_attention_norm, as Hugging Face does. YaRN's corrections are not rounded to whole pairs, as the model was trained
+and Hugging Face and OpenAI's own code have it; llama.cpp rounds them."""
 from __future__ import annotations
 
 from .blocks import Block

@@ -1,5 +1,5 @@
-"""Granite 3 and 4: Llama with scales of embedding, scores, sublayers and logits. MiniCPM 1 and 2 are the same with scales of their own; granitemoe's feed-forward
-blocks are experts, beside which one may be shared."""
+"""Granite 3 and 4: Llama with scales of embedding, scores, sublayers and logits. MiniCPM 1 and 2 are the same with scales of their own; granitemoe's
+feed-forward blocks are experts, beside which one may be shared."""
 from __future__ import annotations
 
 from .blocks import Block, Output

@@ -17,8 +17,10 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     hf: str = ""
+    on_disk: bool = False
+    """A table of which a token needs one row: it stays in the file."""
     plain: bool = False
-    """Rows of numbers that are read as they are (biases of experts), not a matrix, though it has more than one dimension."""
+    """Rows of numbers that are read as they are (biases of experts, a convolution's kernel), not a matrix, though it has more than one dimension."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Matrix:
     whole: int = 0
     """Rows of the tensor, if the matrix is a part of it."""
     hf: str = ""
+    period: int = 0
+    """If not 0, of every so many rows from `first` on it has the first `block`, `rows` in all: one half of each head, say."""
+    block: int = 0
     experts: int = 0
     """Of how many experts the tensor stacks such matrices, [experts, rows, columns]; 0: it is one matrix."""
     used: int = 1
@@ -49,6 +54,8 @@ class Matrix:
     @property
     def key(self) -> str:
         """Its name: the tensor's, with the rows if it is a part of one."""
+        if self.period:
+            return f"{self.tensor}[{self.first}:+{self.block}:{self.period}]"
         return f"{self.tensor}[{self.first}:{self.first + self.rows}]" if self.whole else self.tensor
 
 
@@ -73,7 +80,8 @@ class RopeScaling:
         yarn:   w_i / factor * (1 - r_i) + w_i * r_i,  r_i = 1 - clamp((i - low) / max(0.001, high - low), 0, 1)
                 low, high = floor, ceil of dims * ln(original_context / (beta * 2 pi)) / (2 ln base), beta = beta_fast, beta_slow
 
-    with low >= 0 and high <= dims - 1; not `rounded`: without floor and ceil. Cosine and sine are multiplied by attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
+    with low >= 0 and high <= dims - 1; not `rounded`: without floor and ceil. Cosine and sine are multiplied by
+    attn_factor and, for yarn, by 1 + 0.1 ln(factor) as well.
     Llama 3's scaling is apart from this: the w_i are first divided by the elements of rope_freqs.weight (Rope.factors).
     Source: Peng et al., "YaRN" (arXiv 2309.00071), as in llama.cpp's ggml_rope_ext.
     """
@@ -84,8 +92,8 @@ class RopeScaling:
     attn_factor: float = 1.0  # > 0, for any kind
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    rounded: bool = True
     log_multiplier: float = 0.0  # m of yarn: cosine and sine are divided by 1 + 0.1 m ln(factor) again
+    rounded: bool = True  # yarn's low and high
 
 
 @dataclass(frozen=True)
@@ -118,11 +126,13 @@ class Added:
 
 @dataclass(frozen=True)
 class Addend:
-    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor."""
+    """What waits to join the residual stream: a buffer, through a norm (if any), times a factor. stream_scale: tensor of one number that all of the stream is
+    multiplied by once this has joined it, or ""."""
 
     buffer: str
     norm: Norm | None = None
     factor: float = 1.0
+    stream_scale: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,4 +19,4 @@ def output(k: Builder) -> Output:
     return k.output(k.norm(None, "output_norm", "norm", kind="layer"))
 
 
-PAGE = Page("stablelm", "StableLM 2, StableLM 3B", layer, output=output)
+PAGE = Page("stablelm", "StableLM 2, StableLM 3B", layer, hf=("StableLmForCausalLM",), output=output)

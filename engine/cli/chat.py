@@ -138,6 +138,8 @@ class Keeper:
 
 def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool, keeper: Keeper | None) -> None:
     """Question and answer until the user leaves; errors end a turn, not the talk."""
+    from ..answers.chat import thinking_of
+    from ..text.thoughts import apart
     from .chat_commands import Commands, Leave
     from .chat_terminal import Lines, show
     commands = Commands(chat, options, verbose=progress.verbose)
@@ -148,7 +150,7 @@ def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool, 
             answer = commands.run(text) if text.startswith("/") else commands.ask(text.strip())
             if answer is None:
                 continue
-            show(_clearing(answer, progress), plain)
+            show(apart(_clearing(answer, progress), thinking_of(chat, answer)), plain)
         except Leave:
             break
         except KeyboardInterrupt:  # in a step, or while printing
@@ -189,13 +191,15 @@ def _pipe(chat: Chat, options: dict[str, Any], progress: Progress, keeper: Keepe
 
 def _once(chat: Chat, text: str, options: dict[str, Any], progress: Progress, plain: bool, keeper: Keeper | None) -> None:
     """One question, one answer."""
+    from ..answers.chat import thinking_of
+    from ..text.thoughts import apart
     from .chat_terminal import show, show_plain
     answer = chat.ask(text, **options)
     interrupted = False
     try:
         pieces = _clearing(answer, progress)
         if sys.stdout.isatty():
-            show(pieces, plain)
+            show(apart(pieces, thinking_of(chat, answer)), plain)
         else:
             show_plain(pieces)
     except KeyboardInterrupt:

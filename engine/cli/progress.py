@@ -152,6 +152,7 @@ def closing_line(s: Stats) -> str:
     reused = f", {s.reused_tokens} reused" if s.reused_tokens else ""
     drafted = f", {s.accepted_tokens} of {s.drafted_tokens} guessed" if s.drafted_tokens else ""
     memory = f"; memory {size(s.peak_memory_bytes)}" if s.peak_memory_bytes else ""
+    experts = f"; experts read {s.experts_read} times of {s.experts_wanted}" if s.experts_wanted else ""
     return (f"[load {s.load_seconds:.2f} s{compiled}; prompt {s.prompt_tokens} tokens{reused}{speed(s.prompt_tokens_per_second)}; "
-            f"generated {s.generated_tokens}{drafted}{speed(s.generated_tokens_per_second)}{memory}; "
+            f"generated {s.generated_tokens}{drafted}{speed(s.generated_tokens_per_second)}{memory}{experts}; "
             f"{s.threads} thread{'' if s.threads == 1 else 's'}; seed {s.seed}; end: {s.finish_reason}]")

@@ -61,7 +61,7 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
     def make(path: str, memory: int | None) -> Any:
         return load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
     with Progress(quiet, verbose) as progress:
-        registry = Registry(make, parallel, queue, parse_memory(memory))
+        registry = Registry(make, parallel, queue, parse_memory(memory), {"context": context, "kv": kv})
         if model is not None:
             registry.serve_one(model, "demo" if model == "demo" else Path(model).stem)
         progress.clear()

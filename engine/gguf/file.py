@@ -122,6 +122,11 @@ class GGUFFile:
         if into.nbytes:
             self._file_of(info).read_into(info.offset + at, into.reshape(-1).view(np.uint8).data)
 
+    def file_of(self, name: str) -> tuple[StableFile, int]:
+        """(the file that holds the tensor, open for itself also after `close`; where in it the tensor begins). ClosedError after `close`."""
+        info = self.tensors[name]
+        return self._file_of(info).duplicate(), info.offset
+
     def before_data(self, path: Path) -> Iterator[bytes]:
         """All bytes before the first tensor of one of `.paths`, in pieces; the header is not read again. Raises like `data`."""
         at, end = len(self._headers[path]), min((info.offset for info in self.tensors.values() if info.path == path), default=0)

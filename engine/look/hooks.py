@@ -2,8 +2,8 @@
 
     with hooked(model, {"blocks.5.hook_resid_post": f}): …     f(array, spot) -> None, or what goes on in the array's place
 
-An array is a copy that can be kept and not be written; what is returned goes on through the later layers and, by the KV cache, to later positions. The bits of a
-pass that nobody changes are those of one that nobody looks at (docs/exactness.md).
+An array is a copy that can be kept and not be written; what is returned goes on through the later layers and, by the KV cache, to later positions. The bits of
+a pass that nobody changes are those of one that nobody looks at (docs/exactness.md).
 """
 from __future__ import annotations
 

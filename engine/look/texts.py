@@ -56,8 +56,8 @@ def several(texts: Any) -> tuple[Iterable[Any], bool]:
 
 def run(model: Core, texts: Iterable[list[int]], observe: Observe, last_layer: int | None = None, most: int | None = None,
         after: Callable[[Runtime, list[Feed], list[int]], None] | None = None) -> Iterator[int]:
-    """Every text's ids through the model; yields a text's index when all of it was seen. last_layer: no layer after it is wanted. most: tokens of a step. after:
-    called after a step, while the runtime is this thread's alone. OutOfMemoryError and what hooks raise."""
+    """Every text's ids through the model; yields a text's index when all of it was seen. last_layer: no layer after it is wanted. most: tokens of a step.
+    after: called after a step, while the runtime is this thread's alone. OutOfMemoryError and what hooks raise."""
     scheduler, open_ones = model.scheduler, {}  # type: Any, dict[int, kv_cache.Sequence]
     room = min(most or model.runtime.max_batch, model.runtime.max_batch)
     n_layers = model.config.n_layers

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...kernels import attention as at
+from ...kernels.addresses import address
 from .kv_cache import pages_of
-from .layout import Layout, address, round_up
+from .layout import Layout, round_up
 from .step_memory import ITEMS_A_THREAD
 
 Part = tuple[int, int, int, int]

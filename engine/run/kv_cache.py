@@ -14,7 +14,6 @@ computed again.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -25,16 +24,15 @@ from ...kernels.elementwise import PAGE
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError
 from .held_pages import NEVER as _NEVER
-from .held_pages import HeldPages
+from .known_text import KnownText, state_of
 from .kv_groups import SLACK, pages_of
-from .page_pool import Page, PagePool
-from .prefix_cache import Entry
+from .page_pool import Page, PagePool, State
+from .state_slots import States
 
 __all__ = ["KV_TYPES", "PAGE", "Page", "PagePool", "Sequence", "kv_type", "pages_of"]
 
 KV_TYPES = {kv.name: kv for kv in (kv_float.F16, kv_q8_0.Q8_0, kv_float.F32)}
 """What keys and values may be kept as."""
-_WORTH_COPYING = 8  # tokens of a partly equal page: fewer are sooner computed
 
 
 def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
@@ -45,7 +43,7 @@ def kv_type(config: ModelConfig, name: str | None = None) -> KVType:
     return KV_TYPES[name]
 
 
-class Sequence(HeldPages):
+class Sequence(KnownText):
     """One sequence's place in the KV cache: `length` positions hold keys and values, of the tokens `ids`. Made by Runtime.new_sequence().
 
     cached: whole pages are told to the prefix cache as they fill, the last one when the sequence ends. Dropped, it gives its pages back as by `close`.
@@ -54,26 +52,22 @@ class Sequence(HeldPages):
     """
 
     def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None):
-        super().__init__(pool, pages_of(context))
-        self.context, self._cached, self._salt = context, cached, salt
+        super().__init__(pool, pages_of(context), cached, salt)
+        self.context = context
         self._slides = (cached if slides is None else slides) and self._layout.windowed > 0
-        self.length = 0
-        self.ids: list[int] = []
-        self.reused = 0
-        """Tokens that `match` took over."""
-        self._chain: list[Entry] = []  # the entries of its whole pages
+        self._stepped = 0  # tokens that `step_back` counted back over
         self.tentative = False
         """While true, what is appended may yet be taken back, and is not told to the prefix cache."""
-        self._matched: tuple[int, int] | None = None  # (length, the prefix cache's version) of the last look into it
 
     @property
-    def _root(self) -> Entry:
-        return self._pool.prefix.root_of(self._salt)
+    def kv_bytes(self) -> int:
+        """Memory of its pages and states, shared ones counted in full."""
+        return super().kv_bytes + (self.states.held * self._layout.slot * self._pool.page_bytes if self.states else 0)
 
     @property
-    def at_page_start(self) -> bool:
-        """Whether the next position begins a page."""
-        return self.length % PAGE == 0
+    def lag(self) -> int:
+        """How many of its last tokens the recurrent layers must see again: the next step begins with them."""
+        return self.length - self.states.at if self.states else 0
 
     # -- beginning ------------------------------------------------------------------------------------------------------------------------
 
@@ -101,7 +95,10 @@ class Sequence(HeldPages):
             seen = found[max(0, low - base):]
             more = self._wanting(length, len(found), len(seen), low) - self._spare
             taken = self._layout.whole * len(found) + self._layout.windowed * len(seen)
-            costs = self._costs(found, seen)
+            state = state_of(found, partial)
+            if state is not None and self.states and not self.states.held:  # one of those that it wants
+                more, taken = more - self._layout.slot, taken + self._layout.slot
+            costs = self._costs(found, seen, state)
             left = pool.free_pages
             if more + costs > left or left < 0:
                 self._mark(*before)
@@ -109,20 +106,14 @@ class Sequence(HeldPages):
             self._promised_length = length
             self._spare += more + taken
             pool._promised += more + taken
+            if self.states and following:
+                self.states.mark(self.length, self.length + len(following), self._parted)
             self._take_over(following, found, partial, n)
+            if self.states:
+                self._renew()
             if not pool.back():
                 self.unpromise()
                 raise pool.refusal(max(1, more + costs))
-
-    def _low(self, found: list[Entry]) -> int:
-        """The first page whose windowed part is seen after these were taken over."""
-        return self._layout.first(self.length + len(found) * PAGE) if self._layout.windowed else 0
-
-    def _costs(self, found: list[Entry], seen: list[Entry]) -> int:
-        """Free units that holding the pages of entries `found` costs, and the windowed ones of `seen`, the last of them."""
-        pool, at, end = self._pool, len(self._pages), len(self._pages) + len(found)
-        costs = sum(pool.cost(entry.page, i >= self._floor) for i, entry in enumerate(found, at) if entry.page is not None)
-        return costs + sum(pool.cost(entry.window, self._marked(i)) for i, entry in enumerate(seen, end - len(seen)) if entry.window is not None)
 
     def promise(self, length: int, back_to: int | None = 0) -> None:
         """Make sure that growing to `length` positions (at most the context) can't fail for want of pages, whatever others do, also after going back to any
@@ -132,97 +123,6 @@ class Sequence(HeldPages):
             self.unpromise()
         else:
             self.begin((), length, back_to)
-
-    def match(self, ids: Iterable[int]) -> int:
-        """Take over what the prefix cache knows of the text that goes on with `ids` -> how many tokens that is. Only at a page's start and if all before is
-        known to the prefix cache, too; else, and if the sequence is private, nothing."""
-        pool, before = self._pool, self.length
-        if not self._may_match():
-            return 0
-        following = list(ids)
-        with pool.lock:
-            pool.collect()
-            found, partial, n = self._known(following)
-            if found or partial:
-                self._drop_unwritten()
-                self._take_over(following, found, partial, n)
-                pool.back()
-        return self.length - before
-
-    def _may_match(self) -> bool:
-        return (self._cached and self.at_page_start and len(self._chain) >= self.length // PAGE
-                and self._matched != (self.length, self._pool.prefix.version))
-
-    def _known(self, ids: list[int]) -> tuple[list[Entry], Entry | None, int]:
-        """What the prefix cache knows: the entries of whole pages, one that shares the beginning of the next, and how many tokens of it, if enough."""
-        if not ids or not self._may_match():
-            return [], None, 0
-        self._matched = self.length, self._pool.prefix.version
-        found, partial, n = self._pool.prefix.walk(ids, self._chain[-1] if self._chain else self._root)
-        if self._layout.windowed:
-            walked = len(found)
-            while found and not self._whole(found):
-                found.pop()  # a shorter text
-            if len(found) < walked or partial is not None and partial.window is None:
-                partial = None
-        return (found, partial, n) if partial is not None and partial.page is not None and n >= _WORTH_COPYING else (found, None, 0)
-
-    def _whole(self, found: list[Entry]) -> bool:
-        """Whether all windowed pages that are seen after these entries are there; after its own, only as many as it may hold."""
-        low, base = self._low(found), self.length // PAGE
-        if self._windows and (low > base or len(self._windows) + len(found) > self._layout.most):
-            return False
-        return all(entry.window is not None for entry in found[max(0, low - base):])
-
-    def _take_over(self, ids: list[int], found: list[Entry], partial: Entry | None, n: int) -> None:
-        """Hold the pages found, and a copy of the last one, as far as memory goes: always, if they are promised."""
-        pool, layout, before, taken = self._pool, self._layout, self.length, 0
-        low, base = self._low(found), len(self._pages)
-        seen = found[max(0, low - base):]
-        if layout.windowed and self._costs(found, seen) > self._spare + pool.free_pages:
-            return  # of fewer pages it might not see the windowed parts
-        for at, entry in enumerate(found, base):
-            page, window = entry.page, entry.window if at >= low else None
-            weight = layout.whole + (layout.windowed if window else 0)
-            if page is None or self._spare < weight and not layout.windowed and pool.cost(page, at >= self._floor) > pool.free_pages:
-                partial = None
-                break
-            self._spend(weight)
-            self._hold(page, window)
-            self._chain.append(entry)
-            taken += PAGE
-        if partial is not None and partial.page is not None and max(self._spare, pool.free_pages) >= layout.rows:
-            sources = [page for page in (partial.page, partial.window) if page]
-            if copies := pool.page_to_copy_to(*sources):
-                self._spend(layout.rows)
-                for copy, source in zip(copies, sources):
-                    copy.copy(source)
-                self._hold(copies[0], copies[1] if len(copies) > 1 else None)
-                taken += n
-        self.ids += ids[:taken]
-        self.length = len(self.ids)
-        self.reused += self.length - before
-
-    def _drop_unwritten(self) -> None:
-        """Give back what was reserved and not written; under the lock."""
-        first = pages_of(self.length)
-        unwritten, windows = self._pages[first:], self._windows[max(0, first - self._first):]
-        del self._pages[first:], self._windows[len(self._windows) - len(windows):]
-        for at, page in enumerate(unwritten, first):
-            self._pool.release(page, at >= self._floor)
-        for at, page in enumerate(windows, first):
-            self._pool.release(page, self._marked(at))
-        if self._promised_length:
-            self._renew()
-
-    def place(self, ids: Iterable[int]) -> tuple[int, tuple[int, ...]] | None:
-        """Which page a sequence that goes on with `ids` is filling or about to begin: equal for those that compute the same one. None if the text doesn't
-        fill it, or the sequence is private."""
-        i = self.length // PAGE
-        if not self._cached or len(self._chain) < i:
-            return None
-        page = (*self.ids[i * PAGE:], *itertools.islice(ids, (i + 1) * PAGE - self.length))
-        return (id(self._chain[i - 1] if i else self._root), page) if len(page) == PAGE else None
 
     def fork(self, length: int | None = None) -> Sequence:
         """Another sequence with the same first `length` positions (default: all). Whole pages are shared, the last one is copied. OutOfMemoryError."""
@@ -238,14 +138,19 @@ class Sequence(HeldPages):
             whole = self._pages[:length // PAGE]
             windows = {at: page for at, page in enumerate(self._windows, self._first) if at >= low}
             costs = sum(pool.cost(page, False) for page in whole) + sum(pool.cost(page, False) for at, page in windows.items() if at < len(whole))
+            state, at = self.states.best(length, self._chain) if self.states else (None, 0)
+            costs += pool.cost(state, True) if state is not None else 0
             if costs + bool(length % PAGE) * self._layout.rows > max(0, pool.free_pages):
                 raise OutOfMemoryError(f"the KV cache has no free page of its {pool.max_pages} for a fork; wait for other answers or close them")
-            for at, page in enumerate(whole):
-                other._hold(page, windows.get(at))
+            if state is not None and other.states:
+                pool.hold(state, True)
+                other.states.adopt(state, at)
+            for i, page in enumerate(whole):
+                other._hold(page, windows.get(i))
             if length % PAGE:
-                at = len(whole)
-                tails = [pool.take(weight=page.weight) for page in (self._pages[at], *([windows[at]] if windows else []))]
-                for tail, source in zip(tails, (self._pages[at], windows.get(at))):
+                i = len(whole)
+                tails = [pool.take(weight=page.weight) for page in (self._pages[i], *([windows[i]] if windows else []))]
+                for tail, source in zip(tails, (self._pages[i], windows.get(i))):
                     if source is not None:
                         tail.copy(source)
                 other._hold(tails[0], tails[1] if len(tails) > 1 else None)
@@ -269,12 +174,13 @@ class Sequence(HeldPages):
             first, held = (low, seen) if found and low > len(self._pages) else (self._first, len(self._windows) + seen)
             most = pages - (first if self._floor == _NEVER else 0)
             units += layout.windowed * max(0, (min(most, layout.most) if self._slides else pages) - held)
-        return units
+        return units + (self.states.wanting if self.states else 0)
 
     def _shared(self, length: int) -> int:
         """Units of pages that it is about to write into while others hold them, unless that is reserved with them."""
-        at = self.length // PAGE
-        if length <= self.length or not self.length % PAGE:
+        written = self.length + self._stepped
+        at = written // PAGE
+        if length <= written or not written % PAGE:
             return 0
         units = self._layout.whole if self._pages[at].users > 1 and at < self._floor else 0
         if self._windows and self._windows[at - self._first].users > 1 and not self._marked(at):
@@ -294,11 +200,29 @@ class Sequence(HeldPages):
             if needed and needed > self._spare + (free := max(0, pool.free_pages)):
                 raise OutOfMemoryError(f"the KV cache has {free + self._spare} free pages of {PAGE} positions, this step needs {needed}; "
                                        "close other sequences or allow it more memory")
-            if self.length % PAGE and length > self.length:
-                self._make_writable(self.length // PAGE)
+            written = self.length + self._stepped  # what is replayed is written once more with the same bits, wherever it is shared
+            if written % PAGE and length > written:
+                self._make_writable(written // PAGE)
             while (at := len(self._pages)) < end:
                 page = self._take(layout.whole)
                 self._hold(page, self._take(layout.windowed) if layout.windowed and at >= windows_from else None)
+
+    def ready(self, to: int) -> States:
+        """A place for the recurrent layers' state after `to` positions, which the step is about to make. OutOfMemoryError."""
+        assert self.states is not None
+        with self._pool.lock:
+            self._pool.collect()
+            told = self._cached and not self.tentative and len(self._chain) >= self.length // PAGE
+            self.states.prepare(to, self._take_state, told)
+        return self.states
+
+    def _take_state(self) -> State:
+        """Room for a state, out of the promised units first."""
+        if promised := self._spare >= self._layout.slot:
+            self._spare -= self._layout.slot
+        else:
+            self._spend(self._spare)
+        return self._pool.take_state(promised)
 
     def _leave(self, first: int) -> None:
         """Give back the windowed pages before the page `first`; under the lock."""
@@ -312,8 +236,9 @@ class Sequence(HeldPages):
             self._renew()
 
     def append(self, ids: Iterable[int]) -> None:
-        """The keys and values of `ids` were written after the present ones."""
+        """Commit a step: the keys and values of `ids` were written after the present ones, and the state after them."""
         self.ids.extend(map(int, ids))
+        self._stepped = max(0, self._stepped + self.length - len(self.ids))
         self.length = len(self.ids)
         if self._cached and not self.tentative and len(self._chain) < self.length // PAGE:
             with self._pool.lock:
@@ -321,11 +246,35 @@ class Sequence(HeldPages):
                     parent = self._chain[-1] if self._chain else self._root
                     self._chain.append(self._pool.prefix.add(parent, self.ids[i * PAGE:(i + 1) * PAGE], self._pages[i],
                                                               self._window_at(i)))
+        if self.states and self.states.target:
+            with self._pool.lock:
+                self.states.commit(self.length, self._chain)
+
+    def scanned(self) -> None:
+        """The recurrent layers' state caught up without a step."""
+        if self.states:
+            with self._pool.lock:
+                self.states.commit(self.length, self._chain)
+
+    def step_back(self) -> list[int]:
+        """Count back to where the recurrent layers' state is -> the ids between, which are to be replayed. Their pages stay."""
+        tail = self.ids[self.length - self.lag:]
+        del self.ids[self.length - self.lag:]
+        self.length, self._stepped = len(self.ids), len(tail)
+        return tail
+
+    def step_forward(self, ids: Iterable[int]) -> None:
+        """Undo `step_back`: these were not replayed, and their keys and values are still there."""
+        self.ids.extend(ids)
+        self.length, self._stepped = len(self.ids), 0
 
     def saved(self) -> tuple[int, int, list[np.ndarray]]:
-        """(how many pages are full, the first whose windowed part is there, their units in order, uint8 [page_bytes] each): all from which one could go on. The
-        units are valid until the sequence changes."""
+        """(how many pages are full, the first whose windowed part is there, their units in order, uint8 [page_bytes] each): all from which one could go on; of
+        a model with recurrent layers the pages up to where their state is, and that, uint8 [state_bytes]. They are valid until the sequence changes."""
         n = self.length // PAGE
+        if self.states:
+            n = pages_of(self.states.at)
+            return n, 0, [*self.units(n), *(self.states.now.units if self.states.now else [])]
         if self._layout.windowed and self._first > self._layout.first(n * PAGE):
             return 0, 0, []
         return n, min(n, self._first), self.units(n)
@@ -333,7 +282,8 @@ class Sequence(HeldPages):
     # -- going back -----------------------------------------------------------------------------------------------------------------------
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on, whichever they are; their pages go back to the pool. A sequence that slides forgets everything if it has given
+        """Forget all positions from `length` on, whichever they are; their pages go back to the pool, and the recurrent layers' state goes back to one that
+        is kept, from which the next step replays the tokens between. A sequence that slides forgets everything if it has given
         back what would be seen from there."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a sequence of {self.length} positions to {length}")
@@ -353,6 +303,10 @@ class Sequence(HeldPages):
         if self._cached and self.length % PAGE and keep < used and len(self._chain) == used - 1:  # the text's end goes; it may be wanted again
             parent = self._chain[used - 2] if used > 1 else self._root
         tail = tuple(self.ids[self.length // PAGE * PAGE:])
+        whole = self._cached and not self.length % PAGE and len(self._chain) == used > 0
+        last = self._chain[-1] if whole and self.states else None
+        ended = self.states is not None and self.states.at == self.length
+        gone = self.states.rollback(length, self._chain) if self.states and (length < self.length or not length) else ()
         dropped, unwritten = self._pages[keep:used], self._pages[max(keep, used):]
         end = self._window_at(used - 1)
         windows = self._windows[max(0, keep - self._first):]
@@ -365,7 +319,10 @@ class Sequence(HeldPages):
         if unwritten:
             self._pool.give(unwritten, rewound=max(0, self._floor - max(keep, used)))
         if dropped:
-            self._pool.give(dropped, rewound=max(0, self._floor - keep), parent=parent, ids=tail, window=end)
+            mine, gone = (gone, ()) if ended and parent is not None else ((), gone)
+            self._pool.give(dropped, rewound=max(0, self._floor - keep), parent=parent, ids=tail, window=end, states=mine)
+        if gone:
+            self._pool.give([], end=last if ended else None, states=gone)
         if marked:
             self._pool.give(marked)
         if unmarked:

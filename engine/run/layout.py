@@ -6,8 +6,6 @@ All arrays are kept alive here; compiled code knows only addresses.
 """
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 
 from ...kernels import attention as at
@@ -19,18 +17,14 @@ from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix, Norm, Rope
 from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
+from .ops.journal import TOKENS as JOURNAL
 from .rope import RopeTable, query_scales
-from .step_memory import expert_bytes, expert_scratch, record_columns, widths
+from .step_memory import expert_bytes, expert_scratch, record_columns, scratch_bytes, widths
 from .weights import Weights
 
 
 def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
-
-
-def address(array: np.ndarray) -> int:
-    """Of a fresh, writable array's data, 0 if it is empty: `array.ctypes.data` in a quarter of the time."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
 
 
 class Layout:
@@ -52,12 +46,18 @@ class Layout:
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
         self.own = _aligned(self.own_bytes * n_threads)
         self.buffers |= {name: _aligned(n) for name, n in expert_bytes(config, rows).items()}
-        self.scratch_bytes = max(expert_scratch(config, rows), *(round_up(at.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in attentions))
+        self.scratch_bytes = max(expert_scratch(config, rows), scratch_bytes(config, kv))
         self.scratch = _aligned(self.scratch_bytes * n_threads)
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
         self.groups = {a.group: np.zeros(2, np.int64) for a in attentions}
         self.tables = {rope: RopeTable(rope, context, factors.get(rope.factors_for(context))) for rope in dict.fromkeys(a.rope for a in attentions) if rope}
+        self.state_places = dict(pages.state_places)
+        self.feeds = np.zeros(2, np.int64)
+        """How many feeds a step has, and the address of their words (kernels/conv.py): what recurrent layers work on."""
+        self.journals = {r.layer: _aligned(4 * JOURNAL * round_up(r.buffers()["mixer"], 32)) for r in config.recurrents()}
+        self.kept_rows = np.zeros(1 + 2 * JOURNAL, np.int64)
+        """Rows of the step that recurrent layers keep, or restore (ops/journal.py)."""
         self.geometry = np.zeros((2 * len(attentions), at.GEOMETRY_WORDS), np.int64)
         self._geometries: dict[tuple[int, bool], int] = {}
         self._constants: list[np.ndarray] = []
@@ -81,7 +81,7 @@ class Layout:
         return self.weights.gains[norm.bias].ctypes.data if norm and norm.bias else 0
 
     def vector(self, tensor: str) -> int:
-        """Address of a vector of attention's, or 0 for ""."""
+        """Address of a vector of attention's or a recurrent layer's, or of a convolution's kernel; 0 for ""."""
         return self.weights.gains[tensor].ctypes.data if tensor else 0
 
     def matrix(self, matrix: Matrix) -> np.ndarray:
@@ -117,6 +117,8 @@ class Layout:
                 words[word // 8] = value
             floats = words.view(np.float32)
             floats[at.SCALE // 4], floats[at.SOFT_CAP // 4] = a.scale, a.soft_cap
+            if a.q_norm and a.qk_norm == "head":
+                words[at.V_NORM // 8], floats[at.NORM_EPS // 4] = a.value_norm, a.q_norm.eps
             if not turned:
                 self._turn(words, a)
         if records:
@@ -130,7 +132,6 @@ class Layout:
             words[at.ROPE_DIM // 8], words[at.ROPE_TABLE // 8] = a.rope.dims, self.table(a.rope)
         if a.qk_norm == "head" and a.q_norm:
             words[at.Q_NORM // 8], words[at.K_NORM // 8], words[at.NORM_LAST // 8] = self.gain(a.q_norm), self.gain(a.k_norm), a.norm_last
-            words.view(np.float32)[at.NORM_EPS // 4] = a.q_norm.eps
         if a.temperature:
             words[at.Q_SCALES // 8] = self.keep(query_scales(*a.temperature, self.context))
 

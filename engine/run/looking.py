@@ -8,6 +8,7 @@ All of it uses the buffers of a step, so it is for between two steps, or, maps, 
 """
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class Looking:
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
         s[f.OWN // 8] = 0
         self.team.clear_abort()
-        self._run(None, None, n, 1)
+        self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
         return logits
 
@@ -116,9 +117,7 @@ class Looking:
     def again(self, layer: int, after: str, until: str, rows: np.ndarray) -> np.ndarray:
         """Other rows, float32 [n, columns], at the site `after` of a layer -> what the site `until` of that layer holds then, float32 [n, columns]. Only
         for stages between that read nothing but the rows (matrices, activations: not attention)."""
-        placed = self.program.open_layer(layer)
-        first = next(i for i, p in enumerate(placed) if any(site.name == after for site in p.stage.after))
-        last = next(i for i, p in enumerate(placed) if any(site.name == until for site in p.stage.after))
+        placed, first, last = self._between(layer, after, until)
         source = next(site for site in placed[first].stage.after if site.name == after)
         target = next(site for site in placed[last].stage.after if site.name == until)
         out, s = np.empty((len(rows), target.columns), np.float32), self._step
@@ -131,6 +130,23 @@ class Looking:
             out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]
         s[f.N_TOKENS // 8] = 0
         return out
+
+    def ops_between(self, layer: int, after: str, until: str) -> list[str]:
+        """The ops between two sites of a layer."""
+        placed, first, last = self._between(layer, after, until)
+        return [p.stage.op for p in placed[first + 1:last + 1]]
+
+    def _between(self, layer: int, after: str, until: str) -> tuple[list[Placed], int, int]:
+        placed = self.program.open_layer(layer)
+        first, last = (next(i for i, p in enumerate(placed) if any(site.name == name for site in p.stage.after)) for name in (after, until))
+        return placed, first, last
+
+    def output_bias(self, ids: np.ndarray) -> np.ndarray:
+        """What the output matrix adds to these tokens' logits: float32 [n]."""
+        address = int(self._layout.matrix(self.config.output.matrix)[f.BIAS // 8])
+        if not address:
+            return np.zeros(len(ids), np.float32)
+        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]
 
     def matrix_rows(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """Rows of a matrix as its kernel sees them, dequantised: int [n] -> float32 [n, columns]."""
@@ -172,5 +188,6 @@ class Looking:
         if self.team.run(self._entry, self._step_address, self.n_threads) & ABORTED:
             raise AbortedError("the step was aborted")
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         raise NotImplementedError

@@ -12,9 +12,10 @@ from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from ..units import size
+from .expert_arena import all_experts, least_places, place_bytes
 from .kv_cache import PAGE, kv_type
-from .kv_groups import KVLayout, kv_layout
-from .step_memory import step_memory
+from .kv_groups import STATES, KVLayout, kv_layout
+from .step_memory import StepMemory, step_memory
 from .weights import available_memory, weight_bytes
 
 DEFAULT_CONTEXT = 4096
@@ -41,6 +42,11 @@ class MemoryPlan:
     logits: int
     wanted: int
     layout: KVLayout
+    experts: int = 0
+    """Bytes in `weights` of the places of experts that don't all fit; 0: all are loaded."""
+    all_experts: int = 0
+    on_disk: int = 0
+    """Of a table that stays in the file, and of which tokens' rows are read."""
 
     @property
     def context_bytes(self) -> int:
@@ -51,16 +57,20 @@ class MemoryPlan:
     def groups(self) -> str:
         """How a full context is divided, for people; empty without windows."""
         layout, one = self.layout, self.page_bytes
+        if layout.slot:
+            return f" ({size(STATES * layout.slot * one)} of it in {STATES} states of its {len(layout.state_places)} recurrent layers)"
         if not layout.windowed:
             return ""
-        windowed = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one
-        return (f" ({size(self.context_bytes - windowed)} in {layout.whole} layers that see all, {size(windowed)} in {layout.windowed} that see "
+        windowed, all_see = layout.windowed * min(layout.most, -(-self.context // PAGE)) * one, sum(row < layout.whole for _, (row, _) in layout.places)
+        return (f" ({size(self.context_bytes - windowed)} in {all_see} layers that see all, {size(windowed)} in {len(layout.places) - all_see} that see "
                 f"{layout.window} positions)")
 
     def __str__(self) -> str:
-        positions = "" if self.layout.windowed else f" ({self.pages * PAGE} positions)"
-        return (f"memory: weights {size(self.weights - self.buffers)}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
-                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}")
+        positions = "" if self.layout.windowed or self.layout.slot else f" ({self.pages * PAGE} positions)"
+        some = f" (places for {size(self.experts)} of {size(self.all_experts)} of experts: the others are read when they are needed)" if self.experts else ""
+        return (f"memory: weights {size(self.weights - self.buffers)}{some}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
+                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}"
+                + (f"; {size(self.on_disk)} of per-layer embeddings stay in the file" if self.on_disk else ""))
 
     @property
     def shortage(self) -> str | None:
@@ -80,7 +90,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     it can't be, OptionError.
     """
     kind = kv_type(config, kv)
-    matrices = weight_bytes(gguf, config)
+    matrices, places, whole = weight_bytes(gguf, config), 0, 0
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     if config.positions is not None and wanted > config.positions:
         raise OptionError(f"{gguf.path}: has embeddings of {config.positions} positions: a context of {wanted} can't be computed; ask for at most that many")
@@ -92,7 +102,12 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     fewest = 8
     if not config.causal:  # a text is one step
         fewest = most = max(MOST_TOKENS, -(-wanted // 8) * 8)
-    room = min(n for n in (memory, free, 1 << 62) if n is not None) - matrices
+    budget = min(n for n in (memory, free, 1 << 62) if n is not None)
+    if any(m.experts for m in config.matrices()) and matrices + step.bytes(8) + needed * one_page > budget:
+        whole = all_experts(gguf, config)
+        places = _places(gguf, config, budget - (matrices - whole) - needed * one_page, step, most)
+        matrices -= whole - places if places else 0
+    room = budget - matrices
     tokens = step.most_tokens(room - needed * one_page, most)
     tokens = tokens if tokens >= fewest else 0
     least = matrices + step.bytes(fewest)
@@ -110,7 +125,17 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
         pages = (memory - weights) // one_page
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
-    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout)
+    return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout, places,
+                      whole if places else 0, gguf.tensors[config.per_layer.table].n_bytes if config.per_layer else 0)
+
+
+def _places(gguf: GGUFFile, config: ModelConfig, room: int, step: StepMemory, most: int) -> int:
+    """Bytes for places of experts, of what is there beside other weights and a context; 0: not even those of one layer fit beside the smallest step."""
+    one = place_bytes(gguf, config)
+    least = one * least_places(config)
+    if least + step.bytes(8) > room:
+        return 0
+    return max(least, (room - step.bytes(most)) // one * one)
 
 
 def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_config: ModelConfig, context: int | None, memory: int, kv: str | None,
@@ -128,8 +153,8 @@ def draft_share(gguf: GGUFFile, config: ModelConfig, draft: GGUFFile, draft_conf
         raise OutOfMemoryError(f"{draft.path}: the draft model needs {size(least)}, {size(max(0, left))} of the {size(memory)} allowed are left beside "
                                f"the main model with its context of {main.context}, which a draft doesn't change; allow more, or leave the draft model out")
     tokens = min(MOST_TOKENS, -(-main.context // 8) * 8)
-    pages = layout.rows * -(-main.context // PAGE)  # a draft goes back anywhere: it keeps all
-    fits = min(main.context, (left - matrices - step.bytes(8)) // (layout.rows * layout.unit) * PAGE)
+    pages = layout.rows * -(-main.context // PAGE) + STATES * layout.slot  # a draft goes back anywhere: it keeps all
+    fits = min(main.context, ((left - matrices - step.bytes(8)) // layout.unit - STATES * layout.slot) // layout.rows * PAGE)
     return min(left, matrices + step.bytes(tokens) + pages * layout.unit), fits
 
 

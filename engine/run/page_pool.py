@@ -59,12 +59,36 @@ class Page:
     @property
     def extra(self) -> int:
         """Units that its users may need beside it."""
-        return max(0, min(self.rewinders, self.users - 1)) * len(self.units)
+        return max(0, min(self.rewinders, self.users - 1)) * self.weight
 
     def copy(self, source: Page) -> None:
         """Become equal to another page of the same group."""
         for own, other in zip(self.units, source.units):
             own[:] = other
+
+
+class State(Page):
+    """A state of all recurrent layers, float32 in one piece; it counts for as many units as cover it. Whoever holds it will leave it behind for the next one,
+    so all its users are rewinders: sharing it costs what a copy would."""
+
+    __slots__ = ("_weight",)
+
+    def __init__(self, data: np.ndarray, weight: int) -> None:
+        super().__init__([data])
+        self._weight = weight
+
+    @property
+    def weight(self) -> int:
+        return self._weight
+
+    @property
+    def address(self) -> int:
+        return self.units[0].ctypes.data
+
+    @property
+    def own(self) -> bool:
+        """Whether its only user may write into it."""
+        return self.users == 1 and self.entry is None
 
 
 class Census(NamedTuple):
@@ -86,6 +110,8 @@ class _Returned(NamedTuple):
     parent: Entry | None
     ids: tuple[int, ...]
     window: Page | None
+    end: Entry | None
+    states: tuple[State, ...]
 
 
 class PagePool:
@@ -107,6 +133,7 @@ class PagePool:
         self.lock = threading.RLock()
         self._promised = self._reserved = 0
         self._free: list[np.ndarray] = []  # units
+        self._free_states: list[np.ndarray] = []  # each counts for layout.slot units
         self._returned: deque[_Returned] = deque()
         self._waiting: deque[object] = deque()  # who waits for memory, first come first
         forks.watch(self, 1)
@@ -119,13 +146,18 @@ class PagePool:
             return self._left()
 
     def _left(self) -> int:
-        return self.max_pages - self.claimed + len(self._free) + self.prefix.idle_pages - self._promised - self._reserved
+        return self.max_pages - self.claimed + self._unheld + self.prefix.idle_pages - self._promised - self._reserved
+
+    @property
+    def _unheld(self) -> int:
+        """Units that memory was claimed for and that nobody holds or knows."""
+        return len(self._free) + self.layout.slot * len(self._free_states)
 
     def census(self) -> Census:
         """Counts of pages by state; they add up to `claimed`."""
         with self.lock:
             self.collect()
-            return Census(sum(p.weight for p in self.pages if p.users == 1), sum(p.weight for p in self.pages if p.users > 1), len(self._free),
+            return Census(sum(p.weight for p in self.pages if p.users == 1), sum(p.weight for p in self.pages if p.users > 1), self._unheld,
                           sum(p.weight for p in self.pages if not p.users))
 
     # -- who holds what; under the lock ---------------------------------------------------------------------------------------------------
@@ -161,7 +193,10 @@ class PagePool:
         """Nobody holds these pages any more, and nobody knows them."""
         for page in pages:
             self.pages.discard(page)
-            self._free += page.units
+            if isinstance(page, State):
+                self._free_states += page.units
+            else:
+                self._free += page.units
 
     def mark(self, pages: Iterable[Page], rewinds: int) -> int:
         """One of the sequences that hold them may (1) or may no longer (-1) go back over these pages -> how many free units that costs."""
@@ -192,22 +227,59 @@ class PagePool:
 
     def _next(self, weight: int, spare: bool) -> Page | None:
         """The next page, None if there is none. spare: memory that stands behind promises stays there, if more can be claimed."""
-        behind = self._promised + self._reserved if spare else 0
-        while len(self._free) + self.prefix.idle_pages - behind < weight:
-            if not self._claim():
-                if spare:
-                    return None
-                break
+        if not self._stays_behind(weight, spare):
+            return None
         while len(self._free) < weight:
             if not self._claim():
-                if not self.prefix.idle:
+                if self._free_states:
+                    self._free_states.pop()
+                    self.claimed -= self.layout.slot
+                elif self.prefix.idle:
+                    self._recycle(self.prefix.evict())
+                else:
                     return None
-                self._recycle(self.prefix.evict())
         units = self._free[len(self._free) - weight:]
         del self._free[len(self._free) - weight:]
         page = Page(units)
         self.pages.add(page)
         return page
+
+    def _stays_behind(self, weight: int, spare: bool) -> bool:
+        """Claim memory so that, with so many units taken, what stands behind promises is there; spare: False if it can't be."""
+        behind = self._promised + self._reserved if spare else 0
+        while self._unheld + self.prefix.idle_pages - behind < weight:
+            if not self._claim():
+                return not spare
+        return True
+
+    def take_state(self, promised: bool = False) -> State:
+        """Room for a state that nobody holds, as `take`. Pages and states are made of the same memory: of free ones of the other kind, if need be."""
+        with self.lock:
+            self.collect()
+            slot = self.layout.slot
+            if not promised and self._left() < slot or not self._stays_behind(slot, not promised):
+                raise self._full()
+            while not self._free_states:
+                if self.max_pages - self.claimed >= slot:
+                    try:
+                        raw = np.empty(self.layout.state_bytes + 64, np.uint8)
+                    except MemoryError:
+                        raise self._full() from None
+                    offset = -raw.ctypes.data % 64
+                    self._free_states.append(raw[offset:offset + self.layout.state_bytes])
+                    self.claimed += slot
+                elif self._free:
+                    self._free.pop()
+                    self.claimed -= 1
+                elif self.prefix.idle:
+                    self._recycle(self.prefix.evict())
+                else:
+                    raise self._full()
+            state = State(self._free_states.pop(), slot)
+            self.pages.add(state)
+            if promised:
+                self._promised -= slot
+            return state
 
     def drop(self, entry: Entry) -> None:
         """The prefix cache forgets an entry and all after it."""
@@ -263,7 +335,7 @@ class PagePool:
 
     def back(self) -> bool:
         """Claim the memory behind all promises, so that the system can't refuse it later. False: it refuses now."""
-        while len(self._free) + self.prefix.idle_pages < self._promised + self._reserved:
+        while self._unheld + self.prefix.idle_pages < self._promised + self._reserved:
             if not self._claim():
                 return False
         return True
@@ -271,22 +343,26 @@ class PagePool:
     # -- what comes back ------------------------------------------------------------------------------------------------------------------
 
     def give(self, pages: Iterable[Page], *, rewound: int = 0, kept: bool = False, promised: int = 0, parent: Entry | None = None,
-             ids: tuple[int, ...] = (), window: Page | None = None) -> None:
+             ids: tuple[int, ...] = (), window: Page | None = None, end: Entry | None = None, states: tuple[State, ...] = ()) -> None:
         """Hand pages back, first to last, and what was promised. rewound: the index from which on the sequence might have gone back over them; kept: only that
         comes to an end. parent: the entry after which the last page holds `ids`, a text's end; window: the windowed page beside
-        it, which is handed back next."""
-        self._returned.append(_Returned(list(pages), kept, rewound, promised, parent, ids, window))
+        it, which is handed back next. states: handed back, too; the first is kept where the text ends: after `end`, or after `ids`."""
+        self._returned.append(_Returned(list(pages), kept, rewound, promised, parent, ids, window, end, states))
 
     def collect(self) -> None:
         """Take in what was handed back; under the lock."""
         while self._returned:
-            pages, kept, rewound, promised, parent, ids, window = self._returned.popleft()
+            pages, kept, rewound, promised, parent, ids, window, end, states = self._returned.popleft()
             self._promised -= promised
             if kept:
                 self.mark(pages[rewound:], -1)
                 continue
             if parent is not None and pages[-1].entry is None:
-                self.prefix.add(parent, ids, pages[-1], window)
+                end = self.prefix.add(parent, ids, pages[-1], window)
+            if end is not None and states:
+                self.prefix.snapshot(end, states[0])
+            for state in states:
+                self.release(state, True)
             for i in reversed(range(len(pages))):  # the last page is the first to be evicted
                 self.release(pages[i], i >= rewound)
 

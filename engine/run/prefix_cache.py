@@ -6,7 +6,7 @@ Entries form a tree: an entry is a page of 64 tokens (fewer where a sequence end
 key = blake2b(parent's key, tokens), whose root is seeded with model, arithmetic version and KV type; a hit counts only if the parent is the very entry found
 before and all tokens are equal, so a collision costs time and never a wrong number. Pages that no sequence uses are kept until the pool wants memory,
 and then go least recently used first, a page always before those that come before it in the text. An entry's windowed page may go alone; then the text can
-still be taken over where the windowed pages before are there (kv_cache.py).
+still be taken over where the windowed pages before are there (kv_cache.py). Texts of models with recurrent layers are taken over up to an entry with a state.
 """
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ MOST_EMPTY = 64
 
 
 class Entry:
-    """One page's tokens after its parent's. `page` is None for the root and for an entry that was dropped; `window`: of the windowed layers, or None."""
+    """One page's tokens after its parent's. `page` is None for the root and for an entry that was dropped; `window`: of the windowed layers, or None;
+    `state`: a snapshot of the recurrent layers after the last of its tokens, or None."""
 
-    __slots__ = ("key", "parent", "ids", "page", "window", "children")
+    __slots__ = ("key", "parent", "ids", "page", "window", "state", "children")
 
     def __init__(self, key: bytes, parent: Entry | None, ids: tuple[int, ...], page: Page | None) -> None:
         self.key, self.parent, self.ids, self.page = key, parent, ids, page
         self.window: Page | None = None
+        self.state: Page | None = None
         self.children: dict[bytes, Entry] = {}
 
 
@@ -107,17 +109,29 @@ class PrefixCache:
         self.idle_pages += page.weight
 
     def evict(self) -> list[Page]:
-        """Forget the idle page that was used least recently -> it, and idle ones after it; of a windowed page it alone. Nothing if all are in use."""
+        """Forget the idle page that was used least recently -> it, and idle ones after it; of a windowed page or a state it alone. Nothing if all are
+        in use."""
         page = next(iter(self.idle.values()), None)
         if page is None:
             return []
         entry = page.entry
         assert entry is not None
-        if entry.window is not page:
+        if entry.page is page:
             return self.drop(entry)
-        self.forget_window(entry)
+        if entry.window is page:
+            self.forget_window(entry)
+        else:
+            entry.state, page.entry = None, None
         self.used(page)
         return [page]
+
+    @staticmethod
+    def snapshot(entry: Entry, state: Page) -> bool:
+        """A state is kept with an entry, if it is the first -> whether it is."""
+        if entry.page is None or entry.state is not None or state.entry is not None:
+            return False
+        entry.state, state.entry = state, entry
+        return True
 
     @staticmethod
     def forget_window(entry: Entry) -> None:
@@ -131,7 +145,7 @@ class PrefixCache:
             entry.parent.children.pop(entry.key, None)
         free = []
         for dropped in list(_subtree(entry)):
-            pages, dropped.page, dropped.window = (dropped.page, dropped.window), None, None
+            pages, dropped.page, dropped.window, dropped.state = (dropped.page, dropped.window, dropped.state), None, None, None
             for page in pages:
                 if page is not None:
                     page.entry = None

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..architectures.blocks import Attention
+from ..architectures.expert_blocks import Experts
 from ..architectures.spec import Matrix, Norm, Stage
+from ..architectures.state_blocks import Conv, Delta, journal_stage
 from .layout import Layout
 from .ops.common import FAULTS, NUMBER, OP, SIZE, SLOT, SLOTS
 from .ops.table import OPS
@@ -28,12 +30,14 @@ class Placed:
 
 
 class Program:
-    """.layers: fused stages of each layer; .end: of the end; .open: of each layer, in open form; .slots: names that a profile tells apart."""
+    """.layers: fused stages of each layer; .end: of the end; .open: of each layer, in open form; .scans: of recurrent layers
+    alone, from what was kept of their rows; .slots: names that a profile tells apart."""
 
     def __init__(self, layout: Layout):
         fused, tail = layout.config.fused(layout.wants_records)
         opened = [layout.config.open(i, layout.wants_records) for i in range(layout.config.n_layers)]
-        self._stages = [stage for part in (*fused, tail, *opened) for stage in part]
+        scans = [stage for r in layout.config.recurrents() for stage in (journal_stage(r, True), *r.scan())]
+        self._stages = [stage for part in (*fused, tail, *opened, scans) for stage in part]
         self.slots = list(dict.fromkeys(stage.name for part in (*fused, tail) for stage in part))
         self.slots += [name for name in dict.fromkeys(stage.name for stage in self._stages) if name not in self.slots]
         sizes = [4 + OPS[stage.op].words for stage in self._stages]
@@ -51,8 +55,9 @@ class Program:
         self.layers = [[next(parts) for _ in part] for part in fused]
         self.end = [next(parts) for _ in tail]
         self.open = [[next(parts) for _ in part] for part in opened]
+        self.scans = [next(parts) for _ in scans]
         self._joins = {here[-1].end: after[0].address for here, after in zip(self.layers, [*self.layers[1:], [self.end[-2]]])}
-        self._fill([p for part in (*self.layers, self.end) for p in part])
+        self._fill([p for part in (*self.layers, self.end, self.scans) for p in part])
 
     def _fill(self, placed: list[Placed]) -> None:
         for p in placed:
@@ -68,6 +73,11 @@ class Program:
         """A layer's open stages, compiled and filled in when first wanted."""
         self._fill(self.open[layer])
         return self.open[layer]
+
+    def before_layers(self) -> list[Placed]:
+        """Open stages of what layer 0 makes for all layers: a step that begins after it needs them, too."""
+        stages = self.open_layer(0)
+        return stages[:next((i + 1 for i, placed in enumerate(stages) if placed.stage.op == "per_layer_mix"), 0)]
 
     def next_join(self, last: Placed | None) -> int:
         """Address of the stage that adds what the stage `last`, the end of a fused layer, leaves waiting: the next layer's first, or the final norm."""
@@ -88,7 +98,10 @@ def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]
 
 def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
     if isinstance(value, Matrix):
-        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "")
+        return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "") + (
+            f" of each of {value.experts} experts" if value.experts else "")
+    if isinstance(value, Experts):
+        return f"{value.used} of {value.experts} experts, {value.gating.replace('_', ' ')}" + (", normed" if value.normalise else "")
     if isinstance(value, Norm):
         return f"{value.kind} norm {value.tensor.removesuffix('.weight')}"
     if isinstance(value, Attention):
@@ -98,6 +111,10 @@ def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
         more += [f"soft cap {value.soft_cap:g}"] if value.soft_cap else []
         more += [f"{value.qk_norm} norms of q and k"] if value.qk_norm == "head" else []
         return ", ".join(more)
+    if isinstance(value, (Conv, Delta)):
+        return f"state of {value.state_floats} numbers, {value.taps} taps" + (f", {value.value_heads} heads" if isinstance(value, Delta) else "")
+    if name == "matrices":
+        return ", ".join(_shown("", matrix, formats) for matrix, *_ in value)
     if name == "add":
         return ", ".join(f"+ {a.buffer}" + (f" by {a.norm.tensor.removesuffix('.weight')}" if a.norm else "") + (f" x {a.factor:g}" if a.factor != 1 else "")
                          for a in value)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...kernels import ARITHMETIC_VERSION, attention, compile_cache
 from ...kernels.activations import GROUP
+from ...kernels.addresses import address
 from ...kernels.float_env import in_default_floats
 from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
@@ -26,6 +27,7 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .expert_arena import ExpertArena
 from .feed import Feed as Feed
 from .feed import Look as Look
 from .feed import Part as Part
@@ -33,12 +35,14 @@ from .feed import embedded
 from .forward import forward
 from .items import Items
 from .kv_cache import PagePool, Sequence
-from .layout import Layout, address
+from .layout import Layout
 from .looking import Looking
 from .memory import MemoryPlan, plan
 from .ops import common as f
 from .page_pool import Census
 from .program import Placed, Program
+from .replay import Recurrence
+from .row_table import RowTable
 from .weights import Progress, Weights
 
 _RANGE_MACS = 30e9
@@ -47,20 +51,6 @@ _RANGE_MACS = 30e9
 Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
 goes on with."""
-
-def gguf_bytes(gguf: GGUFFile) -> int:
-    """Of all tensors."""
-    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
-
-
-def known_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Threads that were asked for, or chosen before; 0: to be measured."""
-    return threads or thread_choice.asked() or thread_choice.lookup(gguf_bytes(gguf)) or 0
-
-
-def most_threads(gguf: GGUFFile, threads: int | None) -> int:
-    """Most threads that a model's runtime may have: what its memory is planned for."""
-    return known_threads(gguf, threads) or max(thread_choice.candidates(default_threads(), usable_threads()))
 
 
 class Runtime(Looking):
@@ -85,8 +75,8 @@ class Runtime(Looking):
             raise OptionError(f"context must be between 1 and {1 << 24} positions, found {context}")
         self.gguf, self.config = gguf, config
         choices = None
-        self.n_threads = most_threads(gguf, threads)
-        if not known_threads(gguf, threads):
+        self.n_threads = thread_choice.most_threads(gguf, threads)
+        if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
@@ -99,7 +89,9 @@ class Runtime(Looking):
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
         compiled_before = compile_cache.stats.seconds
-        self._weights = Weights(gguf, config, self.n_threads)
+        self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
+        """Of experts that don't all fit into memory."""
+        self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
                 self._prepare(gguf, config)
@@ -129,7 +121,7 @@ class Runtime(Looking):
             fastest = thread_choice.fastest(run, choices)
             if not self.team.busy or self.n_threads > usable_threads():
                 best = fastest
-                thread_choice.keep(gguf_bytes(self.gguf), best)
+                thread_choice.keep(thread_choice.gguf_bytes(self.gguf), best)
         except (OutOfMemoryError, NumericError):  # whoever generates will be told
             pass
         finally:
@@ -143,7 +135,8 @@ class Runtime(Looking):
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
         self.program = Program(self._layout)
-        self._items = Items(self._layout, self.n_threads)
+        self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
+        self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
         self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
         self._lay_out()
@@ -205,6 +198,7 @@ class Runtime(Looking):
         layout, program, s = self._layout, self.program, self._step
         self._x, self._tokens = layout.buffers["x"], layout.tokens
         self._token_rows, self._tables = tuple(layout.tokens), tuple(layout.tables.values())
+        self._embed = self._weights.embedder(layout.tokens[0], layout.buffers["x"], self.config.embedding_scale)
         for word, value in (
             (f.TAIL, program.end[0].address), (f.END, program.end[-1].end), (f.WANTED, layout.tokens[3].ctypes.data), (f.X, layout.address("x")),
             (f.LD_X, layout.ld), (f.NORMED, layout.address("normed")), (f.RECORDS, layout.address("records")), (f.OWN_ROWS, layout.own.ctypes.data),
@@ -233,30 +227,41 @@ class Runtime(Looking):
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
         """Append every feed's tokens to its sequence -> logits float32 [wanted rows in feed order, n_vocab], without those of feeds that have a `look`.
 
-        observe: callbacks by site. hidden: the wanted tokens' rows before the output matrix (after the final norm) instead, float32 [wanted, dim].
-        part: some layers only.
-        At most `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. Raises ContextFullError and
-        OutOfMemoryError before anything is computed, OptionError (ids outside the vocabulary), NumericError, AbortedError; whatever is raised, no sequence has
-        changed.
+        observe: callbacks by site. hidden: the wanted tokens' rows after the final norm instead, float32 [wanted, dim]. part: some layers only. At most
+        `max_batch` tokens in all, each sequence in one feed; an encoder takes whole texts, and gives hidden rows only. ContextFullError, OutOfMemoryError,
+        OptionError, NumericError, AbortedError: no sequence changed.
         """
         self._check_open()
+        if any(feed.sequence.lag for feed in feeds):
+            return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
+        _states = self._recurrence.words(feeds, keep=not observe)
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
         if not config.output.matrix and (n_wanted and not hidden or any(feed.look is not None for feed in feeds)):
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
-        self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds) if part is None or part.rows is None else part.rows
+        given = part.rows if part else None
+        if given is None or self._per_layer:
+            if config.added:
+                self._x[:n, :config.dim] = embedded(config, self._weights, ids, self._tokens[1, :n], feeds)
+            else:
+                self._embed(n)
+        if self._per_layer:
+            self._per_layer.fill(ids, self._layout.buffers["per_layer"])
         for table in self._tables:
             table.fill(positions)
-        columns = self._layout.ld if hidden else self._logit_columns
-        logits = np.empty((n_wanted, columns), np.float32)
+        logits = np.empty((n_wanted, self._layout.ld if hidden else self._logit_columns), np.float32)
         s = self._words
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), columns, hidden
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), logits.shape[1], hidden
         s[f.NOT_FINITE // 8] = 0
         self.team.clear_abort()
+        if given is not None:
+            for placed in self.program.before_layers() if self._per_layer else ():
+                self._run(placed, placed, 0, 1, open=True)
+            self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
             self._observed(n, n_wanted, observe, first, last)
@@ -300,11 +305,12 @@ class Runtime(Looking):
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
         s, layers = self._words, self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP
-        size = max(1, int(_RANGE_MACS / (n * self._layer_macs)))
+        s[f.OWN // 8] = n <= GROUP and not self.arena
+        size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
-            self._run(layers[at][0], layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
@@ -326,6 +332,8 @@ class Runtime(Looking):
             for placed in self.program.open_layer(layer) if layer in opened else ():
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
+                if self.arena:
+                    self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
@@ -342,9 +350,10 @@ class Runtime(Looking):
             if site.name in observe:
                 observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
+             noted: bool = True) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
-        the residual stream is shared. AbortedError, NumericError."""
+        the residual stream is shared. noted: whether it is like other steps, from whose times the number of threads follows. AbortedError, NumericError."""
         s, program = self._words, self.program
         s[f.FIRST // 8], s[f.LAST // 8] = (first.address, last.end) if first and last else (0, 0)
         s[f.JOIN // 8], s[f.N_WANTED // 8] = program.next_join(last), n_wanted
@@ -355,7 +364,7 @@ class Runtime(Looking):
         threads, start, lost = self._pace.threads(min(tokens, 16)), time.perf_counter(), team.lost_seconds
         status = team.run(self._entry, self._step_address, threads)
         seconds, lost = time.perf_counter() - start, team.lost_seconds - lost
-        if not open:
+        if noted and not open:
             self._pace.note(min(tokens, 16), threads, seconds / (work * max(1, tokens // 16)), lost / (max(1, threads - 1) * seconds))
         if status & ABORTED:
             raise AbortedError("the step was aborted")
@@ -433,5 +442,7 @@ class Runtime(Looking):
         if not self._closed:
             self._closed = True
             self.team.close()
-            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens
-            del self._token_rows, self._tables
+            for part in (self.arena, self._per_layer):
+                if part:
+                    part.close()
+            del self._weights, self._x, self._pool, self.program, self._layout, self._items, self._tokens, self._token_rows, self._tables, self._embed

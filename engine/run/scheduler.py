@@ -22,6 +22,7 @@ import numpy as np
 from ...kernels import forks
 from ..errors import ClosedError, LlaminaError, OptionError, OutOfMemoryError, memory_errors
 from .costs import Costs
+from .twins import without_twins
 from .watch import Watch, merged, watching
 
 if TYPE_CHECKING:
@@ -337,29 +338,12 @@ class Scheduler:
                 streams_room, room, rows = streams_room - n, room - n, rows - job.rows_of(n)
         if parts or self._others_stream({job.thread for job in prompts}):
             room = min(room, self.chunk)
-        prompts = self._without_twins(prompts)
+        prompts = without_twins(prompts)
         for i, job in enumerate(prompts):
             if n := job.most(min(job.left, room, max(QUANTUM, room // (len(prompts) - i))), rows):
                 parts.append((job, n))
                 room, rows = room - n, rows - job.rows_of(n)
         return parts
-
-    @staticmethod
-    def _without_twins(prompts: list[Job]) -> list[Job]:
-        """Take over what the prefix cache has come to know; of those about to compute one and the same page, leave out all but one."""
-        places = {}
-        for job in prompts:
-            if job.logits != "all":
-                job.sequence.match(job.rest()[:-1])
-            places[job.order] = job.sequence.place(job.rest())
-        taken = {places[job.order] for job in prompts if not job.sequence.at_page_start}
-        chosen = []
-        for job in prompts:
-            place = places[job.order]
-            if place is None or job.logits == "all" or not job.sequence.at_page_start or place not in taken:
-                chosen.append(job)
-                taken.add(place)
-        return chosen
 
     @property
     def chunk(self) -> int:

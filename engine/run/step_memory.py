@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...kernels import attention
+from ...kernels import attention, delta
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
 from ...kernels.elementwise import PAGE
@@ -17,7 +17,10 @@ from ...kernels.route import list_words
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
+from ..architectures.state_blocks import Delta
 from .ops.experts import PIECE
+from .ops.journal import TOKENS as JOURNAL
+from .row_table import kept_rows
 
 _LOGITS = 64 << 20
 _LEAST_LOGITS, _MOST_LOGITS = 32, 128
@@ -62,7 +65,7 @@ def widths(config: ModelConfig) -> dict[str, int]:
     for block in config.blocks():
         if isinstance(block, Attention):
             columns = {"q": block.heads * block.head_dim, "att": block.heads * block.value_dim, "k": block.kv_heads * block.head_dim,
-                       "v": block.kv_heads * block.value_dim}
+                       "v": block.kv_heads * block.value_dim, **({"att_gate": block.gate.rows} if block.gate else {})}
         else:
             columns = block.buffers()
         for name, n in columns.items():
@@ -73,7 +76,7 @@ def widths(config: ModelConfig) -> dict[str, int]:
 def record_columns(config: ModelConfig) -> dict[str, int]:
     """Columns of each buffer of records, in the widest layer."""
     columns = widths(config)
-    found = {"records": max(columns["x"], columns["att"]), "down_records": columns.get("gate", 0)}
+    found = {"records": max(columns["x"], columns["att"], columns.get("mixed", 0)), "down_records": columns.get("gate", 0)}
     return {**found, "att_records": columns["att"]} if "addend_2" in columns else found
 
 
@@ -100,6 +103,13 @@ def expert_scratch(config: ModelConfig, rows: int) -> int:
                 for b in config.blocks() if isinstance(b, Experts)), default=0)
 
 
+def scratch_bytes(config: ModelConfig, kv: KVType) -> int:
+    """Of each thread: what attention, or a recurrent layer, keeps while it works on a piece."""
+    sizes = [attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions()]
+    sizes += [delta.scratch_bytes(r.key_dim) for r in config.recurrents() if isinstance(r, Delta)]
+    return max(_round(size, 128) for size in sizes)
+
+
 def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> StepMemory:
     """Of a model on so many threads, for sequences of `context` positions."""
     c, ld_dim = config, _round(config.dim, 32)
@@ -108,15 +118,18 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     embedding = 4 * 4 * c.dim  # rows as the file has them, decoded, checked
     own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
     groups = {a.group: a for a in c.attentions()}
-    scratch = max(_round(attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim), 128) for a in c.attentions())
+    scratch = scratch_bytes(config, kv)
     experts, many = sum(expert_bytes(c, 8).values()), sum(expert_bytes(c, 8 * 513).values())
     a_token = -(-(many - experts) // (8 * 512)) + threads * (expert_scratch(c, 1032) - expert_scratch(c, 8)) // 1024
     scratch = max(scratch, expert_scratch(c, 8))
     gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias and not m.experts)
     gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
+    gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
     gains += sum(4 * math.prod(tensor.shape) for tensor in c.kept())
+    gains += sum(4 * JOURNAL * _round(r.buffers()["mixer"], 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
+    tables += 4 * c.per_layer.layers * c.per_layer.width * (kept_rows(c.per_layer) + 64) if c.per_layer else 0
     fixed = threads * (own + scratch) + gains + words + tables + sum(_parts(a, threads, context) for a in groups.values())
     a_token += 4 * floats + -(-records // 8) + embedding + 8 * 4
     if c.output.matrix is None:  # an encoder: every token's normed row, as the step gives it and as whoever pools it takes it

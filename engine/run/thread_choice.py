@@ -21,6 +21,7 @@ from ...kernels.new_file import write_bytes
 from ...kernels.target import TARGET
 from ...kernels.trusted import read_own
 from ..errors import OptionError, quoted
+from ..gguf.file import GGUFFile
 
 VARIABLE = "LLAMINA_THREADS"
 SECONDS = 0.5
@@ -42,6 +43,21 @@ def asked() -> int | None:
     except ValueError:
         pass
     raise OptionError(f"{VARIABLE} must be a whole number between 1 and 256, found {quoted(text)}")
+
+
+def gguf_bytes(gguf: GGUFFile) -> int:
+    """Of all tensors."""
+    return sum(tensor.n_bytes for tensor in gguf.tensors.values())
+
+
+def known_threads(gguf: GGUFFile, wanted: int | None) -> int:
+    """Threads that were asked for, or chosen before; 0: to be measured."""
+    return wanted or asked() or lookup(gguf_bytes(gguf)) or 0
+
+
+def most_threads(gguf: GGUFFile, wanted: int | None) -> int:
+    """Most threads that a model's runtime may have: what its memory is planned for."""
+    return known_threads(gguf, wanted) or max(candidates(threads.default_threads(), threads.usable_threads()))
 
 
 def candidates(cores: int, usable: int) -> list[int]:

@@ -2,11 +2,11 @@
 
     file ──pieces of about 1 MB──► retiler (all threads, 16-row tiles) ──► one anonymous arena with huge pages ◄── 8-word matrix descriptors (ops/common.py)
 
-So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the
-caller compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
-quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token embedding
-are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they are kept as
-the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
+So peak resident memory is about the file's size, not twice. The pieces of all matrices are one queue that threads of our own work off while the caller
+compiles, tokenises or lays out buffers; `wait` ends that. NaN or infinity among the weights or block scales is refused here, by tensor and row: int8
+quantisation would turn it into plausible numbers later. Once loaded, nothing is read from the file any more, whatever becomes of it: rows of the token
+embedding are taken out of the tiles again where it is the output matrix, too, and its format's tiles hold every bit (kernels/formats/untile.py); else they
+are kept as the file has them. An embedding that is no output matrix is retiled into a thread's buffer, for that check alone.
 """
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...kernels.addresses import address
 from ...kernels.formats import registry, untile
+from ...kernels.formats.rows import decoder
 from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
@@ -199,10 +201,11 @@ class Weights:
     they are kept.
     """
 
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int):
-        self._gguf, self.config = gguf, config
-        matrices = config.matrices()
-        self.nbytes = weight_bytes(gguf, config)
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, n_threads: int, experts_at: dict[str, np.ndarray] | None = None):
+        """experts_at: addresses of matrices of experts that are not loaded here, but by an arena (expert_arena.py)."""
+        self._gguf, self.config, self._elsewhere = gguf, config, experts_at or {}
+        matrices = [m for m in config.matrices() if m.key not in self._elsewhere]
+        self.nbytes = weight_bytes(gguf, config) - sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in config.matrices() if m.key in self._elsewhere)
         self._arena = Arena(self.nbytes)
         embedding = gguf.tensors[EMBEDDING]
         rows = self._arena.take(embedding.n_bytes) if keeps_rows(gguf, config) else None
@@ -223,11 +226,12 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
         self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
         self._biases: list[np.ndarray] = []
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
-                           for m in config.matrices() if m.experts}
-        self.descriptors = {m.key: self._descriptor(m, targets[m.key]) for m in config.matrices()}
+                           for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
+        self.descriptors = {m.key: self._descriptor(m, targets.get(m.key)) for m in config.matrices()}
         if self._embedding is None:
             self._embedding = untile.Rows(self._embedding_format, targets[EMBEDDING].ctypes.data, config.dim)
 
@@ -250,6 +254,30 @@ class Weights:
             raise self._refuse("token_embd.weight", int(bad))
         return rows
 
+    def embedder(self, ids: np.ndarray, x: np.ndarray, scale: float) -> Callable[[int], None]:
+        """What writes the embeddings of the first n of `ids` (int64), times `scale`, into the first rows of x (float32 [rows, dim or more]). FormatError."""
+        decode, factor, embedding = decoder(self._embedding_format), np.float32(scale), self._embedding
+        if decode is None:
+            def plain(n: int) -> None:
+                found = self.embed(ids[:n])
+                x[:n, :found.shape[1]] = found if factor == 1 else found * factor
+            return plain
+        size = self._gguf.tensors[EMBEDDING].format
+        blocks, decode_rows = self.config.dim // size.columns, decode.ctypes
+        row_bytes, to, ld, named = blocks * size.bytes, x.ctypes.data, x.shape[1], ids.ctypes.data
+        self._counted = np.arange(len(ids))  # here: what compiled code reads must live
+        fixed, in_order = embedding.ctypes.data if isinstance(embedding, np.ndarray) else 0, self._counted.ctypes.data
+
+        def compiled(n: int) -> None:
+            if fixed:
+                bad = decode_rows(fixed, row_bytes, named, n, blocks, to, ld, factor)
+            else:  # out of the tiles: there they stand in the order of ids
+                taken = embedding[ids[:n]]
+                bad = decode_rows(address(taken), row_bytes, in_order, n, blocks, to, ld, factor)
+            if bad:
+                raise self._refuse(EMBEDDING, int(ids[bad - 1]))
+        return compiled
+
     def _rows(self, name: str) -> np.ndarray:
         """A whole tensor, float32, in its shape."""
         info = self._gguf.tensors[name]
@@ -271,8 +299,24 @@ class Weights:
             raise self._refuse(name, 0)
         return row
 
+    def kernel(self, name: str) -> np.ndarray:
+        """A convolution's kernel [channels, taps], turned: float32 [taps, channels padded with zeros to a multiple of 32]. FormatError: NaN or infinity."""
+        info = self._gguf.tensors[name]
+        values = registry.decode(info.format.name, self._gguf.data(name))
+        turned = np.zeros((info.shape[1], -(-info.shape[0] // 32) * 32), np.float32)
+        turned[:, :info.shape[0]] = values.reshape(info.shape).T
+        if not np.isfinite(turned).all():
+            raise self._refuse(name, int(np.argmin(np.isfinite(values).all(axis=1))))
+        return turned
+
     def _pieces(self, matrix: Matrix, target: np.ndarray | None) -> Iterator[_Piece]:
         info = self._gguf.tensors[matrix.tensor]
+        if matrix.period:
+            tiles, bytes_ = matrix.block // ROWS, registry.tiled_bytes(info.format.name, matrix.block, matrix.columns)
+            assert target is not None and matrix.block % ROWS == 0
+            for i in range(matrix.rows // matrix.block):
+                yield _Piece(matrix.tensor, matrix.first + i * matrix.period, matrix.block, 0, tiles, target.ctypes.data + i * bytes_)
+            return
         tiles, tile_bytes = -(-matrix.rows // ROWS), ROWS * info.format.row_bytes(matrix.columns)
         step = max(1, _PIECE // tile_bytes)
         to = None if target is None else target.ctypes.data
@@ -282,11 +326,11 @@ class Weights:
             for tile in range(0, tiles, step):
                 yield _Piece(matrix.tensor, row, matrix.rows, tile, min(tile + step, tiles), here)
 
-    def _descriptor(self, matrix: Matrix, target: np.ndarray) -> np.ndarray:
+    def _descriptor(self, matrix: Matrix, target: np.ndarray | None) -> np.ndarray:
         kind = self._gguf.tensors[matrix.tensor].format.name
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
-        words[WEIGHTS // 8] = target.ctypes.data
+        words[WEIGHTS // 8] = target.ctypes.data if target is not None else 0
         words[COLUMNS // 8], words[TILES // 8] = matrix.columns, -(-matrix.rows // ROWS)
         words[FLOAT_INPUT // 8] = registry.takes_floats(kind)
         if matrix.bias and matrix.experts:

@@ -69,12 +69,10 @@ class SamplingOptions:
     """Kept as a tuple of names, or None for the usual order."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _OTHERS or field.name == "seed" and value is None:
-                continue
-            convert = _integer if field.name in _INTEGERS else _number
-            object.__setattr__(self, field.name, convert(field.name, value))
+        for name, default in _DEFAULTS:
+            value = getattr(self, name)
+            if value is not default and name not in _OTHERS:
+                object.__setattr__(self, name, (_integer if name in _INTEGERS else _number)(name, value))
         for name in "dry_breakers", "banned":
             object.__setattr__(self, name, texts(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", biases(self.logit_bias))
@@ -119,6 +117,9 @@ class SamplingOptions:
         if self.order is not None:
             return self.order
         return MIROSTAT_ORDER if self.mirostat else STAGES
+
+
+_DEFAULTS = [(field.name, field.default) for field in fields(SamplingOptions)]
 
 
 class SamplingKeywords(TypedDict, total=False):

@@ -46,6 +46,7 @@ class _Text:
     sequence: KVSequence | None = None
     pool: Pool = field(default_factory=lambda: Pool("none"))
     done: int = 0
+    salt: bytes = b""
 
     @property
     def left(self) -> int:
@@ -56,7 +57,7 @@ class Embedder:
     """Embeds texts as its options say; see Model.embed. .tokens: of all texts so far; .truncated: how many of them were cut; .dim: numbers of an embedding."""
 
     def __init__(self, core: Core, kind: str | None = None, *, pooling: str | None = None, truncate_dim: int | None = None, normalize: bool = True,
-                 truncate: bool = False, prompt: str | None = None, max_tokens: int | None = None) -> None:
+                 truncate: bool = False, prompt: str | None = None, max_tokens: int | None = None, salt: bytes = b"") -> None:
         if pooling is not None and pooling not in KINDS[:-1]:
             raise OptionError(f"pooling must be one of {', '.join(KINDS[:-1])}, found {quoted(pooling)}")
         if prompt is not None and not isinstance(prompt, str):
@@ -72,7 +73,7 @@ class Embedder:
         self.dim = int(truncate_dim or whole)
         self.most = min(core.context, max_tokens or most_tokens(core.metadata) or core.context)
         """Tokens of a text, special ones included."""
-        self._shorten, self._normalise, self._truncate = truncate_dim, normalize, truncate
+        self._shorten, self._normalise, self._truncate, self._salt = truncate_dim, normalize, truncate, salt
         self.tokens = self.truncated = 0
 
     def ids(self, text: Text, number: int = 0) -> list[int]:
@@ -102,7 +103,7 @@ class Embedder:
         """float32 [dim] of each text in order, [tokens, dim] without pooling. Whatever is wrong with a text is raised before any is computed."""
         listed = [self.ids(text, number) for number, text in enumerate(texts)]
         pooling, kept = self._core.config.pooling, self._core.runtime.kept
-        for pool in pooled(self._core, listed, self.pooling):
+        for pool in pooled(self._core, listed, self.pooling, salt=self._salt):
             yield finish(pool.result(), pooling, kept, self._shorten, self._normalise)
         self.tokens += sum(map(len, listed))
 
@@ -122,9 +123,9 @@ def check_ids(ids: Any, n_vocab: int, number: int) -> list[int]:
 
 
 @in_default_floats
-def pooled(core: Core, texts: Sequence[list[int]], kind: str, types: Sequence[list[int]] | None = None) -> Iterator[Pool]:
-    """The pooled rows of each text of at least one token, in order. types: token types of an encoder's texts (default: all 0)."""
-    waiting = [_Text(ids, number, types[number] if types else None, pool=Pool(kind)) for number, ids in enumerate(texts)]
+def pooled(core: Core, texts: Sequence[list[int]], kind: str, types: Sequence[list[int]] | None = None, salt: bytes = b"") -> Iterator[Pool]:
+    """The pooled rows of each text of at least one token, in order. types: token types of an encoder's texts (default: all 0). salt: whose prefix cache."""
+    waiting = [_Text(ids, number, types[number] if types else None, pool=Pool(kind), salt=salt) for number, ids in enumerate(texts)]
     waiting.reverse()
     running: list[_Text] = []
     try:
@@ -144,6 +145,7 @@ def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
     for text, n in parts:
         last = text.pool.kind == "last"
         wanted: Any = ("last" if n == text.left else "none") if last else "all"
+        assert text.sequence is not None
         types = text.types[text.done:text.done + n] if text.types else None
         feeds.append(Feed(text.sequence, text.ids[text.done:text.done + n], wanted, types=types))
     with memory_errors("a step"), core.scheduler.alone() as runtime:
@@ -154,7 +156,7 @@ def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
         count = {"none": 0, "last": 1, "all": n}[feed.logits]
         text.pool.add(rows[at:at + count])
         at, text.done = at + count, text.done + n
-        if not text.left:
+        if not text.left and text.sequence is not None:
             text.sequence.close()
             running.remove(text)
             finished.append(text.pool)
@@ -172,7 +174,7 @@ def _fill(core: Core, waiting: list[_Text], running: list[_Text]) -> list[tuple[
     while waiting and room > 0 and (causal or len(waiting[-1].ids) <= room):
         text = waiting[-1]
         reused = causal and text.pool.kind == "last"  # beginnings that texts share are computed once
-        sequence = core.runtime.new_sequence(cached=reused)
+        sequence = core.runtime.new_sequence(cached=reused, salt=text.salt)
         try:
             sequence.begin(text.ids[:-1] if reused else (), len(text.ids))
         except OutOfMemoryError:

@@ -33,7 +33,9 @@ QWEN3 = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{BODY}<|im_e
 class Reranker:
     """See Model.rerank. judge: (word that fits, word that doesn't), for causal models. .tokens: of all pairs so far; .truncated: documents that were cut."""
 
-    def __init__(self, core: Core, *, judge: Sequence[str] | None = None, instruction: str | None = None, truncate: bool = False) -> None:
+    def __init__(self, core: Core, *, judge: Sequence[str] | None = None, instruction: str | None = None, truncate: bool = False,
+                 salt: bytes = b"") -> None:
+        self._salt = salt
         self._core, self._head, self._truncate = core, core.config.pooling.head, truncate
         self._instruction = INSTRUCTION if instruction is None else instruction
         causal = core.config.causal
@@ -68,11 +70,11 @@ class Reranker:
         head: Head | None = self._head
         assert head is not None
         kept = self._core.runtime.kept
-        for pool in pooled(self._core, [ids for ids, _ in pairs], head.pooling, [types for _, types in pairs]):
+        for pool in pooled(self._core, [ids for ids, _ in pairs], head.pooling, [types for _, types in pairs], self._salt):
             yield float(head_scores(head, kept, pool.result())[0])
 
     def _judged(self, ids: list[int]) -> float:
-        sequence = self._core.runtime.new_sequence(cached=True)
+        sequence = self._core.runtime.new_sequence(cached=True, salt=self._salt)
         try:
             sequence.begin(ids[:-1], len(ids))
             row = self._core.feed(sequence, ids[sequence.length:])[0]

@@ -1,4 +1,7 @@
-"""What the server and its models tell of themselves, and tokens: llama-server's /props, /slots, /tokenize, /detokenize, /apply-template; /openapi.json."""
+"""What the server and its models tell of themselves, and tokens: llama-server's /props, /slots, /tokenize, /detokenize, /apply-template; /openapi.json.
+
+/tokenize and /detokenize are vLLM's, too, as is /tokenizer_info: evaluation harnesses count with them.
+"""
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,11 +25,12 @@ MAX_IDS = 1 << 20
 
 
 async def tokenize(request: Request) -> Response:
-    """A text's token ids."""
+    """A text's token ids: of `content`, as llama-server has it, or of `prompt`, as vLLM has it."""
     async with Call(request) as call:
         body = await call.body()
         model, _ = (await call.model(body.text("model"))).loaded
-        content, special = body.any("content", ""), body.truth("add_special")
+        theirs = "prompt" in body
+        content, special = body.any("prompt" if theirs else "content", ""), body.truth("add_special_tokens", True) if theirs else body.truth("add_special")
         parse, pieces = body.truth("parse_special", True), body.truth("with_pieces")
         call.ignored = body.done(IGNORED)
         parts = content if isinstance(content, list) else [content]
@@ -39,6 +43,8 @@ async def tokenize(request: Request) -> Response:
                 ids += [part] if isinstance(part, int) else model.tokenizer.encode(part, bos=special and i == 0, eos=False, parse_special=parse)
             return model._check_ids(ids)
         ids = await call.make(work)
+        if theirs:
+            return call.json({"count": len(ids), "max_model_len": model.context, "tokens": ids, "token_strs": None})
         return call.json({"tokens": [{"id": id, "piece": _piece(model, id)} for id in ids] if pieces else ids})
 
 
@@ -58,7 +64,18 @@ async def detokenize(request: Request) -> Response:
         model, _ = (await call.model(body.text("model"))).loaded
         ids = body.list("tokens", [], MAX_IDS)
         call.ignored = body.done(IGNORED)
-        return call.json({"content": await call.make(lambda: model.tokenizer.decode(model._check_ids(ids), special=True))})
+        text = await call.make(lambda: model.tokenizer.decode(model._check_ids(ids), special=True))
+        return call.json({"content": text, "prompt": text})  # llama-server's name, and vLLM's
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """The tokens that begin and end texts, and the chat template, as vLLM tells them."""
+    async with Call(request) as call:
+        model, _ = (await call.model(request.query_params.get("model"))).loaded
+        v = model.tokenizer.vocabulary
+        names = {"bos_token": v.bos_id, "eos_token": v.eos_id, "unk_token": v.unk_id, "pad_token": v.pad_id}
+        return JSONResponse({"tokenizer_class": "llamina", "model_max_length": model.context, "chat_template": model.chat_template.source,
+                             **{name: None if id is None else v.tokens[id] for name, id in names.items()}})
 
 
 async def apply_template(request: Request) -> Response:

@@ -16,8 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import about, anthropic, llama_server, ollama, openai_responses, page
-from .call import Call
+from . import about, anthropic, embeddings, llama_server, ollama, openai_responses, page
 from .errors import ApiError, of, shape_of
 from .guard import Guard, Rules
 from .journal import Journal, Memory
@@ -41,7 +40,9 @@ class Server:
     def __init__(self, registry: Registry, limits: Limits, defaults: Mapping[str, Any] | None = None, journal: Journal | Memory | None = None) -> None:
         """defaults: sampling options, and max_tokens, of requests that say nothing of them; they go before what a model's file recommends."""
         self.registry, self.limits, self.defaults, self.journal = registry, limits, dict(defaults or {}), journal
-        self.workers = asyncio.Semaphore(limits.workers)
+        self.workers, self.embedders = asyncio.Semaphore(limits.workers), asyncio.Semaphore(1)
+        self.embedding = 0
+        """Requests for embeddings that are computed or wait."""
 
 
 def application(registry: Registry, rules: Rules | None = None, limits: Limits | None = None, drain_seconds: float = 20.0,
@@ -69,17 +70,19 @@ async def running(app: ASGIApp) -> AsyncIterator[Server]:
 def routes() -> list[Route]:
     def both(path: str, endpoint: Callable[[Request], Any], method: str) -> list[Route]:
         return [Route("/v1" + path, endpoint, methods=[method]), Route(path, endpoint, methods=[method])]
-    return [*both("/chat/completions", chat_completions, "POST"), *both("/completions", completions, "POST"), *both("/models", models, "GET"),
+    return [*both("/chat/completions", chat_completions, "POST"), Route("/v1/completions", completions, methods=["POST"]), *both("/models", models, "GET"),
             *both("/chat/completions/input_tokens", input_tokens, "POST"), *both("/responses", openai_responses.responses, "POST"),
             *both("/responses/input_tokens", openai_responses.input_tokens, "POST"),
             Route("/v1/messages", anthropic.messages, methods=["POST"]), Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
-            *both("/embeddings", no_embeddings, "POST"), *both("/rerank", no_embeddings, "POST"),
-            Route("/completion", llama_server.completion, methods=["POST"]), Route("/metrics", metrics, methods=["GET"]),
+            Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]), *both("/rerank", embeddings.rerank, "POST"),
+            *[Route(path, embeddings.native, methods=["POST"]) for path in ("/embedding", "/embeddings")],
+            *[Route(path, llama_server.completion, methods=["POST"]) for path in ("/completion", "/completions")], Route("/metrics", metrics, methods=["GET"]),
             *[Route(path, endpoint, methods=["POST"]) for path, endpoint in (
                 ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template),
-                ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", no_embeddings))],
+                ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", embeddings.ollama_embed),
+                ("/api/embeddings", embeddings.ollama_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
-                ("/props", about.props), ("/slots", about.slots), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
+                ("/props", about.props), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi), ("/api/tags", ollama.tags),
                 ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 
@@ -116,14 +119,6 @@ async def one_model(request: Request) -> Response:
         if served.name == name:
             return JSONResponse(describe(served))
     raise ApiError(404, f"the model {name[:80]!r} does not exist here", "model", "model_not_found")
-
-
-async def no_embeddings(request: Request) -> Response:
-    """Refused: models that write text have no embeddings."""
-    async with Call(request) as call:
-        body = await call.body()
-        served = await call.model(body.text("model"))
-        raise ApiError(501, f"{served.name} writes text: it has no head for embeddings or ranking", code="not_supported")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

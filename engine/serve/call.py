@@ -79,14 +79,17 @@ class Call:
             except Exception as error:
                 raise of(error) from error
 
+    def salt(self, name: str) -> bytes:
+        """Whose prefix cache it is: a name under one key is another under the next."""
+        key = getattr(self.request.state, "key", "")
+        return hashlib.sha256(repr((key, name)).encode()).digest()[:16] if key or name else b""
+
     async def start(self, work: Callable[[], list[Generation]], salt: str = "") -> Ticket:
         """The answers that `work` makes, handed to the engine. salt: whose prefix cache they share."""
         generations = await self.make(work)
         assert self.served is not None
-        key = getattr(self.request.state, "key", "")
-        mine = hashlib.sha256(repr((key, salt)).encode()).digest()[:16] if key or salt else b""  # a name under one key is another under the next
         for generation in generations:
-            generation.cache_salt = mine
+            generation.cache_salt = self.salt(salt)
         ticket = Ticket(generations, asyncio.get_running_loop())
         try:
             self.served.loaded[1].submit(ticket)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..answers.chat_answer import chat_prompt
 from ..errors import quoted
+from ..text.harmony import FINAL
 from ..text.messages import normalise
+from ..text.thoughts import Thinking, marks_of, opened
 from ..text.tool_calls import check_tools
 from .asked import MAX_TOP_LOGPROBS, Asked, arguments_text, draw_seed
 from .errors import ApiError, of
 from .fields import Fields
-from .shapes import STOPPED, Thinking
+from .shapes import STOPPED
 from .tools import Forced, forced_prompt, schema_of
 
 if TYPE_CHECKING:
@@ -186,16 +188,18 @@ def answers(model: Model, asked: ChatAsked) -> list[Generation]:
         return [model.chat(asked.messages, tools=asked.tools, template_options=asked.template_options, sample_index=i, **options, **more)
                 for i in range(asked.n)]
     ids, format = prompt_ids(model, asked)
+    if held and format == "harmony":
+        ids = ids + model.tokenizer.encode(FINAL, bos=False, eos=False, parse_special=True)
     if held and thinks(model, ids):
-        ids = ids + model.tokenizer.encode(f"\n{Thinking.CLOSE}\n\n", bos=False, eos=False, parse_special=True)
+        ids = ids + model.tokenizer.encode(f"\n{marks_of(model.chat_template.sources)[1]}\n\n", bos=False, eos=False, parse_special=True)
     if asked.forced:
         ids, options = forced_prompt(model, ids, format), {**options, "json_schema": schema_of(asked.callable, format)}
     return [model.generate(ids, sample_index=i, **options, **more) for i in range(asked.n)]
 
 
 def thinks(model: Model, ids: Sequence[int]) -> bool:
-    """Whether the template ends with <think>, so that the answer begins inside."""
-    return model.tokenizer.decode(list(ids[-8:]), special=True).rstrip().endswith(Thinking.OPEN)
+    """Whether the template ends with the mark of thoughts, so that the answer begins inside."""
+    return opened(model.tokenizer, ids, marks_of(model.chat_template.sources))
 
 
 @dataclass
@@ -216,7 +220,8 @@ class Answer:
         self._generation, self._asked = generation, asked
         self._forced = Forced() if asked.forced else None
         whole = not asked.split_thoughts or bool(obeyed(asked.options))
-        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, generation.history))
+        prompt = generation.history[:generation.stats.prompt_tokens]  # the engine may be ahead already
+        self._thinking = None if whole else Thinking(not asked.begun and thinks(model, prompt), marks_of(model.chat_template.sources))
         self.content = self.reasoning = ""
         self.calls: list[dict[str, str]] = []
         """id, name, and arguments as JSON text."""

@@ -30,6 +30,8 @@ class Counters:
     answers_in_steps: int = 0
     longest: int = 0
     """Tokens of the longest text, prompt and answer."""
+    embedded_tokens: int = 0
+    """Of texts that were embedded or ranked; written by the event loop alone."""
     drafted: int = 0
     accepted: int = 0
 

@@ -44,8 +44,8 @@ class Event:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     error: LlaminaError | ApiError | None = None
-    prompt: tuple[int, int, int] | None = None
-    """(tokens of the prompt that are computed, those among them that the prefix cache gave, all), while it is read."""
+    prompt: tuple[int, int, int, float] | None = None
+    """(tokens of the prompt that are computed, those among them that the prefix cache gave, all, seconds since it was begun), while it is read."""
 
 
 class Ticket:
@@ -114,6 +114,7 @@ class _Live:
         self.job: Job | None = None
         self.told_ids = self.told_logprobs = 0
         self.told_prompt: tuple[int, int, int] | None = None
+        self.began = 0.0
 
 
 class Engine:
@@ -274,11 +275,12 @@ class Engine:
         """How much of the prompt is read."""
         if live.job is None or live.generation.ids:
             return
-        total, sequence = len(live.generation.history), live.job.sequence
+        total, sequence = live.generation.stats.prompt_tokens, live.job.sequence
         now = (min(total, sequence.length), sequence.reused, total)
         if now != live.told_prompt:
+            live.began = live.began or time.perf_counter()
+            live.ticket.post(Event(live.index, prompt=(*now, time.perf_counter() - live.began if live.told_prompt else 0.0)))
             live.told_prompt = now
-            live.ticket.post(Event(live.index, prompt=now))
 
     def _go(self, live: _Live) -> None:
         """As far as an answer gets until a step is needed."""

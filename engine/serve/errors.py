@@ -12,6 +12,9 @@ TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permis
          500: "server_error", 501: "not_supported_error", 503: "unavailable_error"}
 
 
+_FOLDERS = re.compile(r"(?:(?<=^)|(?<=[\s'\"(]))(?:[A-Za-z]:)?[/\\][^:'\"]*[/\\](?=[^/\\:'\"]*\.gguf)")
+
+
 class ApiError(Exception):
     """status: of HTTP. param: the field at fault; code: a word for programs; more: further members of the error object; headers: of the answer."""
 
@@ -44,9 +47,16 @@ def too_long(error: ContextFullError) -> ApiError:
 
 
 def of(error: BaseException) -> ApiError:
-    """What one of llamina's errors is to a client. Whatever else comes up is our fault: 500, without details of the program."""
+    """What one of llamina's errors is to a client, which learns a model file's name, not where it lies. Whatever else comes up is our fault: 500, without
+    details of the program."""
     if isinstance(error, ApiError):
         return error
+    found = _of(error)
+    found.message = _FOLDERS.sub("", found.message)
+    return found
+
+
+def _of(error: BaseException) -> ApiError:
     if isinstance(error, ContextFullError):
         return too_long(error)
     if isinstance(error, UnsupportedError):

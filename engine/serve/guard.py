@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, shape_of
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_ORIGINS = "localhost"
+"""Among `origins`: any page that this machine serves, at any port."""
 OPEN = ("/health", "/v1/health")
 """Paths for which no key is asked; the page's own files are added."""
 SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cross-origin-resource-policy": "same-origin",
@@ -51,14 +53,15 @@ class Guard:
             await self.inner(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        origin, allowed = headers.get("origin"), self._rules.origins
+        origin = headers.get("origin")
         extra = dict(SAFE)
-        if allowed:
-            extra["vary"] = "origin"
-        if origin is not None and origin in allowed:
-            extra |= {"access-control-allow-origin": origin, "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
-                      "access-control-allow-methods": "GET, POST", "access-control-expose-headers": "x-llamina-ignored",
+        if self._rules.origins:
+            extra["Vary"] = "Origin"
+        if origin is not None and self._may(origin):
+            extra |= {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version",
+                      "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Expose-Headers": "x-llamina-ignored",
                       "cross-origin-resource-policy": "cross-origin"}
+        asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -66,10 +69,10 @@ class Guard:
             await send(message)
         whole = scope["method"] in ("GET", "HEAD", "OPTIONS") and "content-length" not in headers and "transfer-encoding" not in headers
         try:
-            self._check(scope, headers, origin)
+            self._check(scope, headers, None if asks else origin)  # a page that may not is told so by what the answer lacks
             scope = {**scope, "state": {**scope.get("state", {}), "key": self._key(headers)}}
             if scope["method"] == "OPTIONS":
-                await sending({"type": "http.response.start", "status": 204 if "access-control-allow-origin" in extra else 405, "headers": []})
+                await sending({"type": "http.response.start", "status": 200 if asks else 405, "headers": [(b"content-length", b"0")]})
                 await sending({"type": "http.response.body", "body": b""})
                 return
             if scope["method"] == "POST":
@@ -88,7 +91,7 @@ class Guard:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._rules.hosts is not None and name.lower() not in (*LOCAL, *self._rules.hosts):
             raise ApiError(421, f"this server does not answer for the host {name[:80]!r} (--host and --allow-host say for which)", code="wrong_host")
-        own = origin is None or origin in self._rules.origins or origin.split("://", 1)[-1] == host
+        own = origin is None or self._may(origin) or origin.split("://", 1)[-1] == host
         if headers.get("sec-fetch-site") == "cross-site" and origin is None and headers.get("sec-fetch-mode") != "navigate":
             own = False  # a picture or script of another site: no Origin comes with it
         if not own:
@@ -101,6 +104,14 @@ class Guard:
             if not any(matches):
                 raise ApiError(401, "a key is asked for: Authorization: Bearer KEY, or X-Api-Key: KEY", code="invalid_api_key",
                                headers={"WWW-Authenticate": "Bearer"})
+
+    def _may(self, origin: str) -> bool:
+        """Whether a page of this origin may use the server."""
+        if origin in self._rules.origins and origin != LOCAL_ORIGINS:
+            return True
+        kind, _, place = origin.partition("://")
+        name, _, port = (place, "", "") if place.endswith("]") else place.rpartition(":") if ":" in place else (place, "", "")
+        return LOCAL_ORIGINS in self._rules.origins and kind in ("http", "https") and name in LOCAL and (not port or port.isdigit())
 
     @staticmethod
     def _key(headers: dict[str, str]) -> str:

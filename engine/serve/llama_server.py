@@ -17,7 +17,7 @@ from .engine import Ticket
 from .errors import ApiError, of
 from .fields import Fields
 from .openai_chat import IGNORED, salt_of
-from .shapes import progress, timings, token_entry
+from .shapes import progress, prompt_text, timings, token_entry
 from .sse import event
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def account(model: Model, name: str, asked: NativeAsked, i: int, generation: Gen
     found = {"index": i, "content": content, "tokens": list(generation.ids) if asked.return_tokens and not asked.stream else [], "id_slot": 0, "stop": True,
              "model": name, "tokens_predicted": s.generated_tokens, "tokens_evaluated": s.prompt_tokens,
              "generation_settings": settings(model, asked.options, s.seed),
-             "prompt": model.tokenizer.decode(generation.history[:s.prompt_tokens], special=True), "has_new_line": "\n" in generation.so_far,
+             "prompt": prompt_text(model, generation), "has_new_line": "\n" in generation.so_far,
              "truncated": bool(s.context_shifts) or generation.finish_reason == "context", "stop_type": REASONS.get(generation.finish_reason or "", "none"),
              "stopping_word": generation.stopped_by or "", "tokens_cached": s.prompt_tokens + s.generated_tokens - 1, "timings": timings(generation)}
     if asked.top_logprobs and not asked.stream:
@@ -163,7 +163,7 @@ async def _pieces(model: Model, name: str, asked: NativeAsked, ticket: Ticket) -
         if e.prompt is not None:
             if not asked.return_progress:
                 continue
-            more = progress(e.prompt, g)
+            more = progress(e.prompt)
         if e.ids or e.text or e.prompt is not None:
             yield event({"index": e.index, "content": e.text, "tokens": e.ids, "stop": False, "id_slot": -1, "tokens_predicted": len(g.ids),
                          "tokens_evaluated": g.stats.prompt_tokens, **more})

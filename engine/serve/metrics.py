@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OURS = (("prompt_tokens_total", "Prompt tokens computed.", "prompt_tokens"),
         ("prompt_tokens_cached_total", "Prompt tokens that the prefix cache had.", "cached_tokens"),
+        ("embedded_tokens_total", "Tokens of texts that were embedded or ranked.", "embedded_tokens"),
         ("tokens_total", "Tokens of answers.", "tokens"), ("prompt_seconds_total", "Seconds spent on prompts, answers added up.", "prompt_seconds"),
         ("answer_seconds_total", "Seconds spent on tokens after the first, answers added up.", "answer_seconds"), ("steps_total", "Steps computed.", "steps"),
         ("busy_seconds_total", "Seconds of the clock in steps.", "busy_seconds"), ("drafted_tokens_total", "Tokens guessed ahead.", "drafted"),
@@ -27,7 +28,9 @@ THEIRS = (("prompt_tokens_total", "prompt_tokens"), ("prompt_tokens_cached_total
 async def metrics(request: Request) -> Response:
     """Counters and gauges for Prometheus."""
     server: Server = request.app.state.server
-    return Response("".join(_lines(server)), media_type="text/plain; version=0.0.4", headers={"process-start-time-unix": str(server.registry.started)})
+    found = Response("".join(_lines(server)), media_type="text/plain; version=0.0.4")
+    found.raw_headers.append((b"Process-Start-Time-Unix", str(server.registry.started).encode()))  # with llama-server's capitals, which some look for
+    return found
 
 
 def _head(name: str, kind: str, text: str) -> str:
@@ -73,6 +76,7 @@ def _memory(models: list[Served], limit: int | None) -> Iterator[str]:
 def _aliases(models: list[Served]) -> Iterator[str]:
     every = [served.loaded[1].counters for served in models]
     total = Counters(**{name: sum(getattr(c, name) for c in every) for name in Counters.__dataclass_fields__})
+    total.prompt_tokens += total.embedded_tokens
     total.longest = max((c.longest for c in every), default=0)
     for name, attribute in THEIRS:
         yield _head(f"llamacpp:{name}", "counter", "As llama-server counts.") + f"llamacpp:{name} {getattr(total, attribute):.12g}\n"

@@ -28,7 +28,7 @@ from .conversation import (
 from .engine import Ticket
 from .errors import of
 from .fields import Fields
-from .shapes import chat_logprobs, progress, timings, usage
+from .shapes import chat_logprobs, progress, prompt_text, timings, usage
 from .sse import event
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ async def input_tokens(request: Request) -> Response:
 
 def verbose(model: Model, ticket: Ticket) -> dict[str, Any]:
     """What llama-server tells when asked to: the prompt as the model reads it."""
-    g = ticket.generations[0]
-    return {"__verbose": {"prompt": model.tokenizer.decode(g.history[:g.stats.prompt_tokens], special=True)}}
+    return {"__verbose": {"prompt": prompt_text(model, ticket.generations[0])}}
 
 
 async def _whole(model: Model, asked: ChatAsked, ticket: Ticket, common: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +155,7 @@ async def _pieces(model: Model, asked: ChatAsked, ticket: Ticket, common: dict[s
             yield chunk(i, {"role": "assistant", "content": None})
         if e.prompt is not None:
             if asked.return_progress:
-                yield chunk(i, {}, **progress(e.prompt, g))
+                yield chunk(i, {}, **progress(e.prompt))
             continue
         waiting[i] += e.logprobs
         more: dict[str, Any] = {"timings": timings(g)} if asked.timings_per_token else {}

@@ -24,6 +24,7 @@ from .sse import event
 if TYPE_CHECKING:
     from ..answers.generation import Generation
     from ..model import Model
+    from ..sampling.sampler import TokenLogprob
 
 MAX_PROMPTS = 256
 DEFAULT_TOKENS = 16  # OpenAI's
@@ -111,6 +112,11 @@ async def _heads(call: Call, model: Model, asked: CompletionAsked, prompts: list
     return [await call.make(partial(one, given, ids)) for given, ids in zip(asked.prompts, prompts)]
 
 
+def _end(g: Generation) -> list[TokenLogprob]:
+    """The token that ended an answer is listed, too, as OpenAI lists it: who scores a prompt asks for one token more, and drops it."""
+    return [g.end_logprob] if g.end_logprob is not None else []
+
+
 async def _whole(model: Model, asked: CompletionAsked, ticket: Ticket, heads: list[Head], common: dict[str, Any]) -> dict[str, Any]:
     texts = [""] * len(ticket.generations)
     async for e in ticket:
@@ -123,8 +129,8 @@ async def _whole(model: Model, asked: CompletionAsked, ticket: Ticket, heads: li
         told = None
         if asked.top_logprobs is not None:
             before = legacy_logprobs(model.tokenizer, found, ids)
-            after = legacy_logprobs(model.tokenizer, g.logprobs, [t.id for t in g.logprobs], len(head))
-            told = {name: before[name] + after[name] for name in before}
+            after = legacy_logprobs(model.tokenizer, listed := [*g.logprobs, *_end(g)], [t.id for t in listed], len(head))
+            told = {name: before[name] + after[name] for name in before if name != "end"}
         choices.append({"index": i, "text": head + text, "logprobs": told, "finish_reason": STOPPED.get(g.finish_reason or "", "stop")})
     return {**common, "choices": choices, "usage": usage(ticket.generations, asked.n),
             "timings": timings(ticket.generations[0]), "seed": ticket.generations[0].stats.seed}
@@ -148,12 +154,16 @@ async def _pieces(model: Model, asked: CompletionAsked, ticket: Ticket, heads: l
         if i not in begun:
             begun.add(i)
             if asked.echo:
-                yield chunk(i, head, None if asked.top_logprobs is None else legacy_logprobs(model.tokenizer, found, ids))
+                before = None if asked.top_logprobs is None else legacy_logprobs(model.tokenizer, found, ids)
+                if before is not None:
+                    del before["end"]
+                yield chunk(i, head, before)
                 at[i] = len(head)
         told = None
-        if asked.top_logprobs is not None and e.logprobs:
-            told = legacy_logprobs(model.tokenizer, e.logprobs, [t.id for t in e.logprobs], at[i])
-            at[i] += sum(map(len, told["tokens"]))
+        listed = [*e.logprobs, *(_end(ticket.generations[i]) if e.finish_reason else [])]
+        if listed:
+            told = legacy_logprobs(model.tokenizer, listed, [t.id for t in listed], at[i])
+            at[i] = told.pop("end")
         reason = None if e.finish_reason is None else STOPPED.get(e.finish_reason, "stop")
         if e.text or told or reason:
             yield chunk(i, e.text, told, reason)

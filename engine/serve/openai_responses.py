@@ -169,7 +169,7 @@ class Output:
                 return
             if e.prompt is not None:
                 if self._asked.return_progress:
-                    yield self._event("response.in_progress", response=self._response("in_progress"), **progress(e.prompt, self._generation))
+                    yield self._event("response.in_progress", response=self._response("in_progress"), **progress(e.prompt))
                 continue
             self._logprobs += e.logprobs
             more = {"timings": timings(self._generation)} if self._asked.timings_per_token else {}

@@ -6,14 +6,18 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...kernels import ARITHMETIC_VERSION
+from ..architectures.config import ModelConfig
 from ..errors import ClosedError, LlaminaError, OutOfMemoryError, quoted
+from ..gguf.file import open_gguf
 from ..home.library import model_files, models_folder, short_name
+from ..home.resolve import resolve
+from ..run.memory import plan
 from .engine import Engine
 from .errors import ApiError, of
 
@@ -42,10 +46,11 @@ class Served:
 
 
 class Registry:
-    """load(path, memory) makes a Model. memory: bytes for all loaded models together, None: no limit but the system's."""
+    """load(path, memory) makes a Model. memory: bytes for all loaded models together, None: no limit but the system's. options: what `load` says of
+    context and kv, by which it is known what a model can make use of."""
 
-    def __init__(self, load: Callable[..., Model], parallel: int, queue: int, memory: int | None = None) -> None:
-        self._load, self._parallel, self._queue, self.memory = load, parallel, queue, memory
+    def __init__(self, load: Callable[..., Model], parallel: int, queue: int, memory: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        self._load, self._parallel, self._queue, self.memory, self._options = load, parallel, queue, memory, dict(options or {})
         self._models: dict[str, Served] = {}
         self._single: Served | None = None
         self._turn = threading.Lock()
@@ -127,7 +132,7 @@ class Registry:
                 try:
                     if room is not None and room <= 0:
                         raise OutOfMemoryError("the memory allowed is in use by other models")
-                    model = await asyncio.to_thread(self._load, str(served.path), memory=room)
+                    model = await asyncio.to_thread(lambda: self._load(str(served.path), memory=self._useful(str(served.path), room)))
                     break
                 except OutOfMemoryError as error:
                     idle = [s for s in self._models.values() if s.model is not None and not s.users]
@@ -140,6 +145,15 @@ class Registry:
                 model.close()
                 raise of(ClosedError("the server is stopping"))
             self._begin(served, model)
+
+    def _useful(self, path: str, room: int | None) -> int | None:
+        """Of `room` bytes, what a model can make use of: weights, and a full context for each answer that may be under way and one more, for beginnings that
+        are kept. What is left is for other models. Raises what `load` raises."""
+        if room is None:
+            return None
+        with open_gguf(resolve(path)) as gguf:
+            found = plan(gguf, ModelConfig.from_gguf(gguf), self._options.get("context"), room, self._options.get("kv"))
+        return min(room, found.weights + (self._parallel + 1) * found.context_bytes)
 
     def unload(self, served: Served) -> None:
         model, engine = served.model, served.engine

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..answers.generation import Generation
+    from ..model import Model
     from ..sampling.sampler import TokenLogprob
     from ..text.tokenizer import Tokenizer
 
@@ -25,10 +26,13 @@ def usage(generations: Sequence[Generation], each: int | None = None) -> dict[st
 def timings(generation: Generation) -> dict[str, Any]:
     """llama-server's. The first token is made of the prompt's last logits, so the rate is that of the others."""
     s = generation.stats
-    n, more = s.prompt_tokens - s.reused_tokens, max(0, s.generated_tokens - 1)
-    prompt_ms, made_ms = 1000 * s.prompt_seconds, 1000 * s.generate_seconds
-    return {"cache_n": s.reused_tokens, "prompt_n": n if prompt_ms else 0, "prompt_ms": prompt_ms, "prompt_per_token_ms": _ratio(prompt_ms, n),
-            "prompt_per_second": _ratio(1000 * n, prompt_ms), "predicted_n": s.generated_tokens, "predicted_ms": made_ms,
+    return _timings(s.reused_tokens, s.prompt_tokens - s.reused_tokens if s.prompt_seconds else 0, s.prompt_seconds, s.generated_tokens, s.generate_seconds)
+
+
+def _timings(cached: int, n: int, prompt_seconds: float, made: int, made_seconds: float) -> dict[str, Any]:
+    more, prompt_ms, made_ms = max(0, made - 1), 1000 * prompt_seconds, 1000 * made_seconds
+    return {"cache_n": cached, "prompt_n": n, "prompt_ms": prompt_ms, "prompt_per_token_ms": _ratio(prompt_ms, n),
+            "prompt_per_second": _ratio(1000 * n, prompt_ms), "predicted_n": made, "predicted_ms": made_ms,
             "predicted_per_token_ms": _ratio(made_ms, more), "predicted_per_second": _ratio(1000 * more, made_ms)}
 
 
@@ -36,11 +40,18 @@ def _ratio(a: float, b: float) -> float:
     return a / b if b else 0.0
 
 
-def progress(prompt: tuple[int, int, int], generation: Generation) -> dict[str, Any]:
+def progress(prompt: tuple[int, int, int, float]) -> dict[str, Any]:
     """llama-server's, while a prompt is read."""
-    done, cached, total = prompt
-    return {"prompt_progress": {"total": total, "cache": cached, "processed": done, "time_ms": round(1000 * generation.stats.prompt_seconds)},
-            "timings": timings(generation)}
+    done, cached, total, seconds = prompt
+    return {"prompt_progress": {"total": total, "cache": cached, "processed": done, "time_ms": round(1000 * seconds)},
+            "timings": _timings(cached, done - cached, seconds, 0, 0.0)}
+
+
+def prompt_text(model: Model, generation: Generation) -> str:
+    """The prompt as the model reads it: its tokens' texts in a row, as llama-server shows it (SentencePiece's first space and all)."""
+    tokenizer = model.tokenizer
+    ids = generation.history[:generation.stats.prompt_tokens]
+    return b"".join(tokenizer.token_bytes(id) or tokenizer.token_text(id).encode() for id in ids).decode("utf-8", "replace")
 
 
 def token_entry(tokenizer: Tokenizer, id: int, logprob: float) -> dict[str, Any]:
@@ -56,50 +67,17 @@ def chat_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob]) -> dict[s
 
 
 def legacy_logprobs(tokenizer: Tokenizer, found: Sequence[TokenLogprob | None], ids: Sequence[int], at: int = 0) -> dict[str, Any]:
-    """OpenAI's shape of completions: four lists. None: the first token of an echoed prompt."""
-    tokens, offsets = [tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids], []
-    for text in tokens:
+    """OpenAI's shape of completions: four lists; and `end`, the offset after them. Control tokens have a name and no text. None: the first token of an
+    echoed prompt."""
+    def text(id: int) -> str:
+        return tokenizer.token_bytes(id).decode("utf-8", "replace")
+
+    def name(id: int) -> str:
+        return text(id) or tokenizer.token_text(id)
+    offsets = []
+    for id in ids:
         offsets.append(at)
-        at += len(text)
-    top = [None if t is None else {tokenizer.token_bytes(id).decode("utf-8", "replace"): p for id, p in reversed(t.top)} for t in found]
-    return {"tokens": tokens, "token_logprobs": [None if t is None else t.logprob for t in found], "top_logprobs": top, "text_offset": offsets}
-
-
-class Thinking:
-    """Splits an answer as it comes into what stands between <think> and </think> at its beginning, and the rest. inside: the template has opened it already.
-
-    push(text) -> (thought, said)"""
-
-    OPEN, CLOSE = "<think>", "</think>"
-
-    def __init__(self, inside: bool) -> None:
-        self._state, self._held = ("thinking" if inside else "start"), ""
-
-    def push(self, text: str, last: bool = False) -> tuple[str, str]:
-        thought = said = ""
-        self._held += text
-        while True:
-            if self._state == "start":
-                seen = self._held.lstrip()
-                if seen.startswith(self.OPEN):
-                    self._state, self._held = "thinking", seen[len(self.OPEN):]
-                elif self.OPEN.startswith(seen) and not last:
-                    return thought, said
-                else:
-                    self._state = "said"
-            elif self._state == "thinking":
-                before, found, after = self._held.partition(self.CLOSE)
-                if not found:
-                    keep = 0 if last else max((n for n in range(1, len(self.CLOSE)) if self._held.endswith(self.CLOSE[:n])), default=0)
-                    cut = len(self._held) - keep
-                    thought, self._held = thought + self._held[:cut], self._held[cut:]
-                    return thought, said
-                thought, self._held, self._state = thought + before, after, "after"
-            elif self._state == "after":  # the blank lines that part thought and answer
-                self._held = self._held.lstrip("\n")
-                if not self._held:
-                    return thought, said
-                self._state = "said"
-            else:
-                said, self._held = said + self._held, ""
-                return thought, said
+        at += len(text(id))
+    top = [None if t is None else {name(id): p for id, p in reversed(t.top)} for t in found]
+    return {"tokens": [name(id) for id in ids], "token_logprobs": [None if t is None else t.logprob for t in found], "top_logprobs": top,
+            "text_offset": offsets, "end": at}

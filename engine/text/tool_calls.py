@@ -6,6 +6,9 @@
     mistral   [TOOL_CALLS] [{"name": …, "arguments": {…}, "id": …}, …]    or, since 2025, [TOOL_CALLS]name[ARGS]{…} for each
     hermes    <tool_call>{"name": …, "arguments": {…}}</tool_call> for each, text before, between and after
     function  <function=name>{…}</function> for each
+    qwen      <tool_call><function=name><parameter=key>value</parameter></function></tool_call> for each                 (tool_forms.py)
+    gemma4    <|tool_call>call:name{key:<|"|>value<|"|>}<tool_call|> for each                                            (tool_forms.py)
+    harmony   channels and recipients of messages (harmony.py)
 
 What does not parse stays text, beside the calls that do: a model's mistake is nothing to raise over. Markers inside of JSON strings are text.
 """
@@ -19,14 +22,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
+from . import harmony
+from .harmony import CONTROLS, Harmony, is_harmony
+from .tool_forms import CALL, CALL_END, QUOTE, gemma_calls, qwen_calls
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 PYTHON_TAG = "<|python_tag|>"
-MARKERS = {"mistral": ("[TOOL_CALLS]",), "hermes": ("<tool_call>",), "function": ("<function=", PYTHON_TAG), "llama3": (PYTHON_TAG,)}
+MARKERS = {"mistral": ("[TOOL_CALLS]",), "hermes": ("<tool_call>",), "function": ("<function=", PYTHON_TAG), "llama3": (PYTHON_TAG,),
+           "qwen": ("<tool_call>", "<function="), "gemma4": (CALL,)}
 """How a call begins; in "llama3" also with a brace that begins the answer."""
-WRITTEN = (PYTHON_TAG, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</tool_call>")
+WRITTEN = (PYTHON_TAG, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<tool_call>", "</tool_call>", CALL, CALL_END, QUOTE)
 """Control tokens whose text is wanted to find calls; others have none."""
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\.call\((.*)\)\s*", re.DOTALL)
 _ARGS = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?\[ARGS\]")
@@ -50,20 +57,30 @@ class ToolCall:
 
 def tool_format(template: str) -> str | None:
     """How a chat template (its source) wants calls written; None if it takes no tools, or in another way."""
+    if is_harmony(template):
+        return "harmony"
     if "tools" not in template:
         return None
     if "[TOOL_CALLS]" in template:
         return "mistral"
-    if "<tool_call>" in template and "<function=" not in template:  # with both (Qwen3-Coder) arguments are XML
-        return "hermes"
-    if "<function=" in template and "<tool_call>" not in template:
+    if CALL in template and CALL_END in template:
+        return "gemma4"
+    if "<tool_call>" in template:  # with both (Qwen 3.5, Qwen3-Coder) arguments are XML-like
+        return "qwen" if "<function=" in template else "hermes"
+    if "<function=" in template:
         return "function"
     return "llama3" if PYTHON_TAG in template or "ipython" in template or '"parameters": dictionary' in template else None
 
 
-def written_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the control tokens among WRITTEN."""
-    return frozenset(tokenizer.control.ids[text] for text in WRITTEN if text in tokenizer.control.ids)
+def written_ids(tokenizer: Tokenizer, format: str | None = None) -> frozenset[int]:
+    """Ids of the control tokens among WRITTEN, or those of Harmony."""
+    wanted = CONTROLS if format == "harmony" else WRITTEN
+    return frozenset(tokenizer.control.ids[text] for text in wanted if text in tokenizer.control.ids)
+
+
+def visible(format: str | None) -> Visible | Harmony:
+    """What lets through what is no call, for a format."""
+    return Harmony() if format == "harmony" else Visible(format)
 
 
 def calls_before(messages: Sequence[Any]) -> int:
@@ -116,8 +133,8 @@ class Visible:
 
 
 def parse(text: str, format: str | None, names: Collection[str] = (), first: int = 0) -> tuple[str, list[ToolCall]]:
-    """(what is no call, calls) of a whole answer with its markers. names: the tools there are (a bare JSON object is a call only if it names one);
-    first: the number of the first call, for ids."""
+    """(what is no call, calls) of a whole answer with its markers. names: the tools there are (a bare JSON object is a call only if it names one), best with
+    the schemas of their parameters; first: the number of the first call, for ids."""
     calls: list[ToolCall] = []
 
     def add(name: Any, arguments: Any, id: Any = None) -> bool:
@@ -129,6 +146,11 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
         calls.append(ToolCall(name, arguments, id if isinstance(id, str) and id else f"call{first + len(calls):05d}"))  # nine characters: Mistral insists
         return True
 
+    if format == "harmony":
+        found = harmony.messages(text)
+        for name, arguments in harmony.calls(found):
+            add(name, arguments)
+        return harmony.shown(found), calls
     if format == "mistral":
         content, marker, rest = text.partition("[TOOL_CALLS]")
         content += "".join(written for call, written in _mistral(rest) if not add(*call)) if marker else ""
@@ -142,6 +164,12 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
             if not (add(match[1], found) if format == "function" else isinstance(found, dict) and add(found.get("name"), found.get("arguments", {}))):
                 content += text[match.start():at]  # a bad one stays text, beside the good ones
         content = (content + text[at:]).replace(PYTHON_TAG, "")
+    elif format in ("gemma4", "qwen"):
+        schemas = names if isinstance(names, Mapping) else {}
+        content, ok = "", True
+        for name, arguments, written in gemma_calls(text) if format == "gemma4" else qwen_calls(text, schemas):
+            if name is None or not add(name, arguments):
+                content += written
     elif format == "llama3":
         content, marker, rest = text.partition(PYTHON_TAG)
         content, rest = (content, rest) if marker else ("", text)

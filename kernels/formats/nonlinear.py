@@ -5,7 +5,7 @@
             ls of sub-block b: nibble b of scales_l, bits 2b of scales_h above it
     MXFP4   e:u8 | qs[16]                                     w = 2**(e - 128) V[q], 32 columns (OCP MX: e8m0 scale, doubled e2m1 values)
 
-Tiles, lane = row: IQ4_NL as Q4_0's; IQ4_XS d[16] | 8 x (ls - 32)[16]:int8 | 8 x 256 bytes of nibbles; MXFP4 d[16]:float32 | 256 bytes. The table is
+Tiles, lane = row: IQ4_NL as Q4_0's; IQ4_XS d[16] | 8 x (ls - 32)[16]:int8 | 8 x 256 bytes of nibbles; MXFP4 e[16] | 256 bytes. The table is
 stored with its zero point added (128; 16 for MXFP4), so that codes are unsigned bytes for the dot product.
 """
 from __future__ import annotations
@@ -15,7 +15,21 @@ import numpy as np
 from ..half import load_f16x16
 from ..lookup import lookup
 from ..matmul import Packing, jit
-from ..simd import get_i8, load_f32x16, load_i8x16_as_i32, load_u8, load_u16, put_i8, store_u8, store_u16, store_u32, to_f32
+from ..simd import (
+    and_i32,
+    from_bits,
+    get_i8,
+    load_i8x16_as_i32,
+    load_u8,
+    load_u16,
+    put_i8,
+    shl_i32,
+    splat_i32,
+    store_u8,
+    store_u16,
+    to_f32,
+    vmax_i32,
+)
 from .legacy import finite_half, half, place_words, unpack_nibbles
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -76,12 +90,8 @@ def _place_iq4_xs(src, dst, lane):
 
 @jit
 def _place_mxfp4(src, dst, lane):
-    e = np.uint32(load_u8(src))
-    bits = (e - np.uint32(1)) << np.uint32(23)
-    if e < 2:
-        bits = np.uint32(0x00200000) << e
-    store_u32(dst + 4 * lane, bits)
-    place_words(src + 1, 4, dst + 64, lane)
+    store_u8(dst + lane, load_u8(src))
+    place_words(src + 1, 4, dst + 16, lane)
     return True
 
 
@@ -109,10 +119,14 @@ def _scale_iq4_xs(tile, b):
 
 
 @jit
-def _scale_f32(tile, b):
-    return load_f32x16(tile)
+def _scale_mxfp4(tile, b):
+    """2**(e - 128) by its bits, (e - 1) << 23: below e = 2 these are negative or zero, and subnormal ones are larger: 1 or 2 << 21. Lanes past a matrix's rows
+    have the smallest scale, of codes whose dot product is zero."""
+    e = and_i32(load_i8x16_as_i32(tile), 255)
+    subnormal = splat_i32(2) - vmax_i32(splat_i32(1) - e, splat_i32(0))
+    return from_bits(vmax_i32(shl_i32(e - splat_i32(1), 23), shl_i32(subnormal, 21)))
 
 
 IQ4_NL = Packing("IQ4_NL", 32, 18, 288, decode_iq4_nl, _place_iq4_nl, unpacker(IQ4_VALUES, 128, 32), _scale, zero=128)
 IQ4_XS = Packing("IQ4_XS", 256, 136, 160 + 8 * 256, decode_iq4_xs, _place_iq4_xs, unpacker(IQ4_VALUES, 128, 160), _scale_iq4_xs, zero=128)
-MXFP4 = Packing("MXFP4", 32, 17, 64 + 256, decode_mxfp4, _place_mxfp4, unpacker(MXFP4_VALUES, 16, 64), _scale_f32, zero=16)
+MXFP4 = Packing("MXFP4", 32, 17, 16 + 256, decode_mxfp4, _place_mxfp4, unpacker(MXFP4_VALUES, 16, 16), _scale_mxfp4, zero=16)

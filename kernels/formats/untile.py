@@ -8,19 +8,20 @@ far lanes are apart. Most bytes stay whole, and are copied as such.
 """
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
+from ..addresses import address
 from ..compile_cache import compiled
 from ..matmul import ROWS
 from ..simd import load_i64, load_u8, load_u32, store_u8
 from . import registry
 from .table import FORMATS
 
-REVERSIBLE = frozenset({"F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0"})
+REVERSIBLE = frozenset({"F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ2_0",
+                        "MXFP4"})
 """Formats whose tiles hold every bit of the file's rows. (A test tries all formats.)"""
 _BY_BITS = 0xFFFFFFFF
 
@@ -112,10 +113,5 @@ class Rows:
         """uint8 [len(rows), bytes of a row]; rows: int64, contiguous and writable. Their numbers are the caller's to check."""
         n = len(rows)
         out = np.empty((n, self._row_bytes), np.uint8)
-        self._untile(*self._fixed, _address(rows), n, _address(out))
+        self._untile(*self._fixed, address(rows), n, address(out))
         return out
-
-
-def _address(array: np.ndarray) -> int:
-    """`array.ctypes.data` in a quarter of the time."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))

@@ -21,6 +21,7 @@ from ....kernels.route import ACTIVE, COUNT, FIRST, FIRST_GROUP, LIST_N_ACTIVE, 
 from ....kernels.simd import fma, load_f32, load_f32x16, load_i64, splat_f32, store_f32x16, vsum
 from ....kernels.team import next_tile
 from ....kernels.vecmath import vexp
+from .common import BIAS as MATRIX_BIAS
 from .common import (
     COLUMNS,
     ENTRY,
@@ -43,7 +44,6 @@ from .common import (
     spoiled,
     take,
 )
-from .common import BIAS as MATRIX_BIAS
 
 COMPACT = 4
 """Blocks of 32 columns of a piece of gate and up: what a thread has of them for up to 512 tokens stays in its second-level cache."""
@@ -94,7 +94,7 @@ def expert_gated(activation: str) -> Compiled:
     @jit
     def some_columns(step, stage, expert, pair0, pair1, x_records, x_rows, room):
         """Blocks [pair0, pair1) of 32 columns of one expert, at most COMPACT of them. -> largest |x| as bits"""
-        lists, n_experts, k, ld_x = load_i64(stage + LISTS), load_i64(stage + N_EXPERTS), load_i64(stage + N_USED), load_i64(step + LD_X)
+        lists, n_experts, ld_x = load_i64(stage + LISTS), load_i64(stage + N_EXPERTS), load_i64(step + LD_X)
         n, first = load_i64(by_expert(lists, n_experts, COUNT, expert)), load_i64(by_expert(lists, n_experts, FIRST, expert))
         group, ld, out, worst = load_i64(by_expert(lists, n_experts, FIRST_GROUP, expert)), load_i64(stage + LD), load_i64(stage + OUT), 0
         gate, up, plain = room, room + 4 * PIECE * n, load_i64(stage + E_UP + KERNEL) == 0
@@ -150,7 +150,7 @@ def expert_gated(activation: str) -> Compiled:
 @compiled(ENTRY)
 def expert_take(tid, n_threads, team, step, stage):
     """The activation's rows by token and rank, to rows or records of slots. Faults: the activation."""
-    n_tokens, k, lists, n_experts = load_i64(step + N_TOKENS), load_i64(stage + N_USED), load_i64(stage + LISTS), load_i64(stage + N_EXPERTS)
+    lists, n_experts = load_i64(stage + LISTS), load_i64(stage + N_EXPERTS)
     source, ld, rows, records = load_i64(stage + T_SOURCE), load_i64(stage + T_LD), load_i64(stage + T_ROWS), load_i64(stage + T_RECORDS)
     i = next_tile(team, 0, 1)
     while i < load_i64(lists + 8 * LIST_N_ACTIVE):

@@ -1,6 +1,6 @@
 """The residual stream: what sublayers made joins it, and the next sublayer's norm is taken. Norm and records are one op; few tokens cost no barrier (OWN).
 
-    x += factor * post_norm(addend)  [twice, if two sublayers ran side by side];  normed = norm(x);  records = quantise(normed)
+    x += factor * post_norm(addend)  [twice, if two ran side by side];  x *= scale  [where a layer has one];  normed = norm(x);  records = quantise(normed)
 
 A range of layers begins with a stream that nothing waits to join (the first stage of a run adds nothing) and ends with `close`, which adds what is left.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from ....kernels.activations import GROUP, quantize_row
 from ....kernels.compile_cache import compiled
 from ....kernels.elementwise import add_rows, jit, rms_norm
-from ....kernels.norms import add_scaled, layer_norm
+from ....kernels.norms import add_scaled, layer_norm, scale_row
 from ....kernels.simd import load_f32, load_i64
 from ....kernels.team import next_tile
 from .common import (
@@ -38,12 +38,13 @@ from .common import (
 )
 
 (GAIN, BIAS, LAYER_NORM, EPS, DIM, MAKE_RECORDS, KEEP, ADDEND, POST_GAIN, POST_BIAS, FACTOR, ADDEND_2, POST_GAIN_2, POST_BIAS_2, FACTOR_2,
- REPLACES) = range(HEADER, HEADER + 8 * 16, 8)
+ REPLACES, STREAM_SCALE) = range(HEADER, HEADER + 8 * 17, 8)
 """GAIN, BIAS: addresses of the norm's, or 0 (no GAIN: x itself goes on). LAYER_NORM: whether these norms are LayerNorm, not RMSNorm. MAKE_RECORDS, KEEP:
 whether some matrix reads records, or rows, of the result: rows that nobody reads share a place in the first-level cache. ADDEND: address of
 float32 [tokens, LD_X], or 0; POST_GAIN, POST_BIAS: of its own norm, or 0; FACTOR: float32. The same for ADDEND_2.
-REPLACES: whether the normed row becomes the residual one, too."""
-WORDS = 16
+REPLACES: whether the normed row becomes the residual one, too. STREAM_SCALE: address of the float32 that the stream is multiplied by when all has joined it,
+or 0."""
+WORDS = 17
 _NEXT = ADDEND_2 - ADDEND
 
 
@@ -77,7 +78,11 @@ def _add(stage, at, x, m, room, ld):
 def add_pending(stage, x, m, room, ld):
     """Row m of whatever a stage's words name joins the residual row at x. -> not finite"""
     bad = _add(stage, 0, x, m, room, ld)
-    return bad | _add(stage, _NEXT, x, m, room, ld)
+    bad |= _add(stage, _NEXT, x, m, room, ld)
+    scale = load_i64(stage + STREAM_SCALE)
+    if scale != 0:
+        scale_row(x, load_f32(scale), ld)
+    return bad
 
 
 @jit
@@ -184,6 +189,8 @@ def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
     for addend, at in zip(addends, (0, _NEXT)):
         words[(ADDEND + at) // 8], floats[(FACTOR + at) // 4] = layout.address(addend.buffer), addend.factor
         words[(POST_GAIN + at) // 8], words[(POST_BIAS + at) // 8] = layout.gain(addend.norm), layout.bias(addend.norm)
+    scales = [a.stream_scale for a in addends if a.stream_scale]
+    words[STREAM_SCALE // 8] = layout.vector(scales[-1] if scales else "")
     norms = [n for n in (norm, *(a.norm for a in addends)) if n]
     assert len(addends) <= 2 and len({(n.kind, n.eps) for n in norms}) <= 1, "norms of one stage are of one kind"
     words[GAIN // 8], words[BIAS // 8], words[DIM // 8] = layout.gain(norm), layout.bias(norm), args["dim"]

@@ -19,7 +19,6 @@ from ....kernels.attention import (
     LD_Q,
     N_HEADS,
     N_KV_HEADS,
-    NOTHING,
     PAGE_TABLES,
     PART_HEADER,
     POSITIONS,
@@ -55,7 +54,6 @@ from ....kernels.simd import (
     stack_vectors,
     store_f32,
     store_f32x16,
-    store_i64,
     vmax_across,
     vsum,
 )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, experts, gated, join, linear, open_form, pattern, qkv, route, summary
+from . import attend, conv, delta, experts, gate, gated, join, journal, linear, open_form, pattern, per_layer, project, qkv, route, summary
 
 
 class Op(NamedTuple):
@@ -53,6 +53,15 @@ OPS = {
     "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
     "rotate": Op(open_form.rotate, open_form.WORDS, open_form.fill),
     "append": Op(open_form.append, open_form.WORDS, open_form.fill),
+    "per_layer_mix": Op(per_layer.mix, per_layer.MIX_WORDS, per_layer.fill_mix),
+    "per_layer_gate": Op(per_layer.gate, per_layer.WORDS, per_layer.fill),
+    "per_layer_activate": Op(per_layer.activate, per_layer.WORDS, per_layer.fill),
+    "project": Op(project.project, project.WORDS, project.fill),
+    "journal": Op(journal.journal, journal.WORDS, journal.fill),
+    "conv": Op(conv.conv, conv.WORDS, conv.fill),
+    "conv_silu": Op(conv.conv_silu, conv.WORDS, conv.fill),
+    "delta": Op(delta.delta, delta.WORDS, delta.fill),
+    "gate": Op(gate.gate, gate.WORDS, gate.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
     "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),
     "summary": Op(summary.summary, summary.WORDS, summary.fill),

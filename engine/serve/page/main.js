@@ -255,5 +255,6 @@ document.addEventListener("keydown", (e) => {
   $("side").classList.remove("open");
 });
 theme(localStorage.getItem("llamina.theme"));
+if (matchMedia("(max-width: 760px)").matches) $("entry").placeholder = "Write a message";
 draw();
 readModels();

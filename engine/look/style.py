@@ -1,0 +1,33 @@
+"""The style of pictures.py's HTML: one sheet, everything below one class, colours that go with what the notebook has (light or dark)."""
+
+CSS = (
+    ".llamina-look{font:14px/1.5 system-ui,sans-serif;color:CanvasText;max-width:100%}"
+    ".llamina-look p{margin:.4em 0}"
+    ".llamina-look .strip{font:14px/2 ui-monospace,monospace;overflow-wrap:anywhere}"
+    ".llamina-look .t{position:relative;border-radius:3px;padding:2px 1px;border-bottom:1px solid rgba(128,128,128,.35);cursor:default}"
+    ".llamina-look .p{display:none;position:absolute;left:0;top:100%;z-index:9;min-width:17em;padding:.5em .7em;background:Canvas;color:CanvasText;"
+    "border:1px solid GrayText;border-radius:4px;font:12px/1.4 system-ui,sans-serif;white-space:normal;overflow-wrap:normal}"
+    ".llamina-look .t:hover>.p,.llamina-look .t:focus>.p{display:block}"
+    ".llamina-look .t:focus{outline:2px solid Highlight}"
+    ".llamina-look table{border-collapse:collapse;margin:0}"
+    ".llamina-look .p td{padding:0 .8em 0 0;text-align:left;font-family:ui-monospace,monospace;border:0;background:none}"
+    ".llamina-look .wide{overflow-x:auto}"
+    ".llamina-look .grid td,.llamina-look .grid th{padding:1px 6px;font:12px/1.6 ui-monospace,monospace;text-align:center;white-space:nowrap;"
+    "border:1px solid rgba(128,128,128,.25);color:CanvasText}"
+    ".llamina-look .grid tbody th{text-align:right;font-weight:normal}"
+    ".llamina-look .map td{width:16px;min-width:16px;height:16px;padding:0;border:1px solid rgba(128,128,128,.2)}"
+    ".llamina-look .map th{font:12px/1.2 ui-monospace,monospace;text-align:right;font-weight:normal;padding:0 4px;white-space:nowrap}"
+    ".llamina-look .map .v{height:7em;vertical-align:bottom;padding:0}"
+    ".llamina-look .map .v span{writing-mode:vertical-rl;transform:rotate(180deg)}"
+    ".llamina-look .heads{display:flex;flex-wrap:wrap;gap:6px;margin:.5em 0}"
+    ".llamina-look figure{margin:0}.llamina-look figcaption{font-size:11px;text-align:center}"
+    ".llamina-look figure img{width:96px;height:96px;image-rendering:pixelated;border:1px solid rgba(128,128,128,.4)}"
+    ".llamina-look .large{width:min(480px,100%);image-rendering:pixelated;border:1px solid rgba(128,128,128,.4)}"
+    ".llamina-look .scale span{display:inline-block;width:1.4em;border:1px solid rgba(128,128,128,.25)}"
+    ".llamina-look .scale{font-size:12px}"
+    ".llamina-look .answers td,.llamina-look .answers th{padding:.3em .8em;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,.35);"
+    "color:CanvasText}"
+    ".llamina-look .answers .text{white-space:pre-wrap;max-width:60em}"
+    '[data-jp-theme-light="false"] .llamina-look,.vscode-dark .llamina-look{color-scheme:dark;color:#eee}'
+    '[data-jp-theme-light="true"] .llamina-look,.vscode-light .llamina-look{color-scheme:light;color:#111}'
+)
