@@ -136,9 +136,11 @@ def serve(argv: list[str]) -> None:
     from llamina.engine.text.chat_template import ChatTemplate
     parser = argparse.ArgumentParser()
     for name, kind in (("port", int), ("temp", float), ("seed", int), ("host", str), ("alias", str), ("ctx-size", int), ("parallel", int), ("n-predict", int),
-                       ("api-key", str), ("hf-file", str), ("pooling", str), ("chat-template", str), ("chat-template-file", str), ("cors-origins", str), ("reasoning", str)):
+                       ("api-key", str), ("hf-file", str), ("pooling", str), ("chat-template", str), ("chat-template-file", str),
+                       ("cors-origins", str), ("reasoning", str)):
         parser.add_argument(f"--{name}", type=kind)
-    for name in ("slots", "no-slots", "metrics", "context-shift", "verbose", "kv-unified", "no-ui"):
+    for name in ("slots", "no-slots", "metrics", "context-shift", "verbose", "kv-unified",
+                 "no-ui"):
         parser.add_argument(f"--{name}", action="store_true")
     asked, _ = parser.parse_known_args(argv)
     slots = asked.parallel or 4

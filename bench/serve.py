@@ -3,7 +3,8 @@
     python -m llamina.bench.serve http://127.0.0.1:8080 --clients 8 --requests 32
 
 Each client sends its next request when it has its answer: prompts of mixed lengths, no two alike, greedy, of --tokens tokens. A chunk of the stream counts as a
-token, unless the answer ends by its length. Nothing but sockets is used, so that the client costs little of the machine that is measured. The last line is JSON.
+token, unless the answer ends by its length.
+Nothing but sockets is used, so that the client costs little of the machine that is measured. The last line is JSON.
 """
 from __future__ import annotations
 

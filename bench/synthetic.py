@@ -69,7 +69,7 @@ class Shape:
         }
         if head_dim * self.n_heads != self.dim:
             found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-        return found | {key: value[:self.n_layers] if isinstance(value, tuple) else value for key, value in self.keys}
+        return found | {key: list(value[:self.n_layers]) if isinstance(value, tuple) else value for key, value in self.keys}
 
 
 SHAPES = {

@@ -65,7 +65,8 @@ def test_rank(server: Server) -> None:
     tei = server.ok("/rerank", query=query, texts=documents, judge=JUDGE, return_text=True)
     assert [(r["index"], r["text"]) for r in tei] == [(i, documents[i]) for i in order]
     for body, says in (({"judge": None}, "no rank head"), ({"documents": []}, "documents"), ({"documents": [1, 2]}, "documents"), ({"query": None}, "query"),
-                       ({"documents": None}, "documents"), ({"documents": 5}, "documents"), ({"top_n": 0}, "top_n"), ({"documents": ["long " * 3000]}, "tokens"),
+                       ({"documents": None}, "documents"), ({"documents": 5}, "documents"), ({"top_n": 0}, "top_n"),
+                       ({"documents": ["long " * 3000]}, "tokens"),
                        ({"judge": ["yes"]}, "judge")):
         answer = server.post("/v1/rerank", **{**asked, **body})
         assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text

@@ -49,7 +49,8 @@ def test_loaded_when_asked_for(folder: Path) -> None:
         texts = [server.ok("/v1/completions", model=name, **ASKED) for name in ("one", "sub/two", "demo", "one:latest")]
         assert len({t["choices"][0]["text"] for t in texts}) == 1 and texts[1]["model"] == "sub/two" and loaded(server) == {"one", "sub/two", "demo"}
         assert server.http.get("/v1/models/sub/two").json()["meta"]["n_ctx"] == CONTEXT
-        for name, status, says in (("three", 404, "sub/two"), (None, 400, "model is missing"), ("broken", 400, "broken.gguf: is GGUF version 0"), ("../one", 404, "exist"), (5, 400, "model")):
+        for name, status, says in (("three", 404, "sub/two"), (None, 400, "model is missing"),
+                                   ("broken", 400, "broken.gguf: is GGUF version 0"), ("../one", 404, "exist"), (5, 400, "model")):
             answer = server.post("/v1/completions", model=name, **ASKED)
             assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
             assert str(folder) not in answer.text

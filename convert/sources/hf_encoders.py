@@ -87,11 +87,11 @@ def _modern(f: Fields, keys: dict[str, Any]) -> None:
     else:
         keys["attention.sliding_window_pattern"] = np.array(windowed)
     ropes = f.get("rope_parameters", dict, {})
-    for kind, name, old, key in (("full_attention", "rope.freq_base", "global_rope_theta", 160000.0),
-                                 ("sliding_attention", "rope.freq_base_swa", "local_rope_theta", 10000.0)):
+    for kind, name, old, base in (("full_attention", "rope.freq_base", "global_rope_theta", 160000.0),
+                                  ("sliding_attention", "rope.freq_base_swa", "local_rope_theta", 10000.0)):
         inner = Fields(f.path, ropes.get(kind) or {})
         _only(inner, "rope_type", "default")
-        keys[name] = inner.number("rope_theta", f.number(old, key))
+        keys[name] = inner.number("rope_theta", f.number(old, base))
     _only(f, "rope_scaling")
     if f.values.get("classifier_pooling") == "mean":
         keys["classifier.pooling_type"] = 1

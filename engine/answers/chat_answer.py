@@ -80,7 +80,8 @@ class ChatAnswer(Generation):
     @property
     def message(self) -> dict[str, Any]:
         """The answer as a message, as far as it is known."""
-        calls, content, more = self.tool_calls, self.so_far, {}
+        calls, content = self.tool_calls, self.so_far
+        more: dict[str, Any] = {}
         if self._format == "harmony":
             thoughts, content = harmony.split(content)
             more = {"thinking": thoughts} if thoughts and not (calls and content) else {}  # its template takes one of them beside calls

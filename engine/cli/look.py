@@ -57,8 +57,7 @@ def command(model: str, text: str, lens: bool, attention: str | None, top: int, 
         lines = lens_lines(trace.lens, width)
     else:
         lines = trace_lines(trace, top)
-    if not html_path:
-        print("\n".join(lines))
+    print("\n".join(lines))
 
 
 def _layer_head(text: str | None) -> tuple[int | None, int | None]:

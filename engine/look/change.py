@@ -58,7 +58,7 @@ def ablate(model: Core, names: Any, heads: Any = None, positions: Any = None, va
             if which is None:
                 array[rows] = put
             else:
-                array[np.ix_(rows, which)] = put
+                array[np.ix_(rows, np.asarray(which, np.intp))] = put
             return array
         functions.append((place, hook))
     return watched(model.scheduler, Hooks(model, functions))
@@ -139,6 +139,8 @@ def patch(model: Core, clean: Any, corrupt: Any, names: Any, metric: Any, positi
     """See `Model.patch`."""
     if watching(model.scheduler):
         raise OptionError("patching within a hooked block: whose changes would be measured? Do it outside")
+    if any(True for _ in model.config.recurrents()):
+        raise OptionError(f"{model.path}: has recurrent layers, whose states can't be taken up in the middle of a text: patch with hooked blocks instead")
     ours, theirs = ids_of(model, clean), ids_of(model, corrupt)
     if len(ours) != len(theirs):
         shown = [" ".join(map(repr, texts_of(model, ids)[:20])) for ids in (ours, theirs)]

@@ -9,14 +9,16 @@ All of it uses the buffers of a step, so it is for between two steps, or, maps, 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...kernels.team import ABORTED
 from ..architectures.blocks import Attention
-from ..architectures.spec import Matrix, Stage
+from ..architectures.spec import Matrix, Site, Stage
 from ..errors import AbortedError
 from .kv_groups import pages_of
 from .ops import common as f
@@ -65,6 +67,29 @@ class Looking:
     _x: np.ndarray
     _tokens: np.ndarray
     _logit_columns: int
+
+    def _opened(self, observe: Collection[str], first: int, last: int) -> tuple[set[int], list[int]]:
+        """Of layers [first, last): those that run in open form, and where runs of layers begin and end: between two fused layers the stream is in its buffer,
+        so whoever looks at a layer's beginning or end only costs no open form."""
+        opened, stops = set(), {first, last}
+        for name in observe:
+            layer = self.sites[name][0]
+            if layer is None or not first <= layer < last:
+                continue
+            stages = self.program.open[layer]
+            if any(site.name == name and site.buffer == "x" for site in stages[-1].stage.after):
+                stops.add(layer + 1)
+            elif any(site.name == name and site.buffer == "x" for site in stages[0].stage.before):
+                stops.add(layer)
+            else:
+                opened.add(layer)
+                stops |= {layer, layer + 1}
+        return opened, sorted(stops)
+
+    @cached_property
+    def sites(self) -> dict[str, tuple[int | None, Site]]:
+        """Of the model: see ModelConfig.sites."""
+        return self.config.sites()
 
     def unembed(self, rows: np.ndarray) -> np.ndarray:
         """Logits of rows of the residual stream, float32 [n, dim], n at most max_logits -> float32 [n, n_vocab]: what the model would say if the stream ended
@@ -143,10 +168,12 @@ class Looking:
 
     def output_bias(self, ids: np.ndarray) -> np.ndarray:
         """What the output matrix adds to these tokens' logits: float32 [n]."""
-        address = int(self._layout.matrix(self.config.output.matrix)[f.BIAS // 8])
+        matrix = self.config.output.matrix
+        assert matrix is not None
+        address = int(self._layout.matrix(matrix)[f.BIAS // 8])
         if not address:
             return np.zeros(len(ids), np.float32)
-        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]
+        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]  # type: ignore[call-overload]
 
     def matrix_rows(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """Rows of a matrix as its kernel sees them, dequantised: int [n] -> float32 [n, columns]."""
@@ -174,6 +201,7 @@ class Looking:
         """The output matrix's rows of these tokens, dequantised: float32 [n, dim]."""
         if self.config.tied_output:
             return self._weights.embed(np.asarray(ids, np.int64))
+        assert self.config.output.matrix is not None
         return self.matrix_rows(self.config.output.matrix, ids)
 
     def _run_alone(self, op: str, args: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -138,7 +137,7 @@ class Runtime(Looking):
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
-        self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
+        self._words = memoryview(self._step)  # type: ignore[arg-type]  # the same: numbers go in and out of it in half the time
         self._lay_out()
         self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
         for table in self._tables:
@@ -314,22 +313,19 @@ class Runtime(Looking):
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    @cached_property
-    def sites(self) -> dict[str, tuple[int | None, Site]]:
-        """Of the model: see ModelConfig.sites."""
-        return self.config.sites()
-
     def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
-        """Layers [first, last), those with a site that somebody looks at in open form, and the end."""
+        """Layers [first, last), those that somebody looks into in open form, and the end."""
         sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
-        opened = {layer for name in observe if (layer := sites[name][0]) is not None}
-        plain = first
-        for layer in [*sorted(layer for layer in opened if first <= layer < last), last]:
-            self._layers(plain, layer, 0)
-            plain = layer + 1
-            for placed in self.program.open_layer(layer) if layer in opened else ():
+        opened, stops = self._opened(observe, first, last)
+        for layer, stop in itertools.pairwise(stops):
+            if layer not in opened:
+                self._visit(self.program.open[layer][0].stage.before, n, observe)
+                self._layers(layer, stop, 0)
+                self._visit(self.program.open[stop - 1][-1].stage.after, n, observe)
+                continue
+            for placed in self.program.open_layer(layer):
                 self._visit(placed.stage.before, n, observe)
                 self._run(placed, placed, 0, 1, open=True)
                 if self.arena:

@@ -141,7 +141,8 @@ async def rerank(request: Request) -> Response:
         model, engine = served.loaded
         tei = "texts" in body
         query = body.text("query", most=MAX_GRAMMAR)
-        documents = [d["text"] if isinstance(d, dict) and isinstance(d.get("text"), str) else d for d in body.list("texts" if tei else "documents", [], MAX_TEXTS)]
+        listed = body.list("texts" if tei else "documents", [], MAX_TEXTS)
+        documents = [d["text"] if isinstance(d, dict) and isinstance(d.get("text"), str) else d for d in listed]
         if not isinstance(query, str):
             raise ApiError(400, "query is missing", "query")
         if not documents or not all(isinstance(d, str) for d in documents):

@@ -132,7 +132,7 @@ class Registry:
                 try:
                     if room is not None and room <= 0:
                         raise OutOfMemoryError("the memory allowed is in use by other models")
-                    model = await asyncio.to_thread(lambda: self._load(str(served.path), memory=self._useful(str(served.path), room)))
+                    model = await asyncio.to_thread(self._load_within, str(served.path), room)
                     break
                 except OutOfMemoryError as error:
                     idle = [s for s in self._models.values() if s.model is not None and not s.users]
@@ -145,6 +145,9 @@ class Registry:
                 model.close()
                 raise of(ClosedError("the server is stopping"))
             self._begin(served, model)
+
+    def _load_within(self, path: str, room: int | None) -> Model:
+        return self._load(path, memory=self._useful(path, room))
 
     def _useful(self, path: str, room: int | None) -> int | None:
         """Of `room` bytes, what a model can make use of: weights, and a full context for each answer that may be under way and one more, for beginnings that

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....kernels.compile_cache import compiled
 from ....kernels.elementwise import jit
-from ....kernels.simd import fma, keep_first, load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_i64, vmax, vmax_across, vsum
+from ....kernels.simd import fma, keep_first, load_f32, load_f32x16, load_i64, splat_f32, store_f32, store_i64, vmax, vmax_across, vmin, vsum
 from ....kernels.team import next_tile
 from ....kernels.vecmath import vexp
 from .common import ENTRY, HEADER, end
@@ -58,24 +58,42 @@ def _largest(row, n, ids, values, k):
 @jit
 def _sums(row, n, m):
     """-> sum of exp(x - m), sum of exp(x - m) * (x - m)"""
-    total, weighted = splat_f32(0.0), splat_f32(0.0)
-    for at in range(0, n, 16):
-        x = keep_first(load_f32x16(row + 4 * at), n - at, np.float32(-1e4)) - splat_f32(m)
-        e = keep_first(vexp(x), n - at, np.float32(0.0))
+    total, weighted, whole = splat_f32(0.0), splat_f32(0.0), n // 16 * 16
+    for at in range(0, whole, 16):
+        x = load_f32x16(row + 4 * at) - splat_f32(m)
+        e = vexp(x)
         total = total + e
-        weighted = fma(e, keep_first(x, n - at, np.float32(0.0)), weighted)
+        weighted = fma(e, x, weighted)
+    if whole < n:
+        x = keep_first(load_f32x16(row + 4 * whole) - splat_f32(m), n - whole, np.float32(0.0))
+        e = keep_first(vexp(x), n - whole, np.float32(0.0))
+        total = total + e
+        weighted = fma(e, x, weighted)
     return vsum(total), vsum(weighted)
+
+
+@jit
+def _positive(x):
+    """1 in lanes that are above zero, else 0: the factors lift the smallest number above 1."""
+    return vmin(vmax(x * splat_f32(1e30) * splat_f32(1e30), splat_f32(0.0)), splat_f32(1.0))
 
 
 @jit
 def _rank(row, n, target):
     """1 + how many are larger, or as large and before it."""
-    x, before = load_f32(row + 4 * target), 0
-    for i in range(target):
+    x, before, start, whole = load_f32(row + 4 * target), 0, target // 16 * 16, n // 16 * 16
+    t, smaller, larger = splat_f32(x), splat_f32(0.0), splat_f32(0.0)
+    for i in range(0, start, 16):
+        smaller = smaller + _positive(t - load_f32x16(row + 4 * i))
+    for i in range(start + 16, whole, 16):
+        larger = larger + _positive(load_f32x16(row + 4 * i) - t)
+    for i in range(start, target):
         before += 1 if load_f32(row + 4 * i) >= x else 0
-    for i in range(target + 1, n):
+    for i in range(target + 1, min(n, start + 16)):
         before += 1 if load_f32(row + 4 * i) > x else 0
-    return 1 + before
+    for i in range(max(whole, start + 16), n):
+        before += 1 if load_f32(row + 4 * i) > x else 0
+    return 1 + before + start - np.int64(vsum(smaller)) + np.int64(vsum(larger))
 
 
 @compiled(ENTRY)
