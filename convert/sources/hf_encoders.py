@@ -186,7 +186,7 @@ def encoder_keys(given: Fields, encoder: Encoder) -> EncoderKeys:
         notes.append(f"config.json names code of its own (auto_map), which llamina does not run: read as {encoder.architectures[0]}")
     parts = {"bert": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_up.bias", "ffn_down.bias", "attn_output_norm.bias",
                       "layer_output_norm.bias"), "modern-bert": ("attn_qkv.weight",),
-             "nomic-bert": ("attn_output_norm.bias", "layer_output_norm.bias", *(["attn_qkv.weight"] if "n_embd" in given.values else []))}[page]
+             "nomic-bert": ("attn_output_norm.bias", "layer_output_norm.bias")}[page]
     optional = {f"blk.{i}.{part}" for i in range(keys["block_count"]) for part in parts}
     if page != "modern-bert":
         optional |= {"token_embd_norm.bias", *(["token_types.weight"] if keys[TYPES] else [])}

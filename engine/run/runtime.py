@@ -238,7 +238,7 @@ class Runtime(Looking):
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
-        if n_wanted and not hidden and not config.output.matrix:
+        if not config.output.matrix and (n_wanted and not hidden or any(feed.look is not None for feed in feeds)):
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
         given = part.rows if part else None
         if given is None or self._per_layer:
