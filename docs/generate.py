@@ -181,7 +181,7 @@ A file is refused by the name of what llamina would have to leave out, before it
 """
 VOCABULARIES = {
     "llama": "llama; gpt2: llama-bpe, tekken, smollm, falcon3, deepseek-llm, deepseek-coder", "qwen2": "gpt2: qwen2, deepseek-r1-qwen", "qwen3": "gpt2: qwen2",
-    "gemma": "llama", "gemma2": "llama", "gemma3": "llama", "gemma4": "gemma4",
+    "gemma": "llama", "gemma2": "llama", "gemma3": "llama",
     "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
     "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
     "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import MagicMock
 
+from llamina.engine.architectures.page import Page
+from llamina.engine.architectures.pages import PAGES
 from small_models import random_ids, write_family
 
 N_TOKENS = 100
@@ -28,6 +31,17 @@ GEMMA4 = {"attention.key_length": 64, "attention.value_length": 64, "attention.k
 WINDOW = {"attention.sliding_window": 30}
 DELTA = {**WIDE, "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0], "ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2,
          "ssm.time_step_rank": 4, "ssm.inner_size": 96}
+
+
+def gives_logits(page: Page) -> bool:
+    """Whether it ends in a matrix of logits; encoders end in normed rows (Builder.rows)."""
+    builder = MagicMock(n_layers=1)
+    page.output(builder)
+    return not builder.rows.called
+
+
+CAUSAL = {name for name, page in PAGES.items() if gives_logits(page)}
+"""The pages of models that generate."""
 
 
 class Case(NamedTuple):

@@ -15,6 +15,7 @@ import pytest
 from checkpoints import TINY, hf_config
 from llamina.convert.sources.base import Fields
 from llamina.convert.sources.hf_config import read_config
+from llamina.convert.sources.hf_encoders import ENCODERS
 from llamina.convert.sources.hf_fields import CLASSES, READ, REFUSED, WITHOUT_EFFECT
 from llamina.convert.sources.hf_keys import BY_KIND
 from llamina.convert.sources.hf_rope import FULL, WINDOWED
@@ -89,7 +90,8 @@ def test_what_gguf_cannot_say_is_refused_by_its_field() -> None:
         ("qwen3", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 0}, "--context 40"),
         ("smollm3", {**four, "no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"), ("smollm3", {**four, "no_rope_layer_interval": 2}, "no_rope_layers"),
         ("seed_oss", {"attention_bias": False}, "attention_bias"), ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "sliding_attention"),
         ("ministral3", {"sliding_window": 40}, "sliding_window = 40"), ("exaone4", {"layer_types": ["full_attention"] * 2}, "none has positions"),
@@ -110,9 +112,12 @@ def test_what_gguf_cannot_say_is_refused_by_its_field() -> None:
 
 
 def test_classes_are_those_of_the_pages() -> None:
-    for cls in CLASSES:
-        assert set(cls.architectures) <= set(PAGES[cls.gguf].hf), cls.model_type
-    assert {name for page in PAGES.values() for name in page.hf} == {name for cls in CLASSES for name in cls.architectures}
+    """gemma3_text is of two pages: with attention to both sides it is an encoder, EmbeddingGemma."""
+    for cls in (*CLASSES, *ENCODERS):
+        pages = (cls.gguf, "gemma-embedding") if cls.model_type == "gemma3_text" else (cls.gguf,)
+        assert set(cls.architectures) <= {name for page in pages for name in PAGES[page].hf}, cls.model_type
+    assert {name for page in PAGES.values() for name in page.hf} == {name for cls in (*CLASSES, *ENCODERS) for name in cls.architectures}
+    assert [read(written("gemma3_text", use_bidirectional_attention=both)).config().architecture for both in (False, True)] == ["gemma3", "gemma-embedding"]
     with pytest.raises(UnsupportedError, match="Gemma3ForCausalLM.*Phi3ForCausalLM"):
         read({"model_type": "mamba"})
 

@@ -51,7 +51,8 @@ _NAMES = (("model.embed_tokens.", "embeddings.word_embeddings."), ("model.embedd
           ("self_attn.q_proj", "attention.self.query"), ("self_attn.k_proj", "attention.self.key"), ("self_attn.v_proj", "attention.self.value"),
           ("self_attn.o_proj", "attention.output.dense"), ("mlp.up_proj", "intermediate.dense"), ("mlp.down_proj", "output.dense"))
 BERT = Page("bert", "all-MiniLM, BGE, mxbai, E5, XLM-RoBERTa, bge-reranker", lambda k, i: layer(k, i, None, False),
-            hf=("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "XLMRobertaModel", "XLMRobertaForSequenceClassification", "RobertaModel",
-                "RobertaForSequenceClassification"),
+            hf=("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "XLMRobertaModel", "XLMRobertaForMaskedLM",
+                "XLMRobertaForSequenceClassification", "RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification", "CamembertModel"),
             output=output, added=bert_added, hf_renamed=_NAMES)
-NOMIC = Page("nomic-bert", "nomic-embed-text 1 and 1.5", lambda k, i: layer(k, i, k.rope("halves"), True), hf=("NomicBertModel",), output=output, added=types)
+NOMIC = Page("nomic-bert", "nomic-embed-text 1 and 1.5", lambda k, i: layer(k, i, k.rope("halves"), True),
+             hf=("NomicBertModel", "NomicBertForMaskedLM"), output=output, added=types)

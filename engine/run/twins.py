@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...kernels.elementwise import PAGE
-
 if TYPE_CHECKING:
     from .scheduler import Job
 
@@ -36,6 +34,8 @@ def without_twins(prompts: list[Job]) -> list[Job]:
 
 def _brings(first: Job, job: Job) -> bool:
     """Whether one prompt is about to leave a snapshot that another can go on from."""
+    from ...kernels.elementwise import PAGE  # here: tokenising needs no compiler
+
     a, b = first.sequence, job.sequence
     if job.logits == "all" or not a.shares_with(b) or not b.at_page_start or a.states is None:
         return False
