@@ -87,6 +87,7 @@ def _file(model: str | None, shape: str | None, kind: str, keep: str | None, pro
     if model is not None:
         yield Path(model)
         return
+    assert shape is not None  # one of both is given
     from .synthetic import _FILE_TYPES, shape_named
     shape_named(shape)
     if kind.lower() not in _FILE_TYPES:

@@ -101,7 +101,7 @@ def stage_work(runtime: Runtime, tokens: int, batch: int, position: int, wanted:
     layout = runtime.plan.layout
     read = (position + tokens) * layout.whole + min(position + tokens, layout.window + tokens) * layout.windowed
     work["attention"] = Work(batch * read * page_bytes / PAGE, 0.0, float(batch * seen * macs))
-    if wanted:
+    if wanted and config.output.matrix is not None:
         work["output"] = matrix(config.output.matrix, batch)
     return work
 

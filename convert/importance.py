@@ -91,7 +91,8 @@ class _ExpertLayer:
 
     def __init__(self, collector: Collector, block: Experts):
         self.collector, self.block = collector, block
-        self.rows = self.indices = np.empty(0)
+        self.rows: np.ndarray = np.empty(0)
+        self.indices: np.ndarray = np.empty(0, np.int64)
 
     def see_rows(self, plain: Callable[[np.ndarray], None] | None, x: np.ndarray) -> None:
         self.rows = x.copy()

@@ -8,4 +8,4 @@ import numpy as np
 
 def address(array: np.ndarray) -> int:
     """Of a fresh, writable array's data, 0 if it is empty: `array.ctypes.data` in a quarter of the time."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
+    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0  # type: ignore[arg-type]

@@ -156,8 +156,9 @@ def _appenders(item: int):
 
 def _kv_type(name: str, load16, item: int) -> KVType:
     (one, dots), (several, _) = _page_kernel(1, load16, item), _page_kernel(TOGETHER, load16, item)
+    append_key, append_value = _appenders(item)
     return KVType(name, lambda n_kv, head_dim, value_dim: item * PAGE * n_kv * (head_dim + v_dim(value_dim)), lambda head_dim: 4 * v_dim(head_dim), _lay_out,
-                  one, several, *_appenders(item), dots)
+                  one, several, append_key, append_value, dots)
 
 
 F16, F32 = _kv_type("f16", load_f16x16, 2), _kv_type("f32", load_f32x16, 4)

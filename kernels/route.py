@@ -189,7 +189,7 @@ def group_by_expert(indices, ld, n_tokens, k, n_experts, lists):
         for rank in range(k):
             x, e = load_f32(indices + 4 * (m * ld + rank)), 0
             if x >= np.float32(0.0) and x < np.float32(n_experts):
-                e = np.int64(x)
+                e = np.int64(x)  # type: ignore[assignment]
             else:
                 good = False
                 store_f32(indices + 4 * (m * ld + rank), np.float32(0.0))
@@ -209,7 +209,7 @@ def group_by_expert(indices, ld, n_tokens, k, n_experts, lists):
     store_i64(lists + 8 * LIST_N_ACTIVE, active)
     for m in range(n_tokens):
         for rank in range(k):
-            e = np.int64(load_f32(indices + 4 * (m * ld + rank)))
+            e = np.int64(load_f32(indices + 4 * (m * ld + rank)))  # type: ignore[assignment]
             count = by_expert(lists, n_experts, COUNT, e)
             slot = load_i64(by_expert(lists, n_experts, FIRST, e)) + load_i64(count)
             store_i64(count, load_i64(count) + 1)

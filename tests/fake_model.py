@@ -32,7 +32,7 @@ class FakeTokenizer:
     def token_text(self, id: int) -> str:
         return {BOS: "<s>", EOS: "</s>", TURN: "<turn>"}.get(id, "?")
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], special: bool | None = None) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def stream(self, after: Any = (), special: Any = (), at_start: bool = True) -> FakeStream:

@@ -106,6 +106,13 @@ def test_classify_reads_lines_and_writes_any_format(run, tmp_path):
     assert out.read_text().splitlines()[0] == "text\tlabel\tpredicted\tp_good\tp_bad" and out.read_text().splitlines()[1].startswith("a b\t[1]\t")
 
 
+def test_the_template_may_ask_for_other_columns(run, tmp_path):
+    source = tmp_path / "t.tsv"
+    source.write_text("a\tb\none\ttwo\nthree\tfour\n")
+    found = run("classify", "demo", str(source), "--labels", "good,bad", "--template", "{a} and {b}:", "--calibrate", "contextual")
+    assert found.code == 0 and found.out.startswith("a\tb\tlabel\tp_good\tp_bad\none\ttwo\t")
+
+
 def test_a_text_that_is_too_long_gets_an_error(run, tmp_path):
     source, out = tmp_path / "t.jsonl", tmp_path / "o.csv"
     source.write_text(json.dumps("short") + "\n" + json.dumps("long " * 300) + "\n")

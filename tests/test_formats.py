@@ -88,9 +88,12 @@ def test_compiled_rows_are_the_decoders(name, factor):
     ids = np.array([3, 0, 14, 9, 3, *range(len(data))])
     out = np.full((len(ids), columns + 32), 7, f32)
 
+    compiled = decoder(name)
+    assert compiled is not None
+
     def decode():
-        return decoder(name).ctypes(data.ctypes.data, data.shape[1], ids.ctypes.data, len(ids), columns // FORMATS[name].columns, out.ctypes.data,
-                                    out.shape[1], factor)
+        return compiled.ctypes(data.ctypes.data, data.shape[1], ids.ctypes.data, len(ids), columns // FORMATS[name].columns, out.ctypes.data,
+                               out.shape[1], factor)
     assert decode() == 0
     expected = registry.decode(name, data[ids]) * f32(factor)
     assert (out[:, :columns].view(np.uint32) == expected.view(np.uint32)).all() and (out[:, columns:] == 7).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import llamina
 import pytest
@@ -58,7 +59,7 @@ STORY = "Once upon a time there was a little girl named Lily. She loved to play 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    rows = {
+    rows: dict[str, list[dict[str, Any]]] = {
         "choices": [{"context": c, "choices": choices, "answer": i % len(choices)} for i, (c, choices) in enumerate([
             ("Once upon a time,", ["there", "a dog ran", "they"]), ("They went to the park.", ["Mom", "Then it rained", "Tom saw it"]),
             ("She said:", ["yes", "no way", "Let us go"])])],
@@ -153,7 +154,8 @@ def test_answers_end_where_they_should(lm):
 
 
 def test_command(run, tasks, tmp_path):
-    found = run("lm-eval", "demo", "--context", "256", "--", "--tasks", "llamina_choices", "--include_path", str(tasks), "--use_cache", str(tmp_path / "answers"))
+    found = run("lm-eval", "demo", "--context", "256", "--", "--tasks", "llamina_choices", "--include_path", str(tasks),
+                "--use_cache", str(tmp_path / "answers"))
     assert found.code == 0, found.err
     assert "llamina_choices" in found.out
     with llamina.load("demo", threads=1) as model:

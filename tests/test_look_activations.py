@@ -215,7 +215,11 @@ def test_going_on(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with model.hooked({}):
         pass
     original = model.runtime.step
-    monkeypatch.setattr(model.runtime, "step", lambda feeds, *a, **k: (steps.append(sum(len(f.ids) for f in feeds)), original(feeds, *a, **k))[1])
+
+    def step(feeds: Any, *a: Any, **k: Any) -> Any:
+        steps.append(sum(len(f.ids) for f in feeds))
+        return original(feeds, *a, **k)
+    monkeypatch.setattr(model.runtime, "step", step)
     stored = model.activations(texts, NAMES, to=tmp_path)
     assert sum(steps) == sum(map(len, texts[done:]))
     steps.clear()
@@ -232,11 +236,12 @@ def test_a_folder_of_something_else(model: Model, tmp_path: Path) -> None:
         another.activations(TEXTS[:2], NAMES, to=tmp_path / "a")
     with load(model.path, threads=1, context=256, kv="q8_0") as another, pytest.raises(FileError, match="type of keys and values"):
         another.activations(TEXTS[:2], NAMES, to=tmp_path / "a")
-    for arguments, message in (((TEXTS[:2], NAMES[:1]), "of other names"), ((TEXTS[:2], NAMES, -1), "of other positions"),
-                               ((TEXTS[1:3], NAMES), "text 0 is not"),
-                               ((TEXTS[:1], NAMES), "text 1 is not"), ((TEXTS[0], NAMES), "given in another way")):
+    cases: list[tuple[Any, list[str], Any, str]] = [
+        (TEXTS[:2], NAMES[:1], None, "of other names"), (TEXTS[:2], NAMES, -1, "of other positions"), (TEXTS[1:3], NAMES, None, "text 0 is not"),
+        (TEXTS[:1], NAMES, None, "text 1 is not"), (TEXTS[0], NAMES, None, "given in another way")]
+    for texts, names, positions, message in cases:
         with pytest.raises(FileError, match=message):
-            model.activations(*arguments, to=tmp_path / "a")
+            model.activations(texts, names, positions, to=tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "letter.txt").write_text("dear")
     with pytest.raises(FileError, match="holds other files"):

@@ -60,7 +60,7 @@ def every(model: Model, ids: list[int]) -> dict[str, str]:
     trace = model.trace(ids)
     other = [*ids[:3], ids[3] + 1, *ids[4:]] if len(ids) > 4 else None
     attention = model.attention(ids, None)
-    found = {"trace": trace, "lens": trace.lens, "attention": attention, "no maps": model.attention(ids, [1], maps=False)}
+    found: dict[str, Any] = {"trace": trace, "lens": trace.lens, "attention": attention, "no maps": model.attention(ids, [1], maps=False)}
     if other:
         found["patching"] = model.patch(ids, other, ["blocks.*.hook_resid_pre"], (5, 9), positions=slice(3, 8))
         found["by heads"] = model.patch(ids, other, ["blocks.1.attn.hook_z"], (5, 9), positions=[-1], heads=[0, 3])
@@ -140,7 +140,7 @@ def test_in_a_browser(model: Model, tmp_path: Path) -> None:
 def test_figures(model: Model) -> None:
     pytest.importorskip("matplotlib", reason="extra 'plot' is not installed")
     import io
-    trace = model.trace(IDS)
+    trace: Any = model.trace(IDS)
     other = [*IDS[:3], IDS[3] + 1, *IDS[4:]]
     for figure in (trace.plot(), trace.lens.plot(), trace.lens.plot(what="entropy"), trace.attribution.plot(), model.attention(IDS, [1]).plot(),
                    model.patch(IDS, other, "blocks.*.hook_resid_pre", (5, 9), positions=-1).plot(),

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import llamina
 import numpy as np
 import pytest
 from llamina.engine.cli import main
+from llamina.engine.score import perplexity as measured
 from llamina.engine.score.perplexity import divergence, perplexity
 
 TEXT = "Once upon a time there was a small fox called Leo who lived at the edge of a quiet town. " * 8
@@ -56,6 +58,34 @@ def test_command(tmp_path, capfd):
     assert "same first choice     100.00 %" in capfd.readouterr().out
     assert main(["perplexity", "demo", str(tmp_path / "none.txt")]) != 0
     assert "none.txt" in capfd.readouterr().err
+
+
+def test_every_window_is_told_and_kept(tmp_path, run):
+    """Stopped after two of four windows, the same command goes on there, and the file is the same."""
+    file, whole, cut = tmp_path / "text.txt", tmp_path / "whole.json", tmp_path / "cut.json"
+    file.write_text(TEXT)
+    for more in [], ["--against", "demo"]:
+        asked = ["perplexity", "demo", str(file), "--context", "32", "--windows", "4", "--threads", "1", *more]
+        assert run(*asked, "-o", str(whole)).code == 0
+        found = json.loads(whole.read_text())
+        assert len(found["each"]) == 4 and (found.get("model") or found)["windows"] == 4
+        with pytest.MonkeyPatch.context() as patch:
+            real = measured._window_divergence if more else measured._window_nll
+            calls: list[Any] = []
+
+            def stop(*args, calls=calls, real=real):
+                calls.append(args)
+                if len(calls) == 3:
+                    raise KeyboardInterrupt
+                return real(*args)
+            patch.setattr(measured, real.__name__, stop)
+            stopped = run(*asked, "-o", str(cut))
+        assert stopped.code == 130 and "stopped after 2 of 4 windows" in stopped.err and not cut.exists()
+        again = run(*asked, "-o", str(cut))
+        assert "going on after 2 windows" in again.err and cut.read_bytes() == whole.read_bytes()
+        assert stopped.out != again.out
+        whole.unlink()
+        cut.unlink()
 
 
 def test_llama_cpp_numbers(real):

@@ -106,7 +106,7 @@ def test_shared_beginnings_are_computed_once(demo):
 
 def test_little_memory(demo, alone, monkeypatch):
     """A cache with room for one text: everything is computed, one after the other, with the same bits; what has no room even then is told."""
-    real, spare = kv_cache.PagePool.free_pages, [6]
+    real, spare = vars(kv_cache.PagePool)["free_pages"], [6]
     monkeypatch.setattr(kv_cache.PagePool, "free_pages", property(lambda pool: real.fget(pool) - (pool.max_pages - spare[0])))
     demo.clear_prefix_cache()
     assert [f.scores for f in demo.score_many(requests())] == alone

@@ -44,10 +44,10 @@ def test_langchain(server: Server, alone: str) -> None:
     tooled = longer.bind_tools([{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}], tool_choice="weather")
     (call,) = tooled.invoke(HELLO).tool_calls
     assert call["name"] == "weather" and call["args"].keys() == {"city", "days"}
-    streamed = None
+    streamed: Any = None
     for piece in tooled.stream(HELLO):
         streamed = piece if streamed is None else streamed + piece
-    assert [c["args"] for c in streamed.tool_calls] == [call["args"]]  # type: ignore[attr-defined]
+    assert [c["args"] for c in streamed.tool_calls] == [call["args"]]
     for method in ("json_schema", "function_calling"):
         found = longer.with_structured_output(WEATHER, method=method).invoke(HELLO)
         assert found["city"] in ("Paris", "Rome") and found["days"] in (1, 2)
@@ -108,7 +108,8 @@ def test_llm(server: Server, alone: str, tmp_path: Path) -> None:
 
 
 STORIES = ["Once upon a time there was a little girl.", "One day, Tom went to the park with his mom.", "The cat was very happy."]
-CHOICES = [{"text": "Once upon a", "endings": [" time", " king"], "right": 0}, {"text": "She was very", "endings": [" of", " happy"], "right": 1}]
+CHOICES: list[dict[str, Any]] = [{"text": "Once upon a", "endings": [" time", " king"], "right": 0},
+                                 {"text": "She was very", "endings": [" of", " happy"], "right": 1}]
 
 
 def test_lm_eval(server: Server, tmp_path: Path) -> None:

@@ -102,14 +102,14 @@ def as_stored(weights: Weights, architecture: str, way: int = 0) -> Weights:
         heads = {"attn_q": 4, "attn_k": 2}.get(part)
         stored[theirs(name, names, "model.layers")] = halves(x, heads) if heads and architecture in ("llama", "granitemoe") else x
     for i in range(BASE["num_hidden_layers"]):
-        layer = f"model.layers.{i}."
-        stored |= LAYOUTS[architecture][way](layer, *experts_of(weights, i, "weight"))
+        stem = f"model.layers.{i}."
+        stored |= LAYOUTS[architecture][way](stem, *experts_of(weights, i, "weight"))
         if architecture == "gpt-oss":
             gate, up, down = experts_of(weights, i, "bias")
-            stored |= {f"{layer}mlp.experts.gate_up_proj_bias": np.stack([gate, up], axis=2).reshape(E, -1), f"{layer}mlp.experts.down_proj_bias": down}
+            stored |= {f"{stem}mlp.experts.gate_up_proj_bias": np.stack([gate, up], axis=2).reshape(E, -1), f"{stem}mlp.experts.down_proj_bias": down}
         if architecture == "granitemoe":
             gate, up, down = (weights[f"blk.{i}.ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
-            stored |= {f"{layer}shared_mlp.input_linear.weight": np.concatenate([gate, up]), f"{layer}shared_mlp.output_linear.weight": down}
+            stored |= {f"{stem}shared_mlp.input_linear.weight": np.concatenate([gate, up]), f"{stem}shared_mlp.output_linear.weight": down}
     return {name: np.ascontiguousarray(x) for name, x in stored.items()}
 
 

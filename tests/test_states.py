@@ -100,7 +100,11 @@ def test_truncated_and_forked_anywhere(model: Model, expected: np.ndarray) -> No
 def test_guesses_taken_back(model: Model, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was guessed wrong is taken back, again and again; of what was right, the recurrent layers' scan alone is repeated, as long as it was kept."""
     scans, scan = [], Recurrence._scan
-    monkeypatch.setattr(Recurrence, "_scan", lambda self, runtime, feeds: (scans.append([feed.sequence.lag for feed in feeds]), scan(self, runtime, feeds)))
+
+    def seen(self, runtime, feeds):
+        scans.append([feed.sequence.lag for feed in feeds])
+        scan(self, runtime, feeds)
+    monkeypatch.setattr(Recurrence, "_scan", seen)
     s, other, at = model.runtime.new_sequence(cached=True), model.runtime.new_sequence(), 0
     other.tentative = True
     while at < 200:

@@ -113,8 +113,8 @@ def hf_source(kind: str, path: Path, folder: Path, tensors: Mapping[str, Stored]
         notes.append("the source is FP8 already: what it lost then stays lost")
     found |= sentence.dense
     if model.first_position and "position_embd.weight" in found:
-        rows = found["position_embd.weight"]
-        found["position_embd.weight"] = Tail(rows, np.arange(model.first_position, rows.shape[0]))
+        table = found["position_embd.weight"]
+        found["position_embd.weight"] = Tail(table, np.arange(model.first_position, table.shape[0]))
     found |= {name: Constant(values) for name, values in model.extra.items()}
     generation = folder / "generation_config.json"
     settings = Fields(generation, read_json(generation)) if generation.is_file() else None
@@ -132,6 +132,8 @@ def _as_named(model: HfModel, tensors: Mapping[str, Stored]) -> dict[str, Stored
     """Under the names that the page knows; what is without effect left out. Checkpoints of a bare model lack the first word of a causal one's names."""
     bare = "embed_tokens.weight" in tensors and not any(name.startswith("model.") for name in tensors)
     named = {("model." + name if bare else model.names(name)): stored for name, stored in tensors.items()}
+    if model.page.architecture == "nomic-bert":  # queries, keys and values are one matrix in most checkpoints, three in others
+        model.biases |= {f"blk.{name.split('.')[2]}.attn_qkv.weight" for name in named if name and name.endswith(".self_attn.qkv_proj.weight")}
     return {name: stored for name, stored in named.items() if name is not None}
 
 

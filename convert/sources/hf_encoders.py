@@ -87,11 +87,11 @@ def _modern(f: Fields, keys: dict[str, Any]) -> None:
     else:
         keys["attention.sliding_window_pattern"] = np.array(windowed)
     ropes = f.get("rope_parameters", dict, {})
-    for kind, name, old, key in (("full_attention", "rope.freq_base", "global_rope_theta", 160000.0),
-                                 ("sliding_attention", "rope.freq_base_swa", "local_rope_theta", 10000.0)):
+    for kind, name, old, base in (("full_attention", "rope.freq_base", "global_rope_theta", 160000.0),
+                                  ("sliding_attention", "rope.freq_base_swa", "local_rope_theta", 10000.0)):
         inner = Fields(f.path, ropes.get(kind) or {})
         _only(inner, "rope_type", "default")
-        keys[name] = inner.number("rope_theta", f.number(old, key))
+        keys[name] = inner.number("rope_theta", f.number(old, base))
     _only(f, "rope_scaling")
     if f.values.get("classifier_pooling") == "mean":
         keys["classifier.pooling_type"] = 1
@@ -186,7 +186,7 @@ def encoder_keys(given: Fields, encoder: Encoder) -> EncoderKeys:
         notes.append(f"config.json names code of its own (auto_map), which llamina does not run: read as {encoder.architectures[0]}")
     parts = {"bert": ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_up.bias", "ffn_down.bias", "attn_output_norm.bias",
                       "layer_output_norm.bias"), "modern-bert": ("attn_qkv.weight",),
-             "nomic-bert": ("attn_output_norm.bias", "layer_output_norm.bias", *(["attn_qkv.weight"] if "n_embd" in given.values else []))}[page]
+             "nomic-bert": ("attn_output_norm.bias", "layer_output_norm.bias")}[page]
     optional = {f"blk.{i}.{part}" for i in range(keys["block_count"]) for part in parts}
     if page != "modern-bert":
         optional |= {"token_embd_norm.bias", *(["token_types.weight"] if keys[TYPES] else [])}

@@ -73,7 +73,7 @@ CLASSES = (
     _class("mistral", "llama", "MistralForCausalLM", {
         "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}),
     _class("qwen2", "qwen2", "Qwen2ForCausalLM", _QWEN, "head_dim"),
-    _class("qwen3", "qwen3", "Qwen3ForCausalLM", {**_QWEN, "head_dim": 128, "attention_bias": False}),
+    _class("qwen3", "qwen3", "Qwen3ForCausalLM Qwen3Model", {**_QWEN, "head_dim": 128, "attention_bias": False}),
     _class("smollm3", "smollm3", "SmolLM3ForCausalLM", {
         "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4,
         "max_position_embeddings": 32768, "pad_token_id": 128004, "bos_token_id": 128000, "eos_token_id": 128001, "use_sliding_window": False,

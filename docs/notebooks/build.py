@@ -165,7 +165,8 @@ def execute(cells: list[Cell]) -> tuple[dict[str, Any], list[list[dict[str, Any]
 
 
 def _run(text: str, names: dict[str, Any]) -> list[dict[str, Any]]:
-    tree, printed, found = ast.parse(text), io.StringIO(), []
+    tree, printed = ast.parse(text), io.StringIO()
+    found: list[dict[str, Any]] = []
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, "<cell>", "exec"), names)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Line:
     tools: list[Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     format: str | None = None
-    names: list[str] = field(default_factory=list)
+    names: Collection[str] = ()
     """How calls of tools are written, and which there are."""
 
 

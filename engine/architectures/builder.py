@@ -145,7 +145,7 @@ class Builder(Keys):
         if self.file.get(self.name("attention.causal"), bool, False):
             self.refuse(f"key '{self.name('attention.causal')}' is true, but models of architecture {self.architecture} see whole texts")
 
-    def symmetric_windows(self, pattern: int, *, dense_first: bool = False) -> list[dict[str, int]]:
+    def symmetric_windows(self, pattern: int, *, dense_first: bool = False) -> list[dict[str, Any]]:
         """Of each layer of an encoder, `window` and `ahead` of Attention: attention.sliding_window n means n // 2 positions to either side."""
         half = [window // 2 for window in self.windows(pattern, dense_first=dense_first)]
         return [{"window": n + 1, "ahead": n} if n else {"ahead": ALL_AHEAD} for n in half]

@@ -33,7 +33,7 @@ from .options import (
 from .progress import Progress, context_note, tell
 
 if TYPE_CHECKING:
-    from ..answers.chat import Chat
+    from ..answers.chat import Chat, ChatTurn
     from ..answers.generation import Generation
 
 OFTEN_BYTES = 256 << 20
@@ -144,7 +144,7 @@ def _talk(chat: Chat, options: dict[str, Any], progress: Progress, plain: bool, 
     from .chat_terminal import Lines, show
     commands = Commands(chat, options, verbose=progress.verbose)
     for text in Lines(commands.names(), plain):
-        answer: Generation | None = None
+        answer: ChatTurn | None = None
         left_out = chat.left_out
         try:
             answer = commands.run(text) if text.startswith("/") else commands.ask(text.strip())

@@ -17,8 +17,7 @@ from .options import check_sampling, read_text
 from .progress import closing_line, tell
 
 if TYPE_CHECKING:
-    from ..answers.chat import Chat
-    from ..answers.generation import Generation
+    from ..answers.chat import Chat, ChatTurn
 
 MAX_FILE = 64 << 20
 SESSION = b"LLAMINA"
@@ -36,7 +35,7 @@ class Commands:
     def __init__(self, chat: Chat, options: dict[str, Any], say: Callable[[str], None] | None = None, verbose: bool = False) -> None:
         self.chat, self.options, self.verbose = chat, options, verbose
         self._given = dict(options)
-        self.last: Generation | None = None
+        self.last: ChatTurn | None = None
         self._say = say or (lambda text: tell(text, 11 if text.startswith("  ") else 2))
         self._file: Path | None = None  # saved to or loaded from: may be written over
         self._retries = 0
@@ -46,12 +45,12 @@ class Commands:
         """Command -> what it does, in the order of /help."""
         return {"/" + name[1:]: getattr(cls, name).__doc__ or "" for name in vars(cls) if name.startswith("_") and name[1:] in _ORDER}
 
-    def ask(self, text: str) -> Generation:
+    def ask(self, text: str) -> ChatTurn:
         """The answer to a question, with the options in force."""
         self.last, self._retries = self.chat.ask(text, **self.options), 0
         return self.last
 
-    def run(self, line: str) -> Generation | None:
+    def run(self, line: str) -> ChatTurn | None:
         """Do what a line that begins with "/" says -> the answer to print, if that leads to one. Errors are said, not raised. Raises Leave."""
         name, *more = line[1:].split(None, 1) if line[1:2].strip() else [""]
         name, rest = ALIASES.get(name.lower(), name.lower()), more[0] if more else ""
@@ -92,7 +91,7 @@ class Commands:
         text = self.chat.undo()
         self._say("nothing to take back" if text is None else f"taken back: {one_line(text)[:60]}")
 
-    def _retry(self, rest: str) -> Generation | None:
+    def _retry(self, rest: str) -> ChatTurn | None:
         """another answer to the last question (with the next seed, if one was set)"""
         text = self.chat.undo()
         if text is None:

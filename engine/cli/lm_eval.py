@@ -18,7 +18,8 @@ OURS = ("--model", "--model_args", "--batch_size", "--device", "--max_batch_size
 @click.argument("arguments", nargs=-1, metavar="-- ARGUMENTS…", type=click.UNPROCESSED)
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.")
 @run_options
-def command(model: str, arguments: tuple[str, ...], memory: str | None, threads: int | None, context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
+def command(model: str, arguments: tuple[str, ...], memory: str | None, threads: int | None, context: int | None, kv: str | None,
+            quiet: bool, verbose: bool) -> None:
     """Run lm-evaluation-harness (extra lm-eval) on MODEL; what stands behind -- are its own arguments.
 
     Likelihoods, perplexities and generated answers come from llamina; tasks, metrics and output are the harness's. --use_cache PATH keeps answers in a file of

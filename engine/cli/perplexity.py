@@ -1,6 +1,8 @@
 """`llamina perplexity`: how well a model predicts a text, and how far it is from a reference."""
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import OptionError
 from .options import debug_option, open_model, read_text
 from .progress import Progress
 
@@ -24,39 +27,55 @@ if TYPE_CHECKING:
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What MODEL's keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("-o", "--output", metavar="PATH", help="Where the numbers go, with those of every window, as JSON: interrupted, the same command goes on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every window.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(model: str, text: str, context: int, against: str | None, windows: int | None, special: bool, threads: int | None, kv: str | None,
-            as_json: bool, quiet: bool) -> None:
+            output: str | None, as_json: bool, quiet: bool) -> None:
     """Print the perplexity of MODEL on a text file ("-": standard input), in windows as llama.cpp cuts them. Ctrl-C ends it with the numbers of the windows
-    that are done.
+    that are done; with -o, the same command goes on from there.
 
     \b
     Examples:
       llamina perplexity model.q4_k_m.gguf wiki.test.raw
       llamina perplexity model.q4_k_m.gguf wiki.test.raw --against model.f16.gguf --windows 20
-      llamina perplexity model.gguf wiki.test.raw --kv q8_0 --against model.gguf
+      llamina perplexity model.gguf wiki.test.raw --kv q8_0 --against model.gguf -o numbers.json
     """
+    from ..answers.batch_job import fingerprint
     from ..score.perplexity import running_divergence, running_perplexity
+    from .scoring import journal_for
     body = read_text(text)
+    if output == "-":
+        raise OptionError("numbers go to a file: for standard output give --json")
     steps: Iterator[Running[Any]]
-    with Progress(quiet) as progress:
-        ours = open_model(model, threads, context, progress, kv=kv)
-        if against is None:
-            steps = running_perplexity(ours, body, context, windows, special)
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(journal_for(output))
+        progress = stack.enter_context(Progress(quiet))
+        ours = stack.enter_context(open_model(model, threads, context, progress, kv=kv))
+        theirs = None if against is None else stack.enter_context(open_model(against, threads, context, progress))
+        for loaded in filter(None, (ours, theirs)):
+            loaded.scheduler.reading = None  # a window is soon read
+        known = dict(zip(journal.done, journal.records()))
+        journal.begin({"command": "perplexity", "input": hashlib.sha256(body.encode()).hexdigest(), "window": context, "windows": windows, "special": special,
+                       "kv": kv, "models": [fingerprint(loaded.path) for loaded in (ours, theirs) if loaded is not None]})
+        if known:
+            progress.note(f"going on after {len(known)} windows")
+        if theirs is None:
+            steps = running_perplexity(ours, body, context, windows, special, known, journal.add)
         else:
-            steps = running_divergence(ours, open_model(against, threads, context, progress), body, context, windows, special)
+            steps = running_divergence(ours, theirs, body, context, windows, special, known, journal.add)
         last, interrupted = _measure(steps, progress)
-    if last is None:
-        raise KeyboardInterrupt
-    result = last.result()
-    if as_json:
-        print(json.dumps(asdict(result)))
-    else:
-        print("\n".join(_lines(result)))
+        if last is None:
+            raise KeyboardInterrupt
+        found = {**asdict(last.result()), "each": last.windows()}
+        if not interrupted:
+            written = json.dumps(found, indent=1) + "\n"
+            journal.finish(last.total, lambda file: file.write(written.encode()))
+    print(json.dumps(found) if as_json else "\n".join(_lines(last.result())))
     if interrupted:
-        progress.note(f"stopped after {last.done} of {last.total} windows: the numbers are of those")
+        kept = ": the same command goes on from there" if output is not None else ""
+        progress.note(f"stopped after {last.done} of {last.total} windows: the numbers are of those{kept}")
         raise click.exceptions.Exit(130)
 
 

@@ -7,6 +7,7 @@ Ragged: each text has its own array, nothing is padded. Of attention's maps an a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Tap:
         at: dict[str, list[Place]] = {}
         for place in self._chosen:
             at.setdefault(place.site.name, []).append(place)
-        return {site: lambda rows, here=here: self._take(here, rows, parts) for site, here in at.items()}
+        return {site: partial(self._take, here, parts=parts) for site, here in at.items()}
 
     def _take(self, here: list[Place], rows: np.ndarray, parts: list[tuple[int, Span, np.ndarray]]) -> None:
         for place in here:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +117,10 @@ def attention(model: Core, text: Any, layers: Any = None, heads: Any = None, pos
     def observe(feeds: list[Feed], whose: list[int]) -> Mapping[str, Callback]:
         (span,) = spans(feeds)
         which = np.flatnonzero(np.isin(span.positions, rows))
-        return {g.place.site.name: (lambda _, g=g: _take(model, g, span, which)) for g in gathering.values()}
+
+        def take(g: _Gathering, _: np.ndarray) -> None:
+            _take(model, g, span, which)
+        return {g.place.site.name: partial(take, g) for g in gathering.values()}
     for _ in run(model, [ids], observe, max(chosen)):
         pass
     return Attention(ids, texts_of(model, ids), list(chosen), {i: [int(h) for h in g.heads] for i, g in gathering.items()}, rows,

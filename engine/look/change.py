@@ -58,7 +58,7 @@ def ablate(model: Core, names: Any, heads: Any = None, positions: Any = None, va
             if which is None:
                 array[rows] = put
             else:
-                array[np.ix_(rows, which)] = put
+                array[np.ix_(rows, np.asarray(which, np.intp))] = put
             return array
         functions.append((place, hook))
     return watched(model.scheduler, Hooks(model, functions))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Hooks:
         at: dict[str, list[tuple[Place, Hook]]] = {}
         for place, hook in self._functions:
             at.setdefault(place.site.name, []).append((place, hook))
-        return {site: lambda rows, here=here: self._call(here, rows, parts) for site, here in at.items()}
+        return {site: partial(self._call, here, parts=parts) for site, here in at.items()}
 
     def _call(self, here: list[tuple[Place, Hook]], rows: np.ndarray, parts: list[Span]) -> None:
         for place, hook in here:

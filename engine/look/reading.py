@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +30,12 @@ def read(model: Core, ids: list[int], sites: Iterable[str], each: Callable[[Runt
     wanted, rows = list(dict.fromkeys(sites)), {}  # type: list[str], Rows
     at: list[np.ndarray] = []
 
+    def keep(name: str, array: np.ndarray) -> None:
+        rows[name] = array.copy()
+
     def observe(feeds: list[Feed], whose: list[int]) -> Mapping[str, Callback]:
         at[:] = [spans(feeds)[0].positions]
-        return {name: (lambda array, name=name: rows.__setitem__(name, array.copy())) for name in wanted}
+        return {name: partial(keep, name) for name in wanted}
 
     def after(runtime: Runtime, feeds: list[Feed], whose: list[int]) -> None:
         each(runtime, at[0], rows)

@@ -47,7 +47,7 @@ class SteeringVector:
     def __add__(self, other: SteeringVector) -> SteeringVector:
         layers = sorted({*self.directions, *other.directions})
         zero = np.float32(0)
-        return SteeringVector({i: self.directions.get(i, zero) + other.directions.get(i, zero) for i in layers}, self.hint)
+        return SteeringVector({i: np.asarray(self.directions.get(i, zero) + other.directions.get(i, zero)) for i in layers}, self.hint)
 
     def normalised(self) -> SteeringVector:
         """Every direction of length 1."""

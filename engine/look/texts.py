@@ -15,6 +15,7 @@ from ..run.watch import Callback, merged, watching
 
 if TYPE_CHECKING:
     from ..answers.core import Core
+    from ..run import kv_cache
     from ..run.runtime import Runtime
 
 Observe = Callable[[list[Feed], list[int]], Mapping[str, Callback]]
@@ -57,7 +58,8 @@ def run(model: Core, texts: Iterable[list[int]], observe: Observe, last_layer: i
         after: Callable[[Runtime, list[Feed], list[int]], None] | None = None) -> Iterator[int]:
     """Every text's ids through the model; yields a text's index when all of it was seen. last_layer: no layer after it is wanted. most: tokens of a step.
     after: called after a step, while the runtime is this thread's alone. OutOfMemoryError and what hooks raise."""
-    scheduler, open_ones = model.scheduler, {}  # type: Any, dict[int, kv_cache.Sequence]
+    scheduler: Any = model.scheduler
+    open_ones: dict[int, kv_cache.Sequence] = {}
     room = min(most or model.runtime.max_batch, model.runtime.max_batch)
     n_layers = model.config.n_layers
     part = Part(last=last_layer + 1) if last_layer is not None and last_layer + 1 < n_layers else None

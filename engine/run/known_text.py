@@ -151,6 +151,10 @@ class KnownText(HeldPages):
         if self._promised_length:
             self._renew()
 
+    def _renew(self) -> None:
+        """After going back, under the lock: what was promised holds again. Who promises has this (Sequence)."""
+        raise NotImplementedError
+
     def place(self, ids: Iterable[int]) -> tuple[int, tuple[int, ...]] | None:
         """Which page a sequence that goes on with `ids` is filling or about to begin: equal for those that compute the same one. None if the text doesn't
         fill it, or the sequence is private."""

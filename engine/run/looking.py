@@ -168,10 +168,12 @@ class Looking:
 
     def output_bias(self, ids: np.ndarray) -> np.ndarray:
         """What the output matrix adds to these tokens' logits: float32 [n]."""
-        address = int(self._layout.matrix(self.config.output.matrix)[f.BIAS // 8])
+        matrix = self.config.output.matrix
+        assert matrix is not None
+        address = int(self._layout.matrix(matrix)[f.BIAS // 8])
         if not address:
             return np.zeros(len(ids), np.float32)
-        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]
+        return np.frombuffer((ctypes.c_float * self.config.n_vocab).from_address(address), np.float32)[ids]  # type: ignore[call-overload]
 
     def matrix_rows(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """Rows of a matrix as its kernel sees them, dequantised: int [n] -> float32 [n, columns]."""
@@ -199,6 +201,7 @@ class Looking:
         """The output matrix's rows of these tokens, dequantised: float32 [n, dim]."""
         if self.config.tied_output:
             return self._weights.embed(np.asarray(ids, np.int64))
+        assert self.config.output.matrix is not None
         return self.matrix_rows(self.config.output.matrix, ids)
 
     def _run_alone(self, op: str, args: dict[str, Any]) -> None:

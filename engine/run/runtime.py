@@ -137,7 +137,7 @@ class Runtime(Looking):
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
         self._step = np.zeros(f.STEP_WORDS, np.int64)
-        self._words = memoryview(self._step)  # the same: numbers go in and out of it in half the time
+        self._words = memoryview(self._step)  # type: ignore[arg-type]  # the same: numbers go in and out of it in half the time
         self._lay_out()
         self.team, self._pace = Team(self.n_threads), Pace(self.n_threads)
         for table in self._tables:
@@ -238,7 +238,7 @@ class Runtime(Looking):
         n, config = len(ids), self.config
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
-        if n_wanted and not hidden and not config.output.matrix:
+        if not config.output.matrix and (n_wanted and not hidden or any(feed.look is not None for feed in feeds)):
             raise OptionError(f"{self.gguf.path}: is an encoder (architecture {config.architecture}): it has no logits, only embeddings (hidden=True)")
         given = part.rows if part else None
         if given is None or self._per_layer:

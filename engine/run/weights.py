@@ -248,6 +248,7 @@ class Weights:
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """Token embeddings: int [M] -> float32 [M, dim]. FormatError: finite scales whose product with a block's is not, which loading lets pass."""
+        assert self._embedding is not None
         rows = registry.decode(self._embedding_format, self._embedding[ids])
         if not np.isfinite(rows).all():
             bad = ids[int(np.argmin(np.isfinite(rows).all(axis=1)))]
@@ -262,6 +263,7 @@ class Weights:
                 found = self.embed(ids[:n])
                 x[:n, :found.shape[1]] = found if factor == 1 else found * factor
             return plain
+        assert embedding is not None
         size = self._gguf.tensors[EMBEDDING].format
         blocks, decode_rows = self.config.dim // size.columns, decode.ctypes
         row_bytes, to, ld, named = blocks * size.bytes, x.ctypes.data, x.shape[1], ids.ctypes.data

@@ -1,1 +1,1 @@
-"""What a model knows, measured: perplexity."""
+"""What a model knows, measured: scores, labels, tasks, perplexity."""

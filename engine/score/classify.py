@@ -16,7 +16,7 @@ from ..errors import LlaminaError, OptionError, quoted
 from ..sampling.arithmetic import log
 from .likelihood import mean, probabilities
 from .scoring import score, score_many
-from .template import check_template, filled
+from .template import Same, check_template, filled
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -99,7 +99,7 @@ class Classifier:
         return self._offsets
 
     def _of(self, text: str) -> list[float]:
-        return [s.logprob for s in score(self._model, filled(self.template, {"text": text}), self._continuations, self._special)]
+        return [s.logprob for s in score(self._model, filled(self.template, Same(text)), self._continuations, self._special)]
 
     def many(self, texts: Iterable[str | Mapping[str, Any]], ordered: bool = True) -> Iterator[tuple[int, Classified]]:
         """(index, result) of each text, or of a mapping's fields."""

@@ -64,7 +64,9 @@ class ClassifyWork(Work):
             raise FormatError(f"{self.name}: has no rows")
 
     def _choose_text(self, row: Row) -> None:
-        """The text's column, if nobody said which: "text", or the only one that isn't the label's."""
+        """The text's column, if nobody said which: "text", or the only one that isn't the label's. None if the template asks for other columns."""
+        if self.text is None and "text" not in fields_of(self.template):
+            return
         others = [c for c in self.columns if c != self.gold]
         if self.text is None:
             self.text = "text" if "text" in others else others[0] if len(others) == 1 else None
@@ -75,11 +77,11 @@ class ClassifyWork(Work):
     def _fields(self, row: Row) -> dict[str, Any]:
         """What the template sees."""
         text = row.fields.get(self.text or "text")
-        if not isinstance(text, str):
+        if self.text is not None and not isinstance(text, str):
             raise self._bad(row, f"has no text in {quoted(self.text)}" if text is None else f"{quoted(self.text)} must be a text, found {type(text).__name__}")
         if missing := [name for name in fields_of(self.template) if name != "text" and name not in row.fields]:
             raise self._bad(row, f"has no {quoted(missing[0])}, which the template asks for")
-        return {**row.fields, "text": text}
+        return row.fields if self.text is None else {**row.fields, "text": text}
 
     def _gold(self, row: Row) -> str:
         found = row.fields.get(self.gold or "")

@@ -21,6 +21,7 @@ from .paths import Group, Path, Walk
 from .prompts import Prompts
 from .scoring import score, score_of
 from .task import SCORED, Item
+from .template import Same
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -107,7 +108,7 @@ class EvalWork(Work):
         labels = list(self.prompts.task.labels.values())
 
         def of(text: str) -> list[float]:
-            item = Item(_Same(text), labels, 0, labels[:1])
+            item = Item(Same(text), labels, 0, labels[:1])
             context = self.prompts.context(model, item, None)
             return [s.logprob for s in score(model, context, self._continuations(context, item))]
         if self.calibrate == "pmi":
@@ -149,17 +150,3 @@ class EvalWork(Work):
                 record: dict[str, Any] = {"text": result.text, "finish_reason": result.finish_reason, "tokens": len(result.ids)}
                 yield row.number, {**record, "prompt_ids": ids, "answer_ids": result.ids} if self.samples else record
         yield from bad
-
-
-class _Same(dict[str, Any]):
-    """Fields that are all the same text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self._text = text
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __getitem__(self, key: str) -> str:
-        return self._text

@@ -4,8 +4,9 @@
     Instance (text,)                 -> disjoint windows as HFLM's                 -> paths.py -> log-probability
     Instance (context, gen_kwargs)   -> ids, cut from the left if too long         -> batch.py -> text up to a stop string
 
-Numbers are those of the harness's own HFLM on the same float32 weights, within their arithmetic. Where HFLM fails, because a token spans the border and nothing is left
-of the continuation, that token is scored. Special tokens in texts are those tokens, as for transformers' tokenizers, and a text gets one BOS at most.
+Numbers are those of the harness's own HFLM on the same float32 weights, within their arithmetic. Where HFLM fails, because a token spans the border and
+nothing is left of the continuation, that token is scored. Special tokens in texts are those tokens, as for
+transformers' tokenizers, and a text gets one BOS at most.
 """
 from __future__ import annotations
 
@@ -130,7 +131,8 @@ class LlaminaLM(TemplateLM):  # type: ignore[misc]
                 context, wanted = request.args
                 options, until, most = self._options(wanted)
                 stops.append(until)
-                yield {"prompt": self.tok_encode(context, left_truncate_len=self.max_length - most), "max_tokens": most, "stop": until, "seed": self._seed, **options}
+                ids = self.tok_encode(context, left_truncate_len=self.max_length - most)
+                yield {"prompt": ids, "max_tokens": most, "stop": until, "seed": self._seed, **options}
         with self.model.generate_many(asked()) as results:
             for result in results:
                 if result.error is not None:

@@ -72,6 +72,12 @@ def divergence(reference: Sequence[float], model: Sequence[float]) -> float:
     return math.fsum(float(w) * (a - b) for w, a, b in zip(exp(np.maximum(q, _LOWEST)), reference, model))
 
 
+def divergence_of_rows(reference: np.ndarray, model: np.ndarray) -> float:
+    """KL(reference || model) in nats, of two rows of logits, float32 [n_vocab]."""
+    q, p = log_softmax(np.stack([reference, model]))
+    return total(exp(np.maximum(q, _LOWEST)) * (q - p))
+
+
 def mean(values: Iterable[float]) -> float:
     """Of at least one number, rounded twice, whatever their order."""
     numbers = list(values)

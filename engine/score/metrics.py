@@ -76,7 +76,7 @@ def calibration(confidences: Sequence[float], correct: Sequence[bool]) -> tuple[
     inside: list[list[int]] = [[] for _ in range(BINS)]
     for i, p in enumerate(confidences):
         inside[min(BINS - 1, int(p * BINS))].append(i)
-    bins = [{"from": b / BINS, "to": (b + 1) / BINS, "count": len(those),
+    bins: list[dict[str, Any]] = [{"from": b / BINS, "to": (b + 1) / BINS, "count": len(those),
              "confidence": mean(confidences[i] for i in those) if those else None,
              "accuracy": mean(1.0 if correct[i] else 0.0 for i in those) if those else None} for b, those in enumerate(inside)]
     if not confidences:

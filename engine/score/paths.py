@@ -90,7 +90,8 @@ class _Edge:
 def _tree(paths: list[Path]) -> list[_Edge]:
     """The edges that begin the texts. The last token of a path is never fed: nothing follows it."""
     top: list[_Edge] = []
-    work = [(sorted(paths, key=lambda p: p.ids), 0, 0, None, top)]  # sorted paths that share `known` tokens; edges for them begin at `start`
+    work: list[tuple[list[Path], int, int, _Edge | None, list[_Edge]]] = [(sorted(paths, key=lambda p: p.ids), 0, 0, None, top)]
+    # sorted paths that share `known` tokens; edges for them begin at `start`
     while work:
         some, start, known, parent, edges = work.pop()
         for _, same in itertools.groupby(some, key=lambda p: p.ids[known]):

@@ -3,19 +3,23 @@
     text -> ids -> windows of `context` tokens, no overlap, the first token of each replaced by BOS -> log-probabilities of the second half's tokens
 
 Source: llama.cpp, tools/perplexity/perplexity.cpp (`-c`, without `--ppl-stride`); the same file gives the same number within the models' arithmetic.
-Sums are float64. These are reports, outside the exactness promise: NumPy's logarithms are good enough here.
+Log-probabilities are likelihood.py's, sums are rounded once: the same numbers on every CPU. What was found of each window can be kept, and given again.
 """
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from ...kernels.float_env import in_default_floats
 from ..errors import OptionError
+from ..run.scheduler import Job
+from .likelihood import deviation, divergence_of_rows, exponential, mean, row_of
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -24,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 LEAST = 8
 """Tokens of the smallest window."""
-_PIECE = 128
+_PIECE = 32
 """Positions whose logits are held at once."""
 
 
@@ -69,15 +73,8 @@ def windows(model: Core, text: str, context: int, most: int | None = None, speci
     return cut
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 [n, n_vocab] -> float64 log-probabilities."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
-
 class _Window:
-    """One model's way through a window: the log-probabilities at the positions that are scored, a piece at a time."""
+    """One of two models' way through a window: the logits at the positions that are scored, a piece at a time."""
 
     def __init__(self, model: Core, ids: np.ndarray):
         self.model, self.ids = model, ids
@@ -85,47 +82,89 @@ class _Window:
         self.sequence = model.runtime.new_sequence()
 
     def pieces(self) -> Any:
-        """Yields (targets int64 [k], log-probabilities float64 [k, n_vocab])."""
+        """Yields (targets int64 [k], logits float32 [k, n_vocab])."""
         ids, last = self.ids, len(self.ids) - 1
         try:
             self.model.feed(self.sequence, [int(i) for i in ids[:self.first]], "none")
             for start in range(self.first, last, _PIECE):
                 end = min(start + _PIECE, last)
-                yield ids[start + 1:end + 1], log_softmax(self.model.feed(self.sequence, [int(i) for i in ids[start:end]], "all"))
+                yield ids[start + 1:end + 1], self.model.feed(self.sequence, [int(i) for i in ids[start:end]], "all")
         finally:
             self.sequence.close()
 
 
-@in_default_floats
-def _summary(nll: np.ndarray, n_windows: int, context: int) -> Perplexity:
-    mean = float(nll.mean())
-    spread = float(nll.std() / np.sqrt(max(1, len(nll) - 1)))
-    return Perplexity(float(np.exp(mean)), float(np.exp(mean) * spread), mean, len(nll), n_windows, context)
+def _summary(nll: list[float], n_windows: int, context: int) -> Perplexity:
+    middle, spread = mean(nll), deviation(nll) / math.sqrt(max(1, len(nll) - 1))
+    value = exponential(middle)
+    return Perplexity(value, value * spread, middle, len(nll), n_windows, context)
+
+
+Window = dict[str, list[float]]
+"""What was found of each scored token of a window: "nll", and of a divergence "reference" (its nll), "kl", "same" (1: the same first choice)."""
+Keep = Callable[[int, Window], object]
 
 
 @dataclass(frozen=True)
 class Running(Generic[T]):
-    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far."""
+    """How far a measurement is: `done` of `total` windows; perplexity: of the model, so far; result(): of the windows so far; windows(): the
+    numbers of each."""
 
     done: int
     total: int
     perplexity: float
     result: Callable[[], T]
+    windows: Callable[[], list[dict[str, Any]]]
 
 
-def running_perplexity(model: Core, text: str, context: int = 512, most: int | None = None, special: bool = False) -> Iterator[Running[Perplexity]]:
-    """Perplexity of a text, window by window: the last is `perplexity`'s. Errors as of `perplexity`."""
-    cut, nll = windows(model, text, context, most, special), np.empty(0)
+def _running(cut: np.ndarray, measure: Callable[[np.ndarray], Window], result: Callable[[list[Window], int], T], known: Mapping[int, Window],
+             keep: Keep | None) -> Iterator[Running[T]]:
+    found: list[Window] = []
+    nll: list[float] = []
     for i, ids in enumerate(cut):
-        nll = np.concatenate([nll, _window_nll(model, ids)])
-        result = functools.partial(_summary, nll, i + 1, context)
-        yield Running(i + 1, len(cut), result().perplexity, result)
+        window = known.get(i)
+        if window is None:
+            window = measure(ids)
+            if keep:
+                keep(i, window)
+        found.append(window)
+        nll += window["nll"]
+        yield Running(i + 1, len(cut), exponential(mean(nll)), functools.partial(result, list(found), i + 1), functools.partial(_each, list(found)))
+
+
+def _each(found: list[Window]) -> list[dict[str, Any]]:
+    names = {"nll": "nll", "reference": "reference_nll", "kl": "kl", "same": "same_first_choice"}
+    return [{"tokens": len(w["nll"]), "perplexity": exponential(mean(w["nll"])), **{names[k]: mean(v) for k, v in w.items()}} for w in found]
+
+
+def running_perplexity(model: Core, text: str, context: int = 512, most: int | None = None, special: bool = False,
+                       known: Mapping[int, Window] = MappingProxyType({}), keep: Keep | None = None) -> Iterator[Running[Perplexity]]:
+    """Perplexity of a text, window by window: the last is `perplexity`'s. known: windows that were measured before; keep: called with each that is measured
+    now. Errors as of `perplexity`."""
+    cut = windows(model, text, context, most, special)
+    return _running(cut, functools.partial(_window_nll, model), lambda found, n: _summary(_joined(found, "nll"), n, context), known, keep)
+
+
+def _joined(found: list[Window], name: str) -> list[float]:
+    return [value for window in found for value in window[name]]
 
 
 @in_default_floats
-def _window_nll(model: Core, ids: np.ndarray) -> np.ndarray:
-    """float64 [scored tokens of the window]"""
-    return np.concatenate([-logp[np.arange(len(targets)), targets] for targets, logp in _Window(model, ids).pieces()])
+def _window_nll(model: Core, ids: np.ndarray) -> Window:
+    nll, first = [0.0] * (len(ids) - 1 - len(ids) // 2), len(ids) // 2
+
+    def look(rows: np.ndarray, positions: np.ndarray) -> None:
+        for row, at in zip(rows, positions.tolist()):
+            nll[at - first] = -row_of(row).log_probability(float(row[ids[at + 1]]))
+    sequence = model.runtime.new_sequence()
+    try:
+        tokens = [int(i) for i in ids]
+        model.feed(sequence, tokens[:first], "none")
+        job = Job(sequence, tokens[first:-1], "all", look=look)
+        model.scheduler.run([job])
+        _ = job.rows  # or its error
+    finally:
+        sequence.close()
+    return {"nll": nll}
 
 
 def perplexity(model: Core, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None, special: bool = False) -> Perplexity:
@@ -133,25 +172,27 @@ def perplexity(model: Core, text: str, context: int = 512, progress: Progress | 
     return _last(running_perplexity(model, text, context, most, special), progress)
 
 
-def running_divergence(model: Core, reference: Core, text: str, context: int = 512, most: int | None = None,
-                       special: bool = False) -> Iterator[Running[Divergence]]:
-    """Divergence of `model` from `reference`, window by window: the last is `divergence`'s. OptionError if their vocabularies differ."""
+def running_divergence(model: Core, reference: Core, text: str, context: int = 512, most: int | None = None, special: bool = False,
+                       known: Mapping[int, Window] = MappingProxyType({}), keep: Keep | None = None) -> Iterator[Running[Divergence]]:
+    """Divergence of `model` from `reference`, window by window: the last is `divergence`'s. known, keep: as of `running_perplexity`. OptionError if their
+    vocabularies differ."""
     if model.tokenizer.vocab_digest() != reference.tokenizer.vocab_digest():
         raise OptionError(f"{model.path} and {reference.path} have different vocabularies: their tokens can't be compared")
-    cut, scored = windows(model, text, context, most, special), np.empty((4, 0))
-    for i, ids in enumerate(cut):
-        scored = np.concatenate([scored, _window_divergence(model, reference, ids)], axis=1)
-        yield Running(i + 1, len(cut), _summary(scored[0], i + 1, context).perplexity, functools.partial(_divergence, scored, i + 1, context))
+    cut = windows(model, text, context, most, special)
+    return _running(cut, functools.partial(_window_divergence, model, reference), lambda found, n: _divergence(found, n, context), known, keep)
 
 
 @in_default_floats
-def _window_divergence(model: Core, reference: Core, ids: np.ndarray) -> np.ndarray:
-    """float64 [4, scored tokens of the window]: negative log-likelihoods of model and reference, KL, whether the first choices are the same."""
-    found = []
-    for (targets, p), (_, q) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
-        rows = np.arange(len(targets))
-        found.append(np.array([-p[rows, targets], -q[rows, targets], (np.exp(q) * (q - p)).sum(axis=1), p.argmax(axis=1) == q.argmax(axis=1)]))
-    return np.concatenate(found, axis=1)
+def _window_divergence(model: Core, reference: Core, ids: np.ndarray) -> Window:
+    found: Window = {"nll": [], "reference": [], "kl": [], "same": []}
+    for (targets, ours), (_, theirs) in zip(_Window(model, ids).pieces(), _Window(reference, ids).pieces()):
+        for target, a, b in zip(targets, ours, theirs):
+            p, q = row_of(a), row_of(b)
+            found["nll"].append(-p.log_probability(float(a[target])))
+            found["reference"].append(-q.log_probability(float(b[target])))
+            found["kl"].append(divergence_of_rows(b, a))
+            found["same"].append(1.0 if p.best == q.best else 0.0)
+    return found
 
 
 def divergence(model: Core, reference: Core, text: str, context: int = 512, progress: Progress | None = None, most: int | None = None,
@@ -160,12 +201,11 @@ def divergence(model: Core, reference: Core, text: str, context: int = 512, prog
     return _last(running_divergence(model, reference, text, context, most, special), progress)
 
 
-@in_default_floats
-def _divergence(scored: np.ndarray, n_windows: int, context: int) -> Divergence:
-    ours, theirs, each, same = scored
+def _divergence(found: list[Window], n_windows: int, context: int) -> Divergence:
+    each = _joined(found, "kl")
     marks = {k: float(np.percentile(each, k)) for k in (50, 90, 95, 99, 100)}
-    return Divergence(_summary(ours, n_windows, context), _summary(theirs, n_windows, context), float(each.mean()),
-                      float(each.std() / np.sqrt(max(1, len(each) - 1))), marks, float(same.mean()))
+    return Divergence(_summary(_joined(found, "nll"), n_windows, context), _summary(_joined(found, "reference"), n_windows, context), mean(each),
+                      deviation(each) / math.sqrt(max(1, len(each) - 1)), marks, mean(_joined(found, "same")))
 
 
 def _last(steps: Iterator[Running[T]], progress: Progress | None) -> T:

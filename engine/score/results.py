@@ -202,7 +202,7 @@ def samples(work: EvalWork, records: Iterator[Record]) -> Iterator[Record]:
         if "error" not in record:
             item = task.item(row)
             if task.kind in SCORED:
-                given = best(record.get("calibrated", record["logprobs"]))
+                given = best(record["calibrated" if "calibrated" in record else "logprobs"])
                 names = list(task.labels) if task.kind == "label" else item.choices
                 head |= {"right": names[item.right], "answer": names[given], "correct": given == item.right}
             else:

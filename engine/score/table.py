@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ def digest_of(path: Path) -> str:
 def read_rows(path: Path, format: str, name: str | None = None) -> Iterator[Row]:
     """name: what the file is called in errors. Blank lines are skipped. FileError; FormatError names the line."""
     name = name or str(path)
-    read = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "lines": _texts}[format]
+    readers: dict[str, Callable[..., Iterator[tuple[int, dict[str, Any]]]]] = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "lines": _texts}
     more = {"csv": (",",), "tsv": ("\t",)}.get(format, ())
-    for number, (line, fields) in enumerate(read(_decoded(path, name), name, *more)):
+    for number, (line, fields) in enumerate(readers[format](_decoded(path, name), name, *more)):
         yield Row(number, line, fields)
 
 

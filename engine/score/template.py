@@ -31,8 +31,22 @@ def filled(template: str, fields: Mapping[str, Any]) -> str:
     return _FIELD.sub(value, template)
 
 
-def check_template(template: str, field: str = "text") -> str:
-    """OptionError unless it has the field."""
-    if field not in fields_of(template):
-        raise OptionError(f"the template must have {{{field}}} where the text belongs, found {quoted(template)}")
+def check_template(template: str) -> str:
+    """OptionError unless it asks for something."""
+    if not fields_of(template):
+        raise OptionError(f"the template must have {{text}} where the text belongs, or other columns' names in braces, found {quoted(template)}")
     return template
+
+
+class Same(dict[str, Any]):
+    """Fields that are all the same text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __getitem__(self, key: str) -> str:
+        return self._text

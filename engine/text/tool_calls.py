@@ -167,8 +167,8 @@ def parse(text: str, format: str | None, names: Collection[str] = (), first: int
     elif format in ("gemma4", "qwen"):
         schemas = names if isinstance(names, Mapping) else {}
         content, ok = "", True
-        for name, arguments, written in gemma_calls(text) if format == "gemma4" else qwen_calls(text, schemas):
-            if name is None or not add(name, arguments):
+        for tool, given, written in gemma_calls(text) if format == "gemma4" else qwen_calls(text, schemas):
+            if tool is None or not add(tool, given):
                 content += written
     elif format == "llama3":
         content, marker, rest = text.partition(PYTHON_TAG)

@@ -129,13 +129,14 @@ def qwen_calls(text: str, schemas: Mapping[str, Any]) -> Iterator[tuple[str | No
     while match := _FUNCTION.search(text, at):
         yield None, None, text[at:match.start()]
         name, end = match[1], match.end()
-        arguments: dict[str, Any] | None = {}
+        given: dict[str, Any] = {}
+        arguments: dict[str, Any] | None = given
         while parameter := _PARAMETER.match(text, end):
             close = text.find(_PARAMETER_END, parameter.end())
             if close < 0:
                 arguments = None
                 break
-            arguments[parameter[1]] = typed(text[parameter.end():close], _schema(schemas.get(name), parameter[1]))
+            given[parameter[1]] = typed(text[parameter.end():close], _schema(schemas.get(name), parameter[1]))
             end = close + len(_PARAMETER_END)
         after = _blank(text, end)
         if arguments is not None and (text.startswith(_FUNCTION_END, after) or after >= len(text)):
