@@ -136,9 +136,10 @@ follow.
 - *vocabulary*: `tokenizer.ggml.model`, and for merges (`gpt2`) the values of `tokenizer.ggml.pre` that its published files have (struck out: refused);
   any of docs/tokenizers.md runs.
 - *transformers*: tiny random checkpoints whose logits equal transformers' own class, float32, to 1e-4 of the largest over 300 tokens
-  (tests/test_oracle_families.py).
+  (tests/test_oracle_families.py); of encoders, rows of embeddings or scores (tests/test_oracle_encoders.py).
 - *float64*: small files whose logits equal a float64 twin written from Hugging Face's code, in F32 to 1e-4 of the largest, and in Q8_0 and Q4_0 by their
   divergence (tests/test_pages.py). The same cases have one digest on every CPU target, and equal bits in the open form (tests/test_page_exactness.py).
+  Encoders, which have no logits, have no such cases.
 
 | architecture | models | page | vocabulary | transformers | float64 |
 |---|---|---|---|---|---|
@@ -181,7 +182,7 @@ A file is refused by the name of what llamina would have to leave out, before it
 """
 VOCABULARIES = {
     "llama": "llama; gpt2: llama-bpe, tekken, smollm, falcon3, deepseek-llm, deepseek-coder", "qwen2": "gpt2: qwen2, deepseek-r1-qwen", "qwen3": "gpt2: qwen2",
-    "gemma": "llama", "gemma2": "llama", "gemma3": "llama",
+    "gemma": "llama", "gemma2": "llama", "gemma3": "llama", "gemma4": "gemma4",
     "phi3": "llama; gpt2: dbrx, gpt-4o", "granite": "gpt2: refact, dbrx", "mistral3": "gpt2: tekken",
     "smollm3": "gpt2: smaug-bpe", "olmo2": "gpt2: dbrx", "exaone": "gpt2: exaone", "exaone4": "gpt2: exaone4", "glm4": "gpt2: glm4",
     "seed_oss": "gpt2: seed-coder", "ernie4_5": "llama", "hunyuan-dense": "gpt2: hunyuan-dense", "arcee": "gpt2: llama-bpe", "minicpm": "llama",
@@ -204,14 +205,15 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
+    from encoder_checkpoints import VARIANTS as ENCODERS
     from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
-    variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf]
+    variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf] + [name for name, v in ENCODERS.items() if v.model in page.hf]
     cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
-             ", ".join(cases)]
+             ", ".join(cases) or "-"]
     return "| " + " | ".join(cells) + " |\n"
 
 

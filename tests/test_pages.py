@@ -52,7 +52,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_page_has_cases_and_a_twin() -> None:
-    """Encoders have theirs in test_encoders.py."""
+    """Encoders have theirs in test_oracle_encoders.py."""
     assert {case.architecture for case in CASES.values()} == CAUSAL == CAUSAL & set(FAMILIES)
 
 

@@ -192,7 +192,7 @@ def assert_same(source: Any, weights: dict[str, np.ndarray]) -> None:
 
 
 def test_every_page_has_a_case() -> None:
-    """Encoders' names are read in test_encoders.py."""
+    """Encoders are converted in test_oracle_encoders.py."""
     from page_cases import CAUSAL
     from test_sources_experts import LAYOUTS, WITH_STATES
     assert {name for name in CAUSAL if PAGES[name].hf} == {*CASES, *LAYOUTS, *WITH_STATES}

@@ -13,4 +13,4 @@ def layer(k: Builder, i: int) -> list[Block]:
     ]
 
 
-PAGE = Page("qwen3", "Qwen 3", layer, hf=("Qwen3ForCausalLM",))
+PAGE = Page("qwen3", "Qwen 3", layer, hf=("Qwen3ForCausalLM", "Qwen3Model"))
