@@ -37,7 +37,7 @@ VARIANTS = {
         "head_dim": 32, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 7, "sliding_window": 40, "query_pre_attn_scalar": 32,
         "use_bidirectional_attention": True, "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
                                                                  "full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}}),
-    "qwen3": Variant("Qwen3Config", "Qwen3Model", {"head_dim": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "bos_token_id": 1,
+    "qwen3 rows": Variant("Qwen3Config", "Qwen3Model", {"head_dim": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "bos_token_id": 1,
                                                      "eos_token_id": 2}),
 }
 
