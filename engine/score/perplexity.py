@@ -93,6 +93,7 @@ class _Window:
             self.sequence.close()
 
 
+@in_default_floats
 def _summary(nll: list[float], n_windows: int, context: int) -> Perplexity:
     middle, spread = mean(nll), deviation(nll) / math.sqrt(max(1, len(nll) - 1))
     value = exponential(middle)
@@ -201,6 +202,7 @@ def divergence(model: Core, reference: Core, text: str, context: int = 512, prog
     return _last(running_divergence(model, reference, text, context, most, special), progress)
 
 
+@in_default_floats
 def _divergence(found: list[Window], n_windows: int, context: int) -> Divergence:
     each = _joined(found, "kl")
     marks = {k: float(np.percentile(each, k)) for k in (50, 90, 95, 99, 100)}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...kernels.float_env import in_default_floats
 from ..errors import LlaminaError, OptionError
 from .border import Text, join
 from .paths import Group, Path, Walk
@@ -38,6 +39,7 @@ class Scored:
     error: LlaminaError | None = None
 
 
+@in_default_floats
 def score_of(path: Path, spans: bool = False) -> Score:
     """Of a path whose group is done."""
     return Score(math.fsum(path.logprobs), path.logprobs, path.ids[path.first:], all(path.said), spans)
