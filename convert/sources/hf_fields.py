@@ -9,6 +9,7 @@ architecture are refused all the same, because whoever wrote them meant somethin
 """
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,15 +240,17 @@ def flattened(fields: Fields) -> tuple[Fields, str]:
              "gemma4_unified": "Gemma4UnifiedForConditionalGeneration", "mistral3": "Mistral3ForConditionalGeneration",
              "qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}.get(kind or "")
     if outer is None or names not in ([], [outer]):
-        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
+        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; {_known(names[0] if names else kind)}")
     above = {key: fields.values[key] for key in ("tie_word_embeddings", "quantization_config", "transformers_weights", "auto_map") if key in fields.values}
     inner = {key: value for key, value in text.items() if key != "architectures"}
     return Fields(fields.path, {"model_type": {"mistral3": "mistral"}.get(kind, f"{kind}_text"), **inner, **above}), outer
 
 
-def _known() -> str:
-    """What convert takes, for people: the classes that pages name."""
-    return ", ".join(name for page in PAGES.values() for name in page.hf)
+def _known(asked: object) -> str:
+    """What convert takes, for people: those whose names come near, of the classes that pages name."""
+    names = [name for page in PAGES.values() for name in page.hf]
+    near = difflib.get_close_matches(str(asked), names, 3, 0.7)
+    return f"llamina converts {len(names)} others (docs/models.md lists them)" + (f", by names like it {', '.join(near)}" if near else "")
 
 
 def class_of(fields: Fields) -> tuple[ClassFields, str | None]:
@@ -257,7 +260,7 @@ def class_of(fields: Fields) -> tuple[ClassFields, str | None]:
     named = next((c for c in CLASSES if len(names) == 1 and names[0] in c.architectures), None)
     typed = next((c for c in CLASSES if c.model_type == kind), None)
     if names and named is None or kind is not None and typed is None and named is None:
-        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; llamina converts {_known()} only")
+        raise UnsupportedError(f"{fields.path}: is of architecture {quote(names[0] if names else kind)}; {_known(names[0] if names else kind)}")
     if kind is not None and typed is None:
         raise UnsupportedError(f"{fields.path}: field 'model_type' is {quote(kind)}, 'architectures' {quote(names[0])}: they contradict each other")
     found = typed or named or CLASSES[0]
