@@ -67,9 +67,9 @@ class NewFile:
         """Take it away. Harmless twice, after `finish`, and in the child of a fork."""
         if self._done or os.getpid() != self._process:
             return
-        self._done = True
         with contextlib.suppress(OSError):
             self.path.unlink()
+        self._done = True  # not before: Ctrl-C may come between
         with contextlib.suppress(OSError):  # a full disk complains once more
             self.file.close()
 

@@ -337,8 +337,8 @@ def test_more_tokens_than_ids(small: dict[str, Any]) -> None:
 
 
 def test_other_kinds_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="f.gguf: tokenizer.ggml.model is 't5'"):
-        load_tokenizer({"tokenizer.ggml.model": "t5"}, "f.gguf")
+    with pytest.raises(UnsupportedError, match="f.gguf: tokenizer.ggml.model is 'rwkv'"):
+        load_tokenizer({"tokenizer.ggml.model": "rwkv"}, "f.gguf")
     with pytest.raises(TokenizerError, match="has no vocabulary"):
         load_tokenizer({}, "f.gguf")
 

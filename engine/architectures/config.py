@@ -249,7 +249,10 @@ def _page_of(gguf: GGUFFile) -> Page:
         raise refuse(f"holds a {quote(kind)} (general.type), not a model: expected a whole model's .gguf")
     architecture = gguf.get("general.architecture", str)
     if architecture not in PAGES:
-        raise refuse(f"is of architecture {quote(architecture)}; llamina runs {', '.join(PAGES)}")
+        import difflib
+        near = difflib.get_close_matches(str(architecture), PAGES, 4, 0.6)
+        raise refuse(f"is of architecture {quote(architecture)}; llamina runs {len(PAGES)} others (docs/models.md lists them)"
+                     + (f", by names like it {', '.join(near)}" if near else ""))
     if not gguf.tensors:
         raise refuse("holds only a vocabulary (no tensors): it can be used to tokenise, but not to generate")
     return PAGES[architecture]
