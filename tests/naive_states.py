@@ -3,20 +3,22 @@ torch_recurrent_gated_delta_rule), on the GGUF file's names and its order of hea
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 from naive_families import Array, Family, silu
 
 
-class Recurrent(Family):
+class Recurrent(Family, ABC):
     """Layers that attend, and others."""
 
     def attends(self, i: int, at: str) -> bool:
         return at + "attn_q.weight" in self.tensors
 
+    @abstractmethod
     def mix(self, h: Array, i: int, at: str) -> Array:
-        raise NotImplementedError
+        """What the layer adds, from the normed rows."""
 
     def layer(self, x: Array, i: int, at: str) -> Array:
         h = self.norm(x, at + "attn_norm")

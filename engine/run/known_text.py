@@ -7,6 +7,7 @@ Models with windows take a text over up to where all windowed pages that are see
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from ...kernels.elementwise import PAGE
@@ -25,7 +26,7 @@ def state_of(found: list[Entry], partial: Entry | None) -> State | None:
     return last.state if last is not None and isinstance(last.state, State) else None
 
 
-class KnownText(HeldPages):
+class KnownText(HeldPages, ABC):
     """A sequence's pages, tokens and states as the prefix cache knows them."""
 
     def __init__(self, pool: PagePool, most: int, cached: bool, salt: bytes) -> None:
@@ -151,9 +152,9 @@ class KnownText(HeldPages):
         if self._promised_length:
             self._renew()
 
+    @abstractmethod
     def _renew(self) -> None:
         """After going back, under the lock: what was promised holds again. Who promises has this (Sequence)."""
-        raise NotImplementedError
 
     def place(self, ids: Iterable[int]) -> tuple[int, tuple[int, ...]] | None:
         """Which page a sequence that goes on with `ids` is filling or about to begin: equal for those that compute the same one. None if the text doesn't

@@ -9,6 +9,7 @@ All of it uses the buffers of a step, so it is for between two steps, or, maps, 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ class Said:
         return Said(*(np.concatenate([getattr(part, name) for part in parts]) for name in Said.__dataclass_fields__))
 
 
-class Looking:
+class Looking(ABC):
     """A part of Runtime."""
 
     config: ModelConfig
@@ -216,6 +217,6 @@ class Looking:
         if self.team.run(self._entry, self._step_address, self.n_threads) & ABORTED:
             raise AbortedError("the step was aborted")
 
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
-             noted: bool = True) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False, noted: bool = True) -> None:
+        """Stages on all threads (Runtime)."""
