@@ -22,6 +22,11 @@ from llamina.engine.run.runtime import Feed, Runtime
 N_TOKENS = 330  # crosses five borders of KV pages (64)
 
 
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bit for bit, both float32."""
+    return a.dtype == b.dtype == np.float32 and a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
+
+
 @contextmanager
 def open_runtime(path: Path | str, threads: int = 1, context: int = 1024, kv: str | None = None) -> Iterator[Runtime]:
     with open_gguf(Path(path)) as gguf:

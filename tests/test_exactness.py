@@ -17,14 +17,10 @@ from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.formats.table import RUNNABLE
-from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run
+from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run, same
 from small_models import ALL_FORMATS, random_ids, write_small_model
 
 IDS = random_ids(N_TOKENS)
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype == np.float32 and a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from llamina.engine.errors import ClosedError, OptionError
 from llamina.engine.model import Model, load
+from runs import same
 from small_models import random_ids, write_small_model
 
 IDS = random_ids(90)
@@ -21,10 +22,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = write_small_model(tmp_path_factory.mktemp("look") / "m.gguf", request.param, n_layers=3)
     with load(path, threads=2, context=512) as model:
         yield model
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
 def answer(model: Model, **options: Any) -> list[int]:

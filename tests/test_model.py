@@ -15,16 +15,13 @@ from llamina.engine.errors import ClosedError, ContextFullError, FileError, Form
 from llamina.engine.model import DEMO, Model, load, load_vocabulary, resolve
 from llamina.kernels import bfloat16
 from llamina.kernels.target import TARGET
+from runs import same
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Model]:
     with llamina.load("demo", threads=2) as model:
         yield model
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype == np.float32 and a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
 def test_stories260k_tells_its_story(real: Path):

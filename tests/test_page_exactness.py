@@ -16,7 +16,7 @@ from llamina.engine.run.ops.table import OPS
 from llamina.engine.run.runtime import Feed, Runtime
 from llamina.kernels import target
 from page_cases import CASES, CAUSAL, IDS, N_TOKENS, write_case
-from runs import digest, open_runtime, run
+from runs import digest, open_runtime, run, same
 from small_models import random_ids
 
 PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "qwen3moe sigmoid": "Q8_0",
@@ -51,10 +51,6 @@ LOOKING = {"pattern", "summary"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pages")
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
 def digests(folder: Path) -> dict[str, str]:

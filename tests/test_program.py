@@ -13,7 +13,7 @@ from llamina.engine.architectures.builder import Builder
 from llamina.engine.architectures.page import Page
 from llamina.engine.architectures.spec import Norm
 from llamina.engine.run.runtime import Feed, Runtime
-from runs import open_runtime, run
+from runs import open_runtime, run, same
 from small_models import random_ids, write_family
 
 IDS = random_ids(150)
@@ -66,10 +66,6 @@ def model(request: pytest.FixtureRequest, page: None, tmp_path_factory: pytest.T
     (format, kind), path = request.param, tmp_path_factory.mktemp("models") / "m.gguf"
     keys = {**KEYS, "norm_kind": kind}
     return write_family(path, "everything", keys, format, tensors=TENSORS), format, keys
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool((a.view(np.uint32) == b.view(np.uint32)).all())
 
 
 def observed(runtime: Runtime, chunk: int, names: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
