@@ -129,6 +129,11 @@ class Adapters:
                 kernels.pack_b(pair.b if rows is None else pair.b[rows], b)
                 words.view(np.float32)[f.SCALE // 4] = pair.scale
 
+    def use_by_default(self, loaded: Loaded, scale: float) -> None:
+        """Sequences that ask for none of their own have it from now on; a scale of 0: no longer."""
+        others = [use for use in self.default if use[0] is not loaded]
+        self.default = ordered([*others, *([(loaded, scale)] if scale else [])])
+
     def remove(self, name: str) -> None:
         """Sequences that use it still do."""
         loaded = self[name]
@@ -144,9 +149,11 @@ class Adapters:
     # -- what a sequence has ----------------------------------------------------------------------------------------------------------------
 
     def chosen(self, asked: Any) -> Use:
-        """adapters={"name": scale} or ["name", …] of a request (None: the default) -> a sequence's. Factors of 0 are none at all. OptionError."""
+        """adapters={"name": scale} or ["name", …] of a request (None: the default; a Use: that) -> a sequence's. Factors of 0 are none at all. OptionError."""
         if asked is None:
             return self.default
+        if isinstance(asked, tuple) and all(isinstance(use, tuple) for use in asked):
+            return asked
         if isinstance(asked, str):
             asked = [asked]
         if isinstance(asked, Mapping):
