@@ -4,7 +4,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from llamina.engine.train import philox
-
 from naive_philox import philox4x32_10
 
 KNOWN = [

@@ -40,7 +40,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def initial_a(seed: int, site: str, rank: int, n_in: int) -> np.ndarray:
-    """The A of a new pair, float32 [rank, n_in]: uniform within 1 / sqrt(n_in), as PEFT draws it (Kaiming's with a = sqrt(5)). Computed in float64, rounded once."""
+    """The A of a new pair, float32 [rank, n_in]: uniform within 1 / sqrt(n_in), as PEFT draws it (Kaiming's with a = sqrt(5)). Of float64, rounded once."""
     drawn = _rows(seed, 0, site, 0, rank, n_in).astype(np.float64)
     bound = np.float64(1.0) / np.sqrt(np.float64(n_in))
     return (((drawn + 0.5) * 2.0 ** -31 - 1.0) * bound).astype(np.float32)
@@ -58,7 +58,7 @@ def dropout_mask(seed: int, step: int, site: str, first_token: int, n_tokens: in
 
 def _rows(seed: int, step: int, site: str, first: int, n: int, width: int) -> np.ndarray:
     """uint32 [n, width]: row i is of index first + i; its words are those of places 0, 1, …, four each."""
-    assert 0 <= seed < 1 << 64 and 0 <= step < 1 << 32 and 0 <= first and first + n <= 1 << 32
+    assert 0 <= seed < 1 << 64 and 0 <= step < 1 << 32 and first >= 0 and first + n <= 1 << 32
     places = -(-width // 4)
     out = np.empty((n * places, 4), np.uint32)
     key = (seed & 0xFFFFFFFF, seed >> 32)
