@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import random_adapter, write_peft
+from checkpoints import write_safetensors
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import FormatError, LlaminaError, OptionError, UnsupportedError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.train.adapter import Adapter, Pair, scale_of
-
-from .checkpoints import write_safetensors
-from .small_models import write_family, write_small_model
+from small_models import write_family, write_small_model
 
 
 def config_of(path: Path) -> ModelConfig:
