@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import kernel_calls as kc
 import llamina
 import numpy as np
 import pytest
+from adapters import random_adapter
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import OptionError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Feed, Runtime
 from llamina.engine.train.adapter import Adapter
 from llamina.kernels import low_rank
+from naive_kernels import fma32
+from runs import open_runtime, run, same
+from small_models import random_ids, write_family, write_small_model
 
-from . import kernel_calls as kc
-from .adapters import random_adapter
-from .naive_kernels import fma32
-from .runs import open_runtime, run, same
-from .small_models import random_ids, write_family, write_small_model
 
 f32 = np.float32
 IDS = random_ids(150)
