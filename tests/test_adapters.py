@@ -2,6 +2,7 @@
 else's bits change."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,85 @@ def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:
         assert model.generate(prompt, adapters=[], **options).text() == plain.text()
         sequence = model.new_sequence()
         assert sequence.adapters and model.adapters["law"]["default"] == 0.5
+
+
+def test_sessions_know_their_adapters(q4: Path, folder: Path) -> None:
+    """An answer that was saved halfway goes on with its adapters, or, where they are not loaded, is computed again and says so."""
+    random_adapter(config_of(q4), seed=4).save(folder / "tax.gguf")
+    prompt, options = random_ids(90, seed=8), {"max_tokens": 10, "temperature": 0.0}
+    with llamina.load(q4, threads=2) as model:
+        model.add_adapter(folder / "tax.gguf", default=False)
+        whole = model.generate(prompt, adapters={"tax": 0.75}, **options)
+        whole.text()
+        half = model.generate(prompt, adapters={"tax": 0.75}, **options)
+        while len(half.ids) < 5:
+            next(half)
+        half.save(folder / "half.session")
+        half.close()
+        told: list[str] = []
+        again = model.resume(folder / "half.session", note=told.append)
+        again.text()
+        assert again.ids == whole.ids and not told and again.stats.reused_tokens > 0
+        model.remove_adapter("tax")
+        del whole, half, again
+        other = model.resume(folder / "half.session", note=told.append)
+        other.text()
+        assert len(told) == 1 and "other adapters" in told[0]
+
+
+def test_the_command_line(q4: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--lora FILE=SCALE is what add_adapter does; of scale 0 it is nobody's who doesn't ask."""
+    from llamina.engine.cli import main
+    random_adapter(config_of(q4), seed=5).save(folder / "cli.gguf")
+
+    def command(*more: str) -> tuple[int, str]:
+        code = main(["generate", str(q4), "-p", "a b", "-n", "8", "--temperature", "0", "--threads", "2", "-q", *more])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+    plain, adapted, off = command(), command("--lora", f"{folder / 'cli.gguf'}=0.5"), command("--lora", f"{folder / 'cli.gguf'}=0")
+    with llamina.load(q4, threads=2) as model:
+        model.add_adapter(folder / "cli.gguf", 0.5)
+        assert adapted == (0, model.generate("a b", max_tokens=8, temperature=0.0).text())
+    assert plain == off != adapted
+    for bad, says in ("missing.gguf", "no such file"), (f"{folder / 'cli.gguf'}=x", "FILE=NUMBER"), (str(q4), "expected an adapter"):
+        code, text = command("--lora", bad)
+        assert code in (1, 2) and says in text and text.count("\n") == 1, bad
+
+
+def test_a_batch_is_bound_to_its_adapters(q4: Path, folder: Path) -> None:
+    """Lines may ask for adapters by name; a journal goes on with the same ones only."""
+    from llamina.engine.answers.batch_job import bound_adapters
+    random_adapter(config_of(q4), seed=7).save(folder / "lines.gguf")
+    (folder / "in.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "a b", "adapters": {"lines": 0.5}}\n{"prompt": "a b", "adapters": ["none"]}\n')
+    from llamina.engine.cli import main
+    assert main(["batch", "-m", str(q4), str(folder / "in.jsonl"), "-o", str(folder / "out.jsonl"), "-n", "6", "--temperature", "0", "--threads", "2", "-q",
+                 "--lora", f"{folder / 'lines.gguf'}=0"]) in (0, 1)
+    records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    with llamina.load(q4, threads=2) as model:
+        assert bound_adapters(model) == {}
+        model.add_adapter(folder / "lines.gguf", default=False)
+        assert bound_adapters(model)["adapters"]["lines"][0] == model.adapters["lines"]["digest"]
+        expected = [model.generate("a b", max_tokens=6, temperature=0.0, adapters=a).text() for a in ({}, {"lines": 0.5})]
+    assert [record.get("text") for record in records] == [*expected, None] and "no adapter called 'none'" in records[2]["error"]
+
+
+def test_the_server(q4: Path, folder: Path) -> None:
+    """A request's `lora` says which, by number or name; /lora-adapters lists them; the fingerprint carries them."""
+    serving = pytest.importorskip("serving", reason="the extra serve is not installed")
+    random_adapter(config_of(q4), seed=6).save(folder / "web.gguf")
+    with serving.serving(path=q4, threads=2) as server:
+        from llamina.engine.serve.registry import fingerprint
+        body = {"prompt": "a b", "n_predict": 6, "temperature": 0}
+        plain, before = server.ok("/completion", **body)["content"], fingerprint(server.model)
+        server.model.add_adapter(folder / "web.gguf", default=False)
+        [listed] = server.http.get("/lora-adapters").json()
+        assert {k: listed[k] for k in ("id", "name", "scale", "path")} == {"id": 0, "name": "web", "scale": 0.0, "path": "web.gguf"}
+        expected = server.model.generate("a b", max_tokens=6, temperature=0.0, adapters={"web": 2.0}).text()
+        for entry in {"id": 0, "scale": 2.0}, {"name": "web", "scale": 2.0}:
+            assert server.ok("/completion", **body, lora=[entry])["content"] == expected != plain
+            answer = server.ok("/v1/completions", prompt="a b", max_tokens=6, temperature=0, lora=[entry])
+            assert answer["choices"][0]["text"] == expected
+        assert server.ok("/completion", **body)["content"] == plain == server.ok("/completion", **body, lora=[])["content"]
+        assert fingerprint(server.model) != before
+        for bad in [{"id": 3, "scale": 1}], [{"name": "x"}], [3], [{"scale": 1}], [{"id": 0, "weight": 1}]:
+            assert server.post("/completion", **body, lora=bad).status_code == 400, bad

@@ -140,11 +140,14 @@ class Adapters:
         del self.by_name[name]
         self.default = tuple(use for use in self.default if use[0] is not loaded)
 
-    def __getitem__(self, name: str) -> Loaded:
+    def __getitem__(self, name: str | int) -> Loaded:
+        """By name, or by number in the order that they were added in. OptionError."""
+        if isinstance(name, int) and 0 <= name < len(self.by_name):
+            return list(self.by_name.values())[name]
         if name not in self.by_name:
             others = ", ".join(map(quoted, self.by_name)) or "none"
             raise OptionError(f"there is no adapter called {quoted(name)} (loaded: {others})")
-        return self.by_name[name]
+        return self.by_name[str(name)]
 
     # -- what a sequence has ----------------------------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class Adapters:
         if isinstance(asked, str):
             asked = [asked]
         if isinstance(asked, Mapping):
-            pairs = [(self[name], factor(scale, name)) for name, scale in asked.items()]
+            pairs = [(self[name], factor(scale, str(name))) for name, scale in asked.items()]
         elif isinstance(asked, Sequence) and all(isinstance(name, str) for name in asked):
             pairs = [(self[name], self[name].scale) for name in dict.fromkeys(asked)]
         else:
