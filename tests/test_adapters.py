@@ -10,7 +10,7 @@ import kernel_calls as kc
 import llamina
 import numpy as np
 import pytest
-from adapters import random_adapter
+from adapters import random_adapter, write_peft
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import OptionError
 from llamina.engine.gguf.file import open_gguf
@@ -327,3 +327,80 @@ def test_the_server(q4: Path, folder: Path) -> None:
         assert fingerprint(server.model) != before
         for bad in [{"id": 3, "scale": 1}], [{"name": "x"}], [3], [{"scale": 1}], [{"id": 0, "weight": 1}]:
             assert server.post("/completion", **body, lora=bad).status_code == 400, bad
+
+
+# -- conversions ------------------------------------------------------------------------------------------------------------------------------
+
+def test_merging(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The merged model is what the adapter does at run time, told as a KL divergence; matrices without a pair are copied; the bytes are no library's."""
+    from llamina.engine.cli import main
+    base = write_small_model(folder / "base.gguf", "Q8_0")
+    adapter = random_adapter(config_of(base), rank=3, seed=9, only=lambda name: "attn" in name)
+    adapter.save(folder / "merge.gguf")
+    code = main(["convert", str(base), str(folder / "merged.gguf"), "--lora", f"{folder / 'merge.gguf'}=0.5", "--threads", "1", "--overwrite"])
+    told = capfd.readouterr().err
+    assert code == 0 and "merged with merge.gguf x 0.5: 8 matrices" in told, told
+    assert 0 < float(told.split("mean KL ")[1].split(",")[0]) < 0.01
+    with open_gguf(base) as before, open_gguf(folder / "merged.gguf") as after:
+        from llamina.kernels.formats.registry import decode
+        for name, info in before.tensors.items():
+            pair = adapter.pairs.get(name)
+            assert after.tensors[name].format.name == info.format.name
+            if pair is None:
+                assert np.array_equal(before.data(name), after.data(name)), name
+            else:
+                wanted = decode("Q8_0", before.data(name)) + 0.5 * pair.scale * (pair.b.astype(np.float64) @ pair.a)
+                assert np.abs(decode("Q8_0", after.data(name)) - wanted).max() < 0.01 * np.abs(wanted).max()
+    for bad, says in ("q4.gguf", "expected an adapter"), ("none.gguf", "no such file"):
+        assert main(["convert", str(base), str(folder / "x.gguf"), "--lora", str(folder / bad)]) != 0 and says in capfd.readouterr().err
+
+
+def test_a_peft_folder_becomes_a_file(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from llamina.engine.cli import main
+    base = write_small_model(folder / "of.gguf", "Q8_0")
+    adapter = random_adapter(config_of(base), rank=4, seed=10)
+    peft = write_peft(folder / "peft", config_of(base), adapter)
+    assert main(["convert", str(peft), str(folder / "peft.gguf"), "--base", str(base)]) == 0 and adapter.digest in capfd.readouterr().err
+    assert Adapter.read(folder / "peft.gguf").digest == adapter.digest == Adapter.read(peft, config_of(base)).digest
+    for more, says in ((), "--base"), (("--base", str(base)), "exists already"), (("--base", str(base), "--type", "q4_0"), "--type"):
+        assert main(["convert", str(peft), str(folder / "peft.gguf"), *more, *(["--overwrite"] if not more else [])]) != 0
+        assert says in capfd.readouterr().err
+
+
+# -- control vectors --------------------------------------------------------------------------------------------------------------------------
+
+def test_control_vectors(q4: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `steer` does in a block, for everything: several are summed, the prefix cache tells them apart, sessions and fingerprints carry them."""
+    from llamina.engine.answers.batch_job import bound_adapters
+    from llamina.engine.cli import main
+    from llamina.engine.look.steer import SteeringVector
+    rng = np.random.default_rng(3)
+    vectors = [SteeringVector({1: rng.standard_normal(64).astype(f32)}, "llama") for _ in range(2)]
+    for i, vector in enumerate(vectors):
+        vector.save(folder / f"v{i}.gguf")
+    prompt, options = random_ids(150, seed=2), {"max_tokens": 8, "temperature": 0.0}
+    with llamina.load(q4, threads=2) as model:
+        plain = model.generate(prompt, **options)
+        plain.text()
+        model.control((folder / "v0.gguf", 0.5), (vectors[1], -0.25))
+        digest = bound_adapters(model)["control"]
+        controlled = [model.generate(prompt, **options) for _ in range(2)]
+        for answer in controlled:
+            answer.text()
+        assert controlled[0].ids == controlled[1].ids != plain.ids
+        assert [answer.stats.reused_tokens > 0 for answer in controlled] == [False, True]
+        logits = model.logits(prompt)
+        model.control(vectors[0], layers=[1])
+        assert bound_adapters(model)["control"] != digest
+        model.control()
+        assert bound_adapters(model) == {} and model.generate(prompt, **options).text() == plain.text()
+        with model.steer(0.5 * vectors[0] + -0.25 * vectors[1]):
+            assert same(model.logits(prompt), logits)
+        with pytest.raises(OptionError, match="layers"):
+            model.control(vectors[0], layers=[0])
+        model.control((vectors[0], 2.0))
+        expected = model.generate("a b", **options).text()
+    common = ["generate", str(q4), "-p", "a b", "-n", "8", "--temperature", "0", "--threads", "2", "-q"]
+    assert main([*common, "--control-vector", f"{folder / 'v0.gguf'}=2", "--layers", "1"]) == 0 and capsys.readouterr().out == expected
+    for wrong, says in (["--layers", "1"], "--control-vector"), (["--control-vector", str(folder / "v0.gguf"), "--layers", "3-1"], "FIRST-LAST"):
+        assert main([*common, *wrong]) != 0 and says in capsys.readouterr().err

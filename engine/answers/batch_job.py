@@ -163,10 +163,11 @@ def _no_constant(name: str) -> Any:
 
 
 def bound_adapters(model: Core) -> dict[str, Any]:
-    """What a journal says of adapters, if there are any."""
+    """What a journal says of adapters and control vectors, if there are any."""
     table = model.runtime.adapters
     found = {name: [loaded.digest, loaded.scale] for name, loaded in table.by_name.items()}
-    return {"adapters": found, "default_adapters": described(table.default)} if found else {}
+    control = {"control": table.control_digest} if table.control_digest else {}
+    return {"adapters": found, "default_adapters": described(table.default), **control} if found else control
 
 
 class BatchJob:

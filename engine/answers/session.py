@@ -64,7 +64,7 @@ def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, 
     header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name,
               "page_bytes": model.runtime.page_bytes, "pages": n, "windows": windows, "ids": ids, "state": state,
               "recurrent": sequence.states.at if sequence is not None and sequence.states else 0,
-              "adapters": described(model.runtime.adapters.default if use is None else use)}
+              "adapters": described(model.runtime.adapters.default if use is None else use), "control": model.runtime.adapters.control_digest}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
         raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
@@ -131,6 +131,8 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
         made_with = _adapters(header.get("adapters", []), model)
         if made_with is None or kind == "chat" and made_with != found.adapters:  # a conversation goes on with the model's
             found.refused = found.refused or "it was made with other adapters"
+        elif header.get("control", "") != model.runtime.adapters.control_digest:
+            found.refused = found.refused or "it was made with other control vectors"
         else:
             found.adapters = made_with
     if not found.foreign and any(not 0 <= id < model.config.n_vocab for id in found.ids):

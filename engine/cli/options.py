@@ -13,7 +13,7 @@ import click
 from ..errors import FileError, OptionError
 from ..files import bounded, read_stream, reason, shown
 from . import debug_option
-from .adapters import asked_for, lora_option, take_in
+from .adapters import adapter_options, asked_for, take_in
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ run_options = combine(
     click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]"),
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
     click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0 (half the memory), f32.  [default: f16; f32 for F32 files]"),
-    lora_option,
+    adapter_options,
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
     click.option("-v", "--verbose", is_flag=True, help="Tell everything: memory plan, load time, speeds, what was guessed ahead."),
     debug_option,

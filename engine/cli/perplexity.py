@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from .adapters import bound, lora_option
+from .adapters import adapter_options, bound
 from .options import debug_option, open_model, read_text
 from .progress import Progress
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What MODEL's keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
-@lora_option
+@adapter_options
 @click.option("-o", "--output", metavar="PATH", help="Where the numbers go, with those of every window, as JSON: interrupted, the same command goes on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every window.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")

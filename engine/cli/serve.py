@@ -61,7 +61,7 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
 
     adapters = asked_for()
     if adapters and model is None:
-        raise OptionError("--lora goes with one model: name it")
+        raise OptionError("--lora and --control-vector go with one model: name it")
 
     def make(path: str, memory: int | None) -> Any:
         loaded = load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
