@@ -17,7 +17,7 @@ import llamina
 import numpy as np
 import pytest
 from encoder_cases import write_encoder
-from llamina.engine.errors import FormatError, NumericError, OptionError
+from llamina.engine.errors import FormatError, NumericError
 from llamina.engine.model import Model, load
 from llamina.engine.score import embedding
 from llamina.engine.score.embed_work import EmbedWork
@@ -76,7 +76,7 @@ def test_weights_that_are_not_finite_are_refused(tensor: str, tmp_path: Path) ->
 
 
 def test_rows_that_overflow_are_no_vectors(tmp_path: Path) -> None:
-    path = write_encoder(tmp_path / "m.gguf", "modern-bert", edit=lambda name, x: x * 3e38 if name == "output_norm.weight" else x)
+    path = write_encoder(tmp_path / "m.gguf", "modern-bert", edit=lambda name, x: x * 1e38 if name == "output_norm.weight" else x)
     with load(path, threads=1, context=64) as model, pytest.raises(NumericError, match="NaN or infinity"):
         model.embed("a cat")
 
@@ -130,8 +130,8 @@ def test_nothing_to_embed_is_named(texts: Path, tmp_path: Path, monkeypatch: pyt
     work.prepare()
     with load("demo", threads=1) as demo:
         monkeypatch.setattr(demo.tokenizer, "add_bos", False)
-        with pytest.raises(OptionError, match="in.txt, line 2: the text is empty"):
-            list(work.check(demo, work.rows()))
+        found = dict(work.look().records(demo, work.rows()))
+        assert found[0] == found[2] == {} and "line 2: the text is empty" in found[1]["error"]
 
 
 @pytest.mark.parametrize(("given", "words"), [
@@ -162,7 +162,7 @@ def test_killed_anywhere(run: Any, path: Path, tmp_path: Path) -> None:
     options = ["embed", str(path), str(source), "--context", "256"]
     assert run(*options, "-o", str(tmp_path / "whole.npy"), "--threads", "2").code == 0
     killed = 0
-    for lines in 1, 1200, 2400:
+    for lines in 1, 1800:
         process = child(*options, "-o", str(out), "--threads", "1")
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > lines):

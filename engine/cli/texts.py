@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import FormatError
 from .progress import Progress, tell
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def spooled_source(stack: contextlib.ExitStack, source: str) -> tuple[Path, str]
 
 
 def run_texts(work: EmbedWork | RerankWork, output: str, progress: Progress, open_model: Callable[[], Model], kv: str | None) -> None:
-    """Compute what the journal lacks, write the output, say how it went. click.exceptions.Exit(1): every row was an error."""
+    """Compute what the journal lacks, write the output, say how it went. FormatError names a text that the model does not take; click.exceptions.Exit(1):
+    every row was an error."""
     from ..answers.batch_job import fingerprint
     from ..score.job import ScoreJob
     from .scoring import journal_for, run_job, shown, summary, tell_resumed
@@ -34,7 +36,9 @@ def run_texts(work: EmbedWork | RerankWork, output: str, progress: Progress, ope
         loaded = stack.enter_context(open_model())
         loaded.scheduler.reading = None
         left = (row for row in work.rows() if row.number not in journal.done)
-        for n in work.check(loaded, left):
+        for n, (_, record) in enumerate(work.look().records(loaded, left), 1):
+            if "error" in record:
+                raise FormatError(f"{work.name}, {record['error']}")
             looked_at = n
             progress.working(lambda: f"looking at the texts: {looked_at} of {work.count}")  # noqa: B023 - called at once
         progress.clear()

@@ -58,20 +58,17 @@ class EmbedWork(TextsWork):
         return {"command": "embed", **super().bound(), "kind": self.kind, "prompt": self.prompt, "pooling": self.pooling, "truncate": self.truncate_dim,
                 "normalize": self.normalize, "max_tokens": self.max_tokens}
 
-    def check(self, model: Core, rows: Iterable[Row]) -> Iterator[int]:
-        embedder = self.embedder(model)
-        for done, row in enumerate(rows, 1):
-            self.at_line(row, embedder.ids)
-            yield done
-
     def records(self, model: Core, rows: Iterable[Row]) -> Records:
         embedder = self.embedder(model)
+        if self.looking:
+            yield from self.looked_at(rows, embedder.ids)
+            return
         taken: deque[tuple[int, int, bool]] = deque()
 
         def texts() -> Iterator[list[int]]:
             for row in rows:
                 before = embedder.truncated
-                ids = self.at_line(row, embedder.ids)
+                ids = embedder.ids(self.text_of(row), f"line {row.line}")
                 taken.append((row.number, len(ids), embedder.truncated > before))
                 yield ids
         for vector in embedder.embed_ids(texts()):

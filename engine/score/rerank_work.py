@@ -44,20 +44,17 @@ class RerankWork(TextsWork):
     def bound(self) -> Mapping[str, Any]:
         return {"command": "rerank", **super().bound(), "query": self.query, "judge": self.judge, "instruction": self.instruction}
 
-    def check(self, model: Core, rows: Iterable[Row]) -> Iterator[int]:
-        reranker = self.reranker(model)
-        for done, row in enumerate(rows, 1):
-            self.at_line(row, lambda text: reranker.pair(self.query, text))
-            yield done
-
     def records(self, model: Core, rows: Iterable[Row]) -> Records:
         reranker = self.reranker(model)
+        if self.looking:
+            yield from self.looked_at(rows, lambda text: reranker.pair(self.query, text))
+            return
         taken: deque[tuple[int, int, bool]] = deque()
 
         def pairs() -> Iterator[Pair]:
             for row in rows:
                 before = reranker.truncated
-                pair = self.at_line(row, lambda text: reranker.pair(self.query, text))
+                pair = reranker.pair(self.query, self.text_of(row), f"line {row.line}")
                 taken.append((row.number, len(pair[0]), reranker.truncated > before))
                 yield pair
         for score in reranker.scores_of(pairs()):

@@ -6,20 +6,14 @@ In a file of lines every line is a text, an empty one too: row i of what comes o
 """
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from ..errors import ContextFullError, FormatError, OptionError
-from .job import Work
+from ..errors import ContextFullError, FormatError, LlaminaError, OptionError
+from .job import Records, Work
 from .table import Row, digest_of, read_rows, text_column
-
-if TYPE_CHECKING:
-    from ..answers.core import Core
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -36,6 +30,8 @@ class TextsWork(Work):
     count: int = 0
     digest: str = ""
     columns: list[str] = field(default_factory=list)
+    looking: bool = False
+    """See look."""
 
     def prepare(self) -> None:
         """Look at every row. FileError, FormatError (naming file and line), OptionError."""
@@ -62,14 +58,20 @@ class TextsWork(Work):
     def bound(self) -> Mapping[str, Any]:
         return {"input": self.digest, "text": self.text, "cut": self.cut, "formats": [self.format, self.out_format]}
 
-    def at_line(self, row: Row, find: Callable[[str], T]) -> T:
-        """find(the row's text); what is wrong with the text is told with its line."""
-        text = self.text_of(row)
-        try:
-            return find(text)
-        except (ContextFullError, OptionError) as error:
-            raise type(error)(f"{self.name}, line {row.line}: {error}") from None
+    def failed(self, row: Row, error: LlaminaError) -> dict[str, Any]:
+        """The record of a row that can't be computed."""
+        return {"error": f"line {row.line}: {error}"}
 
-    @abstractmethod
-    def check(self, model: Core, rows: Iterable[Row]) -> Iterator[int]:
-        """Look whether the model takes every text, before any is computed: how many were looked at, after each. ContextFullError, OptionError."""
+    def look(self) -> TextsWork:
+        """The work of looking whether the model takes every text, before any is computed: a record is an error, or tells of none."""
+        return replace(self, looking=True)
+
+    def looked_at(self, rows: Iterable[Row], find: Callable[[str], object]) -> Records:
+        """The records of `look`. find: raises what is wrong with a text."""
+        for row in rows:
+            try:
+                find(self.text_of(row))
+            except (ContextFullError, OptionError) as error:
+                yield row.number, self.failed(row, error)
+            else:
+                yield row.number, {}
