@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import encoder_cases
 import pytest
+import targets
 from llamina.engine.model import Model, load
 from llamina.engine.run.ops.table import OPS
 from llamina.engine.run.runtime import Feed, Runtime
@@ -83,11 +84,10 @@ def test_digests(folder: Path) -> None:
     assert digests(folder) == DIGESTS
 
 
-@pytest.mark.parametrize("name", sorted(target.EMULATION))
+@pytest.mark.parametrize("name", targets.TAKEN)
 def test_targets(name: str, tmp_path: Path) -> None:
     """One process for all pages."""
-    if name not in target.emulatable(target.FEATURES):
-        pytest.skip(f"this CPU ({target.TARGET}) cannot run code for another target {name}")
+    targets.needs(name)
     environment = {**os.environ, **target.EMULATION[name]}
     result = subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

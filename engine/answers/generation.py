@@ -93,7 +93,11 @@ class Generation:
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
         self.cache_salt = b""
-        """With whose answers it shares the prefix cache; to be set before the first piece."""
+        """With whose answers it shares the prefix cache; to be set before the first piece, as the next two."""
+        self.most = model.context + 1
+        """Tokens of prompt and answer at which the context is full: the last one is never fed. A server counts as its clients do, without that one."""
+        self.after_sampling = False
+        """Whether .logprobs are of what tokens are drawn from, after all stages of sampling, instead of the model's own."""
         self._given = sequence.length - sequence.reused if sequence else 0  # tokens it begins with, but for those that the prefix cache gave
         self._reused = sequence.length if sequence else 0
         self._job: Job | None = None
@@ -161,11 +165,12 @@ class Generation:
         since = self._since or time.perf_counter()
         logits, self._row, self._job = self._take_row(), None, None
         position = len(self.window) + self._dropped  # in the whole text, so that a context shift repeats no random number
-        id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
-                                  self._constraint.allowed(self.history) if self._constraint else None)
+        banned, allowed = self._banned.at(position), self._constraint.allowed(self.history) if self._constraint else None
+        id = self._sampler.sample(logits, position, self.window, banned, allowed)
         ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
         if self._n_logprobs is not None:
-            told = token_logprob(logits, id, self._n_logprobs, self._model.tokenizer)
+            told = self._sampler.chances(logits, position, self.window, id, self._n_logprobs, banned, allowed, self._model.tokenizer) \
+                if self.after_sampling else token_logprob(logits, id, self._n_logprobs, self._model.tokenizer)
             if ends:
                 self.end_logprob = told
             else:
@@ -187,7 +192,7 @@ class Generation:
         """Why it can't go on, if it can't."""
         if len(self.ids) >= self._limit:
             return "length"
-        return "context" if self._keep is None and len(self.window) > self._model.context else None
+        return "context" if self._keep is None and len(self.window) >= self.most else None
 
     def open(self, wait: bool = True) -> kv_cache.Sequence:
         """The sequence, with KV memory promised for all it may become; done by the first piece. wait: as long as was asked for, if others hold the memory.
@@ -325,6 +330,11 @@ class Generation:
         self._given = self._reused = sequence.length - sequence.reused
 
     # -- results --------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the next token, if one is asked for, fits into the context."""
+        return self._end() != "context"
 
     @property
     def history(self) -> list[int]:
