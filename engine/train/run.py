@@ -96,8 +96,8 @@ class Run:
                  log: str | os.PathLike[str] | None = None, memory: int | str | None = None, threads: int | None = None,
                  seen: Callable[[Progress], object] = lambda progress: None, reads: Callable[[int], object] = lambda done: None) -> None:
         if reading.context > model.context:
-            raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: load "
-                              f"it with context={reading.context}")
+            raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: "
+                              f"load it with context={reading.context}")
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
         self.adapter = new_adapter(model.config, options, Path(model.path).stem)
         self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
