@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from ..errors import OptionError
+from ..errors import OptionError, quoted
 from ..files import shown
 from ..run.memory import parse_memory
 from ..run.weights import available_memory
@@ -170,3 +170,18 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+
+def train(model: Core, data: Data, output: str | os.PathLike[str] | None = None, *, valid: Data | None = None, log: str | os.PathLike[str] | None = None,
+          memory: int | str | None = None, progress: Callable[[Progress], object] | None = None, **options: Any) -> Trained:
+    """See `Model.train`. options: of Reading and Options."""
+    about_rows = {f.name for f in fields(Reading)}
+    unknown = [name for name in options if name not in about_rows | {f.name for f in fields(Options)}]
+    if unknown:
+        raise OptionError(f"train knows no option {quoted(unknown[0])}: it has {', '.join(sorted(about_rows | {f.name for f in fields(Options)}))}")
+    reading = Reading(**{"context": min(Reading.context, model.context), **{name: value for name, value in options.items() if name in about_rows}})
+    rest = Options(**{name: value for name, value in options.items() if name not in about_rows})
+    with Run(model, data, output, reading, rest, valid=valid, log=log, memory=memory, seen=progress or (lambda state: None)) as run:
+        for _ in run.records():
+            pass
+        return run.finish()
