@@ -33,7 +33,7 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.option("--long", type=click.Choice(["refuse", "cut", "skip"]), default="refuse", show_default=True,
               help="What becomes of rows with more tokens than --context.")
 @click.option("--template", metavar="TEXT", help=r"How a row is asked, its keys in braces; \n is a newline.  [default: {prompt}, {text} or {source}]")
-@click.option("--delimiter", metavar="TEXT", help="Between a row and its answer, unless the row ends in white space.  [default: a space; none before completions]")
+@click.option("--delimiter", metavar="TEXT", help="Between a row and its answer, unless the row ends in white space.  [default: a space, or none]")
 @click.option("--labels", metavar="A,B,…", help="Of rows with labels: NAME=TEXT where another text stands for one.")
 @click.option("--chat", is_flag=True, help="Prompts are questions to a chat model.")
 @click.option("--system", metavar="TEXT", help="Instructions before conversations that have none.")
