@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import encoder_cases
 import pytest
 import targets
 from llamina.engine.model import Model, load
@@ -55,7 +56,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """Of the rows of encoders, of the logits of others."""
     found = {}
+    for name in encoder_cases.CASES:
+        with open_runtime(encoder_cases.write_encoder(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
+            found[name] = digest(encoder_cases.rows_of(runtime, IDS, encoder_cases.TYPES if encoder_cases.typed(name) else None))[:16]
     for name in CASES:
         with open_runtime(write_case(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
             found[name] = digest(run(runtime, IDS, 30))[:16]

@@ -30,6 +30,7 @@ from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
     "look": ".look",
+    "embed": ".embed", "rerank": ".rerank",
     "classify": ".classify", "eval": ".eval", "lm-eval": ".lm_eval", "train": ".train",
     "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
     "replay": ".replay",

@@ -12,6 +12,8 @@ COMMANDS = {
         "chat": "Talk with a model, or ask it one question.",
         "batch": "Answer a file of prompts, many at once.",
         "classify": "Give each text of a file a label.",
+        "embed": "Turn each text of a file into a vector.",
+        "rerank": "Score texts by how well they answer a query.",
         "serve": "Answer over HTTP, for every client.",
     },
     "Models": {
