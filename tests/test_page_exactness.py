@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import encoder_cases
+import numpy as np
 import pytest
 import targets
 from llamina.engine.model import Model, load
