@@ -42,9 +42,11 @@ DIGESTS = {
     "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
     "gpt2": "a78da11c54ab3f32", "gptneox": "fac11ad56242ddd0", "gptneox sequential": "14834e16e3892336", "phi2": "1b8642785e076e8a",
     "starcoder2": "f133418b12df870c", "command-r": "69592cfeea420cfb", "cohere2": "89ac56abd282a427",
+    "bert": "f8a5c0646c6cdbe5", "bert odd": "a07d54e3fe3afc03", "bert rank": "1f932b40d5407231", "nomic-bert": "31be7736b3e09bc0",
+    "modern-bert": "fc5571cffae6508f", "modern-bert rank": "f83fe945f8365f8a", "gemma-embedding": "ac29859f1fe5a8b2",
     "lfm2moe": "19419764132a1897", "qwen35moe": "edfbcbbdf1457597",
 }
-"""Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
+"""Of the logits of every case's Q8_0 file, or an encoder's rows: one computer's bits are every computer's."""
 
 LOOKING = {"pattern", "summary"}
 """Ops that no page has: engine/run/looking.py adds them to a pass that is looked at; tests/test_look_*.py hold them to the same bits."""
