@@ -131,15 +131,16 @@ class Looking(ABC):
         log_total = np.log(total)
         return Said(m + log_total, np.maximum(log_total - weighted / total, 0.0), target, ranks, top_ids, top_logits)
 
-    def map_of(self, attention: Attention, rows: np.ndarray, heads: np.ndarray, keys: int, scores: bool = False) -> np.ndarray:
+    def map_of(self, attention: Attention, rows: np.ndarray, heads: np.ndarray, last: int, length: int, scores: bool = False) -> np.ndarray:
         """Attention's weights (or scores: scaled, capped, -infinity where nothing is seen) of tokens `rows` of the step under way, for query heads `heads`:
-        float32 [heads, rows, keys]. keys: the last position of them all + 1. Within the callback of the layer's hook_z, before which the queries are in
-        their buffer and the keys in the pages."""
+        float32 [heads, rows, keys], keys: what the one at position `last`, the last of them, sees. length: of their sequence, with this step. Within the
+        callback of the layer's hook_z, before which the queries are in their buffer and the keys in the pages."""
+        keys = min(last + 1 + attention.ahead, length)
         pages = pages_of(keys)
         out = np.full((len(heads), len(rows), 64 * pages), -np.inf if scores else 0.0, np.float32)
         room = np.zeros((self.n_threads, pattern.room_bytes(self._layout.kv, attention.head_dim, pages)), np.uint8)
         self._run_alone("pattern", {"attention": attention, "scores": scores, "rows": np.ascontiguousarray(rows, np.int64),
-                                    "heads": np.ascontiguousarray(heads, np.int64), "out": out, "room": room})
+                                    "heads": np.ascontiguousarray(heads, np.int64), "out": out, "room": room, "length": length})
         return out[:, :, :keys]
 
     def again(self, layer: int, after: str, until: str, rows: np.ndarray) -> np.ndarray:
