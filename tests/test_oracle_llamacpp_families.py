@@ -1,5 +1,6 @@
-"""States, experts and Gemma 4 against llama.cpp on the same F32 file (LLAMINA_PEER_LLAMACPP names a Python that has llama-cpp-python): small random models of the
-tests' own pages, and what `convert` makes of transformers' checkpoints (extra `oracle`). With a float32 KV cache in both, what differs is the order of sums.
+"""States, experts and Gemma 4 against llama.cpp on the same F32 file (LLAMINA_PEER_LLAMACPP names a Python that has llama-cpp-python): small random models of
+the tests' own pages, and what `convert` makes of transformers' checkpoints (extra `oracle`). With a float32 KV cache in both, what differs is the order of
+sums.
 
 What llama.cpp has no place for is left out: YaRN whose corrections are not whole pairs (gpt-oss), heads of OLMoE that share keys, fused rows of Qwen's experts.
 """
