@@ -138,8 +138,8 @@ follow.
 - *transformers*: tiny random checkpoints whose logits equal transformers' own class, float32, to 1e-4 of the largest over 300 tokens
   (tests/test_oracle_families.py); of encoders, rows of embeddings or scores (tests/test_oracle_encoders.py).
 - *float64*: small files whose logits equal a float64 twin written from Hugging Face's code, in F32 to 1e-4 of the largest, and in Q8_0 and Q4_0 by their
-  divergence (tests/test_pages.py). The same cases have one digest on every CPU target, and equal bits in the open form (tests/test_page_exactness.py).
-  Encoders, which have no logits, have no such cases.
+  divergence (tests/test_pages.py); of encoders, rows and scores (tests/test_encoder_twins.py). The same cases have one digest on every CPU target, and, of
+  models that generate, equal bits in the open form (tests/test_page_exactness.py).
 
 | architecture | models | page | vocabulary | transformers | float64 |
 |---|---|---|---|---|---|
@@ -165,6 +165,21 @@ Q4_1 it answers "What is the capital of France?" with a loop at temperature 0; s
 torch leaves the order of ties open, and what quantised activations choose is their own matter, so in Q8_0 and Q4_0 the twin's median divergence counts beside
 a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
 `norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
+
+## States, experts and Gemma 4 beside llama.cpp
+
+On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most 2e-5 of
+the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`, `lfm2moe`,
+`qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half precision it is 1e-4 to
+5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of half precision: with gates
+so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys, fused rows of Qwen's experts, and
+YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which `convert` writes.
+
+## Trained tiny models
+
+`demo/families.py` trained LFM2, Qwen 3.5, Gemma 4, Qwen 3 with experts and gpt-oss, 0.2 million parameters each, on the demo's stories (tests/trained/). Greedy
+text equals transformers' for 100 tokens after three prompts in float32, and the perplexity of held-out stories in Q8_0 is float32's to 0.5 %
+(tests/test_trained.py).
 
 ## What is refused, and why
 
@@ -205,13 +220,14 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
+    from encoder_cases import CASES as ENCODER_CASES
     from encoder_checkpoints import VARIANTS as ENCODERS
     from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
     variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf] + [name for name, v in ENCODERS.items() if v.model in page.hf]
-    cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
+    cases = [name for name, case in {**CASES, **ENCODER_CASES}.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
              ", ".join(cases) or "-"]
     return "| " + " | ".join(cells) + " |\n"
