@@ -95,9 +95,10 @@ class Looking(ABC):
     def unembed(self, rows: np.ndarray) -> np.ndarray:
         """Logits of rows of the residual stream, float32 [n, dim], n at most max_logits -> float32 [n, n_vocab]: what the model would say if the stream ended
         there. The bits are those of a step."""
-        return self._unembed(rows)[:, :self.config.n_vocab]
+        return self.unembed_padded(rows)[:, :self.config.n_vocab]
 
-    def _unembed(self, rows: np.ndarray) -> np.ndarray:
+    def unembed_padded(self, rows: np.ndarray) -> np.ndarray:
+        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary."""
         n, s = len(rows), self._step
         assert 0 < n <= self.max_logits
         self._x[:n, :self.config.dim] = rows
@@ -114,7 +115,7 @@ class Looking(ABC):
         """What the logits of rows of the stream, float32 [n, dim], say of the targets, int [n], and their k largest."""
         parts = []
         for start in range(0, len(rows), self.max_logits):
-            parts.append(self.summary(self._unembed(rows[start:start + self.max_logits]), targets[start:start + self.max_logits], k))
+            parts.append(self.summary(self.unembed_padded(rows[start:start + self.max_logits]), targets[start:start + self.max_logits], k))
         return Said.joined(parts)
 
     def summary(self, logits: np.ndarray, targets: np.ndarray, k: int) -> Said:

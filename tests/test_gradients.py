@@ -1,0 +1,69 @@
+"""Gradients of adapters: right (against differences of a float64 model's loss), and the same bits however rows are divided, on any number of threads."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llamina.engine.errors import OptionError, UnsupportedError
+from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.rows import Row
+from naive_gradients import Twin
+from page_cases import write_case
+from small_models import write_small_model
+from train_cases import gradients, opened, random_adapter, random_rows
+
+LENGTHS = [37, 70, 2, 9]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama window", "qwen3", "exaone4", "phi3", "gemma2", "stablelm"])
+def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) -> None:
+    path, rng = write_case(tmp_path / "m.gguf", name), np.random.default_rng(1)
+    with opened(path) as model:
+        rows, adapter = random_rows(model.config.n_vocab, [40, 2, 9]), random_adapter(model.config)
+        found, twin = Gradients(model, adapter), Twin(path, model.config.architecture, rows)
+        said = found.accumulate(rows, float(sum(row.targets for row in rows)), 0)
+        pairs = {k: (p.a.astype(np.float64), p.b.astype(np.float64), p.scale) for k, p in adapter.pairs.items()}
+        assert abs(said.nll.mean() - twin.loss(pairs)) < 2e-6 and said.tokens == len(said.nll)
+        layer = [n for n in found.arrays if n.startswith(("blk.0.", f"blk.{model.config.n_layers - 1}.attn_q"))]
+        for which in layer:
+            g = found.arrays[which].astype(np.float64)
+            direction = rng.standard_normal(g.shape)
+            direction = g / np.linalg.norm(g) + direction / np.linalg.norm(direction)
+            assert abs(twin.slope(adapter, which, direction) - (g * direction).sum()) < 1e-5 * np.linalg.norm(g), which
+
+
+@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+def test_bits_do_not_depend_on_threads_and_micro_batches(format: str, tmp_path: Path) -> None:
+    path = write_small_model(tmp_path / "m.gguf", format)
+    expected, nll = gradients(path, LENGTHS)
+    for threads, split in ((2, 0), (3, 2), (1, 1)):
+        arrays, again = gradients(path, LENGTHS, split, threads)
+        assert (again == nll).all()
+        for name, array in arrays.items():
+            assert (array.view(np.uint32) == expected[name].view(np.uint32)).all(), (threads, split, name)
+
+
+def test_losses_are_those_of_accumulate(tmp_path: Path) -> None:
+    with opened(write_small_model(tmp_path / "m.gguf", "Q4_0")) as model:
+        rows, adapter = random_rows(model.config.n_vocab, LENGTHS), random_adapter(model.config)
+        found = Gradients(model, adapter)
+        said, only = found.accumulate(rows, 1.0, 0), Gradients(model, adapter).losses(rows)
+        assert (said.nll == only.nll).all() and said.hits == only.hits and said.tokens == only.tokens == sum(row.targets for row in rows)
+        assert all(array.any() for array in found.arrays.values())
+        found.zero()
+        assert not any(array.any() for array in found.arrays.values())
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with opened(write_small_model(tmp_path / "m.gguf", "F32")) as model:
+        adapter = random_adapter(model.config)
+        with pytest.raises(OptionError, match="first token is a target"):
+            Gradients(model, adapter).losses([Row(np.array([1, 2], np.int32), np.array([True, True]), 0, "rows.jsonl, line 3")])
+        with pytest.raises(OptionError, match="dropout must be"):
+            Gradients(model, adapter, dropout=1.0)
+        adapter.pairs["output.weight"] = adapter.pairs["blk.0.attn_q.weight"]
+        with pytest.raises(UnsupportedError, match="no matrix of a layer"):
+            Gradients(model, adapter)
+    with opened(write_case(tmp_path / "e.gguf", "qwen3moe")) as model, pytest.raises(UnsupportedError, match="layer 0 has blocks .*Experts"):
+        Gradients(model, random_adapter(model.config))
