@@ -1,1 +1,1 @@
-"""What a model learns: adapters (low-rank pairs beside its matrices), and how they are trained."""
+"""Training: what a model learns in an adapter, on the bytes and kernels that serve it."""
