@@ -34,13 +34,13 @@ class Twin:
             n += len(wanted)
         return total / n
 
-    def slope(self, adapter: Any, name: str, direction: np.ndarray, h: float = 1e-5) -> float:
-        """The loss's derivative along a direction of "TENSOR.lora_a" or "TENSOR.lora_b"."""
-        tensor, which = name.rsplit(".", 1)
-        pairs = {k: (p.a.astype(np.float64), p.b.astype(np.float64), float(np.float32(p.scale))) for k, p in adapter.pairs.items()}
+    def slope(self, adapter: Any, directions: dict[str, np.ndarray], h: float = 1e-5) -> float:
+        """The loss's derivative along {"TENSOR.lora_a" or "TENSOR.lora_b": direction}, all at once."""
         values = []
         for step in (h, -h):
-            a, b, scale = pairs[tensor]
-            moved = (a + step * direction, b, scale) if which == "lora_a" else (a, b + step * direction, scale)
-            values.append(self.loss({**pairs, tensor: moved}))
+            pairs = {}
+            for tensor, pair in adapter.pairs.items():
+                a, b = (x.astype(np.float64) + step * directions.get(f"{tensor}.{name}", 0.0) for x, name in ((pair.a, "lora_a"), (pair.b, "lora_b")))
+                pairs[tensor] = (a, b, float(np.float32(pair.scale)))
+            values.append(self.loss(pairs))
         return (values[0] - values[1]) / (2 * h)

@@ -16,21 +16,20 @@ from train_cases import gradients, opened, random_adapter, random_rows
 LENGTHS = [37, 70, 2, 9]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama window", "qwen3", "exaone4", "phi3", "gemma2", "stablelm"])
+@pytest.mark.parametrize("name", ["llama window", "qwen3", "phi3", "gemma2", "stablelm parallel"])
 def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) -> None:
     path, rng = write_case(tmp_path / "m.gguf", name), np.random.default_rng(1)
     with opened(path) as model:
-        rows, adapter = random_rows(model.config.n_vocab, [40, 2, 9]), random_adapter(model.config)
+        rows, adapter = random_rows(model.config.n_vocab, [35, 2, 9]), random_adapter(model.config)
         found, twin = Gradients(model, adapter), Twin(path, model.config.architecture, rows)
         said = found.accumulate(rows, float(sum(row.targets for row in rows)), 0)
         pairs = {k: (p.a.astype(np.float64), p.b.astype(np.float64), p.scale) for k, p in adapter.pairs.items()}
         assert abs(said.nll.mean() - twin.loss(pairs)) < 2e-6 and said.tokens == len(said.nll)
-        layer = [n for n in found.arrays if n.startswith(("blk.0.", f"blk.{model.config.n_layers - 1}.attn_q"))]
-        for which in layer:
-            g = found.arrays[which].astype(np.float64)
-            direction = rng.standard_normal(g.shape)
-            direction = g / np.linalg.norm(g) + direction / np.linalg.norm(direction)
-            assert abs(twin.slope(adapter, which, direction) - (g * direction).sum()) < 1e-5 * np.linalg.norm(g), which
+        for i in range(model.config.n_layers):  # a layer's at once: they are of one size, so that a wrong one would show
+            g = {n: a.astype(np.float64) for n, a in found.arrays.items() if n.startswith(f"blk.{i}.")}
+            along = {n: a / np.linalg.norm(a) + 3 * rng.standard_normal(a.shape) / a.size**0.5 for n, a in g.items()}
+            slope, size = sum((g[n] * along[n]).sum() for n in g), sum(np.linalg.norm(a) for a in g.values())
+            assert abs(twin.slope(adapter, along) - slope) < 3e-6 * size, i
 
 
 @pytest.mark.parametrize("format", ["F32", "Q4_0"])

@@ -58,7 +58,7 @@ def random_rows(n_vocab: int, lengths: list[int], seed: int = 5) -> list[Row]:
     rng, rows, first = np.random.default_rng(seed), [], 0
     for i, n in enumerate(lengths):
         mask = rng.random(n) < 0.7
-        mask[0], mask[n - 1 - i % 2] = False, True
+        mask[0], mask[max(1, n - 1 - i % 2)] = False, True
         rows.append(Row(rng.integers(0, n_vocab, n).astype(np.int32), mask, first))
         first += n
     return rows

@@ -29,7 +29,6 @@ from .rows import Row, RowLosses
 if TYPE_CHECKING:
     from ..answers.core import Core
     from ..architectures.config import ModelConfig
-    from ..run.runtime import Runtime
     from .adapter import Adapter
 
 
@@ -146,7 +145,8 @@ class Gradients:
     def _check(self, row: Row) -> None:
         ids, mask = np.asarray(row.ids), np.asarray(row.loss_mask)
         if ids.ndim != 1 or mask.shape != ids.shape or mask.dtype != np.bool_:
-            raise OptionError(f"{row.name or 'a row'}: ids and loss_mask must have one dimension and equal lengths, found {list(ids.shape)} and {list(mask.shape)}")
+            raise OptionError(f"{row.name or 'a row'}: ids and loss_mask must be equally long and of one dimension, found {list(ids.shape)} and "
+                              f"{list(mask.shape)}")
         if len(mask) and mask[0]:
             raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
 

@@ -134,8 +134,8 @@ def turn_back(kind, x, rope_dim, table):
 
 
 GEOMETRY, HEADS_X, HEADS_GAIN, HEADS, HEADS_LD, HEADS_D, HEADS_TOKENS, HEADS_POSITIONS, IS_QUERY, HEADS_ROOM, WHOLE, WHOLE_EPS = range(0, 96, 8)
-"""Words of `heads_back`. GEOMETRY: of attention (kernels/attention.py). HEADS_X: rows before norm and positions, or 0 if there is no norm. HEADS_D: gradients of
-the turned rows, in place. HEADS_POSITIONS: int64 [tokens]. HEADS_ROOM: 4 * (head_dim + 32) bytes a thread, 64-byte aligned. WHOLE: width of a norm of whole
+"""Words of `heads_back`. GEOMETRY: of attention (kernels/attention.py). HEADS_X: rows before norm and positions, or 0 if there is no norm. HEADS_D: gradients
+of the turned rows, in place. HEADS_POSITIONS: int64 [tokens]. HEADS_ROOM: 4 * (head_dim + 32) bytes a thread, 64-byte aligned. WHOLE: width of a norm of whole
 projections, or 0; WHOLE_EPS: its, float32."""
 HEADS_WORDS = 12
 
@@ -145,7 +145,8 @@ def heads_back(tid, n_threads, team, words):
     """Gradients of queries or keys after their positions become those of the projection's rows: position factor, norm and RoPE, last first."""
     geometry, x, gain = load_i64(words + GEOMETRY), load_i64(words + HEADS_X), load_i64(words + HEADS_GAIN)
     heads, ld, d0, tokens = load_i64(words + HEADS), 4 * load_i64(words + HEADS_LD), load_i64(words + HEADS_D), load_i64(words + HEADS_TOKENS)
-    head_dim, kind, rope_dim, table = load_i64(geometry + HEAD_DIM), load_i64(geometry + ROPE_KIND), load_i64(geometry + ROPE_DIM), load_i64(geometry + ROPE_TABLE)
+    head_dim, kind = load_i64(geometry + HEAD_DIM), load_i64(geometry + ROPE_KIND)
+    rope_dim, table = load_i64(geometry + ROPE_DIM), load_i64(geometry + ROPE_TABLE)
     factors = load_i64(geometry + Q_SCALES) if load_i64(words + IS_QUERY) != 0 else 0
     eps, last, whole = load_f32(geometry + NORM_EPS), load_i64(geometry + NORM_LAST) != 0, load_i64(words + WHOLE)
     room = stack_vectors(1)

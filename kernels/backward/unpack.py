@@ -30,7 +30,6 @@ from ..simd import (
     load_u8x16_as_f32,
     load_u32,
     load_vector,
-    pointer,
     shl_i32,
     splat_f32,
     splat_i32,
