@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkpoints import write_safetensors
 from llamina.engine.architectures.adapted import targets
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.architectures.hf import hf_tensors, row_orders
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.train.adapter import Adapter, Pair, scale_of
-
-from .checkpoints import write_safetensors
 
 
 def random_adapter(config: ModelConfig, rank: int | Callable[[str], int] = 4, alpha: float = 8.0, seed: int = 0, stored: str = "F32",

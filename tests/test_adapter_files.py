@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapters import random_adapter, write_peft
+from checkpoints import write_safetensors
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import FormatError, LlaminaError, OptionError, UnsupportedError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.train.adapter import Adapter, Pair, scale_of
-
-from .adapters import random_adapter, write_peft
-from .checkpoints import write_safetensors
-from .small_models import write_family, write_small_model
+from small_models import write_family, write_small_model
 
 
 def config_of(path: Path) -> ModelConfig:
@@ -64,7 +63,8 @@ def test_scales_that_no_alpha_says_are_folded(tmp_path: Path, config: ModelConfi
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3", "gptneox"])
 def test_a_peft_folder_is_the_same_adapter(tmp_path: Path, architecture: str) -> None:
     """Names, order of rows and patterns: llama's q and k are permuted, phi3's are fused, GPT-NeoX's heads are."""
-    more: dict[str, Any] = {"gptneox": {"attention.head_count_kv": None, "use_parallel_residual": True, "rope.dimension_count": 4}}.get(architecture, {})
+    more: dict[str, Any] = {"gptneox": {"attention.head_count_kv": None, "attention.layer_norm_rms_epsilon": None,
+                                         "use_parallel_residual": True, "rope.dimension_count": 4}}.get(architecture, {})
     config = config_of(write_family(tmp_path / "m.gguf", architecture, more, tensors=["output.weight", *([
         "blk.*.attn_qkv.weight"] if architecture in ("phi3", "gptneox") else [])]))
     adapter = random_adapter(config, rank=lambda name: 3 if name.startswith("blk.1.") else 4)

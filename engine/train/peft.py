@@ -63,7 +63,7 @@ def read_peft(folder: Path, config: ModelConfig | None) -> Adapter:
             raise UnsupportedError(f"{shown(file)}: tensor {quoted(name)} is of no matrix that llamina runs adapters of (architecture {config.architecture})")
         if match[2] == "B" and ours in orders:
             if len(values) != len(orders[ours]):
-                raise FormatError(f"{shown(file)}: tensor {quoted(name)} has {len(values)} rows, the model's {ours} {len(orders[ours])}: it is of another model")
+                raise FormatError(f"{shown(file)}: tensor {quoted(name)} has {len(values)} rows, the model's {ours} {len(orders[ours])}: another model's")
             values = np.ascontiguousarray(values[orders[ours]])
         found.setdefault(ours, {})[match[2]] = values
         modules[ours], stored[ours] = module, kind if stored.get(ours, kind) == kind else "F32"
