@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,9 @@ from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.run.scheduler import Scheduler
+from llamina.engine.train.adapter import Adapter, Pair
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.rows import Row
-
-
-@dataclass
-class Pair:
-    a: np.ndarray
-    b: np.ndarray
-    scale: float
-
-
-@dataclass
-class Pairs:
-    pairs: dict[str, Pair]
 
 
 class Opened:
@@ -47,10 +35,10 @@ def opened(path: Path, threads: int = 1, **options: Any) -> Iterator[Any]:
             runtime.close()
 
 
-def random_adapter(config: ModelConfig, rank: int = 4, scale: float = 2.0, seed: int = 3) -> Any:
+def random_adapter(config: ModelConfig, rank: int = 4, scale: float = 2.0, seed: int = 3) -> Adapter:
     rng = np.random.default_rng(seed)
     shapes = {m.tensor: (m.whole or m.rows, m.columns) for block in config.blocks() for m in block.matrices()}
-    return Pairs({name: Pair((rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32),
+    return Adapter(config.architecture, {name: Pair((rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32),
                              (rng.standard_normal((rows, rank)) * 0.1).astype(np.float32), scale) for name, (rows, columns) in shapes.items()})
 
 
@@ -64,11 +52,12 @@ def random_rows(n_vocab: int, lengths: list[int], seed: int = 5) -> list[Row]:
     return rows
 
 
-def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, **options: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, dropout: float = 0.0,
+              **options: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """-> (arrays, losses) of random rows, `split` at a time (0: all)."""
     with opened(path, threads, **options) as model:
         rows = random_rows(model.config.n_vocab, lengths)
-        found = Gradients(model, random_adapter(model.config))
+        found = Gradients(model, random_adapter(model.config), dropout=dropout, seed=9)
         divisor, nll = float(sum(row.targets for row in rows)), []
         for start in range(0, len(rows), split or len(rows)):
             nll.append(found.accumulate(rows[start:start + (split or len(rows))], divisor, 0).nll)

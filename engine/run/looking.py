@@ -29,7 +29,7 @@ from .ops.table import OPS
 if TYPE_CHECKING:
     from ...kernels.team import Team
     from ..architectures.config import ModelConfig
-    from .adapters import Adapters
+    from .adapters import Adapters, Use
     from .layout import Layout
     from .program import Placed, Program
     from .weights import Weights
@@ -99,15 +99,15 @@ class Looking(ABC):
         there. The bits are those of a step."""
         return self.unembed_padded(rows)[:, :self.config.n_vocab]
 
-    def unembed_padded(self, rows: np.ndarray) -> np.ndarray:
-        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary."""
+    def unembed_padded(self, rows: np.ndarray, use: Use | None = None) -> np.ndarray:
+        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default)."""
         n, s = len(rows), self._step
         assert 0 < n <= self.max_logits
         self._x[:n, :self.config.dim] = rows
         self._tokens[3, :n] = np.arange(n)
         logits = np.empty((n, self._logit_columns), np.float32)
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
-        s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default)])
+        s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default if use is None else use)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it

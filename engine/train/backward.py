@@ -5,20 +5,17 @@ over the ranks of their pairs, in the same order.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..architectures.blocks import Attention, Mlp
-from .factors import Factors, Parts, of_tensors
+from .factors import FactorsOf, Parts, of_tensors
 from .forward import Batch, Kept
 from .ops import Ops, rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Addend
-
-FactorsOf = Callable[[str], "Factors | None"]
 
 
 class Backward:

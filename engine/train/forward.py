@@ -16,11 +16,12 @@ import numpy as np
 
 from ..architectures.blocks import Attention, Mlp
 from ..run.feed import Feed, Part
-from .factors import Factors
+from .factors import Factors, FactorsOf
 from .ops import rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Matrix
+    from ..run.adapters import Use
     from ..run.kv_cache import Sequence as Text
     from ..run.runtime import Runtime
     from .rows import Row
@@ -79,17 +80,17 @@ class Batch:
 
 
 class Forward:
-    """Of one micro-batch. factors: of the layers' tensors whose pairs the runtime does not compute itself."""
+    """Of one micro-batch. use: the adapter, as the runtime computes it; factors: of tensors whose pairs are added here instead, since their inputs drop out."""
 
-    def __init__(self, runtime: Runtime, batch: Batch, factors: Callable[[str], Factors | None], first_layer: int) -> None:
-        self._runtime, self.batch, self._factors, self.first_layer = runtime, batch, factors, first_layer
+    def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int) -> None:
+        self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
         self.streams: dict[int, np.ndarray] = {}
         """By layer (n_layers: the end), from first_layer on: the stream before it."""
         self._texts: list[Text] = []
         self._kept: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Forward:
-        self._texts = [self._runtime.new_sequence() for _ in self.batch.ids]
+        self._texts = [self._runtime.new_sequence(adapters=self._use) for _ in self.batch.ids]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -106,7 +107,7 @@ class Forward:
         def observers(at: int, n: int) -> Observers:
             found: Observers = {}
             for i in range(n_layers):
-                found |= self._adding(i, {})
+                found |= self._adding(i, {}, at, n)
             for layer, stream in self.streams.items():
                 name = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
                 found[name] = _copier(stream[at:at + n])
@@ -125,7 +126,7 @@ class Forward:
 
         def observers(at: int, n: int) -> Observers:
             copies = {prefix + name: _copier(rows[at:at + n]) for name, rows in kept.items()}
-            adding = self._adding(layer, copies)
+            adding = self._adding(layer, copies, at, n)
             return {**copies, **adding}
         self._steps(observers, layer)
         return kept
@@ -145,8 +146,8 @@ class Forward:
             self._runtime.step(feeds, observers(at, n), part=part)
             at += n
 
-    def _adding(self, layer: int, others: Observers) -> Observers:
-        """Observers of a layer that add the pairs' parts to what its matrices made; called before others at the same site."""
+    def _adding(self, layer: int, others: Observers, at: int, n: int) -> Observers:
+        """Observers of a layer that add the pairs' parts to what its matrices made of tokens [at, at + n); called before others at the same site."""
         prefix, found = f"blocks.{layer}.", Observers()
         inputs: dict[str, np.ndarray] = {}
         for source, results in outputs_of(self._runtime.config.layers[layer]):
@@ -159,7 +160,7 @@ class Forward:
             found[prefix + source] = _both(read, others.get(prefix + source))
             for site, matrix, factors in wanted:
                 def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source) -> None:
-                    factors.forward(inputs[source], [(matrix, rows)])
+                    factors.forward(inputs[source], [(matrix, rows)], at)
                 found[prefix + site] = _both(add, others.get(prefix + site))
         return found
 

@@ -8,7 +8,10 @@ many threads there are, and the CPU's instructions don't show in a bit.
 """
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +27,13 @@ from .backward import Backward
 from .factors import Factors
 from .forward import Batch, Forward, read_back
 from .ops import Ops, round_up, rows_of
+from .philox import dropout_mask
 from .rows import Row, RowLosses
 
 if TYPE_CHECKING:
     from ..answers.core import Core
     from ..architectures.config import ModelConfig
+    from ..run.adapters import Adapters
     from .adapter import Adapter
 
 
@@ -53,6 +58,11 @@ def why_not(config: ModelConfig) -> str:
     return ""
 
 
+def _remove(adapters: Adapters, name: str) -> None:
+    if name in adapters.by_name:
+        adapters.remove(name)
+
+
 class Gradients:
     """Of one adapter of a model. .arrays: {"blk.0.attn_q.weight.lora_a": float32, the shape of the pair's a, …}: running sums, zero at first.
 
@@ -67,34 +77,38 @@ class Gradients:
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
         self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
-        shapes = {m.tensor: (m.whole or m.rows, m.columns) for block in config.blocks() for m in block.matrices()}
+        self._name, self._taken = f"training {id(self)}", -1
+        adapter.check(config)
         layers = {m.tensor: i for i, blocks in enumerate(config.layers) for block in blocks for m in block.matrices()}
-        for name, pair in adapter.pairs.items():
-            if name not in shapes:
-                raise UnsupportedError(f"{model.path}: {quoted(name)} can't be trained: it is no matrix of a layer, such as {next(iter(shapes))}")
-            if pair.a.shape[1] != shapes[name][1] or pair.b.shape[0] != shapes[name][0] or pair.a.shape[0] != pair.b.shape[1]:
-                raise OptionError(f"{model.path}: the pair of {name} must be [rank, {shapes[name][1]}] and [{shapes[name][0]}, rank], found "
-                                  f"{list(pair.a.shape)} and {list(pair.b.shape)}")
+        for name in adapter.pairs:
+            if name not in layers:
+                raise UnsupportedError(f"{model.path}: {quoted(name)} can't be trained: it is no matrix of a layer, such as {next(iter(layers))}")
         self._first_layer = min((layers[name] for name in adapter.pairs), default=config.n_layers)
         self.arrays: dict[str, np.ndarray] = {}
         for name, pair in adapter.pairs.items():
             self.arrays[f"{name}.lora_a"], self.arrays[f"{name}.lora_b"] = np.zeros(pair.a.shape, np.float32), np.zeros(pair.b.shape, np.float32)
 
+        with model.scheduler.alone() as runtime:
+            runtime.adapters.add(self._name, adapter)
+        weakref.finalize(self, _remove, runtime.adapters, self._name)
+
     def zero(self) -> None:
-        """The sums begin again."""
+        """The sums begin again, and the adapter's numbers are read again."""
+        self._taken = -1
         for array in self.arrays.values():
             array.fill(0)
 
     def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
         """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
 
-        step: of the optimiser (for dropout). Calls for parts of a step, in the order of the data, give the bits of one call for all of it. Not finite losses or
-        gradients are NumericError, and `arrays` are then undefined."""
+        step: of the optimiser; the adapter's numbers are read when it changes, and after `zero`. Calls for parts of a step, in the order of the data, give the
+        bits of one call for all of it. A loss that isn't finite is NumericError, and `arrays` are then undefined."""
         return self._go(rows, divisor, step)
 
     def losses(self, rows: Sequence[Row]) -> RowLosses:
-        """What the model with the adapter thinks of the rows' targets, by the same arithmetic, without dropout."""
-        return self._go(rows, 0.0, 0)
+        """What the model with the adapter, as it is now, thinks of the rows' targets, by the same arithmetic, without dropout."""
+        self._taken = -1
+        return self._go(rows, 0.0, -1)
 
     @in_default_floats
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
@@ -104,12 +118,20 @@ class Gradients:
             batch = Batch(rows, runtime.max_batch)
             if not batch.n:
                 return RowLosses(np.zeros(0, np.float64), 0, 0)
-            ops = Ops(runtime, self._threads)
+            ops, names = Ops(runtime, self._threads), runtime.adapters
+            if self._taken != step or step < 0:
+                names.update(self._name)
+                self._taken = step
+            drops = self._dropout > 0 and divisor != 0
+            use = () if drops else names.chosen({self._name: 1.0})
 
             def factors(tensor: str) -> Factors | None:
                 pair = self._adapter.pairs.get(tensor)
-                return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"]) if pair else None
-            with Forward(runtime, batch, factors, self._first_layer) as forward:
+                if pair is None:
+                    return None
+                mask = partial(self._mask, batch, step, tensor, pair.a.shape[1]) if drops else None
+                return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
+            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = self._ends(ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
@@ -118,6 +140,12 @@ class Gradients:
                 for layer in range(runtime.config.n_layers - 1, self._first_layer - 1, -1):
                     back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, layer > self._first_layer)
         return found
+
+    def _mask(self, batch: Batch, step: int, tensor: str, width: int, at: int, n: int) -> np.ndarray:
+        """Of tokens [at, at + n) of a micro-batch."""
+        numbers = batch.first_token[at:at + n]
+        cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1), n]
+        return np.concatenate([dropout_mask(self._seed, step, tensor, int(numbers[a]), b - a, width, self._dropout) for a, b in pairwise(cuts)])
 
     def _ends(self, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) -> tuple[RowLosses, np.ndarray]:
         """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time."""
@@ -129,7 +157,7 @@ class Gradients:
             places, targets = batch.places[start:start + most], batch.targets[start:start + most].copy()
             x = rows_of(len(places), runtime.config.dim)
             x[:] = stream[places]
-            logits = runtime.unembed_padded(x[:, :runtime.config.dim])
+            logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
             numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
             nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
             hits += int(numbers[:, 3].sum())
