@@ -86,7 +86,7 @@ CASES = {
     "gemma4 v is k": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 7, "attention.head_count_kv": [3, 3, 3, 3, 3, 1, 3]},
                           ("blk.*.layer_output_scale.weight", "rope_freqs.weight")),
     "gemma4 experts": Case("gemma4", {**WINDOW, **GEMMA4, **EXPERTS, "block_count": 3, "attention.head_count_kv": [3, 1, 3], "expert_used_count": 3,
-                                      "expert_feed_forward_length": 64, "attention.sliding_window_pattern": [True, False, True]},
+                                      "embedding_length_per_layer_input": 32, "expert_feed_forward_length": 64, "attention.sliding_window_pattern": [True, False, True]},
                            ("blk.*.layer_output_scale.weight", "rope_freqs.weight", "blk.*.ffn_gate_up_exps.weight")),
     "phi3": Case("phi3", {**WINDOW, "rope.dimension_count": 12}, ("blk.*.attn_qkv.weight", *UNTIED)),
     "phi3 long": Case("phi3", {"rope.dimension_count": 12, "rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.2},
