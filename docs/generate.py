@@ -138,8 +138,8 @@ follow.
 - *transformers*: tiny random checkpoints whose logits equal transformers' own class, float32, to 1e-4 of the largest over 300 tokens
   (tests/test_oracle_families.py); of encoders, rows of embeddings or scores (tests/test_oracle_encoders.py).
 - *float64*: small files whose logits equal a float64 twin written from Hugging Face's code, in F32 to 1e-4 of the largest, and in Q8_0 and Q4_0 by their
-  divergence (tests/test_pages.py). The same cases have one digest on every CPU target, and equal bits in the open form (tests/test_page_exactness.py).
-  Encoders, which have no logits, have no such cases.
+  divergence (tests/test_pages.py); of encoders, rows and scores (tests/test_encoder_twins.py). The same cases have one digest on every CPU target, and, of
+  models that generate, equal bits in the open form (tests/test_page_exactness.py).
 
 | architecture | models | page | vocabulary | transformers | float64 |
 |---|---|---|---|---|---|
@@ -214,13 +214,14 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
+    from encoder_cases import CASES as ENCODER_CASES
     from encoder_checkpoints import VARIANTS as ENCODERS
     from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
     variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf] + [name for name, v in ENCODERS.items() if v.model in page.hf]
-    cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
+    cases = [name for name, case in {**CASES, **ENCODER_CASES}.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
              ", ".join(cases) or "-"]
     return "| " + " | ".join(cells) + " |\n"

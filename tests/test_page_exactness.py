@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import encoder_cases
 import pytest
+import targets
 from llamina.engine.model import Model, load
 from llamina.engine.run.ops.table import OPS
 from llamina.engine.run.runtime import Feed, Runtime
@@ -55,7 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """Of the rows of encoders, of the logits of others."""
     found = {}
+    for name in encoder_cases.CASES:
+        with open_runtime(encoder_cases.write_encoder(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
+            found[name] = digest(encoder_cases.rows_of(runtime, IDS, encoder_cases.TYPES if encoder_cases.typed(name) else None))[:16]
     for name in CASES:
         with open_runtime(write_case(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
             found[name] = digest(run(runtime, IDS, 30))[:16]
@@ -79,11 +85,10 @@ def test_digests(folder: Path) -> None:
     assert digests(folder) == DIGESTS
 
 
-@pytest.mark.parametrize("name", sorted(target.EMULATION))
+@pytest.mark.parametrize("name", targets.TAKEN)
 def test_targets(name: str, tmp_path: Path) -> None:
     """One process for all pages."""
-    if name not in target.emulatable(target.FEATURES):
-        pytest.skip(f"this CPU ({target.TARGET}) cannot run code for another target {name}")
+    targets.needs(name)
     environment = {**os.environ, **target.EMULATION[name]}
     result = subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

@@ -29,6 +29,7 @@ from .ops.table import OPS
 if TYPE_CHECKING:
     from ...kernels.team import Team
     from ..architectures.config import ModelConfig
+    from .adapters import Adapters
     from .layout import Layout
     from .program import Placed, Program
     from .weights import Weights
@@ -57,6 +58,7 @@ class Looking(ABC):
     config: ModelConfig
     program: Program
     team: Team
+    adapters: Adapters
     n_threads: int
     max_batch: int
     max_logits: int
@@ -104,7 +106,7 @@ class Looking(ABC):
         self._tokens[3, :n] = np.arange(n)
         logits = np.empty((n, self._logit_columns), np.float32)
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
-        s[f.OWN // 8] = 0
+        s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
@@ -150,7 +152,7 @@ class Looking(ABC):
         self.team.clear_abort()
         for start in range(0, len(rows), self.max_batch):
             part = rows[start:start + self.max_batch]
-            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8] = len(part), 0
+            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8], s[f.ADAPTERS // 8] = len(part), 0, self.adapters.plan([(len(part), self.adapters.default)])
             self._layout.buffers[source.buffer][:len(part), :source.columns] = part
             self._run(placed[first + 1], placed[last], 0, 1, open=True)
             out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]

@@ -102,7 +102,7 @@ def route(tid, n_threads, team, step, stage):
     """Logits, choice, lists, gathered rows. Faults: the logits."""
     n_tokens, own, ld = load_i64(step + N_TOKENS), own_memory(step, tid), load_i64(step + LD_X)
     records, rows, scratch = normed_records(step, own), normed_rows(step, own), load_i64(step + SCRATCH) + tid * load_i64(step + SCRATCH_BYTES)
-    matmul(stage + ROUTER, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + LOGITS), load_i64(stage + LD_LOGITS), n_tokens)
+    matmul(stage + ROUTER, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + LOGITS), load_i64(stage + LD_LOGITS), n_tokens, step, 0, 0)
     if barrier(team, n_threads):
         return 1
     good = True

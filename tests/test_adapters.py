@@ -1,0 +1,246 @@
+"""Adapters at run time: the low-rank product against its definition, bit for bit; the same logits however a text is computed, and beside whom; nobody
+else's bits change."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import llamina
+import numpy as np
+import pytest
+from llamina.engine.architectures.config import ModelConfig
+from llamina.engine.errors import OptionError
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Feed, Runtime
+from llamina.engine.train.adapter import Adapter
+from llamina.kernels import low_rank
+
+from . import kernel_calls as kc
+from .adapters import random_adapter
+from .naive_kernels import fma32
+from .runs import open_runtime, run, same
+from .small_models import random_ids, write_family, write_small_model
+
+f32 = np.float32
+IDS = random_ids(150)
+
+
+# -- the kernels ------------------------------------------------------------------------------------------------------------------------------
+
+def naive_u(a: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """float32 [M, rank] by the definition: a chain for every fourth block of 32 columns."""
+    chains = np.zeros((4, len(x), len(a)), f32)
+    for c in range(a.shape[1]):
+        chains[c // 32 % 4] = fma32(a[:, c], x[:, c, None], chains[c // 32 % 4])
+    return ((chains[0] + chains[1]) + chains[2]) + chains[3]
+
+
+def naive_y(b: np.ndarray, u: np.ndarray, scale: np.float32, y: np.ndarray) -> np.ndarray:
+    t = np.zeros_like(y)
+    for k in range(b.shape[1]):
+        t = fma32(b[:, k], u[:, k, None], t)
+    return fma32(scale, t, y)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize(("rank", "columns", "rows"), [(3, 96, 40), (16, 700, 176), (70, 64, 16)])
+def test_the_low_rank_product(kind: str, rank: int, columns: int, rows: int) -> None:
+    """Ranks and columns that fill no tile and no block, rows of floats and of records, any number of tokens, any first row."""
+    rng, ld = np.random.default_rng(rank), kc.padded(columns)
+    dtype = low_rank.KINDS[kind][0]
+    a, b = (rng.standard_normal(shape).astype(dtype).astype(f32) for shape in ((rank, columns), (rows, rank)))
+    packed_a, packed_b = np.zeros((-(-rank // 16), ld, 16), dtype), np.zeros((-(-rows // 16), rank, 16), dtype)
+    low_rank.pack_a(a, packed_a)
+    low_rank.pack_b(b, packed_b)
+    down, up, scales = low_rank.down(kind).ctypes, low_rank.up(kind).ctypes, np.array([0.37, 1.3], f32)
+    n_rows, ldu, ldo = 21, 16 * len(packed_a), 16 * len(packed_b)
+    x = np.zeros((n_rows, ld), f32)
+    x[:, :columns] = rng.standard_normal((n_rows, columns))
+    records, _ = kc.quantize(x)
+    tokens = [kc.token_of(records, m) for m in range(n_rows)]
+    widened = np.array([(t["d"][:, None] * t["q"].astype(f32)).reshape(-1) for t in tokens], f32)
+    for source, rows_at, records_at in ((x, kc.at(x), 0), (widened, 0, records[0].ctypes.data)):
+        expected = naive_u(a, source[:, :columns])
+        for first, n in (0, 21), (3, 1), (5, 2), (9, 11), (14, 7):
+            u, y = np.full((n, ldu), 7, f32), rng.standard_normal((n, ldo)).astype(f32)
+            down(kc.at(packed_a), ld // 32, len(packed_a), records_at, rows_at, ld, first, n_rows, kc.at(u), ldu, n)
+            assert same(u[:, :rank] + f32(0), expected[first:first + n] + f32(0)), (first, n)
+            wanted = naive_y(b, u[:, :rank], scales[0] * scales[1], y[:, :rows])
+            up(kc.at(packed_b), rank, 0, len(packed_b), kc.at(u), ldu, kc.at(y), ldo, n, kc.at(scales), kc.at(scales[1:]))
+            assert same(y[:, :rows] + f32(0), wanted + f32(0)), (first, n)
+
+
+# -- the forward pass -------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def q4(folder: Path) -> Path:
+    return write_small_model(folder / "q4.gguf", "Q4_0")
+
+
+def config_of(path: Path) -> ModelConfig:
+    with open_gguf(path) as file:
+        return ModelConfig.from_gguf(file)
+
+
+def add(runtime: Runtime, adapter: Adapter, name: str = "a", scale: float = 1.0) -> None:
+    adapter.check(runtime.config)
+    runtime.adapters.add(name, adapter, scale)
+
+
+def run_with(runtime: Runtime, ids: list[int], adapters: Any, chunk: int = 512) -> np.ndarray:
+    sequence = runtime.new_sequence(adapters=adapters)
+    parts = [runtime.step([Feed(sequence, ids[i:i + chunk], "all")]).copy() for i in range(0, len(ids), chunk)]
+    sequence.close()
+    return np.concatenate(parts)
+
+
+FAMILIES: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("llama", {}, []), ("phi3", {}, ["blk.*.attn_qkv.weight"]), ("phi2", {"rope.dimension_count": 8, "attention.layer_norm_rms_epsilon": None}, []),
+    ("qwen2", {}, ["output.weight"]),
+]
+
+
+@pytest.mark.parametrize(("architecture", "keys", "tensors"), FAMILIES, ids=lambda x: x if isinstance(x, str) else None)
+def test_it_is_the_merged_model(folder: Path, architecture: str, keys: dict[str, Any], tensors: list[str]) -> None:
+    """Of float models, to rounding: W x + scale B A x is (W + scale B A) x, for every matrix; fused and parallel ones, biases and tied embeddings, too."""
+    path = write_family(folder / f"{architecture}.gguf", architecture, keys, tensors=tensors)
+    config = config_of(path)
+    adapter = random_adapter(config, rank=5, only=lambda name: name != "output.weight" or "output.weight" in tensors)
+
+    def merged(name: str, values: np.ndarray) -> np.ndarray:
+        pair = adapter.pairs.get(name)
+        return values + 0.5 * pair.scale * (pair.b.astype(np.float64) @ pair.a) if pair else values
+    other = write_family(folder / f"{architecture}-merged.gguf", architecture, keys, tensors=tensors, edit=merged)
+    with open_runtime(path, 2, kv="f32") as runtime, open_runtime(other, 2, kv="f32") as whole:
+        base, expected = run(runtime, IDS[:40]), run(whole, IDS[:40])
+        add(runtime, adapter)
+        found = run_with(runtime, IDS[:40], {"a": 0.5})
+        assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max() < 0.01 * np.abs(base - expected).max()
+
+
+@pytest.mark.parametrize("stored", ["F32", "F16"])
+def test_threads_chunks_and_storage(q4: Path, stored: str) -> None:
+    """The same bits on any threads and in any chunks; numbers kept as halves give those of the same numbers kept as floats."""
+    config = config_of(q4)
+    adapter, found = random_adapter(config, rank=20, stored="F16"), []
+    for pair in adapter.pairs.values():
+        pair.stored = stored
+    for threads in 1, 2, 3:
+        with open_runtime(q4, threads) as runtime:
+            base = run(runtime, IDS)
+            add(runtime, adapter)
+            found += [run_with(runtime, IDS, ["a"], chunk) for chunk in ((512, 1, 2, 7, 64) if threads == 2 else (512, 7))]
+            assert same(run(runtime, IDS), base), "a sequence without adapters has the bits it always had"
+    assert all(same(a, found[0]) for a in found) and not same(found[0], base)
+    _seen.setdefault("bits", found[0])
+    assert same(found[0], _seen["bits"])
+
+
+_seen: dict[str, np.ndarray] = {}
+
+
+def test_mixed_in_one_step(q4: Path) -> None:
+    """Sequences with no adapter, one, another, and both, in the same steps: each has the bits it has alone."""
+    config = config_of(q4)
+    with open_runtime(q4, 2) as runtime:
+        add(runtime, random_adapter(config, rank=4, seed=1), "a")
+        add(runtime, random_adapter(config, rank=18, seed=2, only=lambda name: "ffn" in name or name == "output.weight"), "b", 0.25)
+        asked: list[Any] = [{}, {"a": 1}, {"b": 0.5}, {"a": 0.5, "b": 1.0}, {"b": 1.0, "a": 0.5}, ["b"], {"a": 0.0}]
+        texts = [random_ids(60, seed=i) for i in (1, 2, 3, 4, 4, 6, 7)]
+        alone = [run_with(runtime, ids, adapters) for ids, adapters in zip(texts, asked)]
+        assert same(alone[3], alone[4]) and same(alone[0], run(runtime, texts[0])) and same(alone[6], run(runtime, texts[6]))
+        assert same(alone[5], run_with(runtime, texts[5], {"b": 0.25}))
+        rng = np.random.default_rng(5)
+        for wanted in "all", "last":
+            sequences = [runtime.new_sequence(adapters=adapters) for adapters in asked]
+            at, rows = [0] * len(asked), [[] for _ in asked]  # type: list[int], list[list[np.ndarray]]
+            while any(n < 60 for n in at):
+                order = [int(i) for i in rng.permutation(len(asked)) if at[i] < 60]
+                sizes = {i: int(rng.choice([1, 1, 2, 9])) for i in order}
+                feeds = [Feed(sequences[i], texts[i][at[i]:at[i] + sizes[i]], wanted if i % 3 else "last") for i in order]
+                logits, start = runtime.step(feeds), 0
+                for i, feed in zip(order, feeds):
+                    n = len(feed.ids) if feed.logits == "all" else 1
+                    at[i] += len(feed.ids)
+                    assert same(logits[start:start + n].copy(), alone[i][at[i] - n:at[i]]), (wanted, i)
+                    start += n
+            del rows
+
+
+def test_open_form_and_what_goes_on_between(q4: Path) -> None:
+    """Observed layers have the fused ones' bits; forks keep their adapters; a removed adapter stays with whoever has it, and its place is given again."""
+    config = config_of(q4)
+    with open_runtime(q4, 2) as runtime:
+        add(runtime, random_adapter(config))
+        expected = run_with(runtime, IDS, ["a"])
+        sequence = runtime.new_sequence(adapters=["a"])
+        seen: list[np.ndarray] = []
+        observe = {f"blocks.{i}.{site}": lambda rows: seen.append(rows.copy()) for i in (0, 1) for site in ("attn.hook_q", "mlp.hook_post")}
+        assert same(runtime.step([Feed(sequence, IDS[:100], "all")], observe=observe).copy(), expected[:100]) and len(seen) == 4
+        fork = sequence.fork(90)
+        runtime.adapters.remove("a")
+        with pytest.raises(OptionError, match="no adapter called 'a'"):
+            runtime.new_sequence(adapters=["a"])
+        assert same(runtime.step([Feed(fork, IDS[90:], "all")]).copy(), expected[90:])
+        slot = fork.adapters[0][0].slot
+        assert slot not in runtime.adapters._free
+        sequence.adapters = fork.adapters = ()
+        del runtime.adapters._planned
+        assert slot in runtime.adapters._free
+        add(runtime, random_adapter(config, seed=3, only=lambda name: "attn_q" in name), "b")
+        assert not same(run_with(runtime, IDS, ["b"]), run(runtime, IDS))
+
+
+def test_changed_numbers_are_taken_over(q4: Path) -> None:
+    with llamina.load(q4, threads=2) as model:
+        adapter, other = random_adapter(model.config, seed=1), random_adapter(model.config, seed=2)
+        assert model.add_adapter(adapter, name="mine", default=False) == "mine"
+        first = model.adapters["mine"]["digest"]
+        before = run_with(model.runtime, IDS, ["mine"])
+        for name, pair in adapter.pairs.items():
+            pair.a[:], pair.b = other.pairs[name].a, other.pairs[name].b
+        assert same(run_with(model.runtime, IDS, ["mine"]), before)
+        model.update_adapter("mine")
+        assert model.adapters["mine"]["digest"] == other.digest != first
+        model.add_adapter(other, name="other", default=False)
+        assert same(run_with(model.runtime, IDS, ["mine"]), run_with(model.runtime, IDS, ["other"]))
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------------------------------
+
+def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:
+    """The prefix cache gives a text nothing that was computed with other adapters, or other scales; but with the same ones it does."""
+    config = config_of(q4)
+    random_adapter(config, seed=1).save(folder / "law.gguf")
+    prompt, options = random_ids(200, seed=3), {"max_tokens": 12, "temperature": 0.0}
+    with llamina.load(q4, threads=2) as model:
+        plain = model.generate(prompt, **options)
+        plain.text()
+        assert model.add_adapter(folder / "law.gguf", 0.5, default=False) == "law"
+        asked: list[Any] = [{"law": 1.0}, {"law": 0.5}, ["law"], {"law": 1.0}, {}]
+        answers = [model.generate(prompt, adapters=adapters, **options) for adapters in asked]
+        for answer in answers:
+            answer.text()
+        ids = [answer.ids for answer in answers]
+        assert ids[0] == ids[3] and ids[1] == ids[2] and ids[4] == plain.ids and ids[0] != ids[4] and ids[1] != ids[4]
+        assert [answer.stats.reused_tokens > 0 for answer in answers] == [False, False, True, True, True]
+        model.clear_prefix_cache()
+        assert model.generate(prompt, adapters={"law": 1}, **options).text() == answers[0].text()
+        batch = list(model.generate_many([{"prompt": prompt, "adapters": adapters} for adapters in asked], ordered=True, **options))
+        assert [result.ids for result in batch] == ids
+        for bad in {"tax": 1.0}, {"law": float("nan")}, {"law": "much"}, 3, ["tax"]:
+            with pytest.raises(OptionError, match="adapter"):
+                model.generate(prompt, adapters=bad, **options)
+        with pytest.raises(OptionError, match="already"):
+            model.add_adapter(folder / "law.gguf", name="law")
+        model.remove_adapter("law")
+        assert model.add_adapter(folder / "law.gguf", 0.5) == "law"
+        assert model.generate(prompt, **options).text() == answers[1].text()
+        assert model.generate(prompt, adapters=[], **options).text() == plain.text()
+        sequence = model.new_sequence()
+        assert sequence.adapters and model.adapters["law"]["default"] == 0.5
