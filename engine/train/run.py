@@ -98,6 +98,8 @@ class Run:
         if reading.context > model.context:
             raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: "
                               f"load it with context={reading.context}")
+        if model.runtime.adapters.default:
+            raise OptionError(f"{shown(model.path)}: has adapters that count for everything: training begins from the model alone: remove_adapter them")
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
         self.adapter = new_adapter(model.config, options, Path(model.path).stem)
         self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
