@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -107,7 +107,8 @@ class Run:
         try:
             self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
             self.data = open_data(model, data, reading, seen=reads)
-            self.valid = None if valid is None else open_data(model, valid, reading, "valid" if not isinstance(valid, (str, os.PathLike)) else None, seen=reads)
+            self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
+                                                              None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
             bound = {"base": model.digest, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION, "data": self.data.digest,
                      "valid": self.valid.digest if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
