@@ -131,6 +131,7 @@ def test_show(run: Any, data: Path) -> None:
     (["-o", "a.gguf", "--targets", "attn_p"], 2, "no layer has a matrix 'attn_p': choose from all-linear, attn_q"),
     (["-o", "a.gguf", "--layers", "7"], 2, "layers must be at most 6"), ([], 2, "where does the adapter go?"), (["-o", "-"], 2, "are files"),
     (["-o", "a.gguf", "--context", "8"], 1, "line 1: has "), (["-o", "d.jsonl"], 2, "is the input"),
+    (["-o", "a.gguf", "--memory", "1MB"], 1, "training takes "),
 ])
 def test_refused(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str) -> None:
     monkeypatch.chdir(data.parent)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from ..errors import OptionError, quoted
+from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
 from ..run.memory import parse_memory
 from ..run.weights import available_memory
@@ -127,6 +127,10 @@ class Run:
         free = available_memory()
         budget = min(n for n in (None if allowed is None else allowed - self._fixed(), None if free is None else (free - self._fixed()) // 2, 1 << 62)
                      if n is not None)
+        least = self._fixed() + self.gradients.memory(longest, longest)
+        if allowed is not None and allowed < least:
+            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or train fewer matrices (--targets, "
+                                   "--layers), a lower rank, or shorter rows (--context, --long cut)")
         most = max(MICRO_TOKENS, longest)
         while most > longest and self.gradients.memory(most, longest) > budget:
             most = max(longest, most // 2)
