@@ -129,7 +129,7 @@ class Run:
                      if n is not None)
         least = self._fixed() + self.gradients.memory(longest, longest)
         if allowed is not None and allowed < least:
-            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or train fewer matrices (--targets, "
+            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or fewer matrices (--targets, "
                                    "--layers), a lower rank, or shorter rows (--context, --long cut)")
         most = max(MICRO_TOKENS, longest)
         while most > longest and self.gradients.memory(most, longest) > budget:
