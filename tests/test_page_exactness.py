@@ -21,11 +21,12 @@ from page_cases import CASES, CAUSAL, IDS, N_TOKENS, write_case
 from runs import digest, open_runtime, run, same
 from small_models import random_ids
 
-PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "qwen3moe sigmoid": "Q8_0",
-           "qwen2moe": "Q4_0", "gpt-oss": "F32", "gemma4": "Q8_0"}
+PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "deepseek2 sigmoid": "Q8_0",
+           "qwen2moe": "Q4_0", "gpt-oss": "F32", "gemma4 experts": "Q8_0", "granitehybrid": "Q4_0"}
 """Case -> format. Sandwich norms, norms of heads, two ropes, windows, GELU; fused rows, pairs of half a head, biases; norms of whole projections, none before
 the sublayers, layers that are not scaled; a block without a gate, squared ReLU; short convolutions; the delta rule, gated attention; experts in groups, chosen
-with a bias, in fused rows; a shared one; with biases and a clamped gate, sinks."""
+with a bias, in fused rows, latent attention; a shared one; with biases and a clamped gate, sinks; experts beside a dense block, embeddings of each
+layer; Mamba-2."""
 
 DIGESTS = {
     "llama": "b250e06be6a950ac", "llama biases": "f760d7973d30add7", "llama window": "6474c017b37155d6", "llama arrays": "62e1b47ac18522f7",

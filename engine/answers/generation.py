@@ -53,12 +53,13 @@ class Generation:
 
     def __init__(self, model: Core, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
-                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0):
+                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0,
+                 adapters: Any = None):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
         first `sequence.length` ids of the prompt (fewer than all); it stays open at the end. logprobs: of how many of the most likely tokens, besides
         the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey. keep: when the
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
-        may wait for KV memory that others hold."""
+        may wait for KV memory that others hold. adapters: as of Model.generate; of a sequence that is given, they are that one's."""
         if not model.config.output.matrix:
             raise UnsupportedError(f"{model.path}: is an encoder (architecture {model.config.architecture}): it can't generate; it embeds (llamina embed)")
         if len(prompt) > model.context:
@@ -89,6 +90,7 @@ class Generation:
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
         self._stop, self._stops = tuple(stop), StopStrings(self._marks.spellings(stop))
         self._keep, self._wait = keep, wait
+        self.adapters = sequence.adapters if sequence else model.runtime.adapters.chosen(adapters)
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
@@ -200,7 +202,7 @@ class Generation:
         if not self._opened:
             if self._sequence is None:
                 private = bool(watching(self._model.scheduler))  # what hooks change is nobody else's, and what they are to see must be computed
-                self._sequence = self._model.runtime.new_sequence(cached=not private, salt=self.cache_salt, slides=True)
+                self._sequence = self._model.runtime.new_sequence(cached=not private, salt=self.cache_salt, slides=True, adapters=self.adapters)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
             if self._keep is not None or self._banned.texts:
@@ -390,7 +392,7 @@ class Generation:
         if self._sequence is not None and self._speculator is not None:
             self._speculator.stop(self._sequence, self.window)
             self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
-        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
+        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence, self.adapters)
 
     def _ipython_display_(self) -> None:
         """A notebook's cell that ends in an answer streams it."""

@@ -31,7 +31,7 @@ COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
     "look": ".look",
     "embed": ".embed", "rerank": ".rerank",
-    "classify": ".classify", "eval": ".eval", "lm-eval": ".lm_eval",
+    "classify": ".classify", "eval": ".eval", "lm-eval": ".lm_eval", "train": ".train",
     "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
     "replay": ".replay",
     "selftest": ".selftest", "bench": "...bench.cli",

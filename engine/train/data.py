@@ -75,6 +75,8 @@ class DataSet:
     skipped: int = 0
     parted: int = 0
     """Conversations that became several examples."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of rows with labels: name -> text."""
 
     @property
     def tokens(self) -> int:
@@ -88,14 +90,11 @@ class DataSet:
         """Of an example, for messages."""
         return f"{self.name}, line {self.examples[number].line}"
 
-    def notes(self) -> list[str]:
-        """Lines about what people should know."""
-        def rows(n: int) -> str:
-            return "1 row" if n == 1 else f"{n} rows"
-        told = [(self.duplicates, "say what an earlier one says"), (self.empty, "have nothing to say but the end"),
-                (self.cut, "were too long and lost their end"), (self.skipped, "were too long and are left out"),
-                (self.parted, "became an example for each turn: the chat template writes earlier turns otherwise")]
-        return [f"{self.name}: {rows(n)} {what}" for n, what in told if n]
+    def note(self) -> str | None:
+        """A line about what people should know."""
+        told = [(self.duplicates, "duplicates"), (self.empty, "empty but for the end"), (self.cut, "too long and cut"),
+                (self.skipped, "too long and left out"), (self.parted, "an example for each turn (the chat template rewrites earlier turns)")]
+        return f"{self.name}: rows that are {', '.join(f'{what}: {n}' for n, what in told if n)}" if any(n for n, _ in told) else None
 
 
 def open_data(model: Core, source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], reading: Reading, name: str | None = None,
@@ -132,7 +131,7 @@ class _Reader:
         for row in read_rows(self._path, self._format, self._name):
             if not self._kind:
                 self._begin(row)
-                found.kind = self._kind
+                found.kind, found.labels = self._kind, self._prompts.task.labels if self._prompts is not None else {}
             made = self._examples(row)
             found.parted += len(made) > 1
             for example in made:
@@ -197,8 +196,8 @@ class _Reader:
         asks = self._kind in TASKS or self._kind == "completion"
         for option, given in ("template", reading.template), ("delimiter", reading.delimiter), ("labels", reading.labels), ("chat", reading.chat or None):
             if given is not None and (not asks or option == "labels" and self._kind != "label"):
-                raise OptionError(f"{self._name}: its rows are {'texts' if self._kind == 'text' else 'conversations' if self._kind == 'chat' else 'no labels'}: "
-                                  f"--{option} is not for them")
+                what = {"text": "texts", "chat": "conversations"}.get(self._kind, "no labels")
+                raise OptionError(f"{self._name}: its rows are {what}: --{option} is not for them")
         if reading.system is not None and not talk:
             raise OptionError(f"{self._name}: instructions (--system) stand in conversations, these rows are none: give --chat, too")
         if self._kind in TASKS:

@@ -45,7 +45,7 @@ class Gradient(Protocol):
 
 @dataclass
 class Progress:
-    """How far a run is. step: done; tokens: of this process's steps, in `seconds`; part: how much of the step under way. last: the newest record."""
+    """How far a run is. step: done; tokens: of this process's steps (since `begun`), in `seconds`; part: how much of the step under way."""
 
     step: int
     steps: int
@@ -53,6 +53,7 @@ class Progress:
     seconds: float = 0.0
     part: float = 0.0
     doing: str = "training"
+    begun: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -87,7 +88,7 @@ class Loop:
                     array[...] = state.arrays[name]
                 self.optimiser.steps, self.history, self._saved = state.step, state.history, state.step
         self.resumed = self.step
-        self.progress = Progress(self.step, self.steps, history=self.history)
+        self.progress = Progress(self.step, self.steps, history=self.history, begun=self.step)
 
     @property
     def step(self) -> int:
