@@ -166,6 +166,21 @@ torch leaves the order of ties open, and what quantised activations choose is th
 a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
 `norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
 
+## States, experts and Gemma 4 beside llama.cpp
+
+On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most 2e-5 of
+the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`, `lfm2moe`,
+`qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half precision it is 1e-4 to
+5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of half precision: with gates
+so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys, fused rows of Qwen's experts, and
+YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which `convert` writes.
+
+## Trained tiny models
+
+`demo/families.py` trained LFM2, Qwen 3.5, Gemma 4, Qwen 3 with experts and gpt-oss, 0.2 million parameters each, on the demo's stories (tests/trained/). Greedy
+text equals transformers' for 100 tokens after three prompts in float32, and the perplexity of held-out stories in Q8_0 is float32's to 0.5 %
+(tests/test_trained.py).
+
 ## States and latents
 
 Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H:

@@ -47,8 +47,10 @@ DIGESTS = {
     "gemma4 experts": "1d25391f7ac1e6ca", "qwen3next": "9ba59ad5af526b74", "granitehybrid": "ec54dc16017fe7ee",
     "granitehybrid dense": "da55f668b69db81b", "nemotron_h": "3bcb312c14b22281", "nemotron_h_moe": "a97d2df8f51c300f", "falcon-h1": "2473cf6f5e342cbf",
     "falcon-h1 plain": "d626cb7ba25373c4", "deepseek2": "1b72e1466fae6373", "deepseek2 sigmoid": "ee8b788e64f6b59f",
+    "bert": "f8a5c0646c6cdbe5", "bert odd": "a07d54e3fe3afc03", "bert rank": "1f932b40d5407231", "nomic-bert": "31be7736b3e09bc0",
+    "modern-bert": "fc5571cffae6508f", "modern-bert rank": "f83fe945f8365f8a", "gemma-embedding": "ac29859f1fe5a8b2",
 }
-"""Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
+"""Of the logits of every case's Q8_0 file, or an encoder's rows: one computer's bits are every computer's."""
 
 LOOKING = {"pattern", "summary"}
 """Ops that no page has: engine/run/looking.py adds them to a pass that is looked at; tests/test_look_*.py hold them to the same bits."""

@@ -97,8 +97,7 @@ def gemma4(r: Reading) -> None:
     }
     if double:
         r.keys["feed_forward_length"] = np.array([wide * (1 if i < n - shared else 2) for i in range(n)], np.int32)
-    if (cap := f.number("final_logit_softcapping", None)) is not None:
-        r.keys["final_logit_softcapping"] = cap
+    r.keys["final_logit_softcapping"] = f.number("final_logit_softcapping", None) or 0.0  # 0: none; where the key is absent llama.cpp caps at 30
     if shared:
         r.unused[rf"model\.layers\.({'|'.join(str(i) for i in range(n - shared, n))})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight"] = \
             "of layers that read another's keys and values"

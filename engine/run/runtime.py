@@ -223,7 +223,7 @@ class Runtime(Looking):
         slides (default: as cached): windowed pages that no query sees are given back. adapters: {name: scale} or names; None: the model's."""
         self._check_open()
         use = self.adapters.chosen(adapters)
-        sequence = Sequence(self._pool, self.context, cached, salt + key_of(use) if cached else salt, slides)
+        sequence = Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides)
         sequence.adapters = use
         return sequence
 
@@ -240,7 +240,7 @@ class Runtime(Looking):
             return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
         _states = self._recurrence.words(feeds, keep=not observe)
-        n, config = len(ids), self.config
+        n, config, observe = len(ids), self.config, self.adapters.observers(observe)
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
         if not config.output.matrix and (n_wanted and not hidden or any(feed.look is not None for feed in feeds)):
@@ -271,6 +271,8 @@ class Runtime(Looking):
             self._observed(n, n_wanted, observe, first, last)
         else:
             self._layers(first, last, 0 if looked else n_wanted)
+        if hidden and not np.isfinite(logits[:, :config.dim]).all():  # the step itself looks at logits only
+            raise NumericError(f"{self.gguf.path}: NaN or infinity in the final norm's rows: {self._overflow('')}")
         if looked:
             if not observe:
                 self._end(logits)
