@@ -339,6 +339,20 @@ class Model(LookInside, Adapted):
         self._check_open()
         return classify(self, texts, labels, template, calibrate=calibrate, abstain=abstain, delimiter=delimiter, special=special)
 
+    @in_default_floats
+    def train(self, data: Any, output: str | os.PathLike[str] | None = None, *, valid: Any = None, log: str | os.PathLike[str] | None = None,
+              memory: int | str | None = None, progress: Callable[[Any], object] | None = None, **options: Any) -> Any:
+        """Learn what rows say, into an adapter -> `Trained`: .adapter (for `add_adapter`), .history, .save(path); a notebook draws its loss curve. The model
+        itself stays as it is. See docs/train.md.
+
+        data, valid: a file, or a list of rows: {"messages": …}, {"prompt": …, "completion": …}, {"text": …}, …. output: where the adapter goes; beside it
+        checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model. progress: called with how far it
+        is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train` (engine/train/options.py), and loss, long, template, context, … (data.py).
+        Raises FileError, FormatError (a row, by its line), OptionError, UnsupportedError, NumericError (the loss is no number)."""
+        from .train.run import train
+        self._check_open()
+        return train(self, data, output, valid=valid, log=log, memory=memory, progress=progress, **options)
+
     def lm_eval(self, **options: Any) -> Any:
         """This model for lm-evaluation-harness's API (extra `lm-eval`): lm_eval.simple_evaluate(model=model.lm_eval(), tasks=[…]). options: max_length,
         max_gen_toks, seed, as of engine/score/harness.py. UnsupportedError if it isn't installed."""

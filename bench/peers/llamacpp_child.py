@@ -133,9 +133,9 @@ class Engine:
         L.llama_synchronize(self.context)
         return {"tokens_per_second": n / (time.perf_counter() - start), "peak_memory": peak_memory()}
 
-    def logits(self, ids: list[int], save: str, flash: str = OFF, lora: str | None = None, scale: float = 1.0) -> dict[str, Any]:
+    def logits(self, ids: list[int], save: str, flash: str = OFF, kv: str = "f16", lora: str | None = None, scale: float = 1.0) -> dict[str, Any]:
         """Logits after each id, in batches of 512, saved as .npy: float32 [len(ids), n_vocab]. lora: an adapter's file."""
-        self.open(-(-len(ids) // 256) * 256, flash=flash)
+        self.open(-(-len(ids) // 256) * 256, flash=flash, kv=kv)
         if lora is not None:
             adapter = L.llama_adapter_lora_init(self.model, os.fsencode(lora))
             if not adapter:
