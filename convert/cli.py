@@ -53,7 +53,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @debug_option
 def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None,
             overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None,
-            lora: tuple[str, ...], base: str | None, context: int | None, meta: tuple[str, ...], vocab_only: bool, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
+            lora: tuple[str, ...], base: str | None, context: int | None, meta: tuple[str, ...], vocab_only: bool, split: str | None,
+            allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
             dry_run: bool, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
