@@ -28,7 +28,7 @@ META_SPLIT_AXIS = {
 tok_embeddings is cut along columns in Llama 1 and 2, along rows in Llama 3: meta.py looks at the shapes. Norms are in every shard."""
 
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
-_HF = re.compile(r"(model\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
+_HF = re.compile(r"(model\.|backbone\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
 _WITHOUT_EFFECT = re.compile(
     r"((model|transformer)\.)?((layers|h)\.\d+\.(self_attn|attention|attn\.attention)\.)?"
     r"((rotary_emb|rotary)\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")

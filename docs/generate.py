@@ -187,13 +187,21 @@ fused rows of Qwen's experts, and YaRN's corrections between whole pairs; Gemma 
 text equals transformers' for 100 tokens after three prompts in float32, and the perplexity of held-out stories in Q8_0 is float32's to 0.5 %
 (tests/test_trained.py).
 
+## States and latents
+
+Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H:
+transformers' class keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither
+llama.cpp nor llamina does so.
+Falcon-H1's multipliers become part of the weights. `deepseek2` keeps one latent head a token (keys and values in the KV cache, the values a second time): files
+of 2024 with `attn_kv_b` are refused. DeepSeek V2's `group_limited_greedy` is refused by convert; GLM-4.7-Flash's groups run.
+
 ## What is refused, and why
 
 A file is refused by the name of what llamina would have to leave out, before its weights are read; `llamina inspect` says so without loading.
 
 - An architecture without a page: its blocks are not known.
 - A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
-  off are no reason. Among the tensors: norms of heads in StableLM 2 12B and Command R+; Gemma 4 26B's experts; Mixtral files of before
+  off are no reason. Among the tensors: Mixtral files of before
   April 2024, which hold a tensor for each expert (convert them again).
 - Layers without experts between others that have them, of `qwen3moe` and `qwen2moe`: GGUF has no way to say so.
 - Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
@@ -211,6 +219,8 @@ VOCABULARIES = {
     "starcoder2": "gpt2: starcoder", "command-r": "gpt2: command-r", "cohere2": "gpt2: command-r, tiny_aya",
     "qwen2moe": "gpt2: qwen2", "qwen3moe": "gpt2: qwen2", "olmoe": "gpt2: olmo", "granitemoe": "gpt2: refact",
     "gpt-oss": "gpt2: gpt-4o", "lfm2": "gpt2: lfm2", "qwen35": "gpt2: qwen35", "lfm2moe": "gpt2: lfm2", "qwen35moe": "gpt2: qwen35",
+    "qwen3next": "gpt2: qwen2", "granitehybrid": "gpt2: dbrx", "nemotron_h": "gpt2: pixtral", "nemotron_h_moe": "gpt2: pixtral",
+    "falcon-h1": "gpt2: falcon-h1", "deepseek2": "gpt2: glm4, deepseek-llm, kimi-k2, youtu",
     "bert": "bert; t5", "nomic-bert": "bert", "modern-bert": "gpt2: modern-bert", "gemma-embedding": "llama",
 }
 """Architecture -> what its published files have."""

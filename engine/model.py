@@ -230,7 +230,7 @@ class Model(LookInside, Adapted):
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
              choices: Sequence[str] | None = None, sample_index: int = 0, context_shift: bool = False, keep: int | None = None, wait: float = 0.0,
-             options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatAnswer:
+             adapters: Any = None, options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatAnswer:
         """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
@@ -245,7 +245,7 @@ class Model(LookInside, Adapted):
         return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
                           max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
                           speculate=speculate, sample_index=check_sample_index(sample_index),
-                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
+                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait, adapters=adapters,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     @in_default_floats

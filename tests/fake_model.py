@@ -108,7 +108,7 @@ class FakeRuntime:
     n_threads, load_seconds, compile_seconds = 1, 0.0, 0.0
     awaited = False
     arena = None
-    adapters = SimpleNamespace(chosen=lambda asked: (), default=(), by_name={})
+    adapters = SimpleNamespace(chosen=lambda asked: (), default=(), by_name={}, control_digest="")
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch

@@ -18,7 +18,7 @@ from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.formats.table import RUNNABLE
-from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run, same
+from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run, said_digest, same
 from small_models import ALL_FORMATS, random_ids, write_small_model
 
 IDS = random_ids(N_TOKENS)
@@ -229,6 +229,12 @@ def test_targets(name: str, models: dict[str, Path], digests: dict[str, str]) ->
     answer = child({f: models[f] for f in ON_ALL_TARGETS}, target.EMULATION[name])
     assert answer["target"] == name
     assert answer["digests"] == {models[f].name: digests[models[f].name] for f in ON_ALL_TARGETS}
+    assert answer["said"] == said_digest(models[ON_ALL_TARGETS[0]])
+
+
+def test_what_is_said_of_logits_on_any_threads(models: dict[str, Path]) -> None:
+    """The op behind lenses and traces, which no model's own steps run."""
+    assert len({said_digest(models["F32"], threads) for threads in (1, 2, 3)}) == 1
 
 
 def test_numpy_dispatch_disabled(models: dict[str, Path], digests: dict[str, str]) -> None:

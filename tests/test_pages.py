@@ -15,14 +15,17 @@ from llamina.engine.architectures import config
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
 from llamina.engine.architectures.expert_blocks import Experts
+from llamina.engine.architectures.mamba_blocks import Mamba2
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
 from llamina.engine.architectures.state_blocks import Conv, Delta
 from llamina.engine.errors import UnsupportedError
+from llamina.engine.gguf.file import open_gguf
 from naive import kl
 from naive_families import FAMILIES, Phi3, naive_family
-from page_cases import CASES, CAUSAL, IDS, write_case
+from page_cases import CASES, CAUSAL, IDS, SIZES, write_case
 from runs import open_runtime, run
+from small_models import write_family
 
 TOLERANCE = 1e-4  # of the largest logit
 FEW = [name for name in CASES if name != "gemma2 27b"]  # 46 layers take their time
@@ -94,11 +97,15 @@ def mlps(change: Callable[[Mlp], Mlp]) -> Callable[[Layers], Layers]:
 
 
 def recurrents(change: Callable[[Any], Any]) -> Callable[[Layers], Layers]:
-    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta)) else b for b in blocks) for blocks in layers)
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta, Mamba2)) else b for b in blocks) for blocks in layers)
 
 
 def deltas(change: Callable[[Delta], Delta]) -> Callable[[Layers], Layers]:
     return recurrents(lambda r: change(r) if isinstance(r, Delta) else r)
+
+
+def state_spaces(change: Callable[[Mamba2], Mamba2]) -> Callable[[Layers], Layers]:
+    return recurrents(lambda r: change(r) if isinstance(r, Mamba2) else r)
 
 
 def experts(change: Callable[[Experts], Experts]) -> Callable[[Layers], Layers]:
@@ -127,9 +134,12 @@ def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
     for blocks in layers:
-        at = next(n for n, b in enumerate(blocks) if isinstance(b, (Attention, Conv, Delta)))
+        at = next((n for n, b in enumerate(blocks) if isinstance(b, (Attention, Conv, Delta, Mamba2))), len(blocks))
+        if len(blocks) < at + 2 or isinstance(blocks[at + 1], Mamba2):  # a block a layer, or side by side
+            found.append(blocks)
+            continue
         first, (attention, mlp, *rest) = blocks[:at], blocks[at:]  # the first and the rest: Gemma 4's embeddings of each layer
-        assert isinstance(attention, (Attention, Conv, Delta)) and isinstance(mlp, (Mlp, Experts))
+        assert isinstance(attention, (Attention, Conv, Delta, Mamba2)) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
             found.append((*first, replace(attention, post_norm=mlp.norm), replace(mlp, norm=None), *rest))
         elif attention.post_norm is not None and mlp.norm is None:
@@ -174,6 +184,12 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "value heads in groups": deltas(lambda d: replace(d, grouped=not d.grouped) if d.value_heads > d.key_heads else d),
     "alpha and beta changed over": deltas(lambda d: replace(d, alpha=d.beta, beta=d.alpha)),
     "another eps of heads": deltas(lambda d: replace(d, head_norm=replace(d.head_norm, eps=0.3))),
+    "no norms of each head": attentions(lambda a: replace(a, qk_norm="") if a.qk_norm == "layer" else a),
+    "no norm of groups": state_spaces(lambda m: replace(m, head_norm=None)),
+    "no bias of the convolution": state_spaces(lambda m: replace(m, conv_bias=None)),
+    "the router reads the experts' rows": experts(lambda b: replace(b, router_norm=replace(b.router_norm, factor=1.0)) if b.router_norm else b),
+    "no scales of experts": experts(lambda b: replace(b, expert_scales="")),
+    "norms beside changed over": experts(lambda b: replace(b, beside=b.beside[::-1]) if b.beside else b),
     "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
     "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
     "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),
@@ -253,7 +269,31 @@ def test_27b_scales_scores_by_the_stream(files: Any, monkeypatch: pytest.MonkeyP
     assert distance(logits(path), expected) > 3 * TOLERANCE
 
 
-PAIRS = {"llama", "smollm3", "arcee", "ernie4_5", "granite", "granitemoe", "minicpm", "mistral3", "glm4"}
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_matrix_reads_is_a_site(name: str, tmp_path: Path) -> None:
+    """Of its columns: importance data are measured there."""
+    with open_gguf(write_case(tmp_path / "m.gguf", name)) as file:
+        found = config.ModelConfig.from_gguf(file)
+    sites = {site: at.columns for site, (_, at) in found.sites().items()}
+    for m in found.matrices():
+        wide = m.used * -(-m.columns // 32) * 32 if m.site.endswith(".hook_post") and m.experts else m.columns
+        assert m.site in sites, m
+        assert m.experts and ".attn." in m.site or sites[m.site] == wide, m
+
+
+@pytest.mark.parametrize(("name", "keys", "message"), [
+    ("granitehybrid", {"attention.head_count_kv": [0, 0, 0]}, "no layer that attends"),
+    ("nemotron_h", {"feed_forward_length": [0] * 5}, "no layer with a feed-forward block"),
+    ("nemotron_h_moe", {"moe_latent_size": 32}, "narrower space"),
+    ("deepseek2", {"attention.head_count_kv": 6}, "convert the model again"),
+])
+def test_what_no_block_can_do_is_refused(name: str, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    with pytest.raises(UnsupportedError, match=message):
+        write_family(tmp_path / "m.gguf", case.architecture, {**SIZES, **case.keys, **keys}, tensors=case.tensors)
+
+
+PAIRS = {"llama", "smollm3", "arcee", "ernie4_5", "granite", "granitemoe", "granitehybrid", "minicpm", "mistral3", "glm4"}
 PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 """Hugging Face's code for the last two pairs neighbours itself."""
 
@@ -261,4 +301,5 @@ PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 def test_permutation_only_where_it_belongs() -> None:
     """Rows of q and k change places in convert where GGUF's pages pair neighbours and Hugging Face's code halves; 1 is added to Gemma's gains."""
     assert {name for name, page in PAGES.items() if page.hf_halves} == PERMUTED
-    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "gemma-embedding", "qwen35", "qwen35moe"}
+    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "gemma-embedding", "qwen35", "qwen35moe",
+                                                                                        "qwen3next"}

@@ -1,6 +1,7 @@
 """`llamina train` and `model.train` on the demo model: the same file however it was made, the plan, examples shown, and what is refused."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from llamina import load
-from llamina.engine.errors import OptionError
+from llamina.engine.cli.train import line
+from llamina.engine.errors import FileError, NumericError, OptionError
 from llamina.engine.model import Model
 from llamina.engine.train.adapter import Adapter
+from llamina.engine.train.loop import Progress
 
 ROWS = [{"prompt": f"[INST] What colour is the {thing}? [/INST]", "completion": f" {colour}"}
         for thing, colour in (("sky", "blue"), ("grass", "green"), ("snow", "white"), ("night", "black"), ("fox", "red"), ("hen and the egg", "brown"))]
@@ -90,6 +93,32 @@ def test_killed(right: str, data: Path, tmp_path: Path) -> None:
     assert sha(tmp_path / "a.gguf") == right
 
 
+def test_full_disk(model: Model, right: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter can't be written: an error of ours, and the same call goes on to the same file once there is room."""
+    options: dict[str, Any] = {"rank": 2, "targets": "attn_q,ffn_down", "layers": 2, "batch": 4, "epochs": 2, "lr": 0.01, "save_every": 2}
+    real, calls = os.fsync, []
+
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) > 4:  # two checkpoints, each with its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"a\.gguf: cannot be written .no space left"):
+        model.train(data, tmp_path / "a.gguf", **options)
+    monkeypatch.undo()
+    steps: list[int] = []
+    model.train(data, tmp_path / "a.gguf", **options, progress=lambda state: steps.append(state.begun))
+    assert sha(tmp_path / "a.gguf") == right and set(steps) <= {4}
+
+
+def test_nan(model: Model, data: Path, tmp_path: Path) -> None:
+    """A learning rate beyond reason: told with step and rows, and no adapter is written."""
+    with pytest.raises(NumericError, match=r"step \d of 8 \(.*d\.jsonl, line \d.*\): .*Train with a lower learning rate .--lr, now 1e\+30."):
+        model.train(data, tmp_path / "a.gguf", rank=2, targets="attn_q,ffn_down", layers=2, batch=6, epochs=8, lr=1e30, clip=0, schedule="constant")
+    assert not (tmp_path / "a.gguf").exists()
+
+
 def test_show(run: Any, data: Path) -> None:
     result = run("train", "demo", str(data), "--show", "2")
     assert result.code == 0 and "[INST] What colour is the sky? [/INST]⟦ blue</s>⟧" in result.out and result.out.count("\n-- ") == 1
@@ -102,12 +131,47 @@ def test_show(run: Any, data: Path) -> None:
     (["-o", "a.gguf", "--targets", "attn_p"], 2, "no layer has a matrix 'attn_p': choose from all-linear, attn_q"),
     (["-o", "a.gguf", "--layers", "7"], 2, "layers must be at most 6"), ([], 2, "where does the adapter go?"), (["-o", "-"], 2, "are files"),
     (["-o", "a.gguf", "--context", "8"], 1, "line 1: has "), (["-o", "d.jsonl"], 2, "is the input"),
+    (["-o", "a.gguf", "--memory", "1MB"], 1, "training takes "),
 ])
 def test_refused(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str) -> None:
     monkeypatch.chdir(data.parent)
     result = run("train", "demo", data.name, *arguments)
     assert result.code == code and message in result.err and result.err.count("\n") == 1
     assert os.listdir(data.parent) == ["d.jsonl"], "nothing is left behind"
+
+
+def test_adapters_in_use_are_no_base(model: Model) -> None:
+    trained = model.train(ROWS, rank=1, targets="attn_q", layers=1, steps=1)
+    model.add_adapter(trained.adapter, name="first")
+    try:
+        with pytest.raises(OptionError, match="has adapters that count for everything"):
+            model.train(ROWS)
+    finally:
+        model.remove_adapter("first")
+
+
+def test_what_was_learned_is_what_is_served(model: Model, data: Path) -> None:
+    """The loss of the last validation is that of the model with the adapter, as it answers."""
+    trained = model.train(data, valid=ROWS, rank=2, targets="attn_q,ffn_down", layers=2, batch=4, epochs=2, lr=0.01)
+    model.add_adapter(trained.adapter, name="colours")
+    try:
+        nll: list[float] = []
+        for row in ROWS:
+            [score] = model.score(row["prompt"], [row["completion"]])
+            ids = [*model.prompt_ids(row["prompt"] + row["completion"]), model.tokenizer.eos_id]
+            nll += [-x for x in score.logprobs] + [-model.logprobs(ids)[-1].logprob]
+    finally:
+        model.remove_adapter("colours")
+    assert trained.history[-1]["valid_loss"] == pytest.approx(sum(nll) / len(nll), rel=1e-6)
+
+
+def test_line_and_summary() -> None:
+    """What a terminal shows: loss with its curve, validation, speed, time left."""
+    history = [{"step": 0, "valid_loss": 4.0, "valid_accuracy": 0.5}, *({"step": s, "loss": 4.0 - s / 10} for s in range(1, 11))]
+    state = Progress(10, 20, tokens=1000, seconds=10.0, history=history)
+    assert line(state) == "step 11 of 20, loss 3.450 █▇▆▆▅▄▃▃▂▁, validation 4.000, 100 tokens/s, 10 s left"
+    state.doing, state.part = "validating", 0.25
+    assert line(state) == "validating: 25 %"
 
 
 def test_python_options(model: Model) -> None:

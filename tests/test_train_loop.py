@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fake_gradients import Quadratic, data, digest, weights
 from llamina.engine.errors import FileError, FormatError, NumericError, OptionError
-from llamina.engine.train import checkpoint
+from llamina.engine.train import checkpoint, curve
 from llamina.engine.train.checkpoint import Checkpoints
 from llamina.engine.train.log import Log
 from llamina.engine.train.loop import Loop
@@ -231,6 +231,18 @@ def test_log_is_the_same_bytes(tmp_path: Path, right: tuple[str, list[dict[str, 
 def test_options_are_checked(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Options(**wrong)
+
+
+def test_curve(tmp_path: Path, right: tuple[str, list[dict[str, Any]]]) -> None:
+    """A sparkline falls as its numbers do; the SVG holds every validation; the picture is drawn where there is something to draw with."""
+    assert curve.sparkline([]) == "" and curve.sparkline([1.0]) == "▁" and curve.sparkline([3, 2, 1, 0], 2) == "█▁"
+    assert len(curve.sparkline(range(1000), 24)) == 24
+    html = curve.html(right[1], "<b>")
+    assert html.count("<circle") == 4 and "&lt;b&gt;" in html and "<b>" not in html and html.count("<tr>") == 5
+    assert curve.html([], "nothing") == "<p>nothing</p>"
+    pytest.importorskip("matplotlib", reason="pictures are drawn by the extra plot")
+    curve.draw(right[1], str(tmp_path / "loss.svg"))
+    assert b"<svg" in (tmp_path / "loss.svg").read_bytes()
 
 
 def test_order() -> None:

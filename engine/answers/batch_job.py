@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError, LlaminaError, OptionError, why
 from ..files import open_regular, reason, shown
+from ..run.adapters import described
 from ..sampling.options import MAX_SEED, SamplingOptions
 from .batch import LIVE, own_error
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
 GRAMMARS = ("json_schema", "regex", "grammar", "choices")
-OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", *GRAMMARS)
+OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", "adapters", *GRAMMARS)
 """What a line may say about its own answer."""
 _WHAT = ("id", "prompt", "messages", "tools")
 _CHUNK = 1 << 16
@@ -161,6 +162,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def bound_adapters(model: Core) -> dict[str, Any]:
+    """What a journal says of adapters and control vectors, if there are any."""
+    table = model.runtime.adapters
+    found = {name: [loaded.digest, loaded.scale] for name, loaded in table.by_name.items()}
+    control = {"control": table.control_digest} if table.control_digest else {}
+    return {"adapters": found, "default_adapters": described(table.default), **control} if found else control
+
+
 class BatchJob:
     """Runs a job: `run()` yields after every record. kv: as given to `load`, for the journal.
     options: of all lines; a line's own go before them. seed: of the first line, the next has the next."""
@@ -179,7 +188,8 @@ class BatchJob:
         self._ready: deque[tuple[int, dict[str, Any]]] = deque()  # records of lines that ask for nothing that can be done
         self._asked: dict[int, Line] = {}
         journal.begin({"input": digest, "model": fingerprint(model.path), "context": model.context, "kv": kv, "chat": chat, "system": system,
-                       "options": self._options, "seed": self.seed, **({"template": template} if template is not None else {})})
+                       "options": self._options, "seed": self.seed, **({"template": template} if template is not None else {}),
+                       **bound_adapters(model)})
 
     def run(self) -> Iterator[Progress]:
         """Journal every record, then write the output. FileError; ClosedError; whatever stops it, the journal stays."""

@@ -392,7 +392,7 @@ class Generation:
         if self._sequence is not None and self._speculator is not None:
             self._speculator.stop(self._sequence, self.window)
             self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
-        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
+        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence, self.adapters)
 
     def _ipython_display_(self) -> None:
         """A notebook's cell that ends in an answer streams it."""

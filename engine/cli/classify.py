@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .adapters import bound
 from .help import Command
 from .options import as_json_line, complete_model, open_model, run_options
 from .progress import Progress, tell
@@ -68,7 +69,7 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
         progress = stack.enter_context(Progress(quiet, verbose))
         loaded = stack.enter_context(open_model(model, threads, context, progress, memory=memory, kv=kv))
         loaded.scheduler.reading = None
-        job = ScoreJob(work, journal, {"model": fingerprint(loaded.path), "context": loaded.context, "kv": kv})
+        job = ScoreJob(work, journal, {"model": fingerprint(loaded.path), "context": loaded.context, "kv": kv, **bound()})
         tell_resumed(job, progress)
         seconds = run_job(job, progress, output != "-", lambda rows: work.records(loaded, rows))
         job.finish(lambda file: work.write(file, job.records))

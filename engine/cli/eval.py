@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from .adapters import bound
 from .help import Command
 from .options import as_json_line, complete_model, open_model, run_options, system_message, use_template
 from .progress import Progress, tell
@@ -96,12 +97,12 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet, verbose))
         journal = stack.enter_context(journal_for(output))
-        header = {"models": [fingerprint(Path(resolve(name, progress.loading))) for name in names], "context": context, "kv": kv}
+        header = {"models": [fingerprint(Path(resolve(name, progress.loading))) for name in names], "context": context, "kv": kv, **bound()}
         job = ScoreJob(work, journal, header, len(names))
         tell_resumed(job, progress)
         models, seconds = [], 0.0
         for part, name in enumerate(names):
-            with open_model(name, threads, context, progress, memory=memory, kv=kv) as loaded:
+            with open_model(name, threads, context, progress, memory=memory, kv=kv, adapters=part == 0) as loaded:
                 loaded.scheduler.reading = None
                 use_template(loaded, chat_template)
                 seconds += run_job(job, progress, output is not None, lambda rows: work.records(loaded, rows), part)

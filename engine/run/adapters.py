@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..architectures.config import ModelConfig
 from ..errors import OptionError, quoted
 from .ops import low_rank as f
 from .ops.common import LOW_RANK
+from .watch import merged
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -86,6 +88,23 @@ class Adapters:
                 weights.descriptors[matrix.key][LOW_RANK // 8] = table.ctypes.data
         self._words, self._u = np.zeros(f.WORDS, np.int64), np.zeros(0, np.float32)
         self._planned: tuple[Any, ...] = ()
+        self._control: dict[str, Any] = {}
+        self.control_digest = ""
+        """What tells control vectors apart; "": there are none."""
+
+    # -- control vectors --------------------------------------------------------------------------------------------------------------------
+
+    def control(self, additions: Mapping[str, np.ndarray]) -> None:
+        """From the next step on, float32 [dim] is added to every row at these sites. Between two steps."""
+        self._control = {site: partial(_add_to, vector=np.ascontiguousarray(vector, np.float32)) for site, vector in sorted(additions.items())}
+        found = hashlib.sha256()
+        for site, vector in sorted(additions.items()):
+            found.update(site.encode() + np.ascontiguousarray(vector, "<f4").tobytes())
+        self.control_digest = found.hexdigest() if additions else ""
+
+    def observers(self, observe: Any) -> Any:
+        """A step's observers, after the control vectors."""
+        return merged([self._control, observe or {}]) if self._control else observe
 
     # -- coming and going -----------------------------------------------------------------------------------------------------------------
 
@@ -140,11 +159,14 @@ class Adapters:
         del self.by_name[name]
         self.default = tuple(use for use in self.default if use[0] is not loaded)
 
-    def __getitem__(self, name: str) -> Loaded:
+    def __getitem__(self, name: str | int) -> Loaded:
+        """By name, or by number in the order that they were added in. OptionError."""
+        if isinstance(name, int) and 0 <= name < len(self.by_name):
+            return list(self.by_name.values())[name]
         if name not in self.by_name:
             others = ", ".join(map(quoted, self.by_name)) or "none"
             raise OptionError(f"there is no adapter called {quoted(name)} (loaded: {others})")
-        return self.by_name[name]
+        return self.by_name[str(name)]
 
     # -- what a sequence has ----------------------------------------------------------------------------------------------------------------
 
@@ -157,7 +179,7 @@ class Adapters:
         if isinstance(asked, str):
             asked = [asked]
         if isinstance(asked, Mapping):
-            pairs = [(self[name], factor(scale, name)) for name, scale in asked.items()]
+            pairs = [(self[name], factor(scale, str(name))) for name, scale in asked.items()]
         elif isinstance(asked, Sequence) and all(isinstance(name, str) for name in asked):
             pairs = [(self[name], self[name].scale) for name in dict.fromkeys(asked)]
         else:
@@ -193,13 +215,17 @@ class Adapters:
         return self._words.ctypes.data
 
 
+def _add_to(rows: np.ndarray, vector: np.ndarray) -> None:
+    rows += vector
+
+
 def ordered(uses: list[tuple[Loaded, float]]) -> Use:
     return tuple(sorted(uses, key=lambda use: use[0].digest)) if len(uses) > 1 else tuple(uses)
 
 
-def key_of(use: Use) -> bytes:
-    """What tells texts computed with these adapters from others: b"" for none."""
-    return hashlib.blake2b(repr(described(use)).encode(), digest_size=32).digest() if use else b""
+def key_of(use: Use, control: str = "") -> bytes:
+    """What tells texts computed with these adapters and control vectors from others: b"" for none."""
+    return hashlib.blake2b(repr((described(use), control)).encode(), digest_size=32).digest() if use or control else b""
 
 
 def described(use: Use) -> list[list[Any]]:

@@ -53,7 +53,7 @@ class Reranker:
         self.tokens = self.truncated = 0
 
     def _judges(self, judge: Sequence[str]) -> tuple[int, int]:
-        if isinstance(judge, str) or len(judge) != 2 or judge[0] == judge[1]:
+        if isinstance(judge, str) or len(judge) != 2 or judge[0] == judge[1] or not all(isinstance(word, str) for word in judge):
             raise OptionError(f"judge must be two words, such as ('yes', 'no'), found {quoted(judge)}")
         ids = [self._core.tokenizer.encode(word, bos=False, eos=False) for word in judge]
         for word, found in zip(judge, ids):

@@ -52,7 +52,7 @@ async def trace(request: Request) -> Response:
             at = max(0, n_prompt - 1) if first is None else first
             return shown(model, looked(model, ids, at, top, left), at, layers)
         found = await computed(call, served, work)
-        return call.json({"object": "trace", "model": served.name, "system_fingerprint": served.fingerprint, **found})
+        return call.json({"object": "trace", "model": served.name, **found})
 
 
 def _read(body: Fields, model: Model) -> Callable[[], tuple[list[int], int]]:

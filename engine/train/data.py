@@ -75,6 +75,8 @@ class DataSet:
     skipped: int = 0
     parted: int = 0
     """Conversations that became several examples."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of rows with labels: name -> text."""
 
     @property
     def tokens(self) -> int:
@@ -129,7 +131,7 @@ class _Reader:
         for row in read_rows(self._path, self._format, self._name):
             if not self._kind:
                 self._begin(row)
-                found.kind = self._kind
+                found.kind, found.labels = self._kind, self._prompts.task.labels if self._prompts is not None else {}
             made = self._examples(row)
             found.parted += len(made) > 1
             for example in made:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from ..errors import OptionError, quoted
+from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
 from ..run.memory import parse_memory
 from ..run.weights import available_memory
@@ -98,6 +98,8 @@ class Run:
         if reading.context > model.context:
             raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: "
                               f"load it with context={reading.context}")
+        if model.runtime.adapters.default:
+            raise OptionError(f"{shown(model.path)}: has adapters that count for everything: training begins from the model alone: remove_adapter them")
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
         self.adapter = new_adapter(model.config, options, Path(model.path).stem)
         self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
@@ -105,7 +107,8 @@ class Run:
         try:
             self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
             self.data = open_data(model, data, reading, seen=reads)
-            self.valid = None if valid is None else open_data(model, valid, reading, "valid" if not isinstance(valid, (str, os.PathLike)) else None, seen=reads)
+            self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
+                                                              None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
             bound = {"base": model.digest, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION, "data": self.data.digest,
                      "valid": self.valid.digest if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
@@ -124,6 +127,10 @@ class Run:
         free = available_memory()
         budget = min(n for n in (None if allowed is None else allowed - self._fixed(), None if free is None else (free - self._fixed()) // 2, 1 << 62)
                      if n is not None)
+        least = self._fixed() + self.gradients.memory(longest, longest)
+        if allowed is not None and allowed < least:
+            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or fewer matrices (--targets, "
+                                   "--layers), a lower rank, or shorter rows (--context, --long cut)")
         most = max(MICRO_TOKENS, longest)
         while most > longest and self.gradients.memory(most, longest) > budget:
             most = max(longest, most // 2)

@@ -35,7 +35,7 @@ export function table(trace, chosen, most = 5) {
   });
   const heads = [head("Token"), head("Surprise", "-ln p, in nats: 0 if there was no doubt"), head("Rank", "1: the model's first choice"),
     head("Settled", "the layer after which the first choice stayed what it is"), ...places.map((n) => head(trace.layers[n] < 0 ? "emb." : `after ${trace.layers[n]}`))];
-  const caption = make("caption", {}, "How surprising each token was, and the model's first choice in its place after some layers; the darker, the surer. Bold: what came.");
+  const caption = make("caption", {}, "How surprising each token was, and the model's first choice in its place after some layers: the stronger the colour, the surer. Bold: what came.");
   const around = make("div", { className: "inside", tabIndex: 0 }, make("table", {}, caption, make("thead", {}, make("tr", {}, ...heads)), body));
   around.setAttribute("role", "region");
   around.setAttribute("aria-label", "Surprise and layers, by token");
