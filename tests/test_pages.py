@@ -199,7 +199,7 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "an expert less": experts(lambda b: replace(b, used=b.used - 1)),
     "no shared expert": experts(lambda b: replace(b, shared=None, shared_gate="")),
     "no gate of the shared expert": experts(lambda b: replace(b, shared_gate="")),
-    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down")})),
+    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down") if getattr(b, f)})),
     "another activation of experts": experts(lambda b: replace(b, activation="silu" if b.activation == "oai" else "gelu_tanh")),
     "weights of the input": experts(lambda b: replace(b, weigh_input=True)),
     "no residual scale of experts": experts(lambda b: replace(b, factor=1.0)),
