@@ -183,8 +183,9 @@ text equals transformers' for 100 tokens after three prompts in float32, and the
 
 ## States and latents
 
-Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H: transformers' class
-keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither llama.cpp nor llamina does so.
+Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H:
+transformers' class keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither
+llama.cpp nor llamina does so.
 Falcon-H1's multipliers become part of the weights. `deepseek2` keeps one latent head a token (keys and values in the KV cache, the values a second time): files
 of 2024 with `attn_kv_b` are refused. DeepSeek V2's `group_limited_greedy` is refused by convert; GLM-4.7-Flash's groups run.
 

@@ -17,7 +17,7 @@ from train_cases import gradients, opened, random_adapter, random_rows
 LENGTHS = [37, 70, 2, 9]
 
 
-@pytest.mark.parametrize("name", ["llama window", "qwen3", "phi3", "gemma2", "stablelm parallel"])
+@pytest.mark.parametrize("name", ["llama arrays", "qwen3", "phi3", "gemma2", "stablelm parallel"])
 def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) -> None:
     path, rng = write_case(tmp_path / "m.gguf", name), np.random.default_rng(1)
     with opened(path) as model:
