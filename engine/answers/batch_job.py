@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
 GRAMMARS = ("json_schema", "regex", "grammar", "choices")
-OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", "adapters", *GRAMMARS)
+OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", "adapters",
+           *GRAMMARS)
 """What a line may say about its own answer."""
 _WHAT = ("id", "prompt", "messages", "tools")
 _CHUNK = 1 << 16
