@@ -86,7 +86,7 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
 
 def table(measured: dict[str, Any]) -> list[str]:
     """Lines for people."""
-    from .tables import confusion_lines, with_error
+    from ..score.report import confusion_lines, with_error
     lines = [f"accuracy           {with_error(measured['accuracy'])}  ({measured['rows']} rows)"]
     if measured["abstained"] or measured["errors"]:
         lines.append(f"  of those labelled {with_error(measured['accuracy_of_answered'])}  ({measured['abstained']} abstained, {measured['errors']} errors)")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..score.dispatch import ClusterWork, Records
 
 ray_option = click.option("--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
-                          help="Compute on all nodes of a Ray cluster: the one that this machine belongs to, or that of a head's HOST:PORT. See docs/cluster.md.")
+                          help="Compute on all nodes of a Ray cluster: this machine's, or that of a head at HOST:PORT. See docs/cluster.md.")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
         models, seconds = [], 0.0
         for part, name in enumerate(names):
             with place_for(ray, name, threads, context, progress, memory=memory, kv=kv, template=chat_template, expected=prints[part]) as place:
-                seconds += run_job(job, progress, output is not None, lambda rows: place.records(work, rows, work.count), part)  # noqa: B023 - called at once
+                seconds += run_job(job, progress, output is not None, lambda rows: place.records(work, rows, work.count), part)
                 models.append({"name": place.facts.name, "sha256": place.digest(), "kv": place.facts.kv})
         parts = [_part(job, part) for part in range(len(names))]
         result = found.results_of(work, models, parts)
@@ -141,5 +141,5 @@ def _plotter(path: str | None) -> Any:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """For people."""
-    from .tables import eval_lines
+    from ..score.report import eval_lines
     return eval_lines(result)

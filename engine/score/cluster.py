@@ -1,6 +1,6 @@
 """Rows to the nodes of a Ray cluster: `--ray` of batch, eval, classify and embed.
 
-    Cluster(address) ──► loaded(loading): an actor on every node, each with the model ──► records(work, rows) ──► dispatch.py ──► records for the driver's journal
+    Cluster(address) ──► loaded(loading): an actor on every node, each with the model ──► records(work, rows), by dispatch.py ──► the driver's journal
 
 Each actor is bound to its node and has all its CPUs, which are its threads. Ray restarts nothing and repeats nothing: a node that dies, or one that
 joins, is seen here, and gets an actor as long as there is work. Nodes whose model differs from the first one's are left out, and told.
@@ -11,6 +11,8 @@ import contextlib
 import logging
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ def check_address(address: str) -> str:
     if address == "auto" or colon and host and "/" not in address and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
         return address
     if address.startswith("ray://"):
-        raise OptionError(f"--ray {address}: Ray's client is not supported: give the command on a node of the cluster, with HOST:PORT of its head (mostly port 6379)")
+        raise OptionError(f"--ray {address}: Ray's client is not supported: give the command on a node of the cluster, with its head's HOST:PORT (mostly 6379)")
     raise OptionError(f"--ray {address}: is no address: expected HOST:PORT of the cluster's head, or nothing (write --ray last, or --ray=auto)")
 
 
@@ -71,6 +73,19 @@ class _Node:
     deaths: int = 0
 
 
+class _NotRays:
+    """Standard output, but for what Ray's threads write to it: a lost node's log is no answer."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.current_thread().name.startswith("ray_") else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Cluster:
     """A connection to a cluster; a context manager. note: told what the user should know."""
 
@@ -81,10 +96,13 @@ class Cluster:
         if address != "auto":
             check_address(address)
             _reach(address)
+        self._stdout = sys.stdout
+        sys.stdout = _NotRays(sys.stdout)  # type: ignore[assignment]
         try:
             with contextlib.redirect_stdout(None):
                 self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         except Exception as error:
+            self.close()
             said = why(error)
             if address == "auto":
                 raise OptionError(f"--ray: no cluster runs on this machine ({said}): start one (ray start --head), join one (ray start --address=HOST:PORT), "
@@ -105,8 +123,10 @@ class Cluster:
         return found
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(None):  # it prints what it kept
             self._ray.shutdown()
+        if isinstance(sys.stdout, _NotRays):
+            sys.stdout = self._stdout
 
     def __enter__(self) -> Cluster:
         return self

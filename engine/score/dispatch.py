@@ -3,8 +3,8 @@
     rows ──► chunks ──► attempts, one a node at a time ──► outcomes ──► records, in any order
 
 A chunk's size follows its node's speed, so that a lost node takes some seconds of work with it. What fails is cut in pieces, so that one bad row doesn't take
-its neighbours along; a piece that has failed ATTEMPTS times becomes error records. An attempt has a number: an outcome whose attempt was given up, or whose chunk
-another attempt has done, is dropped. Nothing here knows of Ray (cluster.py): tests bring nodes of their own.
+its neighbours along; a piece that has failed ATTEMPTS times becomes error records. An attempt has a number: an outcome whose attempt was given up, or whose
+chunk another attempt has done, is dropped. Nothing here knows of Ray (cluster.py): tests bring nodes of their own.
 """
 from __future__ import annotations
 
@@ -87,7 +87,6 @@ class _Chunk:
     rows: list[Any]
     failures: int = 0
     done: bool = False
-    running: int = 0
 
 
 @dataclass(eq=False)
@@ -132,7 +131,6 @@ class Dispatch:
                 attempt = self._attempts.pop(outcome.attempt, None)
                 if attempt is None or attempt.node != outcome.node:
                     continue
-                attempt.chunk.running -= 1
                 if not attempt.chunk.done:
                     yield from self._ends(attempt, outcome)
 
@@ -146,7 +144,6 @@ class Dispatch:
                 self._last += 1
                 speed = self._speed.get(node)
                 self._attempts[self._last] = _Attempt(chunk, node, self.clock(), len(chunk.rows) / speed if speed else None)
-                chunk.running += 1
                 self.nodes.begin(node, self._last, chunk.rows)
 
     def _next(self, node: str) -> _Chunk | None:
@@ -154,9 +151,9 @@ class Dispatch:
             return self._again.popleft()
         if not self._ended and (rows := self._take(self._size(node))):
             return _Chunk(rows)
-        late = [a for a in self._attempts.values() if a.chunk.running == 1 and not a.chunk.done and a.node != node
-                and self.clock() - a.begun > max(LATE, 3 * (a.expected or 0))]
-        return min(late, key=lambda a: a.begun).chunk if late else None
+        newest = {a.chunk: a for a in sorted(self._attempts.values(), key=lambda a: a.begun)}
+        late = [a for chunk, a in newest.items() if not chunk.done and self.clock() - a.begun > max(LATE, 3 * (a.expected or 0))]
+        return late[0].chunk if late else None  # its node, and those that tried before, are busy with it
 
     def _size(self, node: str) -> int:
         left = max(0, self.total - self._taken)
@@ -188,8 +185,7 @@ class Dispatch:
                 yield from outcome.records
                 return
             why = "its records are not those of the rows it was given"
-        if chunk.running:  # another one tries, too
-            return
+        chunk.done = True  # its pieces take its place, or errors
         chunk.failures += 1
         name = self.nodes.name(attempt.node)
         self.note(f"{name}: {why or 'nobody knows why'} ({len(chunk.rows)} rows, failure {chunk.failures} of {ATTEMPTS})")
@@ -197,7 +193,6 @@ class Dispatch:
             size = math.ceil(len(chunk.rows) / PIECES)
             self._again += [_Chunk(chunk.rows[i:i + size], chunk.failures) for i in range(0, len(chunk.rows), size)]
             return
-        chunk.done = True
         error = LlaminaError(f"failed {ATTEMPTS} times on the cluster, at last on {name}: {why}")
         for row in chunk.rows:
             yield row.number, self.work.failed(row, error)
