@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..engine.architectures.config import ModelConfig
+from ..engine.architectures.mamba_blocks import Mamba2
 from ..engine.architectures.state_blocks import Delta
-from .sources.base import Mapped, Permuted, PermutedVector, Rows, Stored
+from .sources.base import Mapped, Permuted, PermutedVector, Rows, Scaled, Stored
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ def squeezed(stored: Stored) -> Stored:
     return replace(stored, shape=(stored.shape[0], stored.shape[2]), strides=strides)
 
 
+def shaped(stored: Stored, shape: tuple[int, ...]) -> Stored:
+    """A vector [n] as a matrix of as many numbers: the gains of groups, or numbers of heads."""
+    if len(stored.shape) == 1 and len(shape) == 2 and stored.shape[0] == shape[0] * shape[1] and stored.strides in (None, (1,)):
+        return replace(stored, shape=shape, strides=None)
+    return stored
+
+
+def times(rows: Rows, factor: float | np.ndarray) -> Rows:
+    """Rows multiplied by a number, or each by its own; of a vector, its elements."""
+    if isinstance(factor, np.ndarray) and len(rows.shape) == 2:
+        return Scaled(rows, factor.astype(np.float32)[:, None], (1, rows.shape[1]))
+    return Mapped(rows, lambda values: values * np.float32(factor))
+
+
 def value_order(key_heads: int, value_heads: int, size: int = 1) -> np.ndarray:
     """int64 [value_heads * size]: Hugging Face's row of each of GGUF's, of `size` rows a head."""
     heads = np.arange(value_heads).reshape(key_heads, -1).T.reshape(-1)
@@ -46,12 +61,15 @@ def changes(config: ModelConfig) -> dict[str, Callable[[Rows], Rows]]:
     """Tensor -> what its rows become."""
     found: dict[str, Callable[[Rows], Rows]] = {}
     for r in config.recurrents():
+        if isinstance(r, Mamba2):
+            found[r.a.name] = lambda base: Mapped(base, _negative_exp)
         if isinstance(r, Delta):
             heads, rows = value_order(r.key_heads, r.value_heads), value_order(r.key_heads, r.value_heads, r.value_dim)
             channels = np.concatenate([np.arange(2 * r.keys), 2 * r.keys + rows])
             if r.grouped:
                 heads, rows, channels = np.arange(len(heads)), np.arange(len(rows)), np.arange(len(channels))
-            for name, order in ((r.qkv.tensor, channels), (r.z.tensor, rows), (r.alpha.tensor, heads), (r.beta.tensor, heads), (r.kernel.name, channels)):
+            gates = [(m.tensor, heads) for m in (r.alpha, r.beta) if m]
+            for name, order in ((r.qkv.tensor, channels), (r.z.tensor, rows), *gates, (r.kernel.name, channels)):
                 found[name] = lambda base, order=order: Permuted(base, order)  # type: ignore[misc]
             found[r.dt.name] = lambda base, order=heads: PermutedVector(base, order)  # type: ignore[misc]
             found[r.a.name] = lambda base, order=heads: PermutedVector(Mapped(base, _negative_exp), order)  # type: ignore[misc]

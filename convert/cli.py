@@ -34,6 +34,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--output-type", metavar="FORMAT", help="Format of the output matrix (the embedding, if tied).")
 @click.option("--embedding-type", metavar="FORMAT", help="Format of the token embedding.")
 @click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix, GGUF or .dat): weighs the columns' errors.")
+@click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="Merge an adapter into the model (llama.cpp's .gguf or a PEFT folder); --type is keep then, "
+              "unless said.")
+@click.option("--base", metavar="MODEL", help="SOURCE is a PEFT folder: the model that the adapter is of.  [default: what the folder names]")
 @click.option("--context", type=int, metavar="N", help="Positions to say instead of the trained ones; a model with sliding windows (Mistral 0.1, Zephyr) "
               "is the same without them within one window.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Set a metadata key, such as general.name=mine; may be given several times. Nothing after = "
@@ -49,13 +52,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None,
-            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, context: int | None,
+            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, lora: tuple[str, ...], base: str | None, context: int | None,
             meta: tuple[str, ...], vocab_only: bool, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
             dry_run: bool, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
     SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one), or
-    hf:org/repo, which is downloaded first (extra hub). OUT appears under its name once it is complete, and SOURCE is never written to.
+    hf:org/repo, which is downloaded first (extra hub); or a PEFT folder, whose adapter is written as llama.cpp's. OUT appears under its name once it is complete, and SOURCE is never written to.
 
     \b
     Examples:
@@ -65,11 +68,26 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
       llamina convert model.f16.gguf model.gguf --fit 4GB --importance imatrix.gguf
       llamina convert stories15M.bin stories15M.gguf --type q8_0 --tokenizer tokenizer.model
       llamina convert model-00001-of-00003.gguf model.gguf --type keep
+      llamina convert ./my-lora my-lora.gguf --base model.gguf
+      llamina convert model.gguf merged.gguf --lora my-lora.gguf=0.8
       llamina convert ./zephyr-7b-beta zephyr.gguf --type q4_k_m --context 4096 --meta general.name=Zephyr --dry-run
     """
+    from ..engine.cli.adapters import with_number
     from .convert import convert
+    from .merge import check_options, convert_adapter, distance, is_peft, merged, told
     from .sources import open_source
     from .writer import check_target
+    if is_peft(source):
+        check_options(type_ is not None, fit=fit, bits=bits, lora=lora, importance=importance, tensor=overrides, meta=meta, vocab_only=vocab_only)
+        adapter = convert_adapter(source, out, base, overwrite=overwrite)
+        if not quiet:
+            print(f"{shown(out)}: {adapter}, {adapter.n_parameters:,} numbers, SHA-256 {adapter.digest}", file=sys.stderr)
+        return
+    if base is not None:
+        raise OptionError("--base is for PEFT folders (with adapter_config.json)")
+    adapters = [with_number(text, "--lora") for text in lora]
+    if lora and type_ is None and fit is None and bits is None:
+        type_ = "keep"
     if vocab_only and type_ is None and fit is None and bits is None:
         type_ = "keep"
     if [type_, fit, bits].count(None) != 2:
@@ -81,7 +99,9 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
         weights = read(Path(importance))
     text = read_text(verify_text) if verify_text else None
     with Progress(quiet) as progress, contextlib.closing(open_source(source, kind, tokenizer, progress.loading, context)) as opened:
-        planned = None
+        unmerged, planned = opened, None
+        if adapters:
+            opened = merged(opened, adapters)
         if type_ is None:
             from .fit import parse_bits, plan
             planned = plan(opened, file_bytes=parse_size(fit) if fit else None, bits=parse_bits(bits) if bits else None, importance=weights, threads=threads,
@@ -93,8 +113,10 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             embedding_type=embedding_type, importance=weights, threads=threads,
             progress=lambda what, done, total: (progress.counting if what == "windows" else progress.loading)(what, done, total),
             split=None if split is None else parse_size(split), allow_nan=allow_nan,
-            verify=False if verify is False and text is None else verify, verify_text=text, overwrite=overwrite, meta=meta, vocab_only=vocab_only,
+            verify=False if verify is False and text is None else verify, verify_text=None if adapters and unmerged.kind == "gguf" else text, overwrite=overwrite, meta=meta, vocab_only=vocab_only,
             dry_run=dry_run)
+        if adapters and not dry_run and unmerged.kind == "gguf":
+            report.notes.append(told(distance(unmerged.path, adapters, report.paths[0], text, threads, progress.counting)))
         progress.clear()
     if dry_run:
         for line in dry_summary(report):

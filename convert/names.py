@@ -1,22 +1,18 @@
-"""Names of a model's tensors in every kind of checkpoint, and the order of the rows of q and k. Hugging Face's names are the pages' (Tensor.hf).
+"""Names of a model's tensors in every kind of checkpoint. Hugging Face's names are the pages' (Tensor.hf), and so is the order of the rows of q and k:
+engine/architectures/hf.py.
 
     HF "model.layers.3.self_attn.q_proj.weight", Meta and llama2.c "layers.3.attention.wq.weight" -> GGUF "blk.3.attn_q.weight"
-
-**RoPE pairs.** Rotary positions turn pairs of a head's dimensions. Meta's release, llama2.c and GGUF's llama convention pair neighbours,
-(0, 1), (2, 3), ...; Hugging Face pairs dimension i with i + head_dim/2. The angles are the same, so only the order of the rows of the query and key
-matrices differs: HF has, in each head, first the even rows of Meta's order, then the odd ones. `interleaved_order` undoes that. Scores are dot products of q
-and k, which do not care how both are ordered; v and the rest have no pairs, and stay.
 """
 from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from ..engine.architectures.config import ModelConfig
-from ..engine.architectures.page import Page
-from ..engine.architectures.spec import Tensor
+from ..engine.architectures.hf import hf_tensors, interleaved_order, row_orders
 from ..engine.architectures.state_blocks import Delta
+
+__all__ = ["META_SPLIT_AXIS", "from_meta", "hf_tensors", "interleaved_order", "is_hf", "norm_gains", "of_other_part", "of_text", "row_orders", "to_meta",
+           "without_effect"]
 
 _META_TOP = {"tok_embeddings.weight": "token_embd.weight", "norm.weight": "output_norm.weight", "output.weight": "output.weight"}
 _META_LAYER = {
@@ -32,7 +28,7 @@ META_SPLIT_AXIS = {
 tok_embeddings is cut along columns in Llama 1 and 2, along rows in Llama 3: meta.py looks at the shapes. Norms are in every shard."""
 
 _LAYER = re.compile(r"layers\.(0|[1-9]\d{0,5})\.(.+)")
-_HF = re.compile(r"(model\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
+_HF = re.compile(r"(model\.|backbone\.|gpt_neox\.|embed_out\.|language_model\.|transformer\.|lm_head\.)")
 _WITHOUT_EFFECT = re.compile(
     r"((model|transformer)\.)?((layers|h)\.\d+\.(self_attn|attention|attn\.attention)\.)?"
     r"((rotary_emb|rotary)\.inv_freq|rope\.freqs|inner_attention\.rope\.freqs)|freqs_cos|freqs_sin|layers\.\d+\.attention\.mask")
@@ -48,18 +44,6 @@ def is_hf(name: str) -> bool:
     return _HF.match(name) is not None
 
 
-def hf_tensors(page: Page, config: ModelConfig) -> dict[str, Tensor]:
-    """Hugging Face's name -> tensor, of all that a model of this configuration has there, as its page says."""
-    found = {}
-    for tensor in config.tensors():
-        name = tensor.hf
-        for ours, theirs in page.hf_renamed:
-            name = name.replace(ours, theirs)
-        if name:
-            found[name] = tensor
-    return found
-
-
 def of_text(name: str) -> str:
     """The name in the text part of a model of several parts: "language_model.model.x" and "model.language_model.x" are "model.x"."""
     return name.removeprefix("language_model.") if name.startswith("language_model.") else name.replace("model.language_model.", "model.", 1)
@@ -69,29 +53,6 @@ def of_other_part(name: str) -> bool:
     """Whether a tensor of a model of several parts is not of its text part."""
     return name.removeprefix("model.").startswith((
         "vision_tower.", "multi_modal_projector.", "vision_model.", "visual.", "audio_tower.", "embed_vision.", "embed_audio.", "vision_embedder."))
-
-
-def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Tensor -> the rows of Hugging Face's that its rows are, for queries' and keys' matrices, biases and gains, where the two pair dimensions otherwise."""
-    found: dict[str, np.ndarray] = {}
-    if page.hf_heads_fused:
-        for a in config.attentions():
-            found[a.q.tensor] = np.arange(3 * a.heads * a.head_dim).reshape(a.heads, 3, a.head_dim).swapaxes(0, 1).reshape(-1)
-            if a.q.bias:
-                found[a.q.bias] = found[a.q.tensor]
-    if not page.hf_halves:
-        return found
-    for a in config.attentions():
-        dims = config.rope.dims
-        for matrix, norm, heads in (a.q, a.q_norm, a.heads), (a.k, a.k_norm, a.kv_heads):
-            if matrix:
-                assert not matrix.whole, "no page has fused rows in another order"
-                found[matrix.tensor] = interleaved_order(heads, a.head_dim, dims)
-                if matrix.bias:
-                    found[matrix.bias] = found[matrix.tensor]
-                if norm:
-                    found[norm.tensor] = interleaved_order(norm.dim // a.head_dim, a.head_dim, dims)
-    return found
 
 
 def norm_gains(config: ModelConfig) -> set[str]:
@@ -124,12 +85,3 @@ def _to(name: str, top: dict[str, str], layer: dict[str, str], prefix: str) -> s
             return theirs
     match = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
     return next((f"{prefix}layers.{match[1]}.{theirs}" for theirs, ours in layer.items() if match and ours == match[2]), name)  # type: ignore[index]
-
-
-def interleaved_order(n_heads: int, head_dim: int, dims: int | None = None) -> np.ndarray:
-    """int64 [n_heads * head_dim]: the row of HF's query or key matrix that each row of GGUF's is, row h * head_dim + 2i + j being
-    h * head_dim + j * dims/2 + i; rows past the `dims` (default: all) that are turned stay."""
-    dims = head_dim if dims is None else dims
-    rows = np.arange(n_heads * head_dim).reshape(n_heads, head_dim)
-    turned = rows[:, :dims].reshape(n_heads, 2, dims // 2).swapaxes(1, 2).reshape(n_heads, dims)
-    return np.concatenate([turned, rows[:, dims:]], axis=1).reshape(-1)

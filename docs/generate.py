@@ -138,8 +138,8 @@ follow.
 - *transformers*: tiny random checkpoints whose logits equal transformers' own class, float32, to 1e-4 of the largest over 300 tokens
   (tests/test_oracle_families.py); of encoders, rows of embeddings or scores (tests/test_oracle_encoders.py).
 - *float64*: small files whose logits equal a float64 twin written from Hugging Face's code, in F32 to 1e-4 of the largest, and in Q8_0 and Q4_0 by their
-  divergence (tests/test_pages.py). The same cases have one digest on every CPU target, and equal bits in the open form (tests/test_page_exactness.py).
-  Encoders, which have no logits, have no such cases.
+  divergence (tests/test_pages.py); of encoders, rows and scores (tests/test_encoder_twins.py). The same cases have one digest on every CPU target, and, of
+  models that generate, equal bits in the open form (tests/test_page_exactness.py).
 
 | architecture | models | page | vocabulary | transformers | float64 |
 |---|---|---|---|---|---|
@@ -166,13 +166,35 @@ torch leaves the order of ties open, and what quantised activations choose is th
 a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
 `norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
 
+## States, experts and Gemma 4 beside llama.cpp
+
+On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most 2e-5 of
+the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`, `lfm2moe`,
+`qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half precision it is 1e-4 to
+5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of half precision: with gates
+so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys, fused rows of Qwen's experts, and
+YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which `convert` writes.
+
+## Trained tiny models
+
+`demo/families.py` trained LFM2, Qwen 3.5, Gemma 4, Qwen 3 with experts and gpt-oss, 0.2 million parameters each, on the demo's stories (tests/trained/). Greedy
+text equals transformers' for 100 tokens after three prompts in float32, and the perplexity of held-out stories in Q8_0 is float32's to 0.5 %
+(tests/test_trained.py).
+
+## States and latents
+
+Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H: transformers' class
+keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither llama.cpp nor llamina does so.
+Falcon-H1's multipliers become part of the weights. `deepseek2` keeps one latent head a token (keys and values in the KV cache, the values a second time): files
+of 2024 with `attn_kv_b` are refused. DeepSeek V2's `group_limited_greedy` is refused by convert; GLM-4.7-Flash's groups run.
+
 ## What is refused, and why
 
 A file is refused by the name of what llamina would have to leave out, before its weights are read; `llamina inspect` says so without loading.
 
 - An architecture without a page: its blocks are not known.
 - A key below the architecture's name, or a tensor, that the page does not know: leaving it out would make another model of the file. Keys that turn a feature
-  off are no reason. Among the tensors: norms of heads in StableLM 2 12B and Command R+; Gemma 4 26B's experts; Mixtral files of before
+  off are no reason. Among the tensors: Mixtral files of before
   April 2024, which hold a tensor for each expert (convert them again).
 - Layers without experts between others that have them, of `qwen3moe` and `qwen2moe`: GGUF has no way to say so.
 - Blocks that predict further tokens (`nextn_predict_layers`) are left out, and that is said: they change no token.
@@ -190,6 +212,8 @@ VOCABULARIES = {
     "starcoder2": "gpt2: starcoder", "command-r": "gpt2: command-r", "cohere2": "gpt2: command-r, tiny_aya",
     "qwen2moe": "gpt2: qwen2", "qwen3moe": "gpt2: qwen2", "olmoe": "gpt2: olmo", "granitemoe": "gpt2: refact",
     "gpt-oss": "gpt2: gpt-4o", "lfm2": "gpt2: lfm2", "qwen35": "gpt2: qwen35", "lfm2moe": "gpt2: lfm2", "qwen35moe": "gpt2: qwen35",
+    "qwen3next": "gpt2: qwen2", "granitehybrid": "gpt2: dbrx", "nemotron_h": "gpt2: pixtral", "nemotron_h_moe": "gpt2: pixtral",
+    "falcon-h1": "gpt2: falcon-h1", "deepseek2": "gpt2: glm4, deepseek-llm, kimi-k2, youtu",
     "bert": "bert; t5", "nomic-bert": "bert", "modern-bert": "gpt2: modern-bert", "gemma-embedding": "llama",
 }
 """Architecture -> what its published files have."""
@@ -205,13 +229,14 @@ def _vocabulary(architecture: str) -> str:
 
 
 def _model_row(page: Page) -> str:
+    from encoder_cases import CASES as ENCODER_CASES
     from encoder_checkpoints import VARIANTS as ENCODERS
     from families import VARIANTS, class_of
     from page_cases import CASES
 
     file = Path("engine/architectures") / Path(inspect.getfile(page.layer)).name
     variants = [name for name, v in VARIANTS.items() if class_of(v.kind) in page.hf] + [name for name, v in ENCODERS.items() if v.model in page.hf]
-    cases = [name for name, case in CASES.items() if case.architecture == page.architecture]
+    cases = [name for name, case in {**CASES, **ENCODER_CASES}.items() if case.architecture == page.architecture]
     cells = [f"`{page.architecture}`", page.models, f"[{file.name}](../{file.as_posix()})", _vocabulary(page.architecture), ", ".join(variants) or "-",
              ", ".join(cases) or "-"]
     return "| " + " | ".join(cells) + " |\n"

@@ -23,6 +23,7 @@ from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
 from .look.face import LookInside
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
+from .train.face import Adapted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -105,7 +106,7 @@ def load_vocabulary(path: str | os.PathLike[str] = "demo", progress: Callable[[s
         return load_tokenizer(gguf.metadata, gguf.path)
 
 
-class Model(LookInside):
+class Model(LookInside, Adapted):
     """A model in memory, made by `load`; a context manager. Several may be open at once.
 
     Methods may be called from several threads and generations may be interleaved: steps are taken one at a time, and never change one
@@ -203,8 +204,8 @@ class Model(LookInside):
     def generate(self, prompt: str | Iterable[int], *, max_tokens: int | None = DEFAULT_MAX_TOKENS, stop: str | Iterable[str] = (), ignore_eos: bool = False,
                  special: bool = False, sample_index: int = 0, logprobs: int | None = None, speculate: bool = True,
                  json_schema: Any = None, regex: str | None = None, grammar: str | None = None, choices: Sequence[str] | None = None,
-                 context_shift: bool = False, keep: int | None = None, wait: float = 0.0, options: SamplingOptions | Mapping[str, Any] | None = None,
-                 **sampling: Unpack[SamplingKeywords]) -> Generation:
+                 context_shift: bool = False, keep: int | None = None, wait: float = 0.0, adapters: Any = None,
+                 options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> Generation:
         """Continue a prompt: a str (tokenised with BOS as the file says) or a list of ids (taken as they are). Nothing is computed until the
         result is iterated; arguments are checked now.
 
@@ -213,14 +214,15 @@ class Model(LookInside):
         `Generation.logprobs`, with so many of the most likely tokens. speculate: False never guesses ahead; the answer is the same. json_schema (JSON text,
         dict or pydantic model), regex, grammar (Lark), choices: what the answer must obey, one of them; see docs/structured.md. context_shift: when the
         context is full, drop the older half of the text but for its first `keep` tokens (default: BOS) and go on, as after a prompt of what is left. wait:
-        seconds for which the first step may wait for KV memory that other answers hold. options: SamplingOptions, or a mapping of its fields; sampling: its
+        seconds for which the first step may wait for KV memory that other answers hold. adapters: {name: scale} or names of those that it has (add_adapter);
+        None: the model's defaults. options: SamplingOptions, or a mapping of its fields; sampling: its
         fields one by one, such as temperature, top_k, top_p and seed, which go before those of `options`. Raises OptionError,
         TokenizerError, ContextFullError (the prompt is never cut), ClosedError.
         """
         self._check_open()
         chosen, ids = SamplingOptions.of(options, sampling), self.prompt_ids(prompt, special=special)
         return Generation(self, ids, chosen, max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), ignore_eos=ignore_eos,
-                          sample_index=check_sample_index(sample_index), logprobs=check_logprobs(logprobs), speculate=speculate, wait=wait,
+                          sample_index=check_sample_index(sample_index), logprobs=check_logprobs(logprobs), speculate=speculate, wait=wait, adapters=adapters,
                           keep=check_keep(context_shift, keep, len(ids), int(ids[0] == self.tokenizer.bos_id)),
                           grammar=self.grammar(ignore_eos, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
@@ -229,7 +231,7 @@ class Model(LookInside):
              template_options: Mapping[str, Any] | None = None, max_tokens: int | None = None, stop: str | Iterable[str] = (),
              logprobs: int | None = None, speculate: bool = True, json_schema: Any = None, regex: str | None = None, grammar: str | None = None,
              choices: Sequence[str] | None = None, sample_index: int = 0, context_shift: bool = False, keep: int | None = None, wait: float = 0.0,
-             options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatAnswer:
+             adapters: Any = None, options: SamplingOptions | Mapping[str, Any] | None = None, **sampling: Unpack[SamplingKeywords]) -> ChatAnswer:
         """The next message of a conversation, written as the model's chat template asks for. See docs/chat.md.
 
         messages: [{"role": "system" | "user" | "assistant" | "tool", "content": str}, …], or a str, which is one question. tools: [{"type":
@@ -244,7 +246,7 @@ class Model(LookInside):
         return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
                           max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
                           speculate=speculate, sample_index=check_sample_index(sample_index),
-                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait,
+                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait, adapters=adapters,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     @in_default_floats
@@ -349,6 +351,20 @@ class Model(LookInside):
         from .score.evaluate import evaluate
         self._check_open()
         return evaluate(self, task, **options)
+
+    @in_default_floats
+    def train(self, data: Any, output: str | os.PathLike[str] | None = None, *, valid: Any = None, log: str | os.PathLike[str] | None = None,
+              memory: int | str | None = None, progress: Callable[[Any], object] | None = None, **options: Any) -> Any:
+        """Learn what rows say, into an adapter -> `Trained`: .adapter (for `add_adapter`), .history, .save(path); a notebook draws its loss curve. The model
+        itself stays as it is. See docs/train.md.
+
+        data, valid: a file, or a list of rows: {"messages": …}, {"prompt": …, "completion": …}, {"text": …}, …. output: where the adapter goes; beside it
+        checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model. progress: called with how far it
+        is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train` (engine/train/options.py), and loss, long, template, context, … (data.py).
+        Raises FileError, FormatError (a row, by its line), OptionError, UnsupportedError, NumericError (the loss is no number)."""
+        from .train.run import train
+        self._check_open()
+        return train(self, data, output, valid=valid, log=log, memory=memory, progress=progress, **options)
 
     def lm_eval(self, **options: Any) -> Any:
         """This model for lm-evaluation-harness's API (extra `lm-eval`): lm_eval.simple_evaluate(model=model.lm_eval(), tasks=[…]). options: max_length,

@@ -182,3 +182,9 @@ def call_pointer5(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any,
 def call_pointer7(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
     """`long f(int64, ...)` of seven arguments at an address: syscall()."""
     return types.int64(function, a, b, c, d, e, f, g), _call_address(_I64)
+
+
+@intrinsic
+def call_pointer11(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any, j: Any, k: Any) -> Any:
+    """`int64 f(int64 x 11)` at an address (low_rank.py)."""
+    return types.int64(function, a, b, c, d, e, f, g, h, i, j, k), _call_address(_I64)

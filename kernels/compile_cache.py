@@ -34,7 +34,7 @@ from .new_file import LEFTOVER, write_bytes
 from .room import COMPILE, need_room
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = ("kernels/*.py", "kernels/formats/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
+SOURCES = ("kernels/*.py", "kernels/formats/*.py", "kernels/backward/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
 KEPT_FOLDERS = 8  # fingerprints (versions, CPUs, edits) whose folders may lie side by side
 MARKER, MARKED = "this-is-a-compile-cache-of-llamina", b"Machine code that llamina made. It may be removed at any time.\n"
 """A file in each folder, and what it says: only what has it is ever removed."""

@@ -60,8 +60,9 @@ def gated_conv(feed, offset, rows, ld, channels, taps, kernel, ld_state, out, ld
 
 
 @jit
-def silu_conv(feed, offset, rows, ld, taps, kernel, ld_state, c0, c1):
-    """rows = silu(conv(rows)) in place for columns [c0, c1), multiples of 16; the last token first, as each needs those before it."""
+def silu_conv(feed, offset, rows, ld, taps, kernel, bias, ld_state, c0, c1):
+    """rows = silu(conv(rows)) in place for columns [c0, c1), multiples of 16; the last token first, as each needs those before it. bias:
+    address of what the sum begins with, a number a channel, or 0."""
     m0, m1, read, keep = load_i64(feed + M0), load_i64(feed + M1), load_i64(feed + READ), taps - 1
     segments, n_segments = load_i64(feed + SEGMENTS), load_i64(feed + N_SEGMENTS)
     one, zero = splat_f32(1.0), splat_f32(0.0)
@@ -75,6 +76,8 @@ def silu_conv(feed, offset, rows, ld, taps, kernel, ld_state, c0, c1):
                 store_f32x16(write + 4 * j * ld_state, u)
         for back in range(m1 - m0):
             m, acc = m1 - 1 - back, splat_f32(0.0)
+            if bias != 0:
+                acc = load_f32x16(bias + 4 * c)
             for j in range(taps):
                 i = m - keep + j
                 u = load_f32x16(rows + 4 * (i * ld + c)) if i >= m0 else _kept(old, ld_state, i - m0 + keep)

@@ -92,7 +92,7 @@ def _dot(a, b, n):
 
 
 @jit
-def _value(v, n):
+def some_values(v, n):
     """16 values of a row with n left; zeros past its end."""
     if n <= 0:
         return splat_f32(0.0)
@@ -100,7 +100,7 @@ def _value(v, n):
 
 
 @jit
-def _put(out, n, value, room):
+def put_values(out, n, value, room):
     """Write the first n of 16 lanes: another thread may write what follows."""
     if n >= 16:
         store_f32x16(out, value)
@@ -124,12 +124,12 @@ def _tokens(read, write, n, keys, key_dim, ld_key, scratch, values, ld_values, l
     for t in range(n):
         g, beta, kq = splat_load_f32(scratch + 4 * t), splat_load_f32(scratch + 64 + 4 * t), splat_load_f32(scratch + 128 + 4 * t)
         v, o, less = values + 4 * t * ld_values, out + 4 * t * ld_out, zero - g
-        e0, e1 = beta * fma(less, r0, _value(v, left)), beta * fma(less, r1, _value(v + 64, left - 16))
-        e2, e3 = beta * fma(less, r2, _value(v + 128, left - 32)), beta * fma(less, r3, _value(v + 192, left - 48))
-        _put(o, left, fma(e0, kq, g * p0), scratch + 192)
-        _put(o + 64, left - 16, fma(e1, kq, g * p1), scratch + 192)
-        _put(o + 128, left - 32, fma(e2, kq, g * p2), scratch + 192)
-        _put(o + 192, left - 48, fma(e3, kq, g * p3), scratch + 192)
+        e0, e1 = beta * fma(less, r0, some_values(v, left)), beta * fma(less, r1, some_values(v + 64, left - 16))
+        e2, e3 = beta * fma(less, r2, some_values(v + 128, left - 32)), beta * fma(less, r3, some_values(v + 192, left - 48))
+        put_values(o, left, fma(e0, kq, g * p0), scratch + 192)
+        put_values(o + 64, left - 16, fma(e1, kq, g * p1), scratch + 192)
+        put_values(o + 128, left - 32, fma(e2, kq, g * p2), scratch + 192)
+        put_values(o + 192, left - 48, fma(e3, kq, g * p3), scratch + 192)
         now, following = keys + 4 * t * ld_key, keys + 4 * (t + 1) * ld_key
         if t + 1 < n:
             next_queries = queries + 4 * (t + 1) * ld_key

@@ -22,24 +22,24 @@ KINDS = {"silu": SILU, "gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF, "relu2": RE
 
 
 @jit
-def _silu(g):
+def silu(g):
     return g / (splat_f32(1.0) + vexp(splat_f32(0.0) - g))
 
 
 @jit
-def _gelu_tanh(g):
+def gelu_tanh(g):
     u = g * fma(g * g, splat_f32(0.07135481282553), splat_f32(1.5957691216057308))
     return g / (splat_f32(1.0) + vexp(splat_f32(0.0) - u))
 
 
 @jit
-def _gelu_erf(g):
+def gelu_erf(g):
     size = vabs(g)
     return vmax(g, splat_f32(0.0)) - size * (splat_f32(0.5) * verfc(size * splat_f32(0.7071067811865476)))
 
 
 @jit
-def _relu2(g):
+def relu2(g):
     positive = vmax(g, splat_f32(0.0)) + (g - g)  # g - g: NaN of NaN and infinity, which max would lose
     return positive * positive
 
@@ -62,7 +62,7 @@ def _rows(function):
     return rows
 
 
-_silu_rows, _gelu_tanh_rows, _gelu_erf_rows, _relu2_rows, _sigmoid_rows = (_rows(f) for f in (_silu, _gelu_tanh, _gelu_erf, _relu2, _sigmoid))
+_silu_rows, _gelu_tanh_rows, _gelu_erf_rows, _relu2_rows, _sigmoid_rows = (_rows(f) for f in (silu, gelu_tanh, gelu_erf, relu2, _sigmoid))
 
 
 @jit

@@ -66,6 +66,32 @@ def layer_norm(x, gain, bias, n, columns, eps, out):
 
 
 @jit
+def head_layer_norm(x, gain, n, eps):
+    """x = ((x - mean) * (1 / sqrt(variance + eps))) * gain in place, over n columns of any number; sums as of layer_norm, lanes past the end left out.
+
+    At most 15 floats after x's last are read, and never used. -> True if x is not finite. (StableLM 2 12B, Command R+.)
+    """
+    sums = splat_f32(0.0)
+    for d in range(0, n, 16):
+        sums = sums + keep_first(load_f32x16(x + 4 * d), n - d, np.float32(0.0))
+    mean = vsum(sums) / np.float32(n)
+    m, squares = splat_f32(mean), splat_f32(0.0)
+    for d in range(0, n, 16):
+        v = keep_first(load_f32x16(x + 4 * d) - m, n - d, np.float32(0.0))
+        squares = fma(v, v, squares)
+    total = vsum(squares)
+    scale = np.float32(1.0) / np.sqrt(total / np.float32(n) + eps)
+    r, d = splat_f32(scale), 0
+    while d + 16 <= n:
+        store_f32x16(x + 4 * d, ((load_f32x16(x + 4 * d) - m) * r) * load_f32x16(gain + 4 * d))
+        d += 16
+    while d < n:
+        store_f32(x + 4 * d, ((load_f32(x + 4 * d) - mean) * scale) * load_f32(gain + 4 * d))
+        d += 1
+    return not_finite(total)
+
+
+@jit
 def scale_row(x, factor, columns):
     """x = x * factor in place: embedding and residual scales."""
     f = splat_f32(factor)

@@ -66,6 +66,7 @@ class FakeSequence:
 
     at_page_start = False
     states = None
+    adapters = ()
 
     def match(self, ids: Any) -> int:
         return 0
@@ -107,6 +108,7 @@ class FakeRuntime:
     n_threads, load_seconds, compile_seconds = 1, 0.0, 0.0
     awaited = False
     arena = None
+    adapters = SimpleNamespace(chosen=lambda asked: (), default=(), by_name={}, control_digest="")
 
     def __init__(self, say: Callable[[list[int]], int], context: int = 64, max_batch: int = 8) -> None:
         self.say, self.context, self.max_batch = say, context, max_batch
@@ -118,7 +120,7 @@ class FakeRuntime:
 
     macs_per_token = 10**6
 
-    def new_sequence(self, cached: bool = False, salt: str = "", slides: bool = False) -> FakeSequence:
+    def new_sequence(self, cached: bool = False, salt: str = "", slides: bool = False, adapters: Any = None) -> FakeSequence:
         return FakeSequence(self)
 
     def step(self, feeds: list[Any]) -> np.ndarray:

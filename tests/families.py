@@ -22,6 +22,14 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 GEMMA4: dict[str, Any] = {"global_head_dim": 64, "sliding_window": 40, "final_logit_softcapping": 3.0, "vocab_size_per_layer_input": 384}
 
 
+LINEAR = "linear_attention"
+MAMBA: dict[str, Any] = {"head_dim": None, "embedding_multiplier": 3.0, "logits_scaling": 4.0, "residual_multiplier": 0.4, "attention_multiplier": 0.11,
+                         "mamba_n_heads": 6, "mamba_d_head": 32, "mamba_d_state": 24, "mamba_chunk_size": 16}
+NEMOTRON: dict[str, Any] = {"num_hidden_layers": None, "rms_norm_eps": None, "layer_norm_epsilon": 1e-4, "ssm_state_size": 24, "mamba_num_heads": 6,
+                            "mamba_head_dim": 40, "n_groups": 2, "chunk_size": 16, "time_step_min": 1e-30}
+FALCON_H1: dict[str, Any] = {"mamba_d_ssm": 120, "mamba_n_heads": 6, "mamba_d_head": 20, "mamba_n_groups": 1, "mamba_d_state": 24, "mamba_chunk_size": 16}
+LATENT: dict[str, Any] = {"head_dim": None, "num_key_value_heads": 6, "kv_lora_rank": 48, "qk_nope_head_dim": 24, "qk_rope_head_dim": 16, "v_head_dim": 32,
+                          "moe_intermediate_size": 48}
 NO_GQA: dict[str, Any] = {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None}
 
 
@@ -71,6 +79,9 @@ VARIANTS = {
     "gemma4 v is k": Variant("Gemma4Text", {
         **GEMMA4, "num_hidden_layers": 7, "num_key_value_heads": 3, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
         "final_logit_softcapping": None, "tie_word_embeddings": False, "sliding_window": 130}),
+    "gemma4 experts": Variant("Gemma4Text", {
+        **GEMMA4, "num_hidden_layers": 4, "num_key_value_heads": 3, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True, "num_experts": 10, "top_k_experts": 3, "moe_intermediate_size": 48, "layer_types": [SLIDING, FULL, SLIDING, FULL]}),
     "gemma4 plain": Variant("Gemma4Text", {**GEMMA4, "num_hidden_layers": 3, "hidden_size_per_layer_input": 32, "layer_types": [FULL, SLIDING, FULL],
                                            "rope_parameters": {SLIDING: {"rope_type": "default", "rope_theta": 5000.0},
                                                                FULL: {"rope_type": "proportional", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}}}),
@@ -122,6 +133,9 @@ VARIANTS = {
     "qwen35_moe": Variant("Qwen3_5Moe", {"num_hidden_layers": 4, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
                                          "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 3,
                                          "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80}),
+    "qwen3_next": Variant("Qwen3Next", {"num_hidden_layers": 4, "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                                        "linear_key_head_dim": 24, "linear_value_head_dim": 24, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 3,
+                                        "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80}),
     "qwen3_moe": Variant("Qwen3Moe", {"num_experts": 20, "num_experts_per_tok": 4, "moe_intermediate_size": 48, "norm_topk_prob": True}),
     "qwen3_moe unnormed": Variant("Qwen3Moe", {"num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 32, "attention_bias": True}),
     "olmoe": Variant("Olmoe", {"head_dim": None, "num_experts": 8, "num_experts_per_tok": 3}),
@@ -130,6 +144,27 @@ VARIANTS = {
                                          "logits_scaling": 4.0, "residual_multiplier": 0.4, "attention_multiplier": 0.11}),
     "granitemoe shared": Variant("GraniteMoeShared", {"head_dim": None, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 72,
                                                       "attention_multiplier": 0.2}),
+    "granite hybrid": Variant("GraniteMoeHybrid", {
+        **MAMBA, "num_hidden_layers": 4, "layer_types": [LINEAR, LINEAR, FULL, LINEAR], "num_local_experts": 8, "num_experts_per_tok": 3,
+        "shared_intermediate_size": 72, "mamba_n_groups": 3}),
+    "granite hybrid dense": Variant("GraniteMoeHybrid", {
+        **MAMBA, "layer_types": [LINEAR, FULL, LINEAR], "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 160,
+        "position_embedding_type": "rope", "tie_word_embeddings": True, "mamba_conv_bias": False}),
+    "nemotron_h": Variant("NemotronH", {**NEMOTRON, "layers_block_type": [LINEAR, "mlp", FULL, "mlp", LINEAR, FULL], "n_routed_experts": None,
+                                        "num_experts_per_tok": None}),
+    "nemotron_h experts": Variant("NemotronH", {**NEMOTRON, "layers_block_type": [LINEAR, "moe", FULL, "moe"], "n_routed_experts": 12, "num_experts_per_tok": 3,
+                                                "n_group": 4, "topk_group": 2, "moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 80,
+                                                "routed_scaling_factor": 2.5}),
+    "falcon_h1": Variant("FalconH1", {
+        **FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "mamba_n_groups": 2, "embedding_multiplier": 3.0, "lm_head_multiplier": 0.3,
+        "mlp_multipliers": [0.6, 1.7], "key_multiplier": 0.7, "attention_out_multiplier": 0.8, "attention_in_multiplier": 1.3,
+        "ssm_multipliers": [0.5, 0.8, 1.4, 0.6, 1.2], "ssm_in_multiplier": 1.1, "ssm_out_multiplier": 0.6}),
+    "falcon_h1 plain": Variant("FalconH1", FALCON_H1),
+    "deepseek_v2": Variant("DeepseekV2", {
+        **LATENT, "q_lora_rank": None, "first_k_dense_replace": 1, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3,
+        "routed_scaling_factor": 1.5, "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}}),
+    "glm4 lite": Variant("Glm4MoeLite", {
+        **LATENT, "q_lora_rank": 40, "n_routed_experts": 12, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2}),
     "gpt_oss": Variant("GptOss", {"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 40, "num_hidden_layers": 4, "rope_parameters": {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 150000.0, "beta_fast": 32.0, "beta_slow": 1.0,
         "truncate": False}}),
@@ -147,6 +182,9 @@ VARIANTS = {
     "cohere": Variant("Cohere", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "logit_scale": 0.3}),
     "cohere2": Variant("Cohere2", {"head_dim": None, "rms_norm_eps": None, "logit_scale": 0.3, "sliding_window": 40, "num_hidden_layers": 5}),
     "stablelm": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-4, "use_qkv_bias": True}),
+    "cohere plus": Variant("Cohere", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-3, "logit_scale": 0.3, "use_qk_norm": True,
+                                      "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 120}),
+    "stablelm 12b": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "layer_norm_eps": 1e-3, "use_parallel_residual": True, "qk_layernorm": True}),
     "stablelm parallel": Variant("StableLm", {"head_dim": None, "rms_norm_eps": None, "use_parallel_residual": True}),
 }
 
@@ -192,7 +230,7 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
     torch.manual_seed(seed)
     config = getattr(transformers, kind + ("TextConfig" if kind in ("Qwen3_5", "Qwen3_5Moe") else "Config"))(**fields, attn_implementation="eager")
     model = getattr(transformers, class_of(kind))(config).float().eval()
-    plus_one = kind.startswith(("Gemma", "Qwen3_5")) and not kind.startswith("Gemma4")
+    plus_one = kind.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) and not kind.startswith("Gemma4")
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "norm" in key and key.endswith("weight"):
@@ -208,7 +246,7 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
         for key, buffer in model.named_buffers():
             if key.endswith("layer_scalar"):
                 buffer.fill_(float(1 + 0.3 * torch.randn(())))
-            if key.endswith("expert_bias"):
+            if key.endswith(("expert_bias", "e_score_correction_bias")):
                 buffer.copy_(0.2 * torch.randn_like(buffer))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)

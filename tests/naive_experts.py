@@ -151,4 +151,17 @@ class Qwen35Moe(Mixture, Qwen35):
     shared = "gated"
 
 
-EXPERTS = (Qwen3Moe, Qwen2Moe, Olmoe, GraniteMoe, GptOss, Lfm2Moe, Qwen35Moe)
+class Qwen3Next(Qwen35Moe):
+    """fix_query_key_value_ordering: of each key head its value heads' beta, then their alpha; value heads of a key head side by side."""
+
+    architecture = "qwen3next"
+
+    def beta_and_alpha(self, h: Array, at: str) -> tuple[Array, Array]:
+        beta, alpha = np.split(self.linear(h, at + "ssm_ba").reshape(len(h), self.get("ssm.group_count"), -1), 2, axis=2)
+        return beta.reshape(len(h), -1), alpha.reshape(len(h), -1)
+
+    def key_head(self, head: int, keys: int, heads: int) -> int:
+        return head // (heads // keys)
+
+
+EXPERTS = (Qwen3Moe, Qwen2Moe, Olmoe, GraniteMoe, GptOss, Lfm2Moe, Qwen35Moe, Qwen3Next)

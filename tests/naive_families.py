@@ -421,11 +421,13 @@ class StableLm(Family):
 from naive_experts import EXPERTS, Mixtral  # noqa: E402  (they need what stands above)
 from naive_gemma4 import Gemma4  # noqa: E402
 from naive_layer_norm import LAYER_NORM  # noqa: E402
+from naive_latent import DeepSeek2  # noqa: E402
+from naive_mamba import MAMBA  # noqa: E402
 from naive_states import Lfm2, Qwen35  # noqa: E402
 
 FAMILIES = {f.architecture: f for f in (
     Llama, Qwen2, Qwen3, SmolLM3, SeedOss, Arcee, Hunyuan, Ernie, Gemma, Gemma2, Gemma3, Phi3, Granite, MiniCPM, Mistral3, Olmo2, Exaone, Exaone4, Glm4,
-    StableLm, Gemma4, *LAYER_NORM, Lfm2, Qwen35, *EXPERTS)} | {"mixtral": Mixtral}
+    StableLm, Gemma4, *LAYER_NORM, Lfm2, Qwen35, *EXPERTS, *MAMBA, DeepSeek2)} | {"mixtral": Mixtral}
 
 
 def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) -> Array:

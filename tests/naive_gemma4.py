@@ -56,8 +56,28 @@ class Gemma4(Gemma2):
                 out[t, head] = p / p.sum() @ v[first:t + 1, kv]
         return self.linear(out.reshape(n, -1), at + "attn_output")
 
+    def beside(self, x: Array, at: str) -> Array:
+        """What the experts make of the stream (Gemma4TextRouter, Gemma4TextExperts)."""
+        scores = self.rms(x) * self.vector(at + "ffn_gate_inp.scale") / math.sqrt(x.shape[1]) @ self.weight(at + "ffn_gate_inp").T
+        h, out, scales = self.norm(x, at + "pre_ffw_norm_2"), np.zeros_like(x), self.vector(at + "ffn_down_exps.scale")
+        for t in range(len(x)):
+            p = np.exp(scores[t] - scores[t].max())
+            chosen = np.argsort(-p, kind="stable")[:self.get("expert_used_count")]
+            for e in chosen:
+                gate, up = np.split(self.weight(at + "ffn_gate_up_exps")[e] @ h[t], 2)
+                out[t] += p[e] / p[chosen].sum() * scales[e] * (self.weight(at + "ffn_down_exps")[e] @ (gelu_tanh(gate) * up))
+        return out
+
+    def vector(self, name: str) -> Array:
+        return np.asarray(self.tensors[name].data, np.float64)
+
     def layer(self, x: Array, i: int, at: str) -> Array:
-        x = super().layer(x, i, at)
+        if at + "ffn_gate_inp.weight" in self.tensors:
+            x = x + self.norm(self.attend(self.norm(x, at + "attn_norm"), i, at), at + "post_attention_norm")
+            dense = self.norm(self.feed_forward(self.norm(x, at + "ffn_norm"), at), at + "post_ffw_norm_1")
+            x = x + self.norm(dense + self.norm(self.beside(x, at), at + "post_ffw_norm_2"), at + "post_ffw_norm")
+        else:
+            x = super().layer(x, i, at)
         if self.inputs is not None:
             hidden = gelu_tanh(self.linear(x, at + "inp_gate")) * self.inputs[:, i]
             x = x + self.norm(self.linear(hidden, at + "proj"), at + "post_norm")

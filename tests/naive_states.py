@@ -69,18 +69,25 @@ class Qwen35(Recurrent):
     def vector(self, name: str) -> Array:
         return np.asarray(self.tensors[name].data, np.float64)
 
+    def beta_and_alpha(self, h: Array, at: str) -> tuple[Array, Array]:
+        return self.linear(h, at + "ssm_beta"), self.linear(h, at + "ssm_alpha")
+
+    def key_head(self, head: int, keys: int, heads: int) -> int:
+        return head % keys
+
     def mix(self, h: Array, i: int, at: str) -> Array:
         keys, heads, size = (self.get("ssm." + key) for key in ("group_count", "time_step_rank", "state_size"))
         mixed = silu(self.conv(self.linear(h, at + "attn_qkv"), at + "ssm_conv1d"))
         q, k, v = np.split(mixed, [keys * size, 2 * keys * size], axis=1)
         q, k, v = q.reshape(-1, keys, size), k.reshape(-1, keys, size), v.reshape(-1, heads, size)
         q, k = (x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6) for x in (q, k))
-        beta = 1 / (1 + np.exp(-self.linear(h, at + "ssm_beta")))
-        decay = np.exp(self.vector(at + "ssm_a") * np.log1p(np.exp(self.linear(h, at + "ssm_alpha") + self.vector(at + "ssm_dt.bias"))))
+        beta, alpha = self.beta_and_alpha(h, at)
+        beta = 1 / (1 + np.exp(-beta))
+        decay = np.exp(self.vector(at + "ssm_a") * np.log1p(np.exp(alpha + self.vector(at + "ssm_dt.bias"))))
         out, states = np.zeros_like(v), np.zeros((heads, size, size))
         for t in range(len(h)):
             for head in range(heads):
-                key, query = k[t, head % keys], q[t, head % keys] / math.sqrt(size)
+                key, query = k[t, self.key_head(head, keys, heads)], q[t, self.key_head(head, keys, heads)] / math.sqrt(size)
                 state = states[head] * decay[t, head]
                 error = (v[t, head] - state.T @ key) * beta[t, head]
                 states[head] = state + np.outer(key, error)

@@ -24,11 +24,15 @@ UNTIED = ("output.weight",)
 QKV = tuple(f"blk.*.attn_{m}.bias" for m in "qkv")
 ALL = (*QKV, "blk.*.attn_output.bias", "blk.*.ffn_gate.bias", "blk.*.ffn_up.bias", "blk.*.ffn_down.bias")
 NORM_BIASES = ("blk.*.attn_norm.bias", "blk.*.ffn_norm.bias", "output_norm.bias")
+HEAD_NORMS = ("blk.*.attn_q_norm.weight", "blk.*.attn_k_norm.weight")
 LAYER_NORM = {"attention.layer_norm_rms_epsilon": None}
 EXPERTS = {"expert_count": 8, "expert_used_count": 2}
 GEMMA4 = {"attention.key_length": 64, "attention.value_length": 64, "attention.key_length_swa": 32, "attention.value_length_swa": 32,
           "rope.dimension_count": 64, "rope.dimension_count_swa": 32, "rope.freq_base": 1000000.0, "final_logit_softcapping": 3.0}
 WINDOW = {"attention.sliding_window": 30}
+MAMBA = {"ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2, "ssm.time_step_rank": 6, "ssm.inner_size": 192}
+LATENT = {"attention.head_count_kv": 1, "attention.key_length": 80, "attention.value_length": 64, "attention.kv_lora_rank": 64, "rope.dimension_count": 16,
+          "attention.key_length_mla": 48, "attention.value_length_mla": 32}
 DELTA = {**WIDE, "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0], "ssm.conv_kernel": 4, "ssm.state_size": 24, "ssm.group_count": 2,
          "ssm.time_step_rank": 4, "ssm.inner_size": 96}
 
@@ -81,6 +85,9 @@ CASES = {
                               "embedding_length_per_layer_input": 32}, ("blk.*.layer_output_scale.weight", "blk.*.attn_v.weight", "rope_freqs.weight")),
     "gemma4 v is k": Case("gemma4", {**WINDOW, **GEMMA4, "block_count": 7, "attention.head_count_kv": [3, 3, 3, 3, 3, 1, 3]},
                           ("blk.*.layer_output_scale.weight", "rope_freqs.weight")),
+    "gemma4 experts": Case("gemma4", {**WINDOW, **GEMMA4, **EXPERTS, "block_count": 3, "attention.head_count_kv": [3, 1, 3], "expert_used_count": 3,
+                                      "embedding_length_per_layer_input": 32, "expert_feed_forward_length": 64, "attention.sliding_window_pattern": [True, False, True]},
+                           ("blk.*.layer_output_scale.weight", "rope_freqs.weight", "blk.*.ffn_gate_up_exps.weight")),
     "phi3": Case("phi3", {**WINDOW, "rope.dimension_count": 12}, ("blk.*.attn_qkv.weight", *UNTIED)),
     "phi3 long": Case("phi3", {"rope.dimension_count": 12, "rope.scaling.original_context_length": 128, "rope.scaling.attn_factor": 1.2},
                       ("blk.*.attn_qkv.weight", "rope_factors_long.weight", "rope_factors_short.weight")),
@@ -99,6 +106,9 @@ CASES = {
     "command-r": Case("command-r", {**LAYER_NORM, "logit_scale": 0.3}),
     "cohere2": Case("cohere2", {**LAYER_NORM, **WINDOW, "logit_scale": 0.3, "block_count": 5}),
     "stablelm": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 4}, (*QKV, *UNTIED, *NORM_BIASES)),
+    "command-r plus": Case("command-r", {**LAYER_NORM, **ODD, "logit_scale": 0.3}, HEAD_NORMS),
+    "stablelm 12b": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": True},
+                         (*UNTIED, "blk.*.attn_norm.bias", "output_norm.bias", *HEAD_NORMS)),
     "stablelm parallel": Case("stablelm", {**LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": True}, (*UNTIED, *NORM_BIASES)),
     "lfm2": Case("lfm2", {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3}),
     "lfm2 odd": Case("lfm2", {"attention.head_count_kv": [3, 0, 0, 3], "shortconv.l_cache": 4, "attention.head_count": 3, "block_count": 4}, UNTIED),
@@ -115,6 +125,27 @@ CASES = {
                                 **EXPERTS, "expert_count": 6, "expert_feed_forward_length": 96, "expert_gating_func": 2}, ("blk.*.exp_probs_b.bias",)),
     "qwen35moe": Case("qwen35moe", {**DELTA, "block_count": 4, "full_attention_interval": 3, **EXPERTS, "expert_feed_forward_length": 64,
                                     "expert_shared_feed_forward_length": 96}, (*UNTIED, "blk.*.ffn_gate_up_exps.weight")),
+    "qwen3next": Case("qwen3next", {**DELTA, "block_count": 3, "full_attention_interval": 3, "rope.dimension_sections": None, **EXPERTS,
+                                    "expert_feed_forward_length": 64, "expert_shared_feed_forward_length": 96}, UNTIED),
+    "granitehybrid": Case("granitehybrid", {**MAMBA, **EXPERTS, "attention.head_count_kv": [0, 2, 0], "expert_used_count": 3, "embedding_scale": 3.0,
+                                            "logit_scale": 4.0, "residual_scale": 0.4, "attention.scale": 0.11, "expert_shared_feed_forward_length": 96,
+                                            "rope.scaling.finetuned": False}, (*UNTIED, "blk.*.ssm_conv1d.bias")),
+    "granitehybrid dense": Case("granitehybrid", {**MAMBA, "block_count": 2, "attention.head_count_kv": [0, 3], "attention.head_count": 3, "logit_scale": 1.5,
+                                                  "ssm.group_count": 1, "ssm.inner_size": 288, "ssm.time_step_rank": 3}),
+    "nemotron_h": Case("nemotron_h", {**MAMBA, **WIDE, "block_count": 5, "attention.head_count_kv": [0, 0, 2, 0, 0],
+                                      "feed_forward_length": [0, 160, 0, 160, 0]}, (*UNTIED, "blk.0.ssm_conv1d.bias", "blk.4.ssm_conv1d.bias")),
+    "nemotron_h_moe": Case("nemotron_h_moe", {**MAMBA, **WIDE, "attention.head_count_kv": [0, 0, 2], "feed_forward_length": [0, 64, 0], "expert_count": 12,
+                                              "expert_used_count": 4, "expert_feed_forward_length": 64, "expert_shared_feed_forward_length": 96,
+                                              "expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_scale": 2.5},
+                           (*UNTIED, "blk.1.exp_probs_b.bias")),
+    "falcon-h1": Case("falcon-h1", {**MAMBA, **WIDE, "block_count": 2}, (*UNTIED, "blk.*.ssm_norm.weight", "blk.*.ssm_conv1d.bias")),
+    "falcon-h1 plain": Case("falcon-h1", {**MAMBA, **WIDE, "block_count": 2, "ssm.group_count": 3}, UNTIED),
+    "deepseek2": Case("deepseek2", {**LATENT, **EXPERTS, "leading_dense_block_count": 1, "expert_feed_forward_length": 64, "expert_shared_count": 2,
+                                    "expert_weights_scale": 1.5, **YARN, "rope.scaling.yarn_log_multiplier": 0.07}, UNTIED),
+    "deepseek2 sigmoid": Case("deepseek2", {**LATENT, **EXPERTS, "attention.head_count": 3, "attention.q_lora_rank": 64, "expert_count": 12,
+                                            "expert_used_count": 4, "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_gating_func": 2,
+                                            "expert_group_count": 4, "expert_group_used_count": 2, "expert_weights_norm": True, "block_count": 2},
+                              ("blk.*.exp_probs_b.bias",)),
     "olmoe": Case("olmoe", EXPERTS, UNTIED),
     "granitemoe": Case("granitemoe", {**EXPERTS, "embedding_scale": 3.0, "logit_scale": 4.0, "residual_scale": 0.4, "attention.scale": 0.11}),
     "granitemoe shared": Case("granitemoe", {**EXPERTS, "expert_count": 6, "expert_shared_feed_forward_length": 32, "logit_scale": 2.0}, UNTIED),

@@ -1,7 +1,7 @@
 """Running a model in tests without a tokenizer: open it, feed ids in chunks, get logits or their digest.
 
 As a script, in a process with another CPU target or environment:  python runs.py THREADS CHUNK MODEL...  prints one JSON object,
-{"target": "avx2", "numpy": ["X86_V3", ...], "digests": {"MODEL": "sha256", ...}}.
+{"target": "avx2", "numpy": ["X86_V3", ...], "digests": {"MODEL": "sha256", ...}, "said": "sha256"}.
 """
 from __future__ import annotations
 
@@ -68,6 +68,25 @@ def digest(logits: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(logits).astype("<f4", copy=False).tobytes()).hexdigest()
 
 
+def said_digest(path: Path | str, threads: int = 2) -> str:
+    """sha256 of what the op `summary` (lenses and traces) finds in rows of seeded logits, ties and a tail that fills no vector among them."""
+    with open_runtime(path, threads, 64) as runtime:
+        n, rng = runtime.config.n_vocab, np.random.default_rng(11)
+        logits = np.round(rng.standard_normal((37, n)) * 10.0 ** rng.uniform(-2, 2, (37, 1)), 2).astype(np.float32)
+        targets = rng.integers(0, n, 37)
+        numbers: list[np.ndarray] = []
+        kept = runtime._run_alone
+
+        def keep(op: str, args: dict[str, Any]) -> None:
+            kept(op, args)
+            numbers.append(args["numbers"].copy())
+        runtime._run_alone = keep  # type: ignore[method-assign]
+        said = runtime.summary(logits, targets, 7)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    assert (said.top_ids == order[:, :7]).all() and (order[np.arange(37), said.rank - 1] == targets).all()
+    return hashlib.sha256(b"".join(a.tobytes() for a in (*numbers, said.top_ids, said.rank, said.top_logits))).hexdigest()
+
+
 def numpy_dispatch() -> list[str]:
     """CPU features beyond its baseline that NumPy uses in this process."""
     try:
@@ -83,7 +102,7 @@ def main() -> None:
 
     threads, chunk, paths = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     digests = {Path(p).name: digest(logits_of(p, random_ids(N_TOKENS), threads, chunk)) for p in paths}
-    print(json.dumps({"target": TARGET, "numpy": numpy_dispatch(), "digests": digests}))
+    print(json.dumps({"target": TARGET, "numpy": numpy_dispatch(), "digests": digests, "said": said_digest(paths[0], threads)}))
 
 
 if __name__ == "__main__":

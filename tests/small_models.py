@@ -116,7 +116,8 @@ def write_family(
             writer.add_tensor(name, edit(name, x).astype(np.float32) if edit else x)
             continue
         if tensor.plain:
-            writer.add_tensor(name, (rng.uniform(-1, 1, dims) if "conv" in name else 0.3 * rng.standard_normal(dims)).astype(np.float32))
+            x = rng.uniform(-1, 1, dims) if "conv" in name else -rng.uniform(0.02, 1, dims) if name.endswith("ssm_a") else 0.3 * rng.standard_normal(dims)
+            writer.add_tensor(name, x.astype(np.float32))
             continue
         std = dims[-1] ** -0.5 * (2 if name == "output.weight" else dims[-1] ** 0.5 if name == "token_embd.weight" and not config.tied_output else 1)
         x = (rng.standard_normal(dims) * std).astype(np.float32)

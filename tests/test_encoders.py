@@ -14,6 +14,7 @@ from gguf.quants import dequantize
 from llamina.kernels.formats.encoders import ENCODERS, encode
 from llamina.kernels.formats.table import FORMATS
 from llamina.kernels.target import EMULATION, FEATURES, emulatable
+from targets import TAKEN
 
 # Relative mean squared error of llama.cpp's ggml_quantize_chunk (llama-cpp-python 0.3.36) on gaussian() below, without importance.
 LLAMA_CPP = {
@@ -108,11 +109,11 @@ def digest() -> str:
 
 
 def test_every_target_writes_the_same_bytes():
-    targets = emulatable(FEATURES)
-    if not targets:
+    others = [name for name in TAKEN if name in emulatable(FEATURES)]
+    if not others:
         pytest.skip("no other x86 target can be run on this CPU")
     mine = digest()
-    for target in targets:
+    for target in others:
         child = subprocess.run([sys.executable, __file__], env={**os.environ, **EMULATION[target]}, capture_output=True, text=True, timeout=500)
         assert child.stdout.strip() == mine, f"{target}: {child.stderr[-500:]}"
 

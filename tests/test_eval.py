@@ -440,8 +440,8 @@ def test_a_notebook_shows_it(demo):
 
 
 @pytest.mark.parametrize("task, options, error, words", [
-    (5, {}, OptionError, "a file's path or a list of rows"), ({"text": "a"}, {}, OptionError, "a list of rows"), ([1], {}, OptionError, "rows must be mappings"),
-    ([{"a": object()}], {}, OptionError, "row 0 can't be written"),
+    (5, {}, OptionError, "a file's path or a list of rows"), ({"text": "a"}, {}, OptionError, "a list of rows"),
+    ([1], {}, OptionError, "rows must be mappings"), ([{"a": object()}], {}, OptionError, "row 0 can't be written"),
     ([{"a": 1}], {}, FormatError, "rows.jsonl, line 1"), ([], {}, FormatError, "has no rows"),
     ([{"prompt": "a", "target": "b"}], {"calibrate": "pmi"}, OptionError, "is for labels"), ([], {"shot": 1}, OptionError, "no option 'shot'"),
     ([], {"limit": 0}, OptionError, "limit must be"), ([], {"calibrate": "x"}, OptionError, "calibrate must be"),

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import targets
 from llamina.engine.run import runtime as runtime_module
 from llamina.engine.run.runtime import Feed
 from llamina.kernels import target
 from llamina.kernels.atomics import get_float_env, set_float_env
 from llamina.kernels.compile_cache import jit
 from llamina.kernels.formats.table import RUNNABLE
-from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run, same
+from runs import N_TOKENS, digest, logits_of, numpy_dispatch, open_runtime, run, said_digest, same
 from small_models import ALL_FORMATS, random_ids, write_small_model
 
 IDS = random_ids(N_TOKENS)
@@ -222,13 +223,18 @@ ON_ALL_TARGETS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", 
 """Whole models, compiled anew for each target; test_targets.py compares every format's kernel."""
 
 
-@pytest.mark.parametrize("name", sorted(target.EMULATION))
+@pytest.mark.parametrize("name", targets.TAKEN)
 def test_targets(name: str, models: dict[str, Path], digests: dict[str, str]) -> None:
-    if name not in target.emulatable(target.FEATURES):
-        pytest.skip(f"this CPU ({target.TARGET}) cannot run code for another target {name}")
+    targets.needs(name)
     answer = child({f: models[f] for f in ON_ALL_TARGETS}, target.EMULATION[name])
     assert answer["target"] == name
     assert answer["digests"] == {models[f].name: digests[models[f].name] for f in ON_ALL_TARGETS}
+    assert answer["said"] == said_digest(models[ON_ALL_TARGETS[0]])
+
+
+def test_what_is_said_of_logits_on_any_threads(models: dict[str, Path]) -> None:
+    """The op behind lenses and traces, which no model's own steps run."""
+    assert len({said_digest(models["F32"], threads) for threads in (1, 2, 3)}) == 1
 
 
 def test_numpy_dispatch_disabled(models: dict[str, Path], digests: dict[str, str]) -> None:

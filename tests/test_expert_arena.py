@@ -43,7 +43,7 @@ def opened(path: Path, memory: int | None, threads: int = 2, context: int = 256)
     return gguf, Runtime(gguf, ModelConfig.from_gguf(gguf), threads=threads, context=context, memory=memory)
 
 
-@pytest.mark.parametrize("name, format", [("qwen3moe sigmoid", "Q8_0"), ("gpt-oss", "F32"), ("qwen2moe", "Q4_0")])
+@pytest.mark.parametrize("name, format", [("qwen3moe sigmoid", "Q8_0"), ("gpt-oss", "F32"), ("qwen2moe", "Q4_0"), ("gemma4 experts", "Q8_0")])
 def test_the_same_bits(name: str, format: str, tmp_path: Path) -> None:
     path = write_case(tmp_path / "m.gguf", name, format)
     with open_runtime(path, 2, 256) as runtime:

@@ -23,6 +23,7 @@ WINGS = {
     "home": {"gguf", "text", "architectures", "run", "sampling"}, "answers": {"gguf", "text", "architectures", "run", "sampling"},
     "score": {"gguf", "text", "architectures", "run", "sampling", "answers"},
     "look": {"gguf", "text", "architectures", "run", "sampling", "answers"},
+    "train": {"gguf", "text", "architectures", "run", "sampling", "answers", "score"},
 }
 """Wing of engine/ -> the others it may import, for types too (docs/architecture.md). Only engine/cli, engine/serve and the face see everything."""
 FACES = {"__init__", "model", "chat", "selftest"}

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import encoder_cases
 import numpy as np
 import pytest
+import targets
 from llamina.engine.model import Model, load
 from llamina.engine.run.ops.table import OPS
 from llamina.engine.run.runtime import Feed, Runtime
@@ -19,11 +21,12 @@ from page_cases import CASES, CAUSAL, IDS, N_TOKENS, write_case
 from runs import digest, open_runtime, run, same
 from small_models import random_ids
 
-PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "qwen3moe sigmoid": "Q8_0",
-           "qwen2moe": "Q4_0", "gpt-oss": "F32", "gemma4": "Q8_0"}
+PRODUCT = {"gemma3 pattern": "Q8_0", "glm4": "Q4_0", "olmo3": "F32", "arcee": "Q8_0", "lfm2": "Q8_0", "qwen35": "Q4_0", "deepseek2 sigmoid": "Q8_0",
+           "qwen2moe": "Q4_0", "gpt-oss": "F32", "gemma4 experts": "Q8_0", "granitehybrid": "Q4_0"}
 """Case -> format. Sandwich norms, norms of heads, two ropes, windows, GELU; fused rows, pairs of half a head, biases; norms of whole projections, none before
 the sublayers, layers that are not scaled; a block without a gate, squared ReLU; short convolutions; the delta rule, gated attention; experts in groups, chosen
-with a bias, in fused rows; a shared one; with biases and a clamped gate, sinks."""
+with a bias, in fused rows, latent attention; a shared one; with biases and a clamped gate, sinks; experts beside a dense block, embeddings of each
+layer; Mamba-2."""
 
 DIGESTS = {
     "llama": "b250e06be6a950ac", "llama biases": "f760d7973d30add7", "llama window": "6474c017b37155d6", "llama arrays": "62e1b47ac18522f7",
@@ -40,9 +43,11 @@ DIGESTS = {
     "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
     "gpt2": "a78da11c54ab3f32", "gptneox": "fac11ad56242ddd0", "gptneox sequential": "14834e16e3892336", "phi2": "1b8642785e076e8a",
     "starcoder2": "f133418b12df870c", "command-r": "69592cfeea420cfb", "cohere2": "89ac56abd282a427",
+    "bert": "f8a5c0646c6cdbe5", "bert odd": "a07d54e3fe3afc03", "bert rank": "1f932b40d5407231", "nomic-bert": "31be7736b3e09bc0",
+    "modern-bert": "fc5571cffae6508f", "modern-bert rank": "f83fe945f8365f8a", "gemma-embedding": "ac29859f1fe5a8b2",
     "lfm2moe": "19419764132a1897", "qwen35moe": "edfbcbbdf1457597",
 }
-"""Of the logits of every case's Q8_0 file: one computer's bits are every computer's."""
+"""Of the logits of every case's Q8_0 file, or an encoder's rows: one computer's bits are every computer's."""
 
 LOOKING = {"pattern", "summary"}
 """Ops that no page has: engine/run/looking.py adds them to a pass that is looked at; tests/test_look_*.py hold them to the same bits."""
@@ -54,7 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """Of the rows of encoders, of the logits of others."""
     found = {}
+    for name in encoder_cases.CASES:
+        with open_runtime(encoder_cases.write_encoder(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
+            found[name] = digest(encoder_cases.rows_of(runtime, IDS, encoder_cases.TYPES if encoder_cases.typed(name) else None))[:16]
     for name in CASES:
         with open_runtime(write_case(folder / "m.gguf", name, "Q8_0"), 2, 256) as runtime:
             found[name] = digest(run(runtime, IDS, 30))[:16]
@@ -78,11 +87,10 @@ def test_digests(folder: Path) -> None:
     assert digests(folder) == DIGESTS
 
 
-@pytest.mark.parametrize("name", sorted(target.EMULATION))
+@pytest.mark.parametrize("name", targets.TAKEN)
 def test_targets(name: str, tmp_path: Path) -> None:
     """One process for all pages."""
-    if name not in target.emulatable(target.FEATURES):
-        pytest.skip(f"this CPU ({target.TARGET}) cannot run code for another target {name}")
+    targets.needs(name)
     environment = {**os.environ, **target.EMULATION[name]}
     result = subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr

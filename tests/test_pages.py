@@ -15,6 +15,7 @@ from llamina.engine.architectures import config
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
 from llamina.engine.architectures.expert_blocks import Experts
+from llamina.engine.architectures.mamba_blocks import Mamba2
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
 from llamina.engine.architectures.state_blocks import Conv, Delta
@@ -94,11 +95,15 @@ def mlps(change: Callable[[Mlp], Mlp]) -> Callable[[Layers], Layers]:
 
 
 def recurrents(change: Callable[[Any], Any]) -> Callable[[Layers], Layers]:
-    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta)) else b for b in blocks) for blocks in layers)
+    return lambda layers: tuple(tuple(change(b) if isinstance(b, (Conv, Delta, Mamba2)) else b for b in blocks) for blocks in layers)
 
 
 def deltas(change: Callable[[Delta], Delta]) -> Callable[[Layers], Layers]:
     return recurrents(lambda r: change(r) if isinstance(r, Delta) else r)
+
+
+def state_spaces(change: Callable[[Mamba2], Mamba2]) -> Callable[[Layers], Layers]:
+    return recurrents(lambda r: change(r) if isinstance(r, Mamba2) else r)
 
 
 def experts(change: Callable[[Experts], Experts]) -> Callable[[Layers], Layers]:
@@ -127,9 +132,12 @@ def norm_between(layers: Layers) -> Layers:
     """What stands between attention and the feed-forward block as a norm after the one, or before the other: `post_attention_norm` is read the other way."""
     found: list[tuple[Block, ...]] = []
     for blocks in layers:
-        at = next(n for n, b in enumerate(blocks) if isinstance(b, (Attention, Conv, Delta)))
+        at = next((n for n, b in enumerate(blocks) if isinstance(b, (Attention, Conv, Delta, Mamba2))), len(blocks))
+        if len(blocks) < at + 2 or isinstance(blocks[at + 1], Mamba2):  # a block a layer, or side by side
+            found.append(blocks)
+            continue
         first, (attention, mlp, *rest) = blocks[:at], blocks[at:]  # the first and the rest: Gemma 4's embeddings of each layer
-        assert isinstance(attention, (Attention, Conv, Delta)) and isinstance(mlp, (Mlp, Experts))
+        assert isinstance(attention, (Attention, Conv, Delta, Mamba2)) and isinstance(mlp, (Mlp, Experts))
         if attention.post_norm is None and mlp.norm is not None:
             found.append((*first, replace(attention, post_norm=mlp.norm), replace(mlp, norm=None), *rest))
         elif attention.post_norm is not None and mlp.norm is None:
@@ -174,6 +182,12 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "value heads in groups": deltas(lambda d: replace(d, grouped=not d.grouped) if d.value_heads > d.key_heads else d),
     "alpha and beta changed over": deltas(lambda d: replace(d, alpha=d.beta, beta=d.alpha)),
     "another eps of heads": deltas(lambda d: replace(d, head_norm=replace(d.head_norm, eps=0.3))),
+    "no norms of each head": attentions(lambda a: replace(a, qk_norm="") if a.qk_norm == "layer" else a),
+    "no norm of groups": state_spaces(lambda m: replace(m, head_norm=None)),
+    "no bias of the convolution": state_spaces(lambda m: replace(m, conv_bias=None)),
+    "the router reads the experts' rows": experts(lambda b: replace(b, router_norm=replace(b.router_norm, factor=1.0)) if b.router_norm else b),
+    "no scales of experts": experts(lambda b: replace(b, expert_scales="")),
+    "norms beside changed over": experts(lambda b: replace(b, beside=b.beside[::-1]) if b.beside else b),
     "another way to choose": experts(lambda b: replace(b, gating="softmax" if b.gating == "sigmoid" else "sigmoid")),
     "softmax of all experts": experts(lambda b: replace(b, gating="softmax") if b.gating == "softmax_of_chosen" else b),
     "weights normed or not": experts(lambda b: replace(b, normalise=not b.normalise) if b.gating != "softmax_of_chosen" else b),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llamina.engine.sampling.sampler import Sampler, SamplingOptions
 from serving import TEMPLATE, Server, serving
 
 ONCE = "Once upon a time"
@@ -57,7 +58,43 @@ def test_completion_stops_and_biases(server: Server) -> None:
     assert on and all(b["bias"] is None for b in on)
     assert server.ok("/completion", prompt=ONCE, n_predict=2, response_fields=["content", "generation_settings/n_predict", "no"]).keys() == \
         {"content", "generation_settings/n_predict"}
-    assert server.post("/completion", prompt=ONCE, n_probs=2, post_sampling_probs=True).status_code == 400
+
+
+def test_probabilities_of_what_was_drawn_from(server: Server) -> None:
+    """post_sampling_probs: after every stage; what a stage left out is not among them, and they add up to 1."""
+    asked = {"prompt": ONCE, "n_predict": 12, "seed": 3, "n_probs": 8, "top_k": 5, "top_p": 1, "min_p": 0, "temperature": 0.7, "repeat_penalty": 1.3, "ignore_eos": True}
+    plain, after = (server.ok("/completion", post_sampling_probs=on, **asked) for on in (False, True))
+    assert plain["content"] == after["content"]
+    ids = server.model.tokenize(ONCE)
+    for model, drawn in zip(plain["completion_probabilities"], after["completion_probabilities"], strict=True):
+        assert "logprob" not in drawn and model["id"] == drawn["id"] and len(drawn["top_probs"]) == 5 < len(model["top_logprobs"])
+        assert sum(p["prob"] for p in drawn["top_probs"]) == pytest.approx(1) and drawn["prob"] in [p["prob"] for p in drawn["top_probs"]]
+        sampler = Sampler(SamplingOptions(top_k=5, top_p=1, min_p=0, temperature=0.7, repeat_penalty=1.3), tokenizer=server.model.tokenizer)
+        chances = sampler.distribution(server.model.logits(ids)[-1], len(ids), ids)
+        if server.model.tokenizer.eos_id not in chances:  # ignore_eos forbids it above
+            assert {p["id"]: pytest.approx(p["prob"]) for p in drawn["top_probs"]} == chances
+        ids.append(drawn["id"])
+    events = server.events("/completion", post_sampling_probs=True, **asked)
+    assert [p for e in events[:-1] for p in e["completion_probabilities"]] == after["completion_probabilities"]
+    for n, greedy in ((3, True), (0, True), (3, False)):
+        one = server.ok("/completion", **{**asked, "n_predict": 1, "n_probs": n, "temperature": 0 if greedy else 1e-3}, post_sampling_probs=True)
+        found = one.get("completion_probabilities", [])
+        assert [[p["prob"] for p in t["top_probs"]] for t in found] == ([[1.0]] if n else []) or not greedy and found[0]["prob"] <= 1
+
+
+def test_prompt_and_answer_share_the_context(server: Server) -> None:
+    """As llama-server counts it: the last token is one of them, though it is never fed."""
+    n, most = server.model.context - 10, server.model.context
+    prompt = [1] + [300] * (n - 1)
+    found = server.ok("/completion", prompt=prompt, n_predict=-1, ignore_eos=True)
+    assert found["tokens_predicted"] == 10 and found["truncated"] and found["stop_type"] == "limit"
+    assert server.ok("/v1/completions", prompt=prompt, max_tokens=50, logit_bias={"2": -100})["usage"]["total_tokens"] == most
+    full = [1] + [300] * (most - 1)
+    for path, field in (("/completion", "n_predict"), ("/v1/completions", "max_tokens")):
+        refused = server.post(path, prompt=full, **{field: 1})
+        assert refused.status_code == 400 and refused.json()["error"]["n_prompt_tokens"] == most == refused.json()["error"]["n_ctx"]
+        assert server.ok(path, prompt=full, **{field: 0})
+    assert server.settled()
 
 
 def test_progress_of_long_prompts(server: Server) -> None:

@@ -158,6 +158,33 @@ def test_another_token(tab: Any) -> None:
     assert branch.startswith((before + other).strip()) and branch != text and "2 of 2" in tab.inner_text("article.assistant")
 
 
+def test_surprise_and_layers(tab: Any, server: Serving) -> None:
+    """The view of tokens by line, with the server's own numbers; a token's panel has all layers; what the server refuses is said."""
+    option(tab, "max_tokens", "10")
+    option(tab, "temperature", "0")
+    option(tab, "system", "Be kind.")
+    ask(tab, "Tell me a story.")
+    option(tab, "system", "")  # what is looked at is the answer as it was asked for
+    press(tab, "Tokens")
+    with tab.expect_response("**/trace") as told:
+        press(tab, "Surprise and layers")
+    trace = told.value.json()
+    rows = tab.locator(".inside tbody tr")
+    within(lambda: rows.count() == 10)
+    assert rows.locator(".surprise").all_inner_texts() == [f"{row['surprise']:.2f}" for row in trace["tokens"][1:]]
+    asked = {"system": "Be kind.", "messages": [{"role": "user", "content": "Tell me a story."}]}
+    assert trace["first"] + 1 == server.post("/v1/messages/count_tokens", asked).json()["input_tokens"]
+    assert rows.nth(0).locator("td").count() == 3 + 5 and tab.locator(".inside thead th").last.inner_text() == f"after {trace['layers'][-1]}"
+    assert tab.locator(".inside tbody tr td:last-child strong").count() == sum(row["rank"] == 1 for row in trace["tokens"][1:])
+    rows.nth(3).locator("button").click()
+    assert tab.locator("#tokens .layers tbody tr").count() == len(trace["layers"]) and "nats" in tab.inner_text("#tokens")
+    press(tab, "Surprise and layers")
+    assert tab.locator(".inside").count() == 0 and tab.locator(".token").count() == 10
+    tab.evaluate("() => { window.fetch = () => Promise.reject(new Error('it is gone')); }")
+    press(tab, "Surprise and layers")
+    until(tab, "document.querySelector('#status').textContent === 'Error: it is gone'")
+
+
 def test_system_prompt_and_copy(tab: Any) -> None:
     option(tab, "max_tokens", "4")
     option(tab, "system", "Be kind.")
@@ -274,7 +301,12 @@ def test_accessible(browser: Any, server: Serving, width: int, scheme: str) -> N
     option(tab, "max_tokens", "12")
     ask(tab, "Hello")
     press(tab, "Tokens")
+    press(tab, "Surprise and layers")
+    within(lambda: tab.locator(".inside tbody tr").count() > 2)
     tab.locator(".token").nth(2).click()
+    assert tab.locator("#tokens .layers").count() == 1
+    if folder := os.environ.get("LLAMINA_PICTURES"):
+        tab.screenshot(path=f"{folder}/page-{scheme}-{width}.png")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     found = []
     if axe is not None:

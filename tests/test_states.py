@@ -24,7 +24,7 @@ CONTEXT = 768
 TEXT = random_ids(CONTEXT, seed=5)
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen35"])
+@pytest.fixture(scope="module", params=["lfm2", "qwen35", "falcon-h1"])
 def path(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_case(tmp_path_factory.mktemp("states") / "m.gguf", request.param, "Q8_0")
 

@@ -133,9 +133,9 @@ class Engine:
         L.llama_synchronize(self.context)
         return {"tokens_per_second": n / (time.perf_counter() - start), "peak_memory": peak_memory()}
 
-    def logits(self, ids: list[int], save: str, flash: str = OFF) -> dict[str, Any]:
+    def logits(self, ids: list[int], save: str, flash: str = OFF, kv: str = "f16") -> dict[str, Any]:
         """Logits after each id, in batches of 512, saved as .npy: float32 [len(ids), n_vocab]."""
-        self.open(-(-len(ids) // 256) * 256, flash=flash)
+        self.open(-(-len(ids) // 256) * 256, flash=flash, kv=kv)
         np.save(save, np.concatenate([self.window(ids, i) for i in range(0, len(ids), 512)]))
         return {"rows": len(ids)}
 

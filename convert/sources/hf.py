@@ -15,7 +15,7 @@ import numpy as np
 from ...engine.architectures.config import ModelConfig
 from ...engine.errors import FileError, FormatError, UnsupportedError
 from ...engine.gguf.header import quote
-from ..changes import changes, squeezed
+from ..changes import changes, shaped, squeezed, times
 from ..names import hf_tensors, norm_gains, of_other_part, of_text, row_orders, without_effect
 from ..unpickle import load_state_dict
 from .base import Constant, Fields, Permuted, PermutedVector, Rows, Scaled, Shifted, Source, SourceFile, Stored, assemble, read_json
@@ -24,6 +24,7 @@ from .hf_config import HfModel, read_config
 from .hf_encoders import Tail
 from .hf_experts import Part, expert_parts, mxfp4, stack
 from .hf_fields import SIZES
+from .hf_fused import fused_parts
 from .hf_sentence import read_sentence
 from .hf_tokenizer import read_tokenizer
 from .safetensors_file import merge_shards, read_safetensors, shards_of
@@ -159,7 +160,7 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
     """GGUF name -> rows. UnsupportedError for a tensor that the page does not know."""
     config = model.config(tied=False)
     known, orders = hf_tensors(model.page, config), row_orders(model.page, config)
-    parts, held = expert_parts(config), dict[str, dict[int, Rows]]()
+    parts, held = expert_parts(config) | fused_parts(config), dict[str, dict[int, Rows]]()
     found, packed = mxfp4(config, tensors)
     gains, other = norm_gains(config) if model.page.hf_norm_plus_one else set(), changes(config)
     scales = {name: stored for name, stored in tensors.items() if name.endswith(_SCALES)}
@@ -178,7 +179,7 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
             continue
         if name not in known and name not in parts:
             _refuse_unknown(name, stored, config)
-        stored = squeezed(stored) if name in known and known[name].plain else stored
+        stored = shaped(squeezed(stored), known[name].shape) if name in known and known[name].plain else stored
         if name.endswith(model.page.hf_turned or ("\0",)) and len(stored.shape) == 2:
             rows_apart, apart = stored.strides or (stored.shape[1], 1)
             stored = replace(stored, shape=stored.shape[::-1], strides=(apart, rows_apart))
@@ -204,6 +205,8 @@ def _mapped(fields: Fields, model: HfModel, tensors: Mapping[str, Stored], notes
             if stored.shape != tensor.shape:
                 raise FormatError(f"{stored.file.path}: tensor {quote(name)} must have shape {list(tensor.shape)} by config.json, found {list(stored.shape)}")
             rows = other[tensor.name](rows)
+        if tensor.name in model.factors:
+            rows = times(rows, model.factors[tensor.name])
         found[tensor.name] = Shifted(rows, 1.0) if tensor.name in gains else rows
     found |= stack(held, config)
     if orphans := sorted(set(scales) - used):
@@ -219,7 +222,7 @@ def _take_parts(parts: list[Part], rows: Rows, stored: Stored, found: dict[str, 
     """A tensor of experts, or of one of them."""
     for tensor, expert, make in parts:
         if expert >= 0:
-            held.setdefault(tensor, {})[expert] = rows
+            held.setdefault(tensor, {})[expert] = make(stored) if rows is stored else rows
         elif rows is stored:
             found[tensor] = make(stored)
         else:

@@ -7,7 +7,7 @@ Source: transformers' configuration_*.py; keys as llama.cpp's converter writes t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from .hf_encoders import Encoder, encoder_keys, encoder_of, offset
 from .hf_fields import class_of, flattened, settled
 from .hf_gemma4 import full_layers, kinds, proportional
 from .hf_keys import BASES, BY_KIND, PARTIAL, READERS, Reading
+from .hf_mamba_keys import nemotron_layers
 from .hf_rope import FULL, MINICPM, PHI3, USUAL, WINDOWED, HfRope, parameters, read_rope
 
 YARN_3 = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
@@ -37,7 +38,7 @@ class HfModel:
     """What a configuration says. keys: GGUF's, with the architecture's name. biases: names of tensors that have to be there. extra: tensors that are made,
     not read: float32 vectors. parts: class of a model of several parts, of which this is the text part; "" else. names: the checkpoint's name of a tensor ->
     the one that the page knows; None: it is without effect. first_position: of the rows of an encoder's table of positions. unused: pattern
-    of names of tensors that change nothing -> what they are."""
+    of names of tensors that change nothing -> what they are. factors: tensor of ours -> what it is multiplied by, one number or one for each row."""
 
     path: Path
     page: Page
@@ -51,6 +52,7 @@ class HfModel:
     unused: dict[str, str] = field(default_factory=dict)
     names: Callable[[str], str | None] = str
     first_position: int = 0
+    factors: dict[str, Any] = field(default_factory=dict)
 
     def config(self, tied: bool | None = None) -> ModelConfig:
         """As the page reads it. tied: embedding and output are one matrix (default: as the configuration says)."""
@@ -81,6 +83,11 @@ class _Config:
         self.given = given
         self.fields, self.name, self.context = settled(given, self.cls), name, context
         self.notes = [remark] if remark else []
+        if self.cls.model_type == "nemotron_h":
+            layers = nemotron_layers(self.fields.values)
+            self.fields = Fields(fields.path, {**self.fields.values, "num_hidden_layers": len(layers)})
+            if {"moe", "E"} & set(layers):
+                self.cls = replace(self.cls, gguf="nemotron_h_moe")
 
     def refuse(self, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.fields.path}: {message}")
@@ -124,7 +131,7 @@ class _Config:
         fused = {f"blk.{i}.attn_qkv.weight" for i in range(n_layers)} if r.fused else set()
         full = {"general.name": self.name, **{f"{arch}.{key}": value for key, value in {**keys, **r.keys}.items() if value is not None}}
         return HfModel(f.path, PAGES[arch], full, n_vocab, f.get("tie_word_embeddings", bool), biases | fused | r.tensors, rope.tensors, self.notes, self.parts,
-                       r.unused, r.names)
+                       r.unused, r.names, factors=r.factors)
 
     def layers(self, n_layers: int) -> list[str]:
         """layer_types, [] if the file does not say. Classes without windows: full attention everywhere."""

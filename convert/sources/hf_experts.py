@@ -22,7 +22,7 @@ from ...engine.gguf.header import quote
 from ...kernels.formats.table import FORMATS
 from .base import DTYPES, Rows, SourceTensor, Stored
 
-_PLACES = ("mlp", "block_sparse_moe", "feed_forward")
+_PLACES = ("mlp.", "block_sparse_moe.", "feed_forward.", "mixer.", "")
 _SINGLE = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
 MXFP4_BYTES = 16
 """Of a block's 32 codes."""
@@ -56,6 +56,24 @@ class Stacked:
         for e in np.unique(which):
             values[which == e] = self.parts[e].read(within[which == e])
         return values
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Matrices of one row each, one after the other, as rows of one."""
+
+    base: Stacked
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape[0], self.base.shape[2]
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.base.read(index)
 
 
 @dataclass(frozen=True)
@@ -123,11 +141,14 @@ def _parts_of(b: Experts) -> dict[str, list[Part]]:
     names = {part: m.tensor for part, m in ours.items() if m}
     turned = bool(b.up.bias)
     for place in _PLACES:
-        at = f"{layer}{place}."
+        at = f"{layer}{place}"
         for part, tensor in names.items():
             for e in range(b.experts):
                 for name in _SINGLE[part]:
                     found[f"{at}experts.{e}.{name}.weight"] = [Part(tensor, e, _whole)]
+        if not b.gate:
+            found[at + "experts.up_proj"], found[at + "experts.down_proj"] = [Part(names["up"], -1, _whole)], [Part(names["down"], -1, _whole)]
+            continue
         for both, down in (("experts.gate_up_proj", "experts.down_proj"), ("input_linear.weight", "output_linear.weight")):
             found[at + both] = [Part(names[part], -1, _turned_half(b, i) if turned else _half(b, i)) for i, part in enumerate(("gate", "up"))]
             found[at + down] = [Part(names["down"], -1, _turned(b) if turned else _whole)]
@@ -135,18 +156,17 @@ def _parts_of(b: Experts) -> dict[str, list[Part]]:
         at = f"{layer}mlp.experts."
         found[at + "gate_up_proj_bias"] = [Part(ours[part].bias, -1, _bias_half(b, i)) for i, part in enumerate(("gate", "up"))]  # type: ignore[union-attr]
         found[at + "down_proj_bias"] = [Part(b.down.bias, -1, _whole)]
-    if s := b.shared:
+    if (s := b.shared) and s.gate:
         def half(first: int) -> Callable[[Stored], Rows]:
-            return lambda stored: Picked(_of(stored, (2 * s.width, b.dim)), np.arange(first, first + s.width), (s.width, b.dim))
-        assert s.gate
+            return lambda stored: Picked(of_shape(stored, (2 * s.width, b.dim)), np.arange(first, first + s.width), (s.width, b.dim))
         found[f"{layer}shared_mlp.input_linear.weight"] = [Part(s.gate.tensor, -1, half(0)), Part(s.up.tensor, -1, half(s.width))]
         found[f"{layer}shared_mlp.output_linear.weight"] = [Part(s.down.tensor, -1, _whole)]
         if b.shared_gate:
-            found[f"{layer}mlp.shared_expert_gate.weight"] = [Part(b.shared_gate, -1, lambda stored: replace(_of(stored, (1, b.dim)), shape=(b.dim,)))]
+            found[f"{layer}mlp.shared_expert_gate.weight"] = [Part(b.shared_gate, -1, lambda stored: replace(of_shape(stored, (1, b.dim)), shape=(b.dim,)))]
     return found
 
 
-def _of(stored: Stored, shape: tuple[int, ...]) -> Stored:
+def of_shape(stored: Stored, shape: tuple[int, ...]) -> Stored:
     if stored.shape != shape:
         raise FormatError(f"{stored.file.path}: tensor {quote(stored.name)} must have shape {list(shape)} by config.json, found {list(stored.shape)}")
     return stored
@@ -159,7 +179,7 @@ def _whole(stored: Stored) -> Rows:
 def _half(b: Experts, which: int) -> Callable[[Stored], Rows]:
     """Gate's or up's rows of each expert's 2 w."""
     order = (2 * b.width * np.arange(b.experts)[:, None] + which * b.width + np.arange(b.width)).reshape(-1)
-    return lambda stored: Picked(_of(stored, (b.experts, 2 * b.width, b.dim)), order, (b.experts, b.width, b.dim))
+    return lambda stored: Picked(of_shape(stored, (b.experts, 2 * b.width, b.dim)), order, (b.experts, b.width, b.dim))
 
 
 def _column_wise(stored: Stored, experts: int, rows: int, columns: int, first: int, step: int) -> Rows:
@@ -170,15 +190,15 @@ def _column_wise(stored: Stored, experts: int, rows: int, columns: int, first: i
 
 
 def _turned_half(b: Experts, which: int) -> Callable[[Stored], Rows]:
-    return lambda stored: _column_wise(_of(stored, (b.experts, b.dim, 2 * b.width)), b.experts, b.width, b.dim, which, 2)
+    return lambda stored: _column_wise(of_shape(stored, (b.experts, b.dim, 2 * b.width)), b.experts, b.width, b.dim, which, 2)
 
 
 def _turned(b: Experts) -> Callable[[Stored], Rows]:
-    return lambda stored: _column_wise(_of(stored, (b.experts, b.width, b.dim)), b.experts, b.dim, b.width, 0, 1)
+    return lambda stored: _column_wise(of_shape(stored, (b.experts, b.width, b.dim)), b.experts, b.dim, b.width, 0, 1)
 
 
 def _bias_half(b: Experts, which: int) -> Callable[[Stored], Rows]:
-    return lambda stored: Picked(_of(stored, (b.experts, 2 * b.width)), np.arange(b.experts), (b.experts, b.width), (which, 2))
+    return lambda stored: Picked(of_shape(stored, (b.experts, 2 * b.width)), np.arange(b.experts), (b.experts, b.width), (which, 2))
 
 
 def mxfp4(config: ModelConfig, tensors: Mapping[str, Stored]) -> tuple[dict[str, Rows], set[str]]:
@@ -199,7 +219,7 @@ def mxfp4(config: ModelConfig, tensors: Mapping[str, Stored]) -> tuple[dict[str,
                                       "get the checkpoint again")
                 continue
             for stored, shape in ((blocks, (b.experts, rows, columns // 32, MXFP4_BYTES)), (scales, (b.experts, rows, columns // 32))):
-                _of(stored, shape)
+                of_shape(stored, shape)
                 if stored.dtype != "U8" or columns % 32:
                     raise FormatError(f"{stored.file.path}: tensor {quote(stored.name)} must be U8 with rows of whole blocks of 32, found {stored.dtype}")
             used |= {blocks.name, scales.name}
@@ -213,7 +233,9 @@ def mxfp4(config: ModelConfig, tensors: Mapping[str, Stored]) -> tuple[dict[str,
 def stack(parts: Mapping[str, Mapping[int, Rows]], config: ModelConfig) -> dict[str, Rows]:
     """Tensors of which every expert's part was found; the others are missing, which `assemble` says."""
     experts = {m.tensor: m.experts for m in config.matrices() if m.experts}
-    return {name: Stacked(tuple(held[e] for e in range(experts[name]))) for name, held in parts.items() if len(held) == experts[name]}
+    rows = {norm.tensor: norm.heads for a in config.attentions() for norm in (a.q_norm, a.k_norm) if norm}
+    whole = {name: Stacked(tuple(held[e] for e in range(n))) for name, held in parts.items() if len(held) == (n := (experts | rows)[name])}
+    return {name: Flat(stacked) if name in rows else stacked for name, stacked in whole.items()}
 
 
 def copies(tensor: SourceTensor, rows: Rows) -> SourceTensor:

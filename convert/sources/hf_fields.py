@@ -56,6 +56,12 @@ _QWEN: dict[str, Any] = {
     "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
     "sliding_window": 4096, "max_window_layers": 28, "layer_types": None, "bos_token_id": None, "eos_token_id": None}
 _OLMO: dict[str, Any] = {"vocab_size": 50304, "pad_token_id": 1, "bos_token_id": None, "eos_token_id": 50279, "rms_norm_eps": 1e-5, "attention_bias": False}
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 128, "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_head": "auto", "mamba_d_conv": 4, "mamba_expand": 2, "mamba_conv_bias": True,
+    "mamba_proj_bias": False, "time_step_limit": None}
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 512, "n_routed_experts": 64, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "routed_scaling_factor": 1.0, "v_head_dim": 128,
+    "attention_bias": False, "mlp_bias": False}
 _SPARSE: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False}
 _GRANITE_MOE: dict[str, Any] = {
     "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "attention_bias": False,
@@ -145,6 +151,35 @@ CLASSES = (
         "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32, "layer_types": None,
         "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8, "num_experts": 256}, "",
         "partial_rotary_factor full_attention_interval", (("num_local_experts", "num_experts"),)),
+    _class("qwen3_next", "qwen3next", "Qwen3NextForCausalLM", {
+        **_SPARSE, "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48, "intermediate_size": 5632, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None, "head_dim": 256, "attention_bias": False,
+        "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+        "layer_types": None, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 10, "num_experts": 512,
+        "norm_topk_prob": True}, "", "partial_rotary_factor full_attention_interval"),
+    _class("granitemoehybrid", "granitehybrid", "GraniteMoeHybridForCausalLM", {
+        **_GRANITE_MOE, **_MAMBA, "shared_intermediate_size": 1024, "position_embedding_type": None, "layer_types": None}, "head_dim"),
+    _class("nemotron_h", "nemotron_h", "NemotronHForCausalLM", {
+        "vocab_size": 131072, "num_hidden_layers": None, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096, "intermediate_size": 21504,
+        "rms_norm_eps": 1e-5, "pad_token_id": 0, "attention_bias": False, "mlp_bias": False, "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu",
+        "mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4, "use_conv_bias": True, "mamba_proj_bias": False,
+        "layers_block_type": None, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 7688,
+        "moe_shared_expert_intermediate_size": 7688, "moe_latent_size": None, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1,
+        "norm_topk_prob": True, "use_bias": False}, "hidden_act rope_parameters",
+        renamed=(("layer_norm_epsilon", "rms_norm_eps"), ("layer_types", "layers_block_type"))),
+    _class("falcon_h1", "falcon-h1", "FalconH1ForCausalLM", {
+        **_MAMBA, "vocab_size": 128000, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+        "pad_token_id": 0, "mamba_d_ssm": 1024, "mamba_norm_before_gate": True, "mamba_rms_norm": False, "projectors_bias": False, "lm_head_multiplier": 1.0,
+        "embedding_multiplier": 1.0, "mlp_multipliers": None, "key_multiplier": 1.0, "attention_out_multiplier": 1.0, "attention_in_multiplier": 1.0,
+        "ssm_multipliers": None, "ssm_in_multiplier": 1.0, "ssm_out_multiplier": 1.0, "attention_bias": False, "mlp_bias": False}),
+    _class("deepseek_v2", "deepseek2", "DeepseekV2ForCausalLM", {
+        **_LATENT, "vocab_size": 102400, "q_lora_rank": 1536, "n_group": None, "n_shared_experts": 2, "topk_group": None, "topk_method": "greedy",
+        "norm_topk_prob": False, "num_experts_per_tok": None, "moe_intermediate_size": 1407, "first_k_dense_replace": 0}, "head_dim"),
+    _class("glm4_moe_lite", "deepseek2", "Glm4MoeLiteForCausalLM", {
+        **_LATENT, "vocab_size": 154880, "hidden_size": 2048, "intermediate_size": 10240, "moe_intermediate_size": 1536, "num_hidden_layers": 47,
+        "num_attention_heads": 20, "num_key_value_heads": 20, "n_shared_experts": 1, "routed_scaling_factor": 1.8, "q_lora_rank": 768, "v_head_dim": 256,
+        "qk_nope_head_dim": 192, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4, "norm_topk_prob": True, "max_position_embeddings": 202752,
+        "rms_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 1, "rope_interleave": True, "mlp_layer_types": None}, "head_dim"),
     _class("mixtral", "llama", "MixtralForCausalLM", {
         "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "sliding_window": None,
         "num_experts_per_tok": 2, "num_local_experts": 8}, renamed=(("num_experts", "num_local_experts"),)),
@@ -204,7 +239,8 @@ _NULLABLE = frozenset((
     "sliding_window",
     "layer_types", "no_rope_layers", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "sliding_window_pattern",
     "full_attn_idxs", "block_ffn_dim_multiplier",
-    "mlp_only_layers", "clip_qkv", "num_experts", "top_k_experts", "moe_intermediate_size"))
+    "mlp_only_layers", "clip_qkv", "num_experts", "top_k_experts", "moe_intermediate_size", "mamba_d_ssm",
+    "n_routed_experts", "num_experts_per_tok", "moe_shared_expert_intermediate_size"))
 """Fields for which null is a value."""
 READ = frozenset(key for c in CLASSES for key in c.defaults) | {
     "architectures", "model_type", "rope_theta", "rope_scaling", "original_max_position_embeddings", "quantization_config", "layer_types", "auto_map",

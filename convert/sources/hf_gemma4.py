@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...engine.architectures.keys import MAX_HEADS, MAX_WIDTH
+from ...engine.architectures.keys import MAX_EXPERTS, MAX_HEADS, MAX_WIDTH
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from .base import Fields
@@ -70,7 +70,9 @@ def gemma4(r: Reading) -> None:
     if f.values.get("use_bidirectional_attention") not in (None, "vision"):  # "vision": between the parts of a picture, and text has none
         r.refuse(f"asks for a feature that llamina lacks: use_bidirectional_attention = {quote(f.values['use_bidirectional_attention'])}")
     if f.values.get("enable_moe_block"):
-        r.refuse("asks for a feature that llamina lacks: enable_moe_block = True (experts beside the feed-forward block)")
+        experts = f.integer("num_experts", MAX_EXPERTS)
+        r.keys |= {"expert_count": experts, "expert_used_count": f.integer("top_k_experts", experts),
+                   "expert_feed_forward_length": f.integer("moe_intermediate_size", MAX_WIDTH)}
     r.layers = kinds(f, r.layers, n)
     windowed = r.kinds(lambda i: False)
     size, kv_heads = full_layers(f, r.layers)
@@ -95,8 +97,7 @@ def gemma4(r: Reading) -> None:
     }
     if double:
         r.keys["feed_forward_length"] = np.array([wide * (1 if i < n - shared else 2) for i in range(n)], np.int32)
-    if (cap := f.number("final_logit_softcapping", None)) is not None:
-        r.keys["final_logit_softcapping"] = cap
+    r.keys["final_logit_softcapping"] = f.number("final_logit_softcapping", None) or 0.0  # 0: none; where the key is absent llama.cpp caps at 30
     if shared:
         r.unused[rf"model\.layers\.({'|'.join(str(i) for i in range(n - shared, n))})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight"] = \
             "of layers that read another's keys and values"

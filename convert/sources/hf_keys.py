@@ -19,7 +19,9 @@ from ...engine.architectures.gemma import LARGEST_2, LARGEST_3
 from ...engine.errors import FormatError, UnsupportedError
 from ...engine.gguf.header import quote
 from . import hf_expert_keys as expert
+from . import hf_latent_keys as latent
 from . import hf_layer_norm as layer_norm
+from . import hf_mamba_keys as mamba
 from . import hf_state_keys as states
 from .base import Fields
 from .hf_gemma4 import gemma4
@@ -50,6 +52,7 @@ class Reading:
     unused: dict[str, str] = field(default_factory=dict)  # pattern of names of tensors that change nothing -> what they are
     notes: list[str] = field(default_factory=list)
     given: Fields | None = None  # as they stand in the file
+    factors: dict[str, Any] = field(default_factory=dict)  # HfModel's
 
     def refuse(self, message: str) -> NoReturn:
         raise UnsupportedError(f"{self.f.path}: {message}")
@@ -57,6 +60,11 @@ class Reading:
     def flag(self, key: str) -> bool:
         value: bool = self.f.get(key, bool, False)
         return value
+
+    def keys_of_heads(self) -> int:
+        """KV heads."""
+        heads: int = self.f.integer("num_key_value_heads", 1 << 14, self.n_heads)
+        return heads
 
     def biased(self, key: str, *parts: str) -> None:
         if self.flag(key):
@@ -341,6 +349,13 @@ def qwen3_5_moe(r: Reading) -> None:
     expert.shared(r, "shared_expert_intermediate_size")
 
 
+def qwen3_next(r: Reading) -> None:
+    qwen3_5_moe(r)
+    expert.normed(r, True)
+    expert.every_layer(r)
+    r.keys["rope.dimension_sections"] = None
+
+
 def nothing(r: Reading) -> None:
     """Sizes and rope say it all."""
 
@@ -353,11 +368,14 @@ READERS: dict[str, Callable[[Reading], None]] = {
     "gpt2": layer_norm.gpt2, "gpt_neox": layer_norm.gpt_neox, "phi": layer_norm.phi, "starcoder2": layer_norm.starcoder2,
     "stablelm": layer_norm.stablelm, "cohere": layer_norm.cohere, "cohere2": layer_norm.cohere2,
     "gpt_oss": gpt_oss, "gemma4_text": gemma4, "gemma4_unified_text": gemma4,
-    "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5, "lfm2_moe": lfm2_moe, "qwen3_5_moe_text": qwen3_5_moe,
+    "lfm2": states.lfm2, "qwen3_5_text": states.qwen3_5, "lfm2_moe": lfm2_moe, "qwen3_5_moe_text": qwen3_5_moe, "qwen3_next": qwen3_next,
+    "granitemoehybrid": mamba.granite_hybrid, "nemotron_h": mamba.nemotron_h, "falcon_h1": mamba.falcon_h1,
+    "deepseek_v2": latent.deepseek_v2, "glm4_moe_lite": latent.glm4_moe_lite,
 }
 BASES = {"cohere": 5e5, "lfm2": 1e6, "lfm2_moe": 1e6, "smollm3": 2e6, "ernie4_5": 5e5, "gemma3_text": 1e6, "olmo3": 5e5, "mixtral": 1e6, "gpt_oss": 150000.0}
 """rope_theta where nothing says it; 10000 for the others."""
 BY_KIND = {"gemma3_text": 1e4, "gemma4_text": 1e4, "gemma4_unified_text": 1e4, "olmo3": 5e5}
 """Classes whose windowed layers have rotary positions of their own, and their base where nothing says it."""
-PARTIAL = {"gpt_neox": 0.25, "phi": 0.5, "stablelm": 0.25, "phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}
+PARTIAL = {"gpt_neox": 0.25, "phi": 0.5, "stablelm": 0.25, "phi3": 1.0, "glm4": 0.5, "qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25,
+           "qwen3_next": 0.25}
 """Classes that turn a part of each head only, and which where nothing says it."""

@@ -30,6 +30,11 @@ def _no_positions(r: Reading) -> None:
     r.keys |= {"rope.dimension_count": None, "rope.freq_base": None, "rope.scaling.type": None}
 
 
+def _head_norms(r: Reading) -> None:
+    """LayerNorms of each head's queries and keys."""
+    r.tensors |= {f"blk.{i}.attn_{x}_norm.weight" for i in range(r.n_layers) for x in "qk"}
+
+
 def gpt2(r: Reading) -> None:
     _norms(r)
     _activation(r, "gelu_new", "gelu_pytorch_tanh")
@@ -77,7 +82,7 @@ def starcoder2(r: Reading) -> None:
 def stablelm(r: Reading) -> None:
     _norms(r)
     if r.flag("qk_layernorm"):
-        r.refuse("asks for a feature that llamina lacks: qk_layernorm = True (LayerNorm of each head's queries and keys)")
+        _head_norms(r)
     parallel = r.flag("use_parallel_residual")
     r.keys["use_parallel_residual"] = parallel
     r.biases += ["attn_norm", *([] if parallel else ["ffn_norm"])]
@@ -87,7 +92,7 @@ def stablelm(r: Reading) -> None:
 def cohere(r: Reading) -> None:
     _norms(r, False)
     if r.f.values.get("use_qk_norm"):
-        r.refuse("asks for a feature that llamina lacks: use_qk_norm = True (LayerNorm of each head's queries and keys)")
+        _head_norms(r)
     r.biased("attention_bias", *ATTENTION)
     r.keys["logit_scale"] = r.f.number("logit_scale")
 

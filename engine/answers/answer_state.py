@@ -69,7 +69,7 @@ def _build(model: Core, found: session.Session, take: session.Reader) -> Generat
     stop_ids = frozenset() if found.foreign else frozenset(take.numbers("stop_ids"))
     g = Generation(model, prompt, options, max_tokens=limit, stop=check_stop(take.texts("stop")), stop_ids=stop_ids, ignore_eos=ignore_eos,
                    sample_index=take("sample_index", int), logprobs=check_logprobs(take("logprobs", int, None)), speculate=take("speculate", bool),
-                   grammar=model.grammar(ignore_eos, stop_ids, **asked), keep=take("keep", int, None))
+                   grammar=model.grammar(ignore_eos, stop_ids, **asked), keep=take("keep", int, None), adapters=found.adapters)
     if g._keep is not None and g._keep < 0 or not 0 <= g._sampler.sample_index < 1 << 64 or not 0 <= take("seed", int) < 1 << 64:
         raise OptionError("seed, sample index or what to keep are out of range")
     g._sampler.seed = take("seed", int)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FileError
 from ..files import open_regular
+from ..run.adapters import described
 from .batch_line import MAX_LINE, OPTIONS, Line, count_lines, lines_of, parse_line
 from .batch_work import BatchWork, Raw, Records
 
@@ -57,7 +58,15 @@ def fingerprint(path: Path) -> str:
 
 def bound_to(model: Core) -> dict[str, Any]:
     """What a job's records depend on of a model, for the journal."""
-    return {"model": fingerprint(model.path), "context": model.context}
+    return {"model": fingerprint(model.path), "context": model.context, **bound_adapters(model)}
+
+
+def bound_adapters(model: Core) -> dict[str, Any]:
+    """What a journal says of adapters and control vectors, if there are any."""
+    table = model.runtime.adapters
+    found = {name: [loaded.digest, loaded.scale] for name, loaded in table.by_name.items()}
+    control = {"control": table.control_digest} if table.control_digest else {}
+    return {"adapters": found, "default_adapters": described(table.default), **control} if found else control
 
 
 class BatchJob:

@@ -20,7 +20,8 @@ from ..sampling.options import SamplingOptions
 MAX_LINE = 16 << 20
 """Bytes of a line of the input; longer ones become error records."""
 GRAMMARS = ("json_schema", "regex", "grammar", "choices")
-OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", *GRAMMARS)
+OPTIONS = (*(f.name for f in fields(SamplingOptions)), "max_tokens", "stop", "ignore_eos", "special", "logprobs", "context_shift", "keep", "adapters",
+           *GRAMMARS)
 """What a line may say about its own answer."""
 _WHAT = ("id", "prompt", "messages", "tools")
 

@@ -129,7 +129,8 @@ class Chat:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation with what was computed for it, for `load`; an open turn ends. FileError: then a file that was there before is unchanged."""
         self._settle()
-        session.save(path, self.model, "chat", {"messages": self.messages, "left_out": self.left_out}, self._computed, self._sequence)
+        session.save(path, self.model, "chat", {"messages": self.messages, "left_out": self.left_out}, self._computed, self._sequence,
+                     self._sequence.adapters)
 
     def load(self, path: str | os.PathLike[str]) -> str | None:
         """Go on with a conversation that `save` wrote, with the same answers as if it had never been interrupted -> None, or a line about why what was

@@ -53,12 +53,13 @@ class Generation:
 
     def __init__(self, model: Core, prompt: Sequence[int], options: SamplingOptions, *, max_tokens: int | None = None, stop: Sequence[str] = (),
                  stop_ids: frozenset[int] = frozenset(), ignore_eos: bool = False, sample_index: int = 0, sequence: kv_cache.Sequence | None = None,
-                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0):
+                 logprobs: int | None = None, speculate: bool = True, grammar: Grammar | None = None, keep: int | None = None, wait: float = 0.0,
+                 adapters: Any = None):
         """prompt: ids, at least one, checked. stop_ids: end the answer too, like end-of-sequence. sequence: the caller's, whose KV holds the
         first `sequence.length` ids of the prompt (fewer than all); it stays open at the end. logprobs: of how many of the most likely tokens, besides
         the chosen one. speculate: guess and verify where that is faster; changes nothing else. grammar: what the answer must obey. keep: when the
         context is full, go on with so many of the first tokens and the newer half of the others (None: end there). wait: seconds for which the first step
-        may wait for KV memory that others hold."""
+        may wait for KV memory that others hold. adapters: as of Model.generate; of a sequence that is given, they are that one's."""
         if not model.config.output.matrix:
             raise UnsupportedError(f"{model.path}: is an encoder (architecture {model.config.architecture}): it can't generate; it embeds (llamina embed)")
         if len(prompt) > model.context:
@@ -89,11 +90,16 @@ class Generation:
         self._end_ids = frozenset() if ignore_eos else model.tokenizer.eog_ids | stop_ids
         self._stop, self._stops = tuple(stop), StopStrings(self._marks.spellings(stop))
         self._keep, self._wait = keep, wait
+        self.adapters = sequence.adapters if sequence else model.runtime.adapters.chosen(adapters)
         self._shifts, self._dropped = 0, 0
         self._sequence, self._owned = sequence, sequence is None
         self._opened = False
         self.cache_salt = b""
-        """With whose answers it shares the prefix cache; to be set before the first piece."""
+        """With whose answers it shares the prefix cache; to be set before the first piece, as the next two."""
+        self.most = model.context + 1
+        """Tokens of prompt and answer at which the context is full: the last one is never fed. A server counts as its clients do, without that one."""
+        self.after_sampling = False
+        """Whether .logprobs are of what tokens are drawn from, after all stages of sampling, instead of the model's own."""
         self._given = sequence.length - sequence.reused if sequence else 0  # tokens it begins with, but for those that the prefix cache gave
         self._reused = sequence.length if sequence else 0
         self._job: Job | None = None
@@ -161,11 +167,12 @@ class Generation:
         since = self._since or time.perf_counter()
         logits, self._row, self._job = self._take_row(), None, None
         position = len(self.window) + self._dropped  # in the whole text, so that a context shift repeats no random number
-        id = self._sampler.sample(logits, position, self.window, self._banned.at(position),
-                                  self._constraint.allowed(self.history) if self._constraint else None)
+        banned, allowed = self._banned.at(position), self._constraint.allowed(self.history) if self._constraint else None
+        id = self._sampler.sample(logits, position, self.window, banned, allowed)
         ends = id in self._end_ids and not self._banned.completes(self._marks.of.get(id, ""))
         if self._n_logprobs is not None:
-            told = token_logprob(logits, id, self._n_logprobs, self._model.tokenizer)
+            told = self._sampler.chances(logits, position, self.window, id, self._n_logprobs, banned, allowed, self._model.tokenizer) \
+                if self.after_sampling else token_logprob(logits, id, self._n_logprobs, self._model.tokenizer)
             if ends:
                 self.end_logprob = told
             else:
@@ -187,7 +194,7 @@ class Generation:
         """Why it can't go on, if it can't."""
         if len(self.ids) >= self._limit:
             return "length"
-        return "context" if self._keep is None and len(self.window) > self._model.context else None
+        return "context" if self._keep is None and len(self.window) >= self.most else None
 
     def open(self, wait: bool = True) -> kv_cache.Sequence:
         """The sequence, with KV memory promised for all it may become; done by the first piece. wait: as long as was asked for, if others hold the memory.
@@ -195,7 +202,7 @@ class Generation:
         if not self._opened:
             if self._sequence is None:
                 private = bool(watching(self._model.scheduler))  # what hooks change is nobody else's, and what they are to see must be computed
-                self._sequence = self._model.runtime.new_sequence(cached=not private, salt=self.cache_salt, slides=True)
+                self._sequence = self._model.runtime.new_sequence(cached=not private, salt=self.cache_salt, slides=True, adapters=self.adapters)
             total = self._model.context if self._keep is not None else min(self._model.context, len(self.window) - len(self.ids) + self._limit)
             back_to = None  # or how far it may go back and grow again: to what a context shift keeps, or to the prompt's end, over a banned text
             if self._keep is not None or self._banned.texts:
@@ -327,6 +334,11 @@ class Generation:
     # -- results --------------------------------------------------------------------------------------------------------------------------
 
     @property
+    def has_room(self) -> bool:
+        """Whether the next token, if one is asked for, fits into the context."""
+        return self._end() != "context"
+
+    @property
     def history(self) -> list[int]:
         """The prompt's ids and those generated so far."""
         return self._prompt + self.ids
@@ -380,7 +392,7 @@ class Generation:
         if self._sequence is not None and self._speculator is not None:
             self._speculator.stop(self._sequence, self.window)
             self._sequence.truncate(min(self._sequence.length, len(self.window) - 1))  # the last id's logits went with the draft
-        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence)
+        session.save(path, self._model, answer_state.KIND, answer_state.state_of(self), self.window, self._sequence, self.adapters)
 
     def _ipython_display_(self) -> None:
         """A notebook's cell that ends in an answer streams it."""

@@ -21,6 +21,7 @@ from ...kernels import ARITHMETIC_VERSION
 from ...kernels.elementwise import PAGE
 from ..errors import FileError, FormatError, OutOfMemoryError
 from ..files import new_file, open_regular, reason, shown, writing
+from ..run.adapters import Use, described, ordered
 from ..units import size
 
 if TYPE_CHECKING:
@@ -48,18 +49,22 @@ class Session:
     refused: str | None = None
     recurrent: int = 0
     """After how many positions the recurrent layers' state is, which follows the pages; 0: there is none."""
+    adapters: Use = ()
+    """Of those that are loaded: the ones that it was made with, or the model's own."""
     start: int = 0  # of the pages in the file
     file: BinaryIO | None = None
     """Open until the pages are read."""
 
 
-def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None) -> None:
-    """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. FileError: then the file is as it was before."""
+def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None,
+         use: Use | None = None) -> None:
+    """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. use: its adapters (default: the model's). FileError: then the file is as it was before."""
     target = Path(path)
     n, windows, pages = sequence.saved() if sequence is not None else (0, 0, [])
     header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name,
               "page_bytes": model.runtime.page_bytes, "pages": n, "windows": windows, "ids": ids, "state": state,
-              "recurrent": sequence.states.at if sequence is not None and sequence.states else 0}
+              "recurrent": sequence.states.at if sequence is not None and sequence.states else 0,
+              "adapters": described(model.runtime.adapters.default if use is None else use), "control": model.runtime.adapters.control_digest}
     raw = json.dumps(header, separators=(",", ":")).encode()
     if len(raw) > MAX_HEADER:
         raise FileError(f"{target}: the session's text has {size(len(raw))}, at most {size(MAX_HEADER)} are written")
@@ -121,6 +126,15 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
     for what, name, own in rows:
         if take(name, type(own)) != own and found.refused is None:
             found.refused, found.foreign = f"it was made with another {what}", name == "model"
+    found.adapters = model.runtime.adapters.default
+    if not found.foreign:
+        made_with = _adapters(header.get("adapters", []), model)
+        if made_with is None or kind == "chat" and made_with != found.adapters:  # a conversation goes on with the model's
+            found.refused = found.refused or "it was made with other adapters"
+        elif header.get("control", "") != model.runtime.adapters.control_digest:
+            found.refused = found.refused or "it was made with other control vectors"
+        else:
+            found.adapters = made_with
     if not found.foreign and any(not 0 <= id < model.config.n_vocab for id in found.ids):
         raise damaged("it has ids outside the vocabulary")
     if found.refused is None and layout.slot and not (0 <= recurrent <= min(len(found.ids), model.context) and found.pages == -(-recurrent // PAGE)):
@@ -136,13 +150,22 @@ def _parse(path: Path, file: BinaryIO, size: int, model: Core, kind: str) -> Ses
     return found
 
 
+def _adapters(told: Any, model: Core) -> Use | None:
+    """[[digest, scale], …] of a header -> those, if all are loaded."""
+    by_digest = {loaded.digest: loaded for loaded in model.runtime.adapters.by_name.values()}
+    try:
+        return ordered([(by_digest[digest], float(scale)) for digest, scale in told])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def restore(session: Session, model: Core) -> kv_cache.Sequence:
     """A private sequence with the session's pages; an empty one if they are refused (then .refused says why)."""
     if session.refused is not None or not session.pages:
         if session.file is not None:
             session.file.close()
-        return model.runtime.new_sequence(cached=True)
-    sequence = model.runtime.new_sequence(slides=True)
+        return model.runtime.new_sequence(cached=True, adapters=session.adapters)
+    sequence = model.runtime.new_sequence(slides=True, adapters=session.adapters)
     try:
         positions = session.recurrent or session.pages * PAGE
         sequence.reserve(positions, session.windows)
@@ -166,7 +189,7 @@ def restore(session: Session, model: Core) -> kv_cache.Sequence:
         sequence.append(session.ids[:positions])
     else:
         sequence.close()
-        sequence = model.runtime.new_sequence(cached=True)
+        sequence = model.runtime.new_sequence(cached=True, adapters=session.adapters)
     return sequence
 
 

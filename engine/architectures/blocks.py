@@ -14,18 +14,19 @@ from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
 
 if TYPE_CHECKING:
     from .expert_blocks import Experts
+    from .mamba_blocks import Mamba2
     from .per_layer_blocks import PerLayer, PerLayerInputs
     from .state_blocks import Conv, Delta
 
 Pending = tuple[Addend, ...]
 ALL_AHEAD = 1 << 40
 """Attention.ahead of a query that sees its whole text."""
-Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta | PerLayer | PerLayerInputs"
+Block: TypeAlias = "Attention | Mlp | Experts | Conv | Delta | Mamba2 | PerLayer | PerLayerInputs"
 
 
 def norm_tensors(norm: Norm | None) -> Iterator[Tensor]:
     if norm:
-        yield Tensor(norm.tensor, (norm.dim,), norm.hf)
+        yield Tensor(norm.tensor, (norm.heads, norm.dim), norm.hf, plain=True) if norm.heads else Tensor(norm.tensor, (norm.dim,), norm.hf)
         if norm.bias:
             yield Tensor(norm.bias, (norm.dim,), norm.hf.replace(".weight", ".bias"))
 
@@ -76,8 +77,8 @@ class Attention:
 
     heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
     included, 0: all. ahead: positions after its own that it sees as well, 0: causal. sinks: tensor of a logit for each head that takes its part of the
-    softmax, or "". qk_norm: RMSNorm of queries and keys, "head": each head,
-    "whole": the whole projection, "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
+    softmax, or "". qk_norm: of queries and keys, "head": RMSNorm of each head, "whole": of the whole projection, "layer": LayerNorm of each head, with a gain of
+    its own; "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
     length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a
     gain. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream; beside: those of its matrices that
     read this block's normed rows. gate: the result of each head is
@@ -130,6 +131,10 @@ class Attention:
         """The buffer of the records of its result: not the normed rows' if the block beside it has yet to read these."""
         return "att_records" if self.parallel else "records"
 
+    def more_buffers(self) -> dict[str, int]:
+        """Columns of buffers of float32 rows beside those that all attention has."""
+        return {"att_gate": self.gate.rows} if self.gate else {}
+
     def norms(self) -> tuple[Norm, ...]:
         return tuple(n for n in (self.norm, self.q_norm, self.k_norm, self.post_norm) if n)
 
@@ -144,6 +149,11 @@ class Attention:
         if self.sinks:
             yield Tensor(self.sinks, (self.heads,), f"model.layers.{self.layer}.self_attn.sinks")
         yield from norm_tensors(self.post_norm)
+
+    @property
+    def normed_whole(self) -> bool:
+        """Whether norms of queries and keys are a stage of their own, on whole rows."""
+        return self.qk_norm in ("whole", "layer")
 
     def whole_blocks(self) -> bool:
         """Whether what a piece of attention's work writes is whole blocks of 32 columns, whose records it can make at once."""
@@ -171,7 +181,7 @@ class Attention:
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i, wants = self.layer, records(self.output)
         readers, gate = tuple(m for m in (self.q, self.gate, self.k, self.v, *self.beside) if m), self.gate
-        whole = self.qk_norm == "whole"
+        whole = self.normed_whole
         stages = [
             join_stage("attention norm", i, self.norm, pending, readers, records, self.dim, replaces=self.replaces),
             Stage("qkv", "q k v", i, {"q": self.q, "k": self.k, "v": self.v, "attention": self, "append": not whole}, ("keys and values",)),
@@ -199,7 +209,7 @@ class Attention:
             yield linear_stage("keys", i, self.k, "normed", "records", "k", Site(at + "attn.hook_k", "k", kv))
             yield linear_stage("values", i, self.v, "normed", "records", "v", Site(at + "attn.hook_v", "v", self.kv_heads * self.value_dim))
             turned.append(Site(at + "attn.hook_rot_k", "k", kv))
-        if self.qk_norm == "whole":
+        if self.normed_whole:
             yield self._projection_norm()
         yield Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",), (), tuple(turned))
         yield from self._append(True)
@@ -219,7 +229,7 @@ class Mlp:
     """A feed-forward block: down(act(gate(x)) * up(x)) of the normed row x (Glu: Shazeer 2020), or down(act(up(x))) without a gate.
 
     activation: a name of kernels/gates.py. parallel: beside attention, from the same stream, and without a norm of its own from the same normed rows.
-    stream_scale: Addend's. last: of its layer. replaces: as of Attention."""
+    stream_scale: Addend's. last: of its layer. replaces: as of Attention. waits: its result goes to the experts after it, not to the stream."""
 
     layer: int
     dim: int
@@ -235,6 +245,7 @@ class Mlp:
     stream_scale: str = ""
     last: bool = True
     replaces: bool = False
+    waits: bool = False
 
     @property
     def leaves(self) -> Addend:
@@ -286,7 +297,8 @@ class Mlp:
         if records(self.down):
             yield Stage("quantize", "quantize", i, {"rows": "gate", "columns": self.width, "records": "down_records"}, ("ffn activation",))
         yield linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
-        yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + ("hook_resid_post" if self.last else "hook_resid_mlp"), "x", self.dim))
+        if not self.waits:
+            yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + ("hook_resid_post" if self.last else "hook_resid_mlp"), "x", self.dim))
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""

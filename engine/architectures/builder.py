@@ -114,7 +114,10 @@ class Builder(Keys):
         own = kv_layer == layer
         output = self.matrix(layer, "attn_output", self.dim, rows, "attn.hook_z", prefix + "o_proj", bias="o" in biases)
         options.setdefault("scale", float(np.float32(1.0) / np.sqrt(np.float32(size))))
-        if options.get("qk_norm"):
+        if options.get("qk_norm") == "layer":
+            options["q_norm"], options["k_norm"] = (replace(self.norm(layer, f"attn_{x}_norm", f"{prefix}{x}_norm", dim=size, kind="layer"), heads=h)
+                                                    for x, h in (("q", n), ("k", n_kv)))
+        elif options.get("qk_norm"):
             dims = (size, size) if options["qk_norm"] == "head" else (rows, k_rows)
             options.setdefault("q_norm", self.norm(layer, "attn_q_norm", prefix + "q_norm", dim=dims[0]))
             options.setdefault("k_norm", self.norm(layer, "attn_k_norm", prefix + "k_norm", dim=dims[1]) if own else None)
@@ -216,11 +219,11 @@ class Builder(Keys):
         return Mlp(layer, self.dim, width, activation, norm, gate, up, self._down(layer, width, biases), **options)
 
     def experts(self, layer: int, activation: str, *, norm: Norm | None, gating: str = "softmax", normalise: bool = False, shared: str = "",
-                divided: bool = False, biases: bool = False, **options: Any) -> Experts:
+                divided: bool = False, biases: bool = False, gated: bool = True, shared_width: int = 0, **options: Any) -> Experts:
         """A mixture of experts under the usual names. gating, normalise: where the file does not say (expert_gating_func, expert_weights_norm). shared:
         "gated", "plain", "optional" (plain if the file gives its width), or "" for no shared expert. divided: without expert_feed_forward_length an expert
-        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. options: fields of
-        Experts."""
+        is as wide as feed_forward_length divided by the experts of a token, else as that. biases: router and experts must have them. gated: experts
+        and the shared one have a gate. shared_width: of the shared one, where no key says it. options: fields of Experts."""
         n = self.integer("expert_count", MAX_EXPERTS)
         used = self.per_layer("expert_used_count", n)[layer]
         wide = self.per_layer("feed_forward_length", MAX_WIDTH, 0, least=0)[layer]
@@ -240,11 +243,11 @@ class Builder(Keys):
         if self.has(f"{at}ffn_gate_up_exps.weight"):
             gate, up = (matrix("gate_up", width, self.dim, site, first, 2 * width) for first in (0, width))
         else:
-            gate, up = matrix("gate", width, self.dim, site), matrix("up", width, self.dim, site)
+            gate, up = matrix("gate", width, self.dim, site) if gated else None, matrix("up", width, self.dim, site)
         if self.has(f"{at}exp_probs_b.bias"):
             options.setdefault("selection_bias", f"{at}exp_probs_b.bias")
         if shared and (shared != "optional" or self.given("expert_shared_feed_forward_length")):
-            options["shared"] = self._shared_expert(layer, activation, wide)
+            options["shared"] = self._shared_expert(layer, activation, shared_width or wide, gated)
             if shared == "gated":
                 options |= {"shared_gate": f"{at}ffn_gate_inp_shexp.weight", "shared_gate_hf": f"model.layers.{layer}.mlp.shared_expert_gate.weight"}
         return Experts(
@@ -252,12 +255,12 @@ class Builder(Keys):
             matrix("down", self.dim, width, "mlp.hook_post"), gating, groups=groups if groups > 1 else 0, groups_used=kept,
             normalise=self.flag("expert_weights_norm", normalise), scale=self.number("expert_weights_scale", 0.0) or 1.0, **options)
 
-    def _shared_expert(self, layer: int, activation: str, wide: int) -> Mlp:
+    def _shared_expert(self, layer: int, activation: str, wide: int, gated: bool) -> Mlp:
         width = self.per_layer("expert_shared_feed_forward_length", MAX_WIDTH, wide or ...)[layer]
         names = {"gate": (width, self.dim, "ln2.hook_normalized"), "up": (width, self.dim, "ln2.hook_normalized"),
                  "down": (self.dim, width, "mlp.shared.hook_post")}
         gate, up, down = (self.matrix(layer, f"ffn_{part}_shexp", *shape, f"mlp.shared_expert.{part}_proj") for part, shape in names.items())
-        return Mlp(layer, self.dim, width, activation, None, gate, up, down, parallel=True)
+        return Mlp(layer, self.dim, width, activation, None, gate if gated else None, up, down, parallel=True)
 
     def mlp(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
         """A feed-forward block without a gate: down(act(up(x)))."""

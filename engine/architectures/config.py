@@ -22,11 +22,12 @@ from .blocks import Attention, Block, Mlp, Output, Pending, matrix_tensors, norm
 from .builder import Builder
 from .expert_blocks import Experts
 from .keys import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, File, Written
+from .mamba_blocks import Mamba2
 from .page import Page
 from .pages import PAGES
 from .per_layer_blocks import PerLayerInputs
 from .pooling import Pooling, read_pooling
-from .spec import Added, Matrix, Records, Rope, RopeScaling, Site, Stage, Tensor
+from .spec import Added, Matrix, Norm, Records, Rope, RopeScaling, Site, Stage, Tensor
 from .state_blocks import Conv, Delta
 
 __all__ = ["MAX_CONTEXT", "MAX_HEADS", "MAX_LAYERS", "MAX_WIDTH", "ModelConfig", "RopeScaling", "check_tensors", "llama_config", "read_vector",
@@ -99,10 +100,10 @@ class ModelConfig:
             if isinstance(block, Attention):
                 yield block
 
-    def recurrents(self) -> Iterator[Conv | Delta]:
+    def recurrents(self) -> Iterator[Conv | Delta | Mamba2]:
         """Blocks that keep a state."""
         for block in self.blocks():
-            if isinstance(block, (Conv, Delta)):
+            if isinstance(block, (Conv, Delta, Mamba2)):
                 yield block
 
     def tensors(self) -> Iterator[Tensor]:
@@ -132,10 +133,13 @@ class ModelConfig:
         found = {m.key: m for block in self.blocks() for m in block.matrices()}
         return [*found.values(), *([self.output.matrix] if self.output.matrix else [])]
 
+    def norms(self) -> list[Norm]:
+        return [n for block in self.blocks() for n in block.norms()] + [self.output.norm]
+
     def vectors(self) -> Iterator[tuple[str, int]]:
         """(tensor, numbers) of norms' gains and biases, of attention's sinks, and of what recurrent layers have for each head."""
-        for norm in [n for block in self.blocks() for n in block.norms()] + [self.output.norm]:
-            yield norm.tensor, norm.dim
+        for norm in self.norms():
+            yield norm.tensor, norm.numbers
             if norm.bias:
                 yield norm.bias, norm.dim
         for a in self.attentions():

@@ -1,11 +1,15 @@
-"""Gemma 4, the dense ones (E2B, E4B, 12B, 31B): Gemma 3 with another geometry in its full layers, values without a gain normed, layers that read another's keys
-and values, per-layer embeddings (the E models), a scale of the stream at each layer's end. Full layers turn a quarter of their pairs (rope_freqs)."""
+"""Gemma 4 (E2B, E4B, 12B, 31B, 26B-A4B): Gemma 3 with another geometry in its full layers, values without a gain normed, layers that read another's keys
+and values, per-layer embeddings (the E models), a scale of the stream at each layer's end, experts
+beside the dense block (26B). Full layers turn a quarter of their pairs (rope_freqs)."""
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from .blocks import Block
 from .builder import Builder
 from .gemma import capped, stream_scale
-from .keys import MAX_WIDTH
+from .keys import MAX_EXPERTS, MAX_WIDTH
 from .page import Page
 from .per_layer_blocks import PerLayer, PerLayerInputs
 
@@ -39,14 +43,25 @@ def layer(k: Builder, i: int) -> list[Block]:
         k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=local if window else full, window=window, scale=1.0, qk_norm="head",
                     head_dim=size if window else k.head_size, value_norm=True, values_are_keys=not has_values, kv_layer=kv_layer(k, i, windows),
                     post_norm=k.norm(i, "post_attention_norm", "post_attention_layernorm")),
-        k.glu(i, "gelu_tanh", norm=k.norm(i, "ffn_norm", "pre_feedforward_layernorm"), last=not width, stream_scale="" if width else scale,
-              post_norm=k.norm(i, "post_ffw_norm", "post_feedforward_layernorm")),
+        *feed_forward(k, i, post_norm=k.norm(i, "post_ffw_norm", "post_feedforward_layernorm"), last=not width, stream_scale="" if width else scale),
     ]
     if width:
         blocks.append(per_layer(k, i, width, scale))
         if i == 0:
             blocks.insert(0, per_layer_inputs(k, width))
     return blocks
+
+
+def feed_forward(k: Builder, i: int, **end: Any) -> list[Block]:
+    """The dense block, alone or with the experts that stand beside it. end: fields of the last one."""
+    norm = k.norm(i, "ffn_norm", "pre_feedforward_layernorm")
+    if not k.integer("expert_count", MAX_EXPERTS, 0, least=0):
+        return [k.glu(i, "gelu_tanh", norm=norm, **end)]
+    beside = tuple(k.norm(i, f"post_ffw_norm_{n}", f"post_feedforward_layernorm_{n}") for n in (1, 2))
+    router_norm = replace(norm, tensor=f"blk.{i}.ffn_gate_inp.scale", hf=f"model.layers.{i}.router.scale", factor=stream_scale(k)**-1)
+    return [k.glu(i, "gelu_tanh", norm=norm, waits=True),
+            k.experts(i, "gelu_tanh", norm=k.norm(i, "pre_ffw_norm_2", "pre_feedforward_layernorm_2"), normalise=True, router_norm=router_norm, beside=beside,
+                      expert_scales=f"blk.{i}.ffn_down_exps.scale", **end)]
 
 
 def per_layer_inputs(k: Builder, width: int) -> PerLayerInputs:
@@ -61,6 +76,6 @@ def per_layer(k: Builder, i: int, width: int, scale: str) -> PerLayer:
     return PerLayer(i, k.dim, width, "gelu_tanh", gate, projection, k.norm(i, "post_norm", "post_per_layer_input_norm"), scale)
 
 
-PAGE = Page("gemma4", "Gemma 4 E2B, E4B, 12B, 31B", layer,
+PAGE = Page("gemma4", "Gemma 4 E2B, E4B, 12B, 26B-A4B, 31B", layer, hf_renamed=(("mlp.gate.", "router.proj."),),
             hf=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForCausalLM", "Gemma4UnifiedForConditionalGeneration"),
             output=lambda k: capped(k, 0.0), embedding_scale=stream_scale)

@@ -27,27 +27,30 @@ def sections(k: Builder) -> None:
             k.fail(f"key '{k.name('rope.dimension_sections')}' must be up to 4 whole numbers, found {len(found)} of {found.dtype}")
 
 
-def delta(k: Builder, i: int) -> Delta:
+def delta(k: Builder, i: int, together: bool) -> Delta:
+    """together: one matrix of beta and alpha, and value heads in groups."""
     key_heads, heads = k.integer("ssm.group_count", MAX_HEADS), k.integer("ssm.time_step_rank", MAX_HEADS)
     size, inner, taps = k.integer("ssm.state_size", MAX_WIDTH), k.integer("ssm.inner_size", MAX_WIDTH), k.integer("ssm.conv_kernel", 64, least=2)
     if heads % key_heads or inner != heads * size:
         k.fail(f"keys '{k.name('ssm.inner_size')}' {inner}, '{k.name('ssm.time_step_rank')}' {heads}, '{k.name('ssm.group_count')}' {key_heads} and "
                f"'{k.name('ssm.state_size')}' {size} contradict each other")
     channels, here, theirs, site = 2 * key_heads * size + inner, f"blk.{i}.", f"model.layers.{i}.linear_attn.", "ln1.hook_normalized"
+    gates = {"gates": k.matrix(i, "ssm_ba", 2 * heads, k.dim, site, "linear_attn.in_proj_ba"), "grouped": True} if together else {}
+    alpha, beta = (None if together else k.matrix(i, f"ssm_{name}", heads, k.dim, site, f"linear_attn.in_proj_{name[0]}") for name in ("alpha", "beta"))
     return Delta(
         i, k.dim, key_heads, heads, size, size, taps, k.norm(i, "attn_norm", "input_layernorm"),
         k.matrix(i, "attn_qkv", channels, k.dim, site, "linear_attn.in_proj_qkv"), k.matrix(i, "attn_gate", inner, k.dim, site, "linear_attn.in_proj_z"),
-        k.matrix(i, "ssm_alpha", heads, k.dim, site, "linear_attn.in_proj_a"), k.matrix(i, "ssm_beta", heads, k.dim, site, "linear_attn.in_proj_b"),
+        alpha, beta,
         Tensor(here + "ssm_conv1d.weight", (channels, taps), theirs + "conv1d.weight", plain=True),
         Tensor(here + "ssm_dt.bias", (heads,), theirs + "dt_bias"), Tensor(here + "ssm_a", (heads,), theirs + "A_log"),
-        k.norm(i, "ssm_norm", "linear_attn.norm", dim=size), k.matrix(i, "ssm_out", k.dim, inner, "mixer.hook_z", "linear_attn.out_proj"))
+        k.norm(i, "ssm_norm", "linear_attn.norm", dim=size), k.matrix(i, "ssm_out", k.dim, inner, "mixer.hook_z", "linear_attn.out_proj"), **gates)
 
 
-def mixer(k: Builder, i: int) -> Block:
-    """A layer's delta rule, or its attention."""
+def mixer(k: Builder, i: int, together: bool = False) -> Block:
+    """A layer's delta rule, or its attention. together: of `delta`."""
     sections(k)
     if recurrent(k)[i]:
-        return delta(k, i)
+        return delta(k, i, together)
     return k.attention(i, norm=k.norm(i, "attn_norm", "input_layernorm"), rope=k.rope("halves", partial=True), qk_norm="head", gated=True)
 
 

@@ -61,7 +61,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of rows of the residual stream, or of heads or projections. kind: "rms" or "layer" (LayerNorm, with a bias if `bias` names one)."""
+    """A norm of rows of the residual stream, or of heads or projections. kind: "rms" or "layer" (LayerNorm, with a bias if `bias` names one).
+
+    heads: the gain is [heads, dim], one of its own for each head; 0: [dim]. factor: the gain is multiplied by it once, in float32, when it is loaded."""
 
     tensor: str
     dim: int
@@ -69,6 +71,13 @@ class Norm:
     kind: str = "rms"
     bias: str = ""
     hf: str = ""
+    heads: int = 0
+    factor: float = 1.0
+
+    @property
+    def numbers(self) -> int:
+        """Of the gain."""
+        return max(1, self.heads) * self.dim
 
 
 @dataclass(frozen=True)

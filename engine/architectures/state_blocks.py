@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .blocks import Pending, join_stage, linear_stage, matrix_tensors, norm_tensors, open_add_stage, open_norm_stages
 from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor
+
+if TYPE_CHECKING:
+    from .mamba_blocks import Mamba2
 
 
 def _round(n: int, to: int) -> int:
@@ -101,7 +105,8 @@ class Delta:
         q, k, v = silu(conv(qkv(row))), q and k of length 1;  g = exp(a softplus(alpha(row) + dt));  beta = sigmoid(beta(row))
         d = beta (v - g S'k);  S = g S + k d';  result = gain norm(S'q / sqrt(key_dim)) silu(z(row));  output(result)
 
-    Value head h has the q and k of key head h mod key_heads (GGUF's order of qwen35), or if `grouped` of h div (value_heads / key_heads). The state is S
+    Value head h has the q and k of key head h mod key_heads (GGUF's order of qwen35), or if `grouped` of h div (value_heads / key_heads). gates: one matrix of
+    both, for each key head its value heads' rows of beta, then those of alpha (qwen3next); alpha and beta are None then. The state is S
     of all heads and the last taps - 1 rows of qkv. Source: Yang, Kautz and Hatamizadeh, "Gated Delta Networks" (arXiv 2412.06464), as in Qwen3-Next.
     """
 
@@ -115,14 +120,15 @@ class Delta:
     norm: Norm
     qkv: Matrix
     z: Matrix
-    alpha: Matrix
-    beta: Matrix
+    alpha: Matrix | None
+    beta: Matrix | None
     kernel: Tensor
     dt: Tensor
     a: Tensor
     head_norm: Norm
     output: Matrix
     grouped: bool = False
+    gates: Matrix | None = None
     post_norm: Norm | None = None
     factor: float = 1.0
     parallel: bool = False
@@ -158,6 +164,8 @@ class Delta:
     def columns(self) -> tuple[int, int, int]:
         """Where alpha and beta begin in a row of the mixer's buffer, and its width."""
         alpha = _round(self.channels, 16)
+        if self.gates:
+            return alpha + self.value_heads // self.key_heads, alpha, alpha + _round(2 * self.value_heads, 16)
         beta = alpha + _round(self.value_heads, 16)
         return alpha, beta, beta + _round(self.value_heads, 16)
 
@@ -174,12 +182,21 @@ class Delta:
     def vectors(self) -> tuple[tuple[str, int], ...]:
         return tuple((t.name, self.value_heads) for t in (self.dt, self.a))
 
+    def _readers(self) -> tuple[Matrix, ...]:
+        return tuple(m for m in (self.qkv, self.z, self.alpha, self.beta, self.gates) if m)
+
     def matrices(self) -> tuple[Matrix, ...]:
-        return self.qkv, self.z, self.alpha, self.beta, self.output
+        return *self._readers(), self.output
+
+    def _project(self, *after: Site) -> Stage:
+        alpha, beta, width = self.columns
+        places = ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width), (self.gates, "mixer", min(alpha, beta), width),
+                  (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))
+        return Stage("project", "mixer input", self.layer, {"matrices": tuple(place for place in places if place[0])}, (), (), after)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from norm_tensors(self.norm)
-        yield from matrix_tensors(self.qkv, self.z, self.alpha, self.beta)
+        yield from matrix_tensors(*self._readers())
         yield from (self.kernel, self.dt, self.a)
         yield from norm_tensors(self.head_norm)
         yield from matrix_tensors(self.output)
@@ -196,24 +213,18 @@ class Delta:
                                                          "records": records}, ("delta rule",), (), sites)
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
-        i, (alpha, beta, width) = self.layer, self.columns
-        readers = (self.qkv, self.z, self.alpha, self.beta)
+        i = self.layer
         return [
-            join_stage("mixer norm", i, self.norm, pending, readers, records, self.dim),
-            Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
-                                                             (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}),
+            join_stage("mixer norm", i, self.norm, pending, self._readers(), records, self.dim), self._project(),
             journal_stage(self, False), *self.scan(), self._gate("records" if records(self.output) else ""),
             linear_stage("mixer output", i, self.output, "z", "records", "addend"),
         ], (self.leaves,)
 
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
-        i, at, (alpha, beta, width) = self.layer, f"blocks.{self.layer}.", self.columns
-        readers = (self.qkv, self.z, self.alpha, self.beta)
-        yield from open_norm_stages("mixer norm", i, self.norm, readers, records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
+        i, at = self.layer, f"blocks.{self.layer}."
+        yield from open_norm_stages("mixer norm", i, self.norm, self._readers(), records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                              Site(at + "ln1.hook_normalized", "normed", self.dim))
-        yield Stage("project", "mixer input", i, {"matrices": ((self.alpha, "mixer", alpha, width), (self.beta, "mixer", beta, width),
-                                                               (self.qkv, "mixer", 0, width), (self.z, "z", 0, self.values))}, (), (),
-                    (Site(at + "mixer.hook_in", "mixer", width), Site(at + "mixer.hook_gate", "z", self.values)))
+        yield self._project(Site(at + "mixer.hook_in", "mixer", self.columns[2]), Site(at + "mixer.hook_gate", "z", self.values))
         yield from self.scan(Site(at + "mixer.hook_qkv", "mixer", self.channels), Site(at + "mixer.hook_result", "mixed", self.values))
         yield self._gate("", Site(at + "mixer.hook_z", "z", self.values))
         if records(self.output):
@@ -222,6 +233,6 @@ class Delta:
         yield open_add_stage("mixer output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
 
-def journal_stage(block: Conv | Delta, restore: bool) -> Stage:
+def journal_stage(block: Conv | Delta | Mamba2, restore: bool) -> Stage:
     """Keep the rows in the mixer's buffer of tokens that may be taken back, or restore them."""
     return Stage("journal", "guesses", block.layer, {"block": block, "restore": restore})

@@ -30,7 +30,8 @@ from ..errors import NO_MEMORY, LlaminaError, is_memory, one_line
 COMMANDS = {
     "generate": ".generate", "chat": ".chat", "batch": ".batch", "inspect": ".inspect", "tokenize": ".tokenize", "perplexity": ".perplexity",
     "look": ".look",
-    "classify": ".classify", "eval": ".eval", "lm-eval": ".lm_eval",
+    "embed": ".embed", "rerank": ".rerank",
+    "classify": ".classify", "eval": ".eval", "lm-eval": ".lm_eval", "train": ".train",
     "convert": "...convert.cli", "importance": "...convert.cli_importance", "list": ".list_models", "pull": ".pull", "rm": ".rm", "serve": ".serve",
     "replay": ".replay",
     "selftest": ".selftest", "bench": "...bench.cli",

@@ -98,7 +98,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
         seed = options.pop("seed")
         job = BatchJob(None, source, journal, lines, digest, options, seed=seed, kv=kv, chat=chat or system is not None or template is not None,
                        system=system, parallel=parallel, template=place.facts.template,
-                       bound={"model": place.facts.model, "context": place.facts.context})
+                       bound={"model": place.facts.model, "context": place.facts.context, **place.facts.adapters})
         if job.resumed:
             progress.note(f"going on after {job.resumed} of {lines} records")
         start = time.monotonic()

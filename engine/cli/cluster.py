@@ -4,11 +4,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .adapters import Extras, asked_for, take_in
 from .options import open_model, read_text, use_template
 from .progress import Progress
 
@@ -45,10 +46,12 @@ class Loading:
     draft: str | None = None
     speculate: bool = True
     template: tuple[str, str] | None = None
+    extras: Extras = field(default_factory=Extras)
 
     def __call__(self, threads: int) -> tuple[Model, dict[str, Any]]:
         from ..model import load
         model = load(self.name, threads=threads, context=self.context, draft=self.draft, memory=self.memory, kv=self.kv)
+        take_in(model, self.extras)
         model.speculate = self.speculate
         if self.template is not None:
             from ..text.chat_template import ChatTemplate
@@ -62,14 +65,21 @@ def everywhere(name: str) -> str:
     return os.path.abspath(name) if not is_hub_name(name) and name != "demo" and os.path.exists(name) else name
 
 
+def _extras() -> Extras:
+    """What --lora and its kin said, as other nodes understand it."""
+    given = asked_for()
+    return Extras([(everywhere(path), scale) for path, scale in given.lora], [(everywhere(path), strength) for path, strength in given.control], given.layers)
+
+
 @contextlib.contextmanager
 def place_for(ray: str | None, name: str, threads: int | None, context: int | None, progress: Progress, *, memory: str | None = None, kv: str | None = None,
-              draft: str | None = None, no_speculation: bool = False, template: str | None = None, expected: str | None = None) -> Iterator[Place]:
+              draft: str | None = None, no_speculation: bool = False, template: str | None = None, expected: str | None = None,
+              adapters: bool = True) -> Iterator[Place]:
     """The model, loaded here, or with `ray` on the nodes of that cluster. template: a file with a chat template. expected: the fingerprint of an interrupted
-    run's model."""
+    run's model. adapters: whether it has those of --lora."""
     if ray is None:
         from ..score.cluster_node import Facts
-        with open_model(name, threads, context, progress, draft, no_speculation, memory, kv) as model:
+        with open_model(name, threads, context, progress, draft, no_speculation, memory, kv, adapters) as model:
             model.scheduler.reading = None  # the caller tells of all rows together
             use_template(model, template)
             yield Place(Facts.of(model, model.sampling_defaults, template is not None), lambda: model.digest,
@@ -77,7 +87,8 @@ def place_for(ray: str | None, name: str, threads: int | None, context: int | No
         return
     from ..score.cluster import Cluster
     text = None if template is None else (read_text(template), template)
-    loading = Loading(everywhere(name), context, memory, kv, None if draft is None else everywhere(draft), not no_speculation, text)
+    loading = Loading(everywhere(name), context, memory, kv, None if draft is None else everywhere(draft), not no_speculation, text,
+                      _extras() if adapters else Extras())
     with Cluster(ray, progress.note) as cluster, \
             cluster.loaded(loading, threads, template=template is not None, expected=expected, waiting=progress.stage) as nodes:
         yield Place(nodes.facts, nodes.digest, nodes.records)

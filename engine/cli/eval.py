@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from .adapters import bound
 from .cluster import place_for, ray_option
 from .help import Command
 from .options import as_json_line, complete_model, run_options, system_message
@@ -99,11 +100,12 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
         progress = stack.enter_context(Progress(quiet, verbose))
         journal = stack.enter_context(journal_for(output))
         prints = [fingerprint(Path(resolve(name, progress.loading))) for name in names]
-        job = ScoreJob(work, journal, {"models": prints, "context": context, "kv": kv}, len(names))
+        job = ScoreJob(work, journal, {"models": prints, "context": context, "kv": kv, **bound()}, len(names))
         tell_resumed(job, progress)
         models, seconds = [], 0.0
         for part, name in enumerate(names):
-            with place_for(ray, name, threads, context, progress, memory=memory, kv=kv, template=chat_template, expected=prints[part]) as place:
+            with place_for(ray, name, threads, context, progress, memory=memory, kv=kv, template=chat_template, expected=prints[part],
+                           adapters=part == 0) as place:
                 seconds += run_job(job, progress, output is not None, lambda rows: place.records(work, rows, work.count), part)
                 models.append({"name": place.facts.name, "sha256": place.digest(), "kv": place.facts.kv})
         parts = [_part(job, part) for part in range(len(names))]

@@ -12,6 +12,8 @@ COMMANDS = {
         "chat": "Talk with a model, or ask it one question.",
         "batch": "Answer a file of prompts, many at once.",
         "classify": "Give each text of a file a label.",
+        "embed": "Turn each text of a file into a vector.",
+        "rerank": "Score texts by how well they answer a query.",
         "serve": "Answer over HTTP, for every client.",
     },
     "Models": {
@@ -22,6 +24,7 @@ COMMANDS = {
     },
     "Make and measure": {
         "convert": "Make a GGUF file of a checkpoint, or a smaller one.",
+        "train": "Teach a model by examples, into an adapter.",
         "importance": "Measure which columns of a model matter.",
         "eval": "Measure how good a model is at a task.",
         "lm-eval": "Run lm-evaluation-harness on a model.",
@@ -42,6 +45,9 @@ SECTIONS = {
                                 "top_n_sigma", "xtc_probability", "xtc_threshold",
                                 "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "dry_allowed_length",
                                 "dry_last_n", "dry_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "banned", "order", "ignore_eos"),
+    "What is learned": ("valid", "show", "loss", "long"),
+    "The adapter": ("rank", "alpha", "targets", "layers", "dropout", "rslora"),
+    "Steps": ("epochs", "steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "clip", "optimizer", "eval_every", "save_every"),
     "Context, memory, speed": ("context", "context_shift", "keep", "memory", "kv", "threads", "parallel", "draft", "no_speculation"),
 }
 """Title -> options of the commands that have many, by their parameters' names."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .adapters import adapter_options
 from .options import debug_option, open_model
 from .progress import Progress
 
@@ -23,6 +24,7 @@ from .progress import Progress
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
+@adapter_options
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(model: str, text: str, lens: bool, attention: str | None, top: int, html_path: str | None, as_json: bool, special: bool, threads: int | None,

@@ -14,6 +14,7 @@ import click
 from ..errors import FileError, OptionError
 from ..files import bounded, read_stream, reason, shown
 from . import debug_option
+from .adapters import adapter_options, asked_for, take_in
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ run_options = combine(
     click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]"),
     click.option("--context", type=int, metavar="N", help="Most tokens of prompt and answer.  [default: as trained, at most 4096]"),
     click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, q8_0 (half the memory), f32.  [default: f16; f32 for F32 files]"),
+    adapter_options,
     click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
     click.option("-v", "--verbose", is_flag=True, help="Tell everything: memory plan, load time, speeds, what was guessed ahead."),
     debug_option,
@@ -60,9 +62,9 @@ memory_options = combine(
 
 
 def open_model(name: str, threads: int | None, context: int | None, progress: Progress, draft: str | None = None, no_speculation: bool = False,
-               memory: str | None = None, kv: str | None = None) -> Model:
+               memory: str | None = None, kv: str | None = None, adapters: bool = True) -> Model:
     """`load`, with progress on stderr while it loads and while prompts are read, and lines about what a user should know: compiled code that can't be kept, a
-    context beyond the trained one. The memory plan is told if memory was asked for, or with --verbose."""
+    context beyond the trained one. The memory plan is told if memory was asked for, or with --verbose. adapters: whether it has those of --lora."""
     from ...kernels import compile_cache
     from ..home.library import is_hub_name
     from ..model import load
@@ -72,6 +74,8 @@ def open_model(name: str, threads: int | None, context: int | None, progress: Pr
         check_before_download(name)
     note = progress.note if progress.verbose or memory else None
     model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note)
+    if adapters:
+        take_in(model, asked_for())
     model.speculate = not no_speculation
     model.scheduler.reading = progress.reading if progress.shows else None
     progress.note(compile_cache.cache_note())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from .adapters import adapter_options, bound
 from .options import debug_option, open_model, read_text
 from .progress import Progress
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--special", is_flag=True, help="Special tokens written in the text (</s>, <|eot_id|>) are those tokens, not text.")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("--kv", metavar="TYPE", help="What MODEL's keys and values are kept as: f16, q8_0, f32.  [default: f16; f32 for F32 files]")
+@adapter_options
 @click.option("-o", "--output", metavar="PATH", help="Where the numbers go, with those of every window, as JSON: interrupted, the same command goes on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every window.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -53,12 +55,12 @@ def command(model: str, text: str, context: int, against: str | None, windows: i
         journal = stack.enter_context(journal_for(output))
         progress = stack.enter_context(Progress(quiet))
         ours = stack.enter_context(open_model(model, threads, context, progress, kv=kv))
-        theirs = None if against is None else stack.enter_context(open_model(against, threads, context, progress))
+        theirs = None if against is None else stack.enter_context(open_model(against, threads, context, progress, adapters=False))
         for loaded in filter(None, (ours, theirs)):
             loaded.scheduler.reading = None  # a window is soon read
         known = dict(zip(journal.done, journal.records()))
         journal.begin({"command": "perplexity", "input": hashlib.sha256(body.encode()).hexdigest(), "window": context, "windows": windows, "special": special,
-                       "kv": kv, "models": [fingerprint(loaded.path) for loaded in (ours, theirs) if loaded is not None]})
+                       "kv": kv, "models": [fingerprint(loaded.path) for loaded in (ours, theirs) if loaded is not None], **bound()})
         if known:
             progress.note(f"going on after {len(known)} windows")
         if theirs is None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..errors import LlaminaError, UnsupportedError
+from .adapters import adapter_options, asked_for, take_in
 from .options import complete_model
 from .progress import Progress
 
@@ -17,6 +18,7 @@ NAMES = ("model", "context", "kv")
 @click.argument("file", metavar="FILE")
 @click.argument("model", required=False, metavar="[MODEL]", shell_complete=complete_model)
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with; the answers don't depend on it.  [default: measured once]")
+@adapter_options
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 def command(file: str, model: str | None, threads: int | None, quiet: bool) -> None:
     """Run the requests that `llamina serve --log FILE` wrote, one by one, and compare text, token ids and log-probabilities bit by bit.
@@ -41,6 +43,7 @@ def command(file: str, model: str | None, threads: int | None, quiet: bool) -> N
         for (_, context, kv), records in groups.items():
             path = model or journal.model_path(records[0][1])
             loaded = load(path, context=context, kv=kv, threads=threads, progress=progress.loading)
+            take_in(loaded, asked_for())
             progress.clear()
             for n, kept, found in asyncio.run(_replay(loaded, records)):
                 if found:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import FileError, OptionError, UnsupportedError
+from .adapters import asked_for, take_in
 from .options import complete_model, run_options
 from .progress import Progress, tell
 
@@ -58,8 +59,14 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
     if not local and not keys:
         raise OptionError(f"--host {host} can be reached by other machines: give a key with --api-key-file FILE (or ${KEY_VARIABLE})")
 
+    adapters = asked_for()
+    if adapters and model is None:
+        raise OptionError("--lora and --control-vector go with one model: name it")
+
     def make(path: str, memory: int | None) -> Any:
-        return load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
+        loaded = load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
+        take_in(loaded, adapters)
+        return loaded
     with Progress(quiet, verbose) as progress:
         registry = Registry(make, parallel, queue, parse_memory(memory), {"context": context, "kv": kv})
         if model is not None:

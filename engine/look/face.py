@@ -123,6 +123,14 @@ class LookInside(Core):
         self._check_open()
         return steer(self, vector, strength, layers, positions)
 
+    def control(self, *vectors: Any, layers: Any = None) -> None:
+        """From now on, everything that is computed has these added to its layers' outputs, at all positions: control-vector files, `SteeringVector`s, or pairs
+        (one of these, strength), of strength 1 unless said; what was there before goes, and without any there is none. layers: only these. Unlike a block of
+        `steer`, it holds for all threads, for the server and with the prefix cache. OptionError, FileError, FormatError."""
+        from .steer import control
+        self._check_open()
+        control(self, [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in vectors], layers)
+
     def steered(self, prompt: str, vector: SteeringVector | Any, strengths: Iterable[float] = (-1.0, 0.0, 1.0), layers: Any = None, **options: Any) -> Steered:
         """Answers to one prompt at several strengths of steering; a notebook shows them below each other. options: of `generate` (40 tokens, temperature 0)."""
         from .steer import steered

@@ -67,14 +67,13 @@ class Hooks:
 
 
 def map_rows(runtime: Runtime, place: Place, span: Span, which: np.ndarray | None = None, heads: np.ndarray | None = None) -> np.ndarray:
-    """Attention's map of a span (or of its rows `which`), at the site hook_z: float32 [heads, rows, keys so far]."""
+    """Attention's map of a span (or of its rows `which`), at the site hook_z: float32 [heads, rows, keys that one of them may see]."""
     assert place.attention is not None
     which = np.arange(span.last - span.first) if which is None else which
     heads = np.arange(place.attention.heads) if heads is None else heads
-    keys = int(span.positions[which].max()) + 1 if len(which) else 0
     if not len(which) or not len(heads):
-        return np.zeros((len(heads), len(which), keys), np.float32)
-    return runtime.map_of(place.attention, span.first + which, heads, keys, place.map == "scores")
+        return np.zeros((len(heads), len(which), int(span.positions[which].max()) + 1 if len(which) else 0), np.float32)
+    return runtime.map_of(place.attention, span.first + which, heads, int(span.positions[which].max()), int(span.positions[-1]) + 1, place.map == "scores")
 
 
 def replacement(place: Place, found: Any, shape: tuple[int, ...]) -> np.ndarray:

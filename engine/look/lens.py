@@ -68,10 +68,10 @@ class Lens:
 
 
 class Reader:
-    """Fills a lens step by step."""
+    """Fills a lens step by step, from token `first` on."""
 
-    def __init__(self, model: Core, ids: list[int], layers: list[int], top: int, affine: Affine) -> None:
-        self.model, self.ids, self.layers, self.top, self.affine = model, ids, layers, top, affine
+    def __init__(self, model: Core, ids: list[int], layers: list[int], top: int, affine: Affine, first: int = 0) -> None:
+        self.model, self.ids, self.layers, self.top, self.affine, self.first = model, ids, layers, top, affine, first
         self.sites = stream_sites(model)
         self.targets = np.array([*ids[1:], 0], np.int64)
         self.said: list[list[Said]] = [[] for _ in layers]
@@ -82,6 +82,11 @@ class Reader:
         return [*(self.sites[layer + 1] for layer in self.layers), self.sites[-1]]
 
     def step(self, runtime: Runtime, positions: np.ndarray, rows: Rows) -> None:
+        if positions[0] < self.first:
+            seen = positions >= self.first
+            if not seen.any():
+                return
+            positions, rows = positions[seen], {name: array[seen] for name, array in rows.items()}
         targets = self.targets[positions]
         final = runtime.say(rows[self.sites[-1]], targets, self.top)
         if positions[-1] == len(self.ids) - 1:  # nothing follows: the model's own choice stands in
@@ -89,19 +94,20 @@ class Reader:
             final.rank[-1], final.target[-1] = 1, final.top_logits[-1, 0]
         self.final, last = final, self.model.config.n_layers - 1
         for said, layer in zip(self.said, self.layers):
-            seen = rows[self.sites[layer + 1]]
+            stream = rows[self.sites[layer + 1]]
             if layer in self.affine:
                 a, b = self.affine[layer]
-                seen = (seen @ a.T + b).astype(np.float32, copy=False)
-            said.append(final if layer == last and layer not in self.affine else runtime.say(seen, targets, self.top))
+                stream = (stream @ a.T + b).astype(np.float32, copy=False)
+            said.append(final if layer == last and layer not in self.affine else runtime.say(stream, targets, self.top))
 
     def lens(self) -> Lens:
         from ..run.looking import Said
         every = [Said.joined(said) for said in self.said]
         top_ids = np.stack([s.top_ids for s in every])
-        texts = np.unique(np.concatenate([top_ids.ravel(), self.targets]))
+        ids, targets = self.ids[self.first:], self.targets[self.first:]
+        texts = np.unique(np.concatenate([top_ids.ravel(), targets]))
         probs = np.stack([np.exp(s.top_logits - s.log_sum[:, None]) for s in every]).astype(np.float32)
-        return Lens(self.ids, texts_of(self.model, self.ids), self.targets, self.layers, top_ids, probs, np.stack([s.entropy for s in every]),
+        return Lens(ids, texts_of(self.model, ids), targets, self.layers, top_ids, probs, np.stack([s.entropy for s in every]),
                     np.stack([s.target - s.log_sum for s in every]), np.stack([s.rank for s in every]),
                     dict(zip(map(int, texts), texts_of(self.model, texts))))
 

@@ -139,10 +139,30 @@ def _means(model: Core, texts: Any, named: list[Place], where: Positions, what: 
 
 def steer(model: Core, vector: Any, strength: Any = 1.0, layers: Any = None, positions: Any = None) -> AbstractContextManager[None]:
     """See `Model.steer`."""
+    where = Positions(positions)
+    where.ahead()
+    added = additions(model, vector, strength, layers)
+    return watched(model.scheduler, Hooks(model, [(place, _adder(v, where, float(strength))) for place, v in added]))
+
+
+def control(model: Core, vectors: list[tuple[Any, Any]], layers: Any = None) -> None:
+    """See `Model.control`."""
+    sums: dict[str, np.ndarray] = {}
+    for vector, strength in vectors:
+        if not isinstance(vector, SteeringVector):
+            vector = load_steering_vector(vector)
+        for place, v in additions(model, vector, strength, layers):
+            if strength:
+                sums[place.site.name] = sums[place.site.name] + v if place.site.name in sums else v
+    with model.scheduler.alone() as runtime:
+        runtime.adapters.control(sums)
+
+
+def additions(model: Core, vector: Any, strength: Any, layers: Any) -> list[tuple[Place, np.ndarray]]:
+    """What is added where: float32 [dim] at each layer's output. OptionError."""
     if isinstance(strength, (bool, np.bool_)) or not isinstance(strength, (int, float, np.integer, np.floating)) or not np.isfinite(strength):
         raise OptionError(f"strength must be a finite number, found {quoted(strength)}")
-    where, every, dim = Positions(positions), catalogue(model.config), model.config.dim
-    where.ahead()
+    every, dim = catalogue(model.config), model.config.dim
     if isinstance(vector, SteeringVector):
         directions = {i: v for i, v in vector.directions.items() if layers is None or i in layers_of(model, layers)}
     else:
@@ -151,7 +171,7 @@ def steer(model: Core, vector: Any, strength: Any = 1.0, layers: Any = None, pos
         directions = dict.fromkeys(layers_of(model, layers), vector)
     if not directions:
         raise OptionError(f"the steering vector has no direction for these layers; it has {', '.join(map(str, vector.directions))}")
-    functions: list[tuple[Place, Hook]] = []
+    found: list[tuple[Place, np.ndarray]] = []
     for layer, direction in directions.items():
         if not 0 <= layer < model.config.n_layers:
             raise OptionError(f"the steering vector has a direction for layer {layer}, {model.path} has layers 0 to {model.config.n_layers - 1}")
@@ -161,8 +181,8 @@ def steer(model: Core, vector: Any, strength: Any = 1.0, layers: Any = None, pos
             raise OptionError(f"a steering vector must be numbers, found {quoted(direction)}") from None
         if v.shape != (dim,) or not np.isfinite(v).all():
             raise OptionError(f"a steering vector must be {dim} finite numbers for this model, found {list(v.shape)} for layer {layer}")
-        functions.append((_place(model, every, layer), _adder(np.float32(strength) * v, where, float(strength))))
-    return watched(model.scheduler, Hooks(model, functions))
+        found.append((_place(model, every, layer), np.float32(strength) * v))
+    return found
 
 
 def _adder(add: np.ndarray, where: Positions, strength: float) -> Hook:

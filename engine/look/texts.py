@@ -78,8 +78,11 @@ def run(model: Core, texts: Iterable[list[int]], observe: Observe, last_layer: i
                 yield i
     try:
         pending: list[tuple[int, list[int], bool]] = []
-        left = room
+        left, whole = room, not model.config.output.matrix  # an encoder takes texts whole: its tokens look ahead
         for i, ids in enumerate(texts):
+            if whole and left < len(ids) and pending:
+                yield from step(pending)
+                pending, left = [], room
             open_ones[i] = model.runtime.new_sequence()
             at = 0
             while at < len(ids):

@@ -40,7 +40,7 @@ class Trace:
 
     @property
     def surprise(self) -> np.ndarray:
-        return np.concatenate([[np.nan], -self.lens.target_logprob[-1, :-1]])
+        return np.concatenate([[np.nan], 0.0 - self.lens.target_logprob[-1, :-1]])
 
     @property
     def entropy(self) -> np.ndarray:

@@ -35,7 +35,7 @@ def expert_blocks(config: ModelConfig) -> Iterator[Experts]:
 
 def all_experts(gguf: GGUFFile, config: ModelConfig) -> int:
     """Memory of all experts' matrices."""
-    return sum(-(-matrix_bytes(gguf, m) // 128) * 128 for m in config.matrices() if m.experts)
+    return sum(-(-matrix_bytes(gguf, m) // 128) * 128 for b in expert_blocks(config) for m in _matrices(b))
 
 
 def place_bytes(gguf: GGUFFile, config: ModelConfig) -> int:
@@ -90,7 +90,7 @@ class ExpertArena:
     def start_of(self, layer: list[Placed], run: Callable[..., None], buffers: dict[str, np.ndarray]) -> Placed:
         """Run a layer up to its router (Runtime._run), have in place what it chose -> the stage to go on with; the layer's first if it has no experts."""
         for i, placed in enumerate(layer):
-            if placed.stage.op == "route":
+            if placed.stage.op in ("route", "gather"):
                 run(layer[0], placed, 0, 1, open=True)
                 self.follow(placed.stage, buffers)
                 return layer[i + 1]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from .known_text import KnownText, state_of
 from .kv_groups import SLACK, pages_of
 from .page_pool import Page, PagePool, State
 from .state_slots import States
+
+if TYPE_CHECKING:
+    from .adapters import Use
 
 __all__ = ["KV_TYPES", "PAGE", "Page", "PagePool", "Sequence", "kv_type", "pages_of"]
 
@@ -55,6 +59,8 @@ class Sequence(KnownText):
         super().__init__(pool, pages_of(context), cached, salt)
         self.context = context
         self._slides = (cached if slides is None else slides) and self._layout.windowed > 0
+        self.adapters: Use = ()
+        """What its tokens are computed with (adapters.py)."""
         self._stepped = 0  # tokens that `step_back` counted back over
         self.tentative = False
         """While true, what is appended may yet be taken back, and is not told to the prefix cache."""
@@ -133,6 +139,7 @@ class Sequence(KnownText):
         if low < self._first:
             raise ValueError(f"cannot fork a sequence at {length}: it has given back windowed pages that are seen there")
         other, pool = Sequence(self._pool, self.context, self._cached, self._salt, self._slides), self._pool
+        other.adapters = self.adapters
         with pool.lock:
             pool.collect()
             whole = self._pages[:length // PAGE]

@@ -29,6 +29,7 @@ from .ops.table import OPS
 if TYPE_CHECKING:
     from ...kernels.team import Team
     from ..architectures.config import ModelConfig
+    from .adapters import Adapters, Use
     from .layout import Layout
     from .program import Placed, Program
     from .weights import Weights
@@ -57,6 +58,7 @@ class Looking(ABC):
     config: ModelConfig
     program: Program
     team: Team
+    adapters: Adapters
     n_threads: int
     max_batch: int
     max_logits: int
@@ -95,16 +97,17 @@ class Looking(ABC):
     def unembed(self, rows: np.ndarray) -> np.ndarray:
         """Logits of rows of the residual stream, float32 [n, dim], n at most max_logits -> float32 [n, n_vocab]: what the model would say if the stream ended
         there. The bits are those of a step."""
-        return self._unembed(rows)[:, :self.config.n_vocab]
+        return self.unembed_padded(rows)[:, :self.config.n_vocab]
 
-    def _unembed(self, rows: np.ndarray) -> np.ndarray:
+    def unembed_padded(self, rows: np.ndarray, use: Use | None = None) -> np.ndarray:
+        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default)."""
         n, s = len(rows), self._step
         assert 0 < n <= self.max_logits
         self._x[:n, :self.config.dim] = rows
         self._tokens[3, :n] = np.arange(n)
         logits = np.empty((n, self._logit_columns), np.float32)
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
-        s[f.OWN // 8] = 0
+        s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default if use is None else use)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
@@ -114,7 +117,7 @@ class Looking(ABC):
         """What the logits of rows of the stream, float32 [n, dim], say of the targets, int [n], and their k largest."""
         parts = []
         for start in range(0, len(rows), self.max_logits):
-            parts.append(self.summary(self._unembed(rows[start:start + self.max_logits]), targets[start:start + self.max_logits], k))
+            parts.append(self.summary(self.unembed_padded(rows[start:start + self.max_logits]), targets[start:start + self.max_logits], k))
         return Said.joined(parts)
 
     def summary(self, logits: np.ndarray, targets: np.ndarray, k: int) -> Said:
@@ -129,15 +132,16 @@ class Looking(ABC):
         log_total = np.log(total)
         return Said(m + log_total, np.maximum(log_total - weighted / total, 0.0), target, ranks, top_ids, top_logits)
 
-    def map_of(self, attention: Attention, rows: np.ndarray, heads: np.ndarray, keys: int, scores: bool = False) -> np.ndarray:
+    def map_of(self, attention: Attention, rows: np.ndarray, heads: np.ndarray, last: int, length: int, scores: bool = False) -> np.ndarray:
         """Attention's weights (or scores: scaled, capped, -infinity where nothing is seen) of tokens `rows` of the step under way, for query heads `heads`:
-        float32 [heads, rows, keys]. keys: the last position of them all + 1. Within the callback of the layer's hook_z, before which the queries are in
-        their buffer and the keys in the pages."""
+        float32 [heads, rows, keys], keys: what the one at position `last`, the last of them, sees. length: of their sequence, with this step. Within the
+        callback of the layer's hook_z, before which the queries are in their buffer and the keys in the pages."""
+        keys = min(last + 1 + attention.ahead, length)
         pages = pages_of(keys)
         out = np.full((len(heads), len(rows), 64 * pages), -np.inf if scores else 0.0, np.float32)
         room = np.zeros((self.n_threads, pattern.room_bytes(self._layout.kv, attention.head_dim, pages)), np.uint8)
         self._run_alone("pattern", {"attention": attention, "scores": scores, "rows": np.ascontiguousarray(rows, np.int64),
-                                    "heads": np.ascontiguousarray(heads, np.int64), "out": out, "room": room})
+                                    "heads": np.ascontiguousarray(heads, np.int64), "out": out, "room": room, "length": length})
         return out[:, :, :keys]
 
     def again(self, layer: int, after: str, until: str, rows: np.ndarray) -> np.ndarray:
@@ -150,7 +154,7 @@ class Looking(ABC):
         self.team.clear_abort()
         for start in range(0, len(rows), self.max_batch):
             part = rows[start:start + self.max_batch]
-            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8] = len(part), 0
+            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8], s[f.ADAPTERS // 8] = len(part), 0, self.adapters.plan([(len(part), self.adapters.default)])
             self._layout.buffers[source.buffer][:len(part), :source.columns] = part
             self._run(placed[first + 1], placed[last], 0, 1, open=True)
             out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]

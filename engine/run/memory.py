@@ -12,7 +12,7 @@ from ..architectures.config import ModelConfig
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..gguf.file import GGUFFile
 from ..units import size
-from .expert_arena import all_experts, least_places, place_bytes
+from .expert_arena import all_experts, expert_blocks, least_places, place_bytes
 from .kv_cache import PAGE, kv_type
 from .kv_groups import STATES, KVLayout, kv_layout
 from .step_memory import StepMemory, step_memory
@@ -103,7 +103,7 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     if not config.causal:  # a text is one step
         fewest = most = max(MOST_TOKENS, -(-wanted // 8) * 8)
     budget = min(n for n in (memory, free, 1 << 62) if n is not None)
-    if any(m.experts for m in config.matrices()) and matrices + step.bytes(8) + needed * one_page > budget:
+    if any(expert_blocks(config)) and matrices + step.bytes(8) + needed * one_page > budget:
         whole = all_experts(gguf, config)
         places = _places(gguf, config, budget - (matrices - whole) - needed * one_page, step, most)
         matrices -= whole - places if places else 0

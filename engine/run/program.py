@@ -13,6 +13,7 @@ import numpy as np
 
 from ..architectures.blocks import Attention
 from ..architectures.expert_blocks import Experts
+from ..architectures.mamba_blocks import Mamba2
 from ..architectures.spec import Matrix, Norm, Stage
 from ..architectures.state_blocks import Conv, Delta, journal_stage
 from .layout import Layout
@@ -109,10 +110,11 @@ def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
         more += [f"{value.rope.dims} dimensions turned in {value.rope.kind}"] if value.rope else ["no positions"]
         more += [f"window {value.window}"] if value.window else []
         more += [f"soft cap {value.soft_cap:g}"] if value.soft_cap else []
-        more += [f"{value.qk_norm} norms of q and k"] if value.qk_norm == "head" else []
+        more += [f"{value.qk_norm} norms of q and k"] if value.qk_norm in ("head", "layer") else []
         return ", ".join(more)
-    if isinstance(value, (Conv, Delta)):
-        return f"state of {value.state_floats} numbers, {value.taps} taps" + (f", {value.value_heads} heads" if isinstance(value, Delta) else "")
+    if isinstance(value, (Conv, Delta, Mamba2)):
+        return f"state of {value.state_floats} numbers, {value.taps} taps" + (
+            f", {value.value_heads} heads" if isinstance(value, Delta) else f", {value.heads} heads" if isinstance(value, Mamba2) else "")
     if name == "matrices":
         return ", ".join(_shown("", matrix, formats) for matrix, *_ in value)
     if name == "add":

@@ -26,6 +26,7 @@ from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .adapters import Adapters, key_of
 from .expert_arena import ExpertArena
 from .feed import Feed as Feed
 from .feed import Look as Look
@@ -133,6 +134,7 @@ class Runtime(Looking):
         names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
+        self.adapters = Adapters(config, self._weights, self.n_threads)
         self.program = Program(self._layout)
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
@@ -216,11 +218,14 @@ class Runtime(Looking):
 
     # -- the step -------------------------------------------------------------------------------------------------------------------------
 
-    def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None) -> Sequence:
-        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt.
-        slides (default: as cached): windowed pages that no query sees are given back."""
+    def new_sequence(self, cached: bool = False, salt: bytes = b"", slides: bool | None = None, adapters: Any = None) -> Sequence:
+        """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt and adapters.
+        slides (default: as cached): windowed pages that no query sees are given back. adapters: {name: scale} or names; None: the model's."""
         self._check_open()
-        return Sequence(self._pool, self.context, cached, salt, slides)
+        use = self.adapters.chosen(adapters)
+        sequence = Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides)
+        sequence.adapters = use
+        return sequence
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
@@ -235,7 +240,7 @@ class Runtime(Looking):
             return self._recurrence.step(self, feeds, observe, hidden, part)
         ids, n_wanted, positions, _done = self._plan(feeds)
         _states = self._recurrence.words(feeds, keep=not observe)
-        n, config = len(ids), self.config
+        n, config, observe = len(ids), self.config, self.adapters.observers(observe)
         first, last = (part.first, config.n_layers if part.last is None else part.last) if part else (0, config.n_layers)
         assert 0 <= first < last <= config.n_layers and (last == config.n_layers or not n_wanted)
         if not config.output.matrix and (n_wanted and not hidden or any(feed.look is not None for feed in feeds)):
@@ -255,7 +260,7 @@ class Runtime(Looking):
         if s[f.N_TOKENS // 8] != n:
             self._layout.geometry[:, attention.TOKENS // 8] = n
         s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8] = n, address(logits), logits.shape[1], hidden
-        s[f.NOT_FINITE // 8] = 0
+        s[f.NOT_FINITE // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(len(feed.ids), feed.sequence.adapters) for feed in feeds])
         self.team.clear_abort()
         if given is not None:
             for placed in self.program.before_layers() if self._per_layer else ():
@@ -266,6 +271,8 @@ class Runtime(Looking):
             self._observed(n, n_wanted, observe, first, last)
         else:
             self._layers(first, last, 0 if looked else n_wanted)
+        if hidden and not np.isfinite(logits[:, :config.dim]).all():  # the step itself looks at logits only
+            raise NumericError(f"{self.gguf.path}: NaN or infinity in the final norm's rows: {self._overflow('')}")
         if looked:
             if not observe:
                 self._end(logits)

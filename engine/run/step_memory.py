@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...kernels import attention, delta
+from ...kernels import attention, delta, ssm
 from ...kernels.activations import GROUP, record_bytes
 from ...kernels.attention import KVType
 from ...kernels.elementwise import PAGE
@@ -17,7 +17,10 @@ from ...kernels.route import list_words
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
+from ..architectures.latent_blocks import Latent
+from ..architectures.mamba_blocks import Mamba2
 from ..architectures.state_blocks import Delta
+from .ops import latent
 from .ops.experts import PIECE
 from .ops.journal import TOKENS as JOURNAL
 from .row_table import kept_rows
@@ -65,7 +68,7 @@ def widths(config: ModelConfig) -> dict[str, int]:
     for block in config.blocks():
         if isinstance(block, Attention):
             columns = {"q": block.heads * block.head_dim, "att": block.heads * block.value_dim, "k": block.kv_heads * block.head_dim,
-                       "v": block.kv_heads * block.value_dim, **({"att_gate": block.gate.rows} if block.gate else {})}
+                       "v": block.kv_heads * block.value_dim, **block.more_buffers()}
         else:
             columns = block.buffers()
         for name, n in columns.items():
@@ -76,7 +79,7 @@ def widths(config: ModelConfig) -> dict[str, int]:
 def record_columns(config: ModelConfig) -> dict[str, int]:
     """Columns of each buffer of records, in the widest layer."""
     columns = widths(config)
-    found = {"records": max(columns["x"], columns["att"], columns.get("mixed", 0)), "down_records": columns.get("gate", 0)}
+    found = {"records": max(columns["x"], columns["att"], *(columns.get(name, 0) for name in ("mixed", "q_latent", "att_heads"))), "down_records": columns.get("gate", 0)}
     return {**found, "att_records": columns["att"]} if "addend_2" in columns else found
 
 
@@ -107,6 +110,8 @@ def scratch_bytes(config: ModelConfig, kv: KVType) -> int:
     """Of each thread: what attention, or a recurrent layer, keeps while it works on a piece."""
     sizes = [attention.scratch_bytes(kv, a.heads, a.kv_heads, a.head_dim, a.value_dim) for a in config.attentions()]
     sizes += [delta.scratch_bytes(r.key_dim) for r in config.recurrents() if isinstance(r, Delta)]
+    sizes += [latent.scratch_bytes(m.columns) for a in config.attentions() if isinstance(a, Latent) for m in a.stacks]
+    sizes += [ssm.SCRATCH for r in config.recurrents() if isinstance(r, Mamba2)]
     return max(_round(size, 128) for size in sizes)
 
 

@@ -226,6 +226,9 @@ class Weights:
         """What is small, while the loader runs."""
         config = self.config
         self.gains = {name: self.vector(name, n) for name, n in config.vectors()}
+        for norm in config.norms():
+            if norm.factor != 1:
+                self.gains[norm.tensor] *= np.float32(norm.factor)
         self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
         self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
         self._biases: list[np.ndarray] = []

@@ -95,6 +95,24 @@ class Sampler:
         whole = total(weights)
         return {c.id(i): float(w / whole) for i, w in enumerate(weights)}
 
+    @in_default_floats
+    def chances(self, logits: np.ndarray, position: int, history: Sequence[int], id: int, n: int, banned: Collection[int] = (),
+                allowed: np.ndarray | None = None, tokenizer: Tokenizer | None = None) -> TokenLogprob:
+        """As `token_logprob`, but of the distribution that `sample` draws from with these arguments: after all stages. What these left out, or left without
+        any chance, is not among the n most likely."""
+        c = self._candidates(logits, position, history, banned, allowed)
+        greedy = self.options.temperature == 0
+        weights = np.zeros(len(c.logits)) if greedy else exp(relative(c.logits))
+        if greedy:
+            weights[int(np.argmax(c.logits))] = 1.0
+        whole = total(weights)
+        best = top_k(c.logits, n) if n else np.zeros(0, np.int64)
+        best = best[np.argsort(-c.logits[best], kind="stable")]
+        top = [(c.id(int(i)), log(float(weights[i] / whole))) for i in best if weights[i] / whole > 0]
+        at = id if c.ids is None else int(np.searchsorted(c.ids, id))
+        found = TokenLogprob(id, log(float(weights[at] / whole)), top)
+        return found if tokenizer is None else with_texts(found, tokenizer)
+
     def _candidates(self, logits: np.ndarray, position: int, history: Sequence[int], banned: Collection[int] = (),
                     allowed: np.ndarray | None = None) -> Candidates:
         """What the stages leave."""

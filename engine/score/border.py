@@ -32,14 +32,15 @@ class Joined:
 def join(model: Core, context: Text, continuation: Text, special: bool = False) -> Joined:
     """Both as texts or ids; ids are taken as they are. special: names of special tokens in a text are those tokens. OptionError (nothing to score),
     TokenizerError, ContextFullError."""
-    whole = _join(model, context, continuation, special)
+    whole = joined(model, context, continuation, special)
     if len(whole.ids) - 1 > model.context:
         raise ContextFullError(f"context and continuation have {len(whole.ids)} tokens, the model's context has {model.context}: "
                                "shorten the text or raise the context (--context)")
     return whole
 
 
-def _join(model: Core, context: Text, continuation: Text, special: bool) -> Joined:
+def joined(model: Core, context: Text, continuation: Text, special: bool = False) -> Joined:
+    """`join` for whatever length."""
     if not isinstance(context, str) or not isinstance(continuation, str):
         before = _ids(model, context, special, begins=True)
         after = _ids(model, continuation, special, begins=False)

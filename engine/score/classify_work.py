@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import FormatError, OptionError, quoted
+from ..errors import FormatError, quoted
 from . import metrics
 from .classify import Classifier, check_abstain, check_calibration, check_labels
 from .job import Records, Work
-from .table import Row, digest_of, read_rows, written
+from .table import Row, digest_of, read_rows, text_column, written
 from .template import check_template, fields_of
 
 if TYPE_CHECKING:
@@ -67,12 +67,7 @@ class ClassifyWork(Work):
         """The text's column, if nobody said which: "text", or the only one that isn't the label's. None if the template asks for other columns."""
         if self.text is None and "text" not in fields_of(self.template):
             return
-        others = [c for c in self.columns if c != self.gold]
-        if self.text is None:
-            self.text = "text" if "text" in others else others[0] if len(others) == 1 else None
-        if self.text is None or self.text not in self.columns:
-            which = f"has no column {quoted(self.text)}" if self.text else "has several columns, none of them named text"
-            raise OptionError(f"{self.name}: {which}: say which holds the text with --text-column, one of {', '.join(self.columns)[:300]}")
+        self.text = text_column(self.columns, self.text, self.name, self.gold)
 
     def _fields(self, row: Row) -> dict[str, Any]:
         """What the template sees."""

@@ -1,4 +1,4 @@
-"""Rows to the nodes of a Ray cluster: `--ray` of batch, eval, classify and embed.
+"""Rows to the nodes of a Ray cluster: `--ray` of batch, eval, classify, embed and rerank.
 
     Cluster(address) ──► loaded(loading): an actor on every node, each with the model ──► records(work, rows), by dispatch.py ──► the driver's journal
 

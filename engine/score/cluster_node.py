@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...kernels import ARITHMETIC_VERSION
 from ..answers.batch import own_error
-from ..answers.batch_job import fingerprint
+from ..answers.batch_job import bound_adapters, fingerprint
 from ..errors import quoted
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Loading(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What results depend on, and what the driver would know if the model were its own. model: its fingerprint. sampling: what the file recommends. template:
-    of conversations, None unless it was asked for."""
+    """What results depend on, and what the driver would know if the model were its own. model: its fingerprint. sampling: what the file recommends.
+    adapters: batch_job.bound_adapters. template: of conversations, None unless it was asked for."""
 
     arithmetic: int
     model: str
@@ -39,13 +39,14 @@ class Facts:
     context: int
     kv: str
     sampling: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)
     template: str | None = None
 
     @classmethod
     def of(cls, model: Core, sampling: dict[str, Any], template: bool) -> Facts:
         path = Path(model.path)
         return cls(ARITHMETIC_VERSION, fingerprint(path), path.name, model.context, model.runtime.kv_name, sampling,
-                   model.chat_template.source if template else None)
+                   bound_adapters(model), model.chat_template.source if template else None)
 
     def differs(self, other: Facts) -> str | None:
         """What of another node's is different, for people."""

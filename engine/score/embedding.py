@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,6 @@ class _Text:
     """A text under way."""
 
     ids: list[int]
-    number: int
     types: list[int] | None = None
     sequence: KVSequence | None = None
     pool: Pool = field(default_factory=lambda: Pool("none"))
@@ -76,22 +76,22 @@ class Embedder:
         self._shorten, self._normalise, self._truncate, self._salt = truncate_dim, normalize, truncate, salt
         self.tokens = self.truncated = 0
 
-    def ids(self, text: Text, number: int = 0) -> list[int]:
-        """Of a text with its prompt, and the special tokens that the file puts around it; a list of ids is taken as it is. number: for messages.
-        ContextFullError: too long, unless cutting was asked for."""
+    def ids(self, text: Text, name: str = "the text") -> list[int]:
+        """Of a text with its prompt, and the special tokens that the file puts around it; a list of ids is taken as it is. name: what the text is called in
+        errors. ContextFullError: too long, unless cutting was asked for; OptionError: nothing to embed."""
         tokenizer, tail = self._core.tokenizer, []
         if isinstance(text, str):
             ids = tokenizer.encode(self.prompt + text, eos=False)
             if tokenizer.add_eos and tokenizer.eos_id is not None:
                 tail = [tokenizer.eos_id]
         else:
-            ids = check_ids(text, self._core.config.n_vocab, number)
+            ids = check_ids(text, self._core.config.n_vocab, name)
         if not ids and not tail:
-            raise OptionError(f"text {number} is empty, and this model puts no special token before it: there is nothing to embed")
+            raise OptionError(f"{name} is empty, and this model puts no special token before it: there is nothing to embed")
         if len(ids) + len(tail) > self.most:
             if not self._truncate:
-                raise ContextFullError(f"text {number} has {len(ids) + len(tail)} tokens, the model takes {self.most}: shorten it, or ask for it to be cut "
-                                       f"(truncate){self._allows_more()}")
+                raise ContextFullError(f"{name} has {len(ids) + len(tail)} tokens, the model takes {self.most}: shorten it, or ask for it to be cut "
+                                       f"(truncate, --cut){self._allows_more()}")
             ids = ids[:max(0, self.most - len(tail))]
             self.truncated += 1
         return ids + tail
@@ -101,11 +101,18 @@ class Embedder:
 
     def embed(self, texts: Iterable[Text]) -> Iterator[np.ndarray]:
         """float32 [dim] of each text in order, [tokens, dim] without pooling. Whatever is wrong with a text is raised before any is computed."""
-        listed = [self.ids(text, number) for number, text in enumerate(texts)]
+        listed = [self.ids(text, f"text {number}") for number, text in enumerate(texts)]
+        yield from self.embed_ids(listed)
+
+    def embed_ids(self, texts: Iterable[list[int]]) -> Iterator[np.ndarray]:
+        """The same of what `ids` gave; texts are taken as there is room for them."""
         pooling, kept = self._core.config.pooling, self._core.runtime.kept
-        for pool in pooled(self._core, listed, self.pooling, salt=self._salt):
+        for pool in pooled(self._core, map(self._counted, texts), self.pooling, salt=self._salt):
             yield finish(pool.result(), pooling, kept, self._shorten, self._normalise)
-        self.tokens += sum(map(len, listed))
+
+    def _counted(self, ids: list[int]) -> list[int]:
+        self.tokens += len(ids)
+        return ids
 
     def array(self, texts: Iterable[Text]) -> np.ndarray:
         """float32 [texts, dim]."""
@@ -113,23 +120,35 @@ class Embedder:
         return np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
 
 
-def check_ids(ids: Any, n_vocab: int, number: int) -> list[int]:
+def check_ids(ids: Any, n_vocab: int, name: str) -> list[int]:
     if not isinstance(ids, (list, tuple, np.ndarray)):
-        raise OptionError(f"text {number} must be a str or a list of token ids, found {type(ids).__name__}")
+        raise OptionError(f"{name} must be a str or a list of token ids, found {type(ids).__name__}")
     for id in ids:
         if isinstance(id, (bool, np.bool_)) or not isinstance(id, (int, np.integer)) or not 0 <= id < n_vocab:
-            raise OptionError(f"text {number}: token ids must be whole numbers below {n_vocab}, found {quoted(id)}")
+            raise OptionError(f"{name}: token ids must be whole numbers below {n_vocab}, found {quoted(id)}")
     return [int(id) for id in ids]
 
 
+class _Waiting:
+    """Texts that have not begun, taken from where they come from one by one."""
+
+    def __init__(self, texts: Iterator[_Text]) -> None:
+        self._texts = texts
+        self.next: _Text | None = next(texts, None)
+
+    def pop(self) -> None:
+        self.next = next(self._texts, None)
+
+
 @in_default_floats
-def pooled(core: Core, texts: Sequence[list[int]], kind: str, types: Sequence[list[int]] | None = None, salt: bytes = b"") -> Iterator[Pool]:
-    """The pooled rows of each text of at least one token, in order. types: token types of an encoder's texts (default: all 0). salt: whose prefix cache."""
-    waiting = [_Text(ids, number, types[number] if types else None, pool=Pool(kind), salt=salt) for number, ids in enumerate(texts)]
-    waiting.reverse()
+def pooled(core: Core, texts: Iterable[list[int]], kind: str, types: Iterable[list[int]] | None = None, salt: bytes = b"") -> Iterator[Pool]:
+    """The pooled rows of each text of at least one token, in order; texts are taken as there is room for them. types: token types of an encoder's texts
+    (default: all 0). salt: whose prefix cache."""
+    pairs: Iterable[tuple[list[int], list[int] | None]] = zip(texts, types if types is not None else repeat(None))
+    waiting = _Waiting(_Text(ids, of_types, pool=Pool(kind), salt=salt) for ids, of_types in pairs)
     running: list[_Text] = []
     try:
-        while waiting or running:
+        while waiting.next is not None or running:
             yield from _step(core, waiting, running)
     finally:
         for text in running:
@@ -137,8 +156,8 @@ def pooled(core: Core, texts: Sequence[list[int]], kind: str, types: Sequence[li
                 text.sequence.close()
 
 
-def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
-    """One step of what is running and as many of those waiting (from the end) as fit -> the pools of the texts that are done, which come in order."""
+def _step(core: Core, waiting: _Waiting, running: list[_Text]) -> list[Pool]:
+    """One step of what is running and as many of those waiting as fit -> the pools of the texts that are done, which come in order."""
     parts = _fill(core, waiting, running)
     from ..run.runtime import Feed
     feeds = []
@@ -163,16 +182,16 @@ def _step(core: Core, waiting: list[_Text], running: list[_Text]) -> list[Pool]:
     return finished
 
 
-def _fill(core: Core, waiting: list[_Text], running: list[_Text]) -> list[tuple[_Text, int]]:
+def _fill(core: Core, waiting: _Waiting, running: list[_Text]) -> list[tuple[_Text, int]]:
     """(text, how many of its next tokens) of a step. Only the last of a causal model's may be cut: so they are done in order."""
     causal = core.config.causal
-    room = core.runtime.max_batch if causal else min(core.runtime.max_batch, max(STEP_TOKENS, len(waiting[-1].ids)))
+    longest = len(waiting.next.ids) if waiting.next is not None else 0
+    room = core.runtime.max_batch if causal else min(core.runtime.max_batch, max(STEP_TOKENS, longest))
     parts: list[tuple[_Text, int]] = []
     for text in running:  # at most one
         parts.append((text, min(text.left, room)))
         room -= parts[-1][1]
-    while waiting and room > 0 and (causal or len(waiting[-1].ids) <= room):
-        text = waiting[-1]
+    while (text := waiting.next) is not None and room > 0 and (causal or len(text.ids) <= room):
         reused = causal and text.pool.kind == "last"  # beginnings that texts share are computed once
         sequence = core.runtime.new_sequence(cached=reused, salt=text.salt)
         try:

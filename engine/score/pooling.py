@@ -13,6 +13,7 @@ import numpy as np
 
 from ..architectures.pooling import Head, Pooling
 from ..architectures.spec import Matrix
+from ..errors import NumericError
 from ..sampling.arithmetic import exp
 
 _LEAST = 1e-12
@@ -52,14 +53,23 @@ class Pool:
 
 
 def finish(pooled: np.ndarray, pooling: Pooling, kept: Mapping[str, np.ndarray], dim: int | None, normalise: bool) -> np.ndarray:
-    """What the file does with a pooled row, then its first `dim` numbers, then unit length. pooled: float64 [..., dim] -> float32."""
+    """What the file does with a pooled row, then its first `dim` numbers, then unit length. pooled: float64 [..., dim] -> float32. NumericError."""
     rows = np.atleast_2d(pooled)
     for matrix in pooling.dense:
         rows = np.stack([multiply(kept, matrix, row) for row in rows])
     rows = rows[:, :dim]
     if normalise:
         rows = np.stack([row / max(length(row), _LEAST) for row in rows])
-    return rows.astype(np.float32).reshape(*pooled.shape[:-1], -1)
+    return finite(rows).reshape(*pooled.shape[:-1], -1)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """In float32. NumericError: too large for it."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise NumericError("NaN or infinity in what is made of a text's rows: the weights of its head or of the matrices after pooling may be damaged")
+    return found
 
 
 def length(row: np.ndarray) -> float:
@@ -77,7 +87,7 @@ def multiply(kept: Mapping[str, np.ndarray], matrix: Matrix, row: np.ndarray) ->
 
 
 def head_scores(head: Head, kept: Mapping[str, np.ndarray], row: np.ndarray) -> np.ndarray:
-    """The head's scores of a pair's pooled row, float64 [labels]."""
+    """The head's scores of a pair's pooled row, float64 [labels]. NumericError."""
     if head.dense:
         row = ACTIVATIONS[head.activation](multiply(kept, head.dense, row))
     if head.norm:
@@ -88,6 +98,7 @@ def head_scores(head: Head, kept: Mapping[str, np.ndarray], row: np.ndarray) -> 
     if head.softmax:
         shares = exp(scores - scores.max())
         scores = shares / np.add.accumulate(shares)[-1]
+    finite(scores)
     return scores
 
 

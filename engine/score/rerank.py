@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from .pooling import head_scores
 if TYPE_CHECKING:
     from ..answers.core import Core
 
+Pair = tuple[list[int], list[int]]
+"""Ids of a query and a document together, and their token types."""
 TEMPLATE = "tokenizer.chat_template.rerank"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 SYSTEM = ("Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -50,7 +53,7 @@ class Reranker:
         self.tokens = self.truncated = 0
 
     def _judges(self, judge: Sequence[str]) -> tuple[int, int]:
-        if isinstance(judge, str) or len(judge) != 2 or judge[0] == judge[1]:
+        if isinstance(judge, str) or len(judge) != 2 or judge[0] == judge[1] or not all(isinstance(word, str) for word in judge):
             raise OptionError(f"judge must be two words, such as ('yes', 'no'), found {quoted(judge)}")
         ids = [self._core.tokenizer.encode(word, bos=False, eos=False) for word in judge]
         for word, found in zip(judge, ids):
@@ -60,18 +63,24 @@ class Reranker:
 
     def scores(self, query: str, documents: Iterable[str]) -> Iterator[float]:
         """Of each document in order, the higher the better. Whatever is wrong with one is raised before any is computed."""
-        if not isinstance(query, str):
-            raise OptionError(f"the query must be a text, found {quoted(query)}")
-        pairs = [self._pair(query, document, number) for number, document in enumerate(documents)]
-        self.tokens += sum(len(ids) for ids, _ in pairs)
+        pairs = [self.pair(query, document, f"document {number}") for number, document in enumerate(documents)]
+        yield from self.scores_of(pairs)
+
+    def scores_of(self, pairs: Iterable[Pair]) -> Iterator[float]:
+        """The same of what `pair` gave; pairs are taken as there is room for them."""
         if self._words is not None:
-            yield from map(self._judged, (ids for ids, _ in pairs))
+            yield from map(self._judged, (ids for ids, _ in map(self._counted, pairs)))
             return
         head: Head | None = self._head
         assert head is not None
         kept = self._core.runtime.kept
-        for pool in pooled(self._core, [ids for ids, _ in pairs], head.pooling, [types for _, types in pairs], self._salt):
+        ids_of, types_of = itertools.tee(map(self._counted, pairs))
+        for pool in pooled(self._core, (ids for ids, _ in ids_of), head.pooling, (types for _, types in types_of), self._salt):
             yield float(head_scores(head, kept, pool.result())[0])
+
+    def _counted(self, pair: Pair) -> Pair:
+        self.tokens += len(pair[0])
+        return pair
 
     def _judged(self, ids: list[int]) -> float:
         sequence = self._core.runtime.new_sequence(cached=True, salt=self._salt)
@@ -87,16 +96,17 @@ class Reranker:
 
     # -- pairs ----------------------------------------------------------------------------------------------------------------------------
 
-    def _pair(self, query: str, document: str, number: int) -> tuple[list[int], list[int]]:
-        """Ids and token types."""
-        if not isinstance(document, str):
-            raise OptionError(f"document {number} must be a text, found {quoted(document)}")
+    def pair(self, query: str, document: str, name: str = "the document") -> Pair:
+        """name: what the document is called in errors. OptionError: not a text; ContextFullError: too long, unless cutting was asked for."""
+        for text, what in (query, "the query"), (document, name):
+            if not isinstance(text, str):
+                raise OptionError(f"{what} must be a text, found {quoted(text)}")
         before, body, after = self._encoder_parts(query, document) if not self._core.config.causal else self._causal_parts(query, document)
         over = len(before) + len(body) + len(after) - self._core.context
         if over > 0:
             if not self._truncate:
-                raise ContextFullError(f"document {number} makes {over + self._core.context} tokens with the query, the context has {self._core.context}: "
-                                       "shorten it, or ask for documents to be cut (truncate)")
+                raise ContextFullError(f"{name} makes {over + self._core.context} tokens with the query, the context has {self._core.context}: "
+                                       "shorten it, or ask for documents to be cut (truncate, --cut)")
             if over >= len(body):
                 raise ContextFullError(f"the query alone fills the context of {self._core.context} tokens: shorten it")
             body = body[:-over]

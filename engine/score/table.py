@@ -49,11 +49,22 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_rows(path: Path, format: str, name: str | None = None) -> Iterator[Row]:
-    """name: what the file is called in errors. Blank lines are skipped. FileError; FormatError names the line."""
+def text_column(columns: Sequence[str], asked: str | None, name: str, other: str | None = None) -> str:
+    """Which holds the text: the one asked for, "text", or the only one beside `other`. name: of the file. OptionError."""
+    others = [c for c in columns if c != other]
+    found = asked or ("text" if "text" in others else others[0] if len(others) == 1 else None)
+    if found is None or found not in columns:
+        which = f"has no column {quoted(found)}" if found else "has several columns, none of them named text"
+        raise OptionError(f"{name}: {which}: say which holds the text with --text-column, one of {', '.join(columns)[:300]}")
+    return found
+
+
+def read_rows(path: Path, format: str, name: str | None = None, blank: bool = False) -> Iterator[Row]:
+    """name: what the file is called in errors. Blank lines are skipped, unless `blank` makes them texts of a file of lines. FileError; FormatError names the
+    line."""
     name = name or str(path)
     readers: dict[str, Callable[..., Iterator[tuple[int, dict[str, Any]]]]] = {"csv": _separated, "tsv": _separated, "jsonl": _objects, "lines": _texts}
-    more = {"csv": (",",), "tsv": ("\t",)}.get(format, ())
+    more: tuple[Any, ...] = {"csv": (",",), "tsv": ("\t",), "lines": (blank,)}.get(format, ())
     for number, (line, fields) in enumerate(readers[format](_decoded(path, name), name, *more)):
         yield Row(number, line, fields)
 
@@ -69,9 +80,9 @@ def _decoded(path: Path, name: str) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{name}, line {at + 1}: is not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02X}): convert the file first") from None
 
 
-def _texts(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _texts(lines: Iterable[tuple[int, str]], name: str, blank: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in lines:
-        if text.strip():
+        if blank or text.strip():
             yield line, {"text": text.rstrip("\r\n")}
 
 

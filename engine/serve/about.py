@@ -108,6 +108,16 @@ async def props(request: Request) -> Response:
             "modalities": {"vision": False, "audio": False}, "build_info": served.fingerprint, "is_sleeping": False, **names})
 
 
+async def lora_adapters(request: Request) -> Response:
+    """The adapters that a request's `lora` may name, by id or name; scale: what a request has that names none."""
+    async with Call(request) as call:
+        served = await call.model(request.query_params.get("model"))
+        model, _ = served.loaded
+        found = await call.make(lambda: model.adapters)  # the digest takes its time at first
+        return JSONResponse([{"id": i, "name": name, "path": Path(entry["path"]).name, "scale": entry["default"], "sha256": entry["digest"]}
+                             for i, (name, entry) in enumerate(found.items())])
+
+
 async def slots(request: Request) -> Response:
     """Which answers are under way, without their texts."""
     async with Call(request) as call:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import about, anthropic, embeddings, llama_server, ollama, openai_responses, page
+from . import about, anthropic, embeddings, inside, llama_server, ollama, openai_responses, page
 from .errors import ApiError, of, shape_of
 from .guard import Guard, Rules
 from .journal import Journal, Memory
@@ -78,11 +78,11 @@ def routes() -> list[Route]:
             *[Route(path, embeddings.native, methods=["POST"]) for path in ("/embedding", "/embeddings")],
             *[Route(path, llama_server.completion, methods=["POST"]) for path in ("/completion", "/completions")], Route("/metrics", metrics, methods=["GET"]),
             *[Route(path, endpoint, methods=["POST"]) for path, endpoint in (
-                ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template),
+                ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template), ("/trace", inside.trace),
                 ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", embeddings.ollama_embed),
                 ("/api/embeddings", embeddings.ollama_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
-                ("/props", about.props), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi),
+                ("/props", about.props), ("/lora-adapters", about.lora_adapters), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi),
                 ("/api/tags", ollama.tags), ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 

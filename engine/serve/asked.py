@@ -66,6 +66,23 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any], texts: boo
         SamplingOptions(**found)
     except (ValueError, TypeError) as error:
         raise ApiError(400, str(error)) from None
+    if (asked := body.list("lora", None, 256)) is not None:
+        found["adapters"] = _adapters(asked)
+    return found
+
+
+def _adapters(given: list[Any]) -> dict[Any, float]:
+    """llama-server's [{"id": number, "scale": factor}, …], or with a "name" for the id: those, and no others."""
+    found: dict[Any, float] = {}
+    for i, entry in enumerate(given):
+        fields = Fields(entry, f"lora[{i}].") if isinstance(entry, dict) else None
+        if fields is None:
+            raise ApiError(400, f"lora[{i}] must be an object with id (or name) and scale, found {quoted(entry, 60)}", "lora")
+        id, name, scale = fields.integer("id", None, 0, 255), fields.text("name", most=200), fields.number("scale", 1.0, -1e6, 1e6)
+        fields.done()
+        if (id is None) == (name is None):
+            raise ApiError(400, f"lora[{i}] must have one of id and name", "lora")
+        found[name if id is None else id] = scale
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..errors import ContextFullError
 from .engine import Ticket
 from .errors import ApiError, of
 from .fields import Fields, parse_json
@@ -86,8 +87,20 @@ class Call:
 
     async def start(self, work: Callable[[], list[Generation]], salt: str = "") -> Ticket:
         """The answers that `work` makes, handed to the engine. salt: whose prefix cache they share."""
-        generations = await self.make(work)
         assert self.served is not None
+        context = self.served.loaded[0].context
+
+        def made() -> list[Generation]:
+            found = work()
+            try:
+                for generation in found:
+                    fits(generation, context)
+            except BaseException:
+                for generation in found:
+                    generation.close()
+                raise
+            return found
+        generations = await self.make(made)
         for generation in generations:
             generation.cache_salt = self.salt(salt)
         ticket = Ticket(generations, asyncio.get_running_loop())
@@ -121,3 +134,11 @@ class Call:
 
     def json(self, value: Any) -> Response:
         return JSONResponse(value, headers=self.headers)
+
+
+def fits(generation: Generation, context: int) -> None:
+    """Prompt and answer share the context, as with every server; a prompt that leaves no room for a token that is asked for is refused. ContextFullError."""
+    generation.most = context
+    if not generation.has_room:
+        n = len(generation.window)
+        raise ContextFullError.of(f"the prompt has {n} tokens, and fills the context", n, context)

@@ -59,7 +59,7 @@ def _plain(given: Any) -> Any:
     return "".join(part["text"] for part in content)
 
 
-async def _computed(call: Call, served: Served, work: Callable[[Callable[[], bool]], Any]) -> Any:
+async def computed(call: Call, served: Served, work: Callable[[Callable[[], bool]], Any]) -> Any:
     """work(left) in a worker thread; left() tells it that nobody waits any more. One at a time: a step wants all cores. ApiError 429: too many wait."""
     server, engine = call.server, served.loaded[1]
     if server.embedding > engine.queue:
@@ -98,7 +98,7 @@ async def _embedded(call: Call, served: Served, texts: list[str | list[int]], sa
     def work(left: Callable[[], bool]) -> tuple[list[Any], int]:
         embedder = Embedder(model, salt=call.salt(salt), **options)
         return _all(embedder.embed(texts), left), embedder.tokens
-    found, tokens = await _computed(call, served, work)
+    found, tokens = await computed(call, served, work)
     engine.counters.embedded_tokens += tokens
     return found, tokens
 
@@ -156,7 +156,7 @@ async def rerank(request: Request) -> Response:
         def work(left: Callable[[], bool]) -> tuple[list[float], int]:
             ranker = Reranker(model, judge=judge, instruction=instruction, salt=call.salt(""))
             return _all(ranker.scores(query, documents), left), ranker.tokens
-        scores, tokens = await _computed(call, served, work)
+        scores, tokens = await computed(call, served, work)
         engine.counters.embedded_tokens += tokens
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top]
         if tei:

@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 256
 REASONS = {"eos": "eos", "stop": "word", "length": "limit", "context": "limit"}
-ALSO_IGNORED = {"min_keep", "n_discard", "n_indent", "lora", "speculative.n_max", "speculative.n_min", "speculative.p_min"}
+ALSO_IGNORED = {"min_keep", "n_discard", "n_indent", "lora", "speculative.n_max", "speculative.n_min", "speculative.p_min", "backend_sampling"}
 
 
 @dataclass
 class NativeAsked(Asked):
-    """many: whether prompts were a list, so that the answer is one. fields: of the answer, if not all are wanted."""
+    """many: whether prompts were a list, so that the answer is one. after_sampling: probabilities are wanted of what was drawn from. fields: of the answer, if
+    not all are wanted."""
 
     prompts: list[list[str | int]] = field(default_factory=list)
     many: bool = False
     return_tokens: bool = False
+    after_sampling: bool = False
     fields: list[str] = field(default_factory=list)
 
 
@@ -69,15 +71,17 @@ def read(body: Fields, model: Model, defaults: dict[str, Any]) -> NativeAsked:
     asked.stream, asked.return_tokens = body.truth("stream"), body.truth("return_tokens")
     asked.timings_per_token, asked.return_progress = body.truth("timings_per_token"), body.truth("return_progress")
     asked.top_logprobs = body.integer("n_probs", None, 0, MAX_TOP_LOGPROBS) or None
-    if body.truth("post_sampling_probs") and asked.top_logprobs:
-        raise ApiError(400, "post_sampling_probs is not supported: log-probabilities are the model's, before any sampler", "post_sampling_probs")
+    asked.after_sampling = body.truth("post_sampling_probs")
     asked.fields = body.strings("response_fields", 100, 100)
     return asked
 
 
 def make(model: Model, asked: NativeAsked) -> list[Generation]:
     draw_seed(asked)
-    return [model.generate(ids, logprobs=asked.top_logprobs, **asked.options) for ids in (prompt_of(model, parts) for parts in asked.prompts)]
+    found = [model.generate(ids, logprobs=asked.top_logprobs, **asked.options) for ids in (prompt_of(model, parts) for parts in asked.prompts)]
+    for generation in found:
+        generation.after_sampling = asked.after_sampling
+    return found
 
 
 def prompt_of(model: Model, parts: list[str | int]) -> list[int]:
@@ -125,7 +129,7 @@ def account(model: Model, name: str, asked: NativeAsked, i: int, generation: Gen
              "truncated": bool(s.context_shifts) or generation.finish_reason == "context", "stop_type": REASONS.get(generation.finish_reason or "", "none"),
              "stopping_word": generation.stopped_by or "", "tokens_cached": s.prompt_tokens + s.generated_tokens - 1, "timings": timings(generation)}
     if asked.top_logprobs and not asked.stream:
-        found["completion_probabilities"] = _probabilities(model, generation.logprobs)
+        found["completion_probabilities"] = _probabilities(model, asked, generation.logprobs)
     if asked.fields:
         found = {name: value for name in asked.fields if (value := _at(found, name)) is not None}
     return found
@@ -137,8 +141,15 @@ def _at(found: Any, path: str) -> Any:
     return found
 
 
-def _probabilities(model: Model, logprobs: list[Any]) -> list[dict[str, Any]]:
-    return [{**token_entry(model.tokenizer, t.id, t.logprob), "top_logprobs": [token_entry(model.tokenizer, id, p) for id, p in t.top]} for t in logprobs]
+def _probabilities(model: Model, asked: NativeAsked, logprobs: list[Any]) -> list[dict[str, Any]]:
+    """Of the model as logprob and top_logprobs, of what was drawn from as prob and top_probs."""
+    def one(id: int, logprob: float) -> dict[str, Any]:
+        found = token_entry(model.tokenizer, id, logprob)
+        if asked.after_sampling:
+            found["prob"] = math.exp(found.pop("logprob"))
+        return found
+    top = "top_probs" if asked.after_sampling else "top_logprobs"
+    return [{**one(t.id, t.logprob), top: [one(id, p) for id, p in t.top]} for t in logprobs]
 
 
 async def _whole(model: Model, name: str, asked: NativeAsked, ticket: Ticket) -> Any:
@@ -159,7 +170,7 @@ async def _pieces(model: Model, name: str, asked: NativeAsked, ticket: Ticket) -
         g = ticket.generations[e.index]
         more: dict[str, Any] = {"timings": timings(g)} if asked.timings_per_token else {}
         if asked.top_logprobs:
-            more["completion_probabilities"] = _probabilities(model, e.logprobs)
+            more["completion_probabilities"] = _probabilities(model, asked, e.logprobs)
         if e.prompt is not None:
             if not asked.return_progress:
                 continue

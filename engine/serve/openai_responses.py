@@ -87,7 +87,9 @@ def read_input(given: Any, instructions: str | None) -> list[Any]:
             call = {"id": item.get("call_id"), "type": "function", "function": {"name": item.get("name"), "arguments": item.get("arguments")}}
             if not (found and found[-1].get("role") == "assistant"):
                 found.append({"role": "assistant", "content": None})
-            found[-1].setdefault("tool_calls", []).append(call)
+            before = found[-1].get("tool_calls")
+            if isinstance(before, list) or before is None:  # else it is refused with the message
+                found[-1]["tool_calls"] = [*(before or []), call]
         elif kind == "function_call_output":
             found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
         elif kind != "reasoning":  # thoughts of earlier answers are not read again

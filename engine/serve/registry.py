@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...kernels import ARITHMETIC_VERSION
+from ..answers.batch_job import bound_adapters
 from ..architectures.config import ModelConfig
 from ..errors import ClosedError, LlaminaError, OutOfMemoryError, quoted
 from ..gguf.file import open_gguf
@@ -182,6 +183,8 @@ class Registry:
 
 
 def fingerprint(model: Model) -> str:
-    """system_fingerprint: equal on two machines exactly if the same requests get the same bits: arithmetic version, model, KV type."""
-    facts = (ARITHMETIC_VERSION, model.digest, model.runtime.kv.name, model.context)
+    """system_fingerprint: equal on two machines exactly if the same requests get the same bits: arithmetic version, model, KV type, adapters."""
+    facts: tuple[Any, ...] = (ARITHMETIC_VERSION, model.digest, model.runtime.kv.name, model.context)
+    if adapters := bound_adapters(model):
+        facts = (*facts, adapters)
     return "b" + hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -14,16 +14,17 @@ from ....kernels.activations import GROUP
 from ....kernels.atomics import atomic_exchange, atomic_load, compare_and_swap
 from ....kernels.clock import CLOCK_BYTES, now
 from ....kernels.elementwise import add_rows, jit
-from ....kernels.matmul import call_kernel
+from ....kernels.matmul import TILES_A_GROUP, call_kernel
 from ....kernels.simd import load_f32x16, load_i64, store_f32x16, store_i64
 from ....kernels.team import GENERATION, barrier, next_of_share
+from . import low_rank
 
 ENTRY = "int64(int64, int64, int64, int64, int64)"
 """Signature of an op."""
 
 # -- a matrix: 8 words. The last three are the epilogue of a matmul; 0: none
 KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT, BIAS, SCALE, LOW_RANK = range(0, 64, 8)
-"""BIAS: address of float32 [16 * TILES]. SCALE, LOW_RANK: reserved (a factor; an adapter's pair of matrices and which rows have it)."""
+"""BIAS: address of float32 [16 * TILES]. SCALE: reserved (a factor). LOW_RANK: address of the table of adapters' pairs (low_rank.py), or 0."""
 MATRIX_BYTES = 64
 LEAST = 2
 """Tiles of the smallest piece of work."""
@@ -38,13 +39,13 @@ HEADER = 32
 # -- a step
 (
     N_TOKENS, FIRST, LAST, TAIL, END, JOIN, OWN, N_WANTED, WANTED, LOGITS, LD_LOGITS, HIDDEN, NOT_FINITE, PROFILE, X, LD_X, NORMED, RECORDS, OWN_ROWS,
-    OWN_BYTES, SCRATCH, SCRATCH_BYTES,
-) = range(0, 8 * 22, 8)
+    OWN_BYTES, SCRATCH, SCRATCH_BYTES, ADAPTERS,
+) = range(0, 8 * 23, 8)
 """Stages [FIRST, LAST) run, then [TAIL, END). JOIN: the stage that would add what the last of them left (join.py). WANTED: int64 [N_WANTED], tokens whose
 LOGITS are wanted, float32 [N_WANTED, LD_LOGITS]; HIDDEN: their normed rows instead. X: the residual stream, float32 [tokens, LD_X]; NORMED: what the last
 norm made of it, RECORDS: the records made of that. OWN: whether every thread has these three for itself, in its OWN_BYTES at OWN_ROWS. SCRATCH_BYTES: for
-each thread."""
-STEP_WORDS = 22
+each thread. ADAPTERS: address of those that rows of this step have (low_rank.py), or 0."""
+STEP_WORDS = 23
 
 # -- a profile, if PROFILE holds its address: a clock, the last barrier that was noted, its time, then each slot's time so far. What follows a run's last
 # barrier (the output matrix) is the caller's to add
@@ -105,26 +106,42 @@ def take(team, slot, tid, n_threads, turn, n, least, most):
 
 
 @jit
-def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens):
-    """Tiles [tile0, tile1) of one matrix. Input: float rows at `floats`, or the records made from them."""
-    x = floats if load_i64(matrix + FLOAT_INPUT) else records
-    tile1 = min(tile1, load_i64(matrix + TILES))
-    call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile0, tile1, x, ld_floats, out, ldo, n_tokens)
-    bias = load_i64(matrix + BIAS)
-    if bias != 0:
-        for m in range(n_tokens):
-            add_rows(out + 4 * (m * ldo + 16 * tile0), bias + 64 * tile0, 16 * (tile1 - tile0))
+def low_rank_of(step, tid, n_threads, team, matrix, n, stride, records, floats, ld_floats, n_tokens):
+    """What `piece` needs of adapters, for n matrices whose words lie `stride` bytes apart: to be called before the first piece. -> 0: no row of this step has
+    one; -1: aborted; else an address."""
+    adapters = load_i64(step + ADAPTERS)
+    if adapters == 0:
+        return 0
+    return low_rank.begin(adapters, tid, n_threads, team, matrix + LOW_RANK, n, stride, records, floats, ld_floats, n_tokens, matrix + FLOAT_INPUT, 0, 0)
 
 
 @jit
-def matmul(matrix, tid, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens):
+def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, step, low, index):
+    """Tiles [tile0, tile1) of one matrix. Input: float rows at `floats`, or the records made from them. low: of `low_rank_of`, of whose matrices this is
+    number `index`."""
+    x = floats if load_i64(matrix + FLOAT_INPUT) else records
+    tile1, bias = min(tile1, load_i64(matrix + TILES)), load_i64(matrix + BIAS)
+    size = TILES_A_GROUP if low != 0 and n_tokens >= MANY_TOKENS else max(1, tile1 - tile0)  # what adapters are added to is still in a cache
+    for t0 in range(tile0, tile1, size):
+        t1 = min(t0 + size, tile1)
+        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), t0, t1, x, ld_floats, out, ldo, n_tokens)
+        if bias != 0:
+            for m in range(n_tokens):
+                add_rows(out + 4 * (m * ldo + 16 * t0), bias + 64 * t0, 16 * (t1 - t0))
+        if low != 0:
+            adapters = load_i64(step + ADAPTERS)
+            low_rank.add(adapters, load_i64(matrix + LOW_RANK), t0, t1, low + 4 * index * load_i64(adapters + low_rank.TOTAL), out, ldo, 0, 0)
+
+
+@jit
+def matmul(matrix, tid, n_threads, team, slot, records, floats, ld_floats, out, ldo, n_tokens, step, low, index):
     """Take pieces of one matrix until none is left."""
     tiles, turn = load_i64(matrix + TILES), 0
     while True:
         turn, tile0, tile1 = take(team, slot, tid, n_threads, turn, tiles, LEAST, tiles)
         if turn == n_threads:
             return
-        piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
+        piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, step, low, index)
 
 
 @jit

@@ -12,10 +12,11 @@ from ....kernels.team import next_tile
 from .common import ENTRY, HEADER, end
 
 CHANNELS_A_PIECE = 128
-(STATES, OFFSET, ROWS, LD_ROWS, CHANNELS, TAPS, KERNEL, LD_STATE, OUT, LD_OUT) = range(HEADER, HEADER + 8 * 10, 8)
+(STATES, OFFSET, ROWS, LD_ROWS, CHANNELS, TAPS, KERNEL, LD_STATE, OUT, LD_OUT, BIAS) = range(HEADER, HEADER + 8 * 11, 8)
 """STATES: address of how many feeds the step has, and of their words (kernels/conv.py). OFFSET: of the layer in a state. ROWS: address of float32 [tokens,
-LD_ROWS], what the projections made. KERNEL: of float32 [TAPS, LD_STATE]. OUT: of float32 [tokens, LD_OUT]; silu_conv works in place."""
-WORDS = 10
+LD_ROWS], what the projections made. KERNEL: of float32 [TAPS, LD_STATE]. OUT: of float32 [tokens, LD_OUT]; silu_conv works in place. BIAS: address
+of float32 [LD_STATE], or 0; of silu_conv alone."""
+WORDS = 11
 
 
 @compiled(ENTRY)
@@ -42,17 +43,19 @@ def conv_silu(tid, n_threads, team, step, stage):
     while at < pieces:
         first = at % blocks * CHANNELS_A_PIECE
         silu_conv(load_i64(states + 8) + 8 * FEED_WORDS * (at // blocks), load_i64(stage + OFFSET), load_i64(stage + ROWS), load_i64(stage + LD_ROWS),
-                  load_i64(stage + TAPS), load_i64(stage + KERNEL), load_i64(stage + LD_STATE), first, min(first + CHANNELS_A_PIECE, channels))
+                  load_i64(stage + TAPS), load_i64(stage + KERNEL), load_i64(stage + BIAS), load_i64(stage + LD_STATE), first,
+                  min(first + CHANNELS_A_PIECE, channels))
         at = next_tile(team, 0, 1)
     return end(n_threads, team, step, stage)
 
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "block" (Conv or Delta), the buffers "rows" and "out" ("" in place), "columns" of the rows."""
+    """args: a recurrent "block", the buffers "rows" and "out" ("" in place), "columns" of the rows, "bias" (a vector, or "")."""
     block, a = stage.args["block"], stage.args
     words[STATES // 8], words[OFFSET // 8] = layout.feeds.ctypes.data, 4 * layout.state_places[block.layer]
     words[ROWS // 8], words[LD_ROWS // 8] = layout.address(a["rows"]), -(-a["columns"] // 32) * 32
     words[CHANNELS // 8], words[TAPS // 8], words[KERNEL // 8] = block.channels, block.taps, layout.vector(block.kernel.name)
+    words[BIAS // 8] = layout.vector(a.get("bias", ""))
     words[LD_STATE // 8] = -(-block.channels // 32) * 32
     if a["out"]:
         words[OUT // 8], words[LD_OUT // 8] = layout.address(a["out"]), -(-block.channels // 32) * 32

@@ -21,6 +21,7 @@ from .common import (
     MATRIX_BYTES,
     N_TOKENS,
     end,
+    low_rank_of,
     normed_records,
     normed_rows,
     own_memory,
@@ -61,15 +62,18 @@ def gated(activation: str) -> Compiled:
             most, ld = COMPACT, 32 * COMPACT
             gate += 4 * tid * n_tokens * ld
             up += 4 * tid * n_tokens * ld
+        low = low_rank_of(step, tid, n_threads, team, stage + W_GATE, 2, MATRIX_BYTES, inputs, floats, ld_x, n_tokens)
+        if low < 0:
+            return 1
         turn = 0
         while True:
             turn, pair0, pair1 = take(team, 0, tid, n_threads, turn, pairs, LEAST, most)
             if turn == n_threads:
                 break
             left = 4 * 32 * pair0 if compact else 0  # of the first column that is kept
-            piece(stage + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_x, gate - left, ld, n_tokens)
+            piece(stage + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_x, gate - left, ld, n_tokens, step, low, 0)
             if not plain:
-                piece(stage + W_UP, 2 * pair0, 2 * pair1, inputs, floats, ld_x, up - left, ld, n_tokens)
+                piece(stage + W_UP, 2 * pair0, 2 * pair1, inputs, floats, ld_x, up - left, ld, n_tokens, step, low, 1)
             for m in range(n_tokens):
                 row, here = 4 * m * ld - left, 4 * 32 * pair0
                 activate(gate + row + here, 0 if plain else up + row + here, 32 * (pair1 - pair0))

@@ -34,7 +34,7 @@ def journal(tid, n_threads, team, step, stage):
 
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "block" (Conv or Delta), "restore"."""
+    """args: a recurrent "block", "restore"."""
     block = stage.args["block"]
     words[TABLE // 8], words[ROWS // 8], words[LD // 8] = layout.kept_rows.ctypes.data, layout.address("mixer"), -(-block.buffers()["mixer"] // 32) * 32
     words[JOURNAL // 8], words[RESTORE // 8] = layout.journals[block.layer].ctypes.data, stage.args["restore"]

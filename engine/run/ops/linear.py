@@ -12,20 +12,26 @@ from ....kernels.norms import scale_row
 from ....kernels.simd import and_i32, bits_of, load_f32, load_f32x16, load_i64, splat_i32, store_f32x16, vmax_across_i32, vmax_i32
 from ....kernels.team import next_tile
 from ....kernels.vecmath import soft_cap
+from . import low_rank
 from .common import (
+    ADAPTERS,
     ENTRY,
+    FLOAT_INPUT,
     HEADER,
     HIDDEN,
     LD_LOGITS,
     LD_X,
     LEAST,
     LOGITS,
+    LOW_RANK,
     MATRIX_BYTES,
     N_TOKENS,
     N_WANTED,
     TILES,
+    WANTED,
     copy,
     end,
+    low_rank_of,
     matmul,
     normed_records,
     normed_rows,
@@ -46,8 +52,11 @@ WORDS = MATRIX_BYTES // 8 + 5
 @compiled(ENTRY)
 def linear(tid, n_threads, team, step, stage):
     """OUT = the matrix times each token's row."""
-    matmul(stage + MATRIX, tid, n_threads, team, 0, load_i64(stage + RECORDS), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), load_i64(stage + OUT),
-           load_i64(stage + LD_OUT), load_i64(step + N_TOKENS))
+    records, rows, ld, n_tokens = load_i64(stage + RECORDS), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), load_i64(step + N_TOKENS)
+    low = low_rank_of(step, tid, n_threads, team, stage + MATRIX, 1, 0, records, rows, ld, n_tokens)
+    if low < 0:
+        return 1
+    matmul(stage + MATRIX, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + OUT), load_i64(stage + LD_OUT), n_tokens, step, low, 0)
     return end(n_threads, team, step, stage)
 
 
@@ -95,12 +104,19 @@ def output(tid, n_threads, team, step, stage):
                 spoiled(step, stage, 1)
         return 0
     matrix, turn, factor, cap = stage + MATRIX, 0, load_f32(stage + FACTOR), load_f32(stage + SOFT_CAP)
-    logits, tiles = load_i64(step + LOGITS), load_i64(matrix + TILES)
+    logits, tiles, adapters, low = load_i64(step + LOGITS), load_i64(matrix + TILES), load_i64(step + ADAPTERS), 0
+    if adapters != 0:
+        low = low_rank.begin(adapters, tid, n_threads, team, matrix + LOW_RANK, 1, 0, normed_records(step, own), normed_rows(step, own), ld, n_wanted,
+                             matrix + FLOAT_INPUT, load_i64(step + WANTED), n_wanted)
+        if low < 0:
+            return 1
     while True:
         turn, tile0, tile1 = take(team, 0, tid, n_threads, turn, tiles, LEAST, tiles)
         if turn == n_threads:
             return 0
-        piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted)
+        piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted, step, 0, 0)
+        if low != 0:
+            low_rank.add(adapters, load_i64(matrix + LOW_RANK), tile0, tile1, low, logits, ldo, load_i64(step + WANTED), n_wanted)
         for i in range(n_wanted):
             row, columns = logits + 4 * (i * ldo + 16 * tile0), 16 * (tile1 - tile0)
             _shape_logits(row, factor, cap, columns)

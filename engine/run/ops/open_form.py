@@ -29,7 +29,7 @@ from ....kernels.attention import (
 from ....kernels.compile_cache import Compiled, compiled
 from ....kernels.elementwise import jit
 from ....kernels.gates import ROWS
-from ....kernels.norms import head_norm, scale_row
+from ....kernels.norms import head_layer_norm, head_norm, scale_row
 from ....kernels.simd import load_f32, load_f32x16, load_i64, store_f32, store_f32x16
 from ....kernels.team import next_tile
 from .common import ENTRY, HEADER, LD_X, N_TOKENS, NORMED, SCRATCH, SCRATCH_BYTES, X, end, spoiled
@@ -40,9 +40,10 @@ from .join import add_pending, norm_row
 """GEOMETRY: address of attention's words; TURNED: the same, or, for keys that are rotated already, without positions. APPEND: of the kernel. KV_OFFSET: of the
 layer in a page. KEYS: whether the layer has keys of its own."""
 WORDS = 5
-(P_EPS, P_ROWS, P_LD, P_GAIN, P_COLUMNS) = range(HEADER, HEADER + 8 * 5, 8)
-"""Of `projection_norm`; P_ROWS (0: none) to P_COLUMNS once more, for keys."""
-P_WORDS = 9
+(P_EPS, P_ROWS, P_LD, P_GAIN, P_COLUMNS, P_HEADS) = range(HEADER, HEADER + 8 * 6, 8)
+"""Of `projection_norm`; P_ROWS (0: none) to P_HEADS once more, for keys. P_HEADS: heads of P_COLUMNS with a gain each; 0: the whole row is P_COLUMNS."""
+_P_NEXT = P_HEADS + 8 - P_ROWS
+P_WORDS = 11
 
 
 @compiled(ENTRY)
@@ -109,14 +110,19 @@ def rotate(tid, n_threads, team, step, stage):
 
 @compiled(ENTRY)
 def projection_norm(tid, n_threads, team, step, stage):
-    """RMSNorm of each token's whole row of queries, and of keys, in place."""
+    """RMSNorm of each token's whole row of queries, and of keys, in place; or LayerNorm of each head."""
     n_tokens, bad, eps = load_i64(step + N_TOKENS), False, load_f32(stage + P_EPS)
     m = next_tile(team, 0, 1)
     while m < n_tokens:
-        for i in range(0, 2 * 32, 32):
-            rows = load_i64(stage + i + P_ROWS)
-            if rows != 0:
-                bad |= head_norm(rows + 4 * m * load_i64(stage + i + P_LD), load_i64(stage + i + P_GAIN), load_i64(stage + i + P_COLUMNS), eps)
+        for i in range(0, 2 * _P_NEXT, _P_NEXT):
+            rows, gain, n, heads = load_i64(stage + i + P_ROWS), load_i64(stage + i + P_GAIN), load_i64(stage + i + P_COLUMNS), load_i64(stage + i + P_HEADS)
+            if rows == 0:
+                continue
+            rows += 4 * m * load_i64(stage + i + P_LD)
+            if heads == 0:
+                bad |= head_norm(rows, gain, n, eps)
+            for head in range(heads):
+                bad |= head_layer_norm(rows + 4 * head * n, gain + 4 * head * n, n, eps)
         m = next_tile(team, 0, 1)
     if bad:
         spoiled(step, stage, 0)
@@ -165,8 +171,8 @@ def fill_projection_norm(words: np.ndarray, stage: Any, layout: Any) -> None:
     norms = (stage.args["q_norm"], stage.args["k_norm"])
     for i, (name, norm) in enumerate(zip("qk", norms)):
         if norm:
-            at = (P_ROWS + 32 * i) // 8
-            words[at:at + 4] = layout.address(name), -(-norm.dim // 32) * 32, layout.gain(norm), norm.dim
+            at = (P_ROWS + _P_NEXT * i) // 8
+            words[at:at + 5] = layout.address(name), -(-norm.numbers // 32) * 32, layout.gain(norm), norm.dim, norm.heads
     words.view(np.float32)[P_EPS // 4] = next(norm.eps for norm in norms if norm)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ....kernels.atomics import call_pointer5
 from ....kernels.attention import (
+    AHEAD,
     HEAD_DIM,
     LD_Q,
     N_HEADS,
@@ -61,10 +62,11 @@ from ....kernels.team import next_tile
 from ....kernels.vecmath import soft_cap, vexp
 from .common import ENTRY, HEADER, end
 
-(GEOMETRY, KERNEL, KV_OFFSET, SCORES, ROWS, N_ROWS, HEADS, N_WANTED_HEADS, OUT, LD, ROOM, ROOM_BYTES) = range(HEADER, HEADER + 8 * 12, 8)
-"""KERNEL: address of the row kernel. SCORES: whether scores are wanted. ROWS: address of int64 [N_ROWS], tokens of the step. HEADS: of int64 [N_WANTED_HEADS].
-OUT: of float32 [heads, rows, LD], LD a multiple of 64, cleared. ROOM: of ROOM_BYTES for each thread (`room_bytes`)."""
-WORDS = 12
+(GEOMETRY, KERNEL, KV_OFFSET, SCORES, ROWS, N_ROWS, HEADS, N_WANTED_HEADS, OUT, LD, ROOM, ROOM_BYTES, LENGTH) = range(HEADER, HEADER + 8 * 13, 8)
+"""KERNEL: address of the row kernel. SCORES: whether scores are wanted. ROWS: address of int64 [N_ROWS], tokens of the step, all of one sequence, which has
+LENGTH positions by now. HEADS: of int64 [N_WANTED_HEADS]. OUT: of float32 [heads, rows, LD], LD a multiple of 64, cleared. ROOM: of ROOM_BYTES for each
+thread (`room_bytes`)."""
+WORDS = 13
 _HEAD = 3 * PART_HEADER + 64
 
 
@@ -126,7 +128,8 @@ def row_kernel(kv: KVType) -> Compiled:
         if load_i64(geometry + Q_SCALES) != 0:
             scale_row(row, load_f32(load_i64(geometry + Q_SCALES) + 4 * position), (head_dim + 15) // 16 * 16)
         lay_out(row, head_dim, query)
-        first, end_page = max(0, position - window + 1) // PAGE if window > 0 else 0, position // PAGE + 1
+        seen = min(position + 1 + load_i64(geometry + AHEAD), load_i64(stage + LENGTH))
+        first, end_page = max(0, position - window + 1) // PAGE if window > 0 else 0, (seen + PAGE - 1) // PAGE
         s = stack_vectors(4)
         clear_part(state, PART_HEADER)
         page = first
@@ -134,7 +137,7 @@ def row_kernel(kv: KVType) -> Compiled:
             span_end, span_first = min(end_page, (page // SPAN + 1) * SPAN), page
             clear_part(span, PART_HEADER)
             while page < span_end:
-                left, skip = min(PAGE, position + 1 - page * PAGE), max(0, position - window + 1 - page * PAGE) if window > 0 else 0
+                left, skip = min(PAGE, seen - page * PAGE), max(0, position - window + 1 - page * PAGE) if window > 0 else 0
                 dots(query, query_bytes, load_i64(table + 8 * page) + offset, n_kv, kv_head, head_dim, v_dim, s)
                 if load_i64(stage + SCORES) != 0:
                     for i in range(4):
@@ -179,7 +182,7 @@ def pattern(tid, n_threads, team, step, stage):
 
 
 def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
-    """args: "attention" (the block), "scores", "rows" and "heads" (int64), "out" (float32 [heads, rows, LD]), "room" (uint8 [threads, bytes])."""
+    """args: "attention" (the block), "scores", "rows" and "heads" (int64), "length", "out" (float32 [heads, rows, LD]), "room" (uint8 [threads, bytes])."""
     a, args = stage.args["attention"], stage.args
     words[GEOMETRY // 8], words[KERNEL // 8] = layout.geometry_of(a, turned=True), row_kernel(layout.kv).address
     words[KV_OFFSET // 8], words[SCORES // 8] = layout.kv_offsets[a.kv_layer], args["scores"]
@@ -187,3 +190,4 @@ def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
     words[HEADS // 8], words[N_WANTED_HEADS // 8] = args["heads"].ctypes.data, len(args["heads"])
     words[OUT // 8], words[LD // 8] = args["out"].ctypes.data, args["out"].shape[2]
     words[ROOM // 8], words[ROOM_BYTES // 8] = args["room"].ctypes.data, args["room"].shape[1]
+    words[LENGTH // 8] = args["length"]

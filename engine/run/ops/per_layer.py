@@ -17,7 +17,7 @@ from ....kernels.norms import head_norm
 from ....kernels.simd import load_f32, load_i64, store_f32
 from ....kernels.team import next_tile
 from ...architectures.per_layer_blocks import padded
-from .common import ENTRY, HEADER, LD_X, LEAST, MATRIX_BYTES, N_TOKENS, end, normed_records, normed_rows, own_memory, piece, spoiled, take
+from .common import ENTRY, HEADER, LD_X, LEAST, MATRIX_BYTES, N_TOKENS, end, low_rank_of, normed_records, normed_rows, own_memory, piece, spoiled, take
 
 (RAW, LD_RAW, MIXED, LD_MIXED, MIX_GAIN, LAYERS, MIX_WIDTH, PART, MIX_EPS, MIX_FACTOR) = range(HEADER, HEADER + 8 * 10, 8)
 """RAW: address of float32 [tokens, LD_RAW], MIX_WIDTH numbers a layer; MIXED: of float32 [tokens, LD_MIXED], PART
@@ -62,11 +62,14 @@ def gate(activation: str) -> Compiled:
         inputs, floats = normed_records(step, own), normed_rows(step, own)
         out, ld, given, ld_given = load_i64(stage + GATE), load_i64(stage + LD), load_i64(stage + GIVEN), load_i64(stage + LD_GIVEN)
         records, quantize, worst, pairs, turn = load_i64(stage + OUT_RECORDS), load_i64(stage + MAKE_RECORDS), 0, ld // 32, 0
+        low = low_rank_of(step, tid, n_threads, team, stage + W_GATE, 1, 0, inputs, floats, ld_x, n_tokens)
+        if low < 0:
+            return 1
         while True:
             turn, pair0, pair1 = take(team, 0, tid, n_threads, turn, pairs, LEAST, pairs)
             if turn == n_threads:
                 break
-            piece(stage + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_x, out, ld, n_tokens)
+            piece(stage + W_GATE, 2 * pair0, 2 * pair1, inputs, floats, ld_x, out, ld, n_tokens, step, low, 0)
             for m in range(n_tokens):
                 row, here = out + 4 * m * ld, 4 * 32 * pair0
                 act(row + here, given + 4 * m * ld_given + here, 32 * (pair1 - pair0))

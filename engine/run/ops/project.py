@@ -7,7 +7,7 @@ import numpy as np
 
 from ....kernels.compile_cache import compiled
 from ....kernels.simd import load_i64
-from .common import ENTRY, HEADER, LD_X, LEAST, MATRIX_BYTES, N_TOKENS, TILES, end, normed_records, normed_rows, own_memory, piece, take
+from .common import ENTRY, HEADER, LD_X, LEAST, MATRIX_BYTES, N_TOKENS, TILES, end, low_rank_of, normed_records, normed_rows, own_memory, piece, take
 
 MOST = 4
 """Matrices."""
@@ -26,6 +26,9 @@ def project(tid, n_threads, team, step, stage):
     records, floats, total, turn = normed_records(step, own), normed_rows(step, own), 0, 0
     for i in range(n):
         total += load_i64(stage + HEADER + i * STRIDE + TILES)
+    low = low_rank_of(step, tid, n_threads, team, stage + HEADER, n, STRIDE, records, floats, ld, n_tokens)
+    if low < 0:
+        return 1
     while True:
         turn, first, last = take(team, 0, tid, n_threads, turn, total, LEAST, total)
         if turn == n_threads:
@@ -36,7 +39,7 @@ def project(tid, n_threads, team, step, stage):
             tiles = load_i64(matrix + TILES)
             tile0, tile1 = max(first - before, 0), min(last - before, tiles)
             if tile0 < tile1:
-                piece(matrix, tile0, tile1, records, floats, ld, load_i64(matrix + OUT), load_i64(matrix + LD_OUT), n_tokens)
+                piece(matrix, tile0, tile1, records, floats, ld, load_i64(matrix + OUT), load_i64(matrix + LD_OUT), n_tokens, step, low, i)
             before += tiles
 
 

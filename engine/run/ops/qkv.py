@@ -18,6 +18,7 @@ from .common import (
     N_TOKENS,
     TILES,
     end,
+    low_rank_of,
     matmul,
     normed_records,
     normed_rows,
@@ -35,7 +36,7 @@ WORDS = 3 * MATRIX_BYTES // 8 + 6
 
 
 @jit
-def _keys_and_values(stage, tid, n_threads, team, geometry, records, floats, ld_floats, n_tokens):
+def _keys_and_values(step, stage, tid, n_threads, team, geometry, records, floats, ld_floats, n_tokens, low):
     """-> not finite"""
     n_kv, bad, append = load_i64(stage + N_KV), 0, load_i64(stage + APPEND)
     whole_heads, kv_offset = load_i64(stage + KEY_TILES) != 0, load_i64(stage + KV_OFFSET)
@@ -50,7 +51,7 @@ def _keys_and_values(stage, tid, n_threads, team, geometry, records, floats, ld_
         if not whole_heads:
             head1, tile1 = n_kv, load_i64(matrix + TILES)
         out, ldo = load_i64(geometry + V if is_value else geometry + K), load_i64(geometry + LD_V if is_value else geometry + LD_KV)
-        piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens)
+        piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, step, low, 1 + is_value)
         if append != 0:
             for head in range(head0, head1):
                 bad |= call_pointer5(append, geometry, is_value, head, kv_offset, n_tokens)
@@ -61,9 +62,12 @@ def qkv(tid, n_threads, team, step, stage):
     """Keys and values first: they are the small pieces."""
     n_tokens, ld, own, geometry = load_i64(step + N_TOKENS), load_i64(step + LD_X), own_memory(step, tid), load_i64(stage + GEOMETRY)
     records, normed = normed_records(step, own), normed_rows(step, own)
-    if _keys_and_values(stage, tid, n_threads, team, geometry, records, normed, ld, n_tokens):
+    low = low_rank_of(step, tid, n_threads, team, stage + WQ, 3, MATRIX_BYTES, records, normed, ld, n_tokens)
+    if low < 0:
+        return 1
+    if _keys_and_values(step, stage, tid, n_threads, team, geometry, records, normed, ld, n_tokens, low):
         spoiled(step, stage, 0)
-    matmul(stage + WQ, tid, n_threads, team, 1, records, normed, ld, load_i64(geometry + Q), load_i64(geometry + LD_Q), n_tokens)
+    matmul(stage + WQ, tid, n_threads, team, 1, records, normed, ld, load_i64(geometry + Q), load_i64(geometry + LD_Q), n_tokens, step, low, 0)
     return end(n_threads, team, step, stage)
 
 

@@ -16,7 +16,7 @@ from ....kernels.compile_cache import compiled
 from ....kernels.elementwise import jit
 from ....kernels.norms import scale_row
 from ....kernels.route import COUNT, FIRST, FIRST_GROUP, GATINGS, by_expert, choose, group_by_expert, move_records, slot_of
-from ....kernels.simd import load_f32, load_i64
+from ....kernels.simd import load_f32, load_i64, store_f32
 from ....kernels.team import barrier, next_tile
 from .common import (
     ENTRY,
@@ -37,20 +37,25 @@ from .common import (
 
 ROUTER = HEADER
 (LOGITS, LD_LOGITS, KIND, N_EXPERTS, N_USED, BIAS, GROUPS, GROUPS_USED, NORMALISE, SCALE, INDICES, WEIGHTS, LD_USED, LISTS, SLOT_ROWS, SLOT_RECORDS, WEIGH,
- ) = range(HEADER + MATRIX_BYTES, HEADER + MATRIX_BYTES + 8 * 17, 8)
+ EXPERT_SCALES) = range(HEADER + MATRIX_BYTES, HEADER + MATRIX_BYTES + 8 * 18, 8)
 """LOGITS: address of float32 [tokens, LD_LOGITS]. KIND: a number of kernels/route.py. BIAS: address of what is added for choosing, or 0. SCALE: float32.
 INDICES, WEIGHTS: of float32 [tokens, LD_USED]. LISTS: of the lists. SLOT_ROWS, SLOT_RECORDS: of what the experts read, float32 [slots, LD_X] and records, or 0
-where they read no such. WEIGH: whether rows are multiplied by their weights first."""
-WORDS = MATRIX_BYTES // 8 + 17
+where they read no such. WEIGH: whether rows are multiplied by their weights first. EXPERT_SCALES: address of what the weight of each expert is multiplied by, or 0."""
+WORDS = MATRIX_BYTES // 8 + 18
 
 
 @jit
 def _choose(stage, m, scratch):
     """-> finite"""
-    k, ld = load_i64(stage + N_USED), load_i64(stage + LD_USED)
-    return choose(load_i64(stage + KIND), load_i64(stage + LOGITS) + 4 * m * load_i64(stage + LD_LOGITS), load_i64(stage + N_EXPERTS), k,
+    k, ld, scales = load_i64(stage + N_USED), load_i64(stage + LD_USED), load_i64(stage + EXPERT_SCALES)
+    good = choose(load_i64(stage + KIND), load_i64(stage + LOGITS) + 4 * m * load_i64(stage + LD_LOGITS), load_i64(stage + N_EXPERTS), k,
                   load_i64(stage + BIAS), load_i64(stage + GROUPS), load_i64(stage + GROUPS_USED), load_i64(stage + NORMALISE) != 0, load_f32(stage + SCALE),
                   scratch, load_i64(stage + INDICES) + 4 * m * ld, load_i64(stage + WEIGHTS) + 4 * m * ld)
+    if scales != 0:
+        for at in range(4 * m * ld, 4 * (m * ld + k), 4):
+            weight = load_i64(stage + WEIGHTS) + at
+            store_f32(weight, load_f32(weight) * load_f32(scales + 4 * np.int64(load_f32(load_i64(stage + INDICES) + at))))
+    return good
 
 
 @jit
@@ -97,7 +102,7 @@ def route(tid, n_threads, team, step, stage):
     """Logits, choice, lists, gathered rows. Faults: the logits."""
     n_tokens, own, ld = load_i64(step + N_TOKENS), own_memory(step, tid), load_i64(step + LD_X)
     records, rows, scratch = normed_records(step, own), normed_rows(step, own), load_i64(step + SCRATCH) + tid * load_i64(step + SCRATCH_BYTES)
-    matmul(stage + ROUTER, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + LOGITS), load_i64(stage + LD_LOGITS), n_tokens)
+    matmul(stage + ROUTER, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + LOGITS), load_i64(stage + LD_LOGITS), n_tokens, step, 0, 0)
     if barrier(team, n_threads):
         return 1
     good = True
@@ -161,7 +166,7 @@ def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
         (LOGITS, layout.address("router")), (LD_LOGITS, layout.columns("router")), (KIND, GATINGS[b.gating]), (N_EXPERTS, b.experts), (N_USED, b.used),
         (BIAS, layout.vector(b.selection_bias)), (GROUPS, b.groups), (GROUPS_USED, b.groups_used), (NORMALISE, b.normalise),
         (INDICES, layout.address("expert_indices")), (WEIGHTS, layout.address("expert_weights")), (LD_USED, layout.columns("expert_weights")),
-        (LISTS, layout.address("expert_lists")), (WEIGH, b.weigh_input),
+        (LISTS, layout.address("expert_lists")), (WEIGH, b.weigh_input), (EXPERT_SCALES, layout.vector(b.expert_scales)),
     ):
         words[word // 8] = value
     records = [layout.wants_records(m) for m in b.readers()]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, conv, delta, experts, gate, gated, join, journal, linear, open_form, pattern, per_layer, project, qkv, route, summary
+from . import attend, conv, delta, experts, gate, gated, join, journal, latent, linear, norm_sum, open_form, pattern, per_layer, project, qkv, route, ssm, summary
 
 
 class Op(NamedTuple):
@@ -48,6 +48,7 @@ OPS = {
     "choose_experts": Op(route.choose_experts, route.WORDS, route.fill),
     "gather": Op(route.gather, route.WORDS, route.fill),
     "expert_take": Op(experts.expert_take, experts.TAKE_WORDS, experts.fill_take),
+    "norm_sum": Op(norm_sum.norm_sum, norm_sum.WORDS, norm_sum.fill),
     "add": Op(open_form.add, join.WORDS, join.fill),
     "norm": Op(open_form.norm, join.WORDS, join.fill),
     "projection_norm": Op(open_form.projection_norm, open_form.P_WORDS, open_form.fill_projection_norm),
@@ -61,6 +62,9 @@ OPS = {
     "conv": Op(conv.conv, conv.WORDS, conv.fill),
     "conv_silu": Op(conv.conv_silu, conv.WORDS, conv.fill),
     "delta": Op(delta.delta, delta.WORDS, delta.fill),
+    "latents": Op(latent.latents, latent.WORDS, latent.fill),
+    "by_head": Op(latent.by_head, latent.HEAD_WORDS, latent.fill_by_head),
+    "ssm": Op(ssm.ssm, ssm.WORDS, ssm.fill),
     "gate": Op(gate.gate, gate.WORDS, gate.fill),
     "activate": Op(open_form.activate, gated.WORDS, open_form.fill_activate),
     "pattern": Op(pattern.pattern, pattern.WORDS, pattern.fill),

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from ..errors import ApiError
 
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
-FILES = ("index.html", "style.css", "icon.svg", "main.js", "api.js", "store.js", "markdown.js", "tokens.js", "view.js", "options.js")
+FILES = ("index.html", "style.css", "icon.svg", "main.js", "api.js", "store.js", "markdown.js", "tokens.js", "inside.js", "view.js", "options.js")
 POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 PATHS = frozenset(["/", "/favicon.ico", *(f"/page/{name}" for name in FILES)])
 """What a browser may fetch without a key: nothing here is anybody's."""

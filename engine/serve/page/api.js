@@ -16,6 +16,9 @@ const get = async (path) => (await checked(await fetch(path, { headers: headers(
 export const models = async () => (await get("v1/models")).data;
 export const settings = async (model) => (await get(`props?model=${encodeURIComponent(model)}`)).default_generation_settings;
 
+/** What the model thought while it wrote these tokens to these messages. */
+export const trace = async (body) => (await checked(await fetch("trace", { method: "POST", headers: headers(), body: JSON.stringify(body) }))).json();
+
 /** Events of a chat answer, as they come. */
 export async function* chat(body, signal) {
   const answer = await checked(await fetch("v1/chat/completions", { method: "POST", headers: headers(), body: JSON.stringify(body), signal }));

@@ -1,12 +1,13 @@
 // The page: what is shown, and what buttons and keys do. State: all conversations, the one at hand, the answer under way.
 import * as api from "./api.js";
+import { addLayers, MOST } from "./inside.js";
 import * as options from "./options.js";
 import * as store from "./store.js";
 import { alternatives, dropsBlank, kept, textOf } from "./tokens.js";
 import { body, message } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-let all = store.readAll(), here = all[0] ?? store.newConversation(), running = null, files = [], asTokens = null, size = 0, used = 0;
+let all = store.readAll(), here = all[0] ?? store.newConversation(), running = null, files = [], asTokens = null, seen = null, size = 0, used = 0;
 const say = (text) => { $("status").textContent = text; };
 
 function save() {
@@ -32,7 +33,7 @@ function drawList() {
 function draw() {
   drawList();
   const nodes = store.path(here);
-  if (nodes.length) $("chat").replaceChildren(...nodes.map((n) => message(here, n, actions, { busy: running?.node === n, asTokens: asTokens === n.id })));
+  if (nodes.length) $("chat").replaceChildren(...nodes.map((n) => message(here, n, actions, { busy: running?.node === n, asTokens: asTokens === n.id, trace: seen?.id === n.id ? seen.trace : null })));
   else {
     const empty = document.createElement("p");
     empty.className = "empty";
@@ -57,7 +58,13 @@ function go(c) {
 
 function stop() { running?.abort.abort(); }
 
-function closeTokens() { asTokens = null; $("tokens").hidden = true; }
+function closeTokens() { asTokens = seen = null; $("tokens").hidden = true; }
+
+/** What the server is sent of the conversation up to a message. */
+function messagesTo(c, id, system) {
+  const found = store.path(c, id).map((n) => ({ role: n.role, content: [...(n.files ?? []).map((f) => `${f.name}:\n\n${f.text}\n`), n.content].join("\n") }));
+  return system ? [{ role: "system", content: system }, ...found] : found;
+}
 
 /** The answer to the path that ends with `parent`. begun: tokens that it begins with; text: of these. */
 async function answer(parent, begun = null, text = "") {
@@ -66,8 +73,8 @@ async function answer(parent, begun = null, text = "") {
   const c = here, mine = (running = { node, abort: new AbortController() });
   busy(true);
   draw();
-  const messages = store.path(c, parent).map((n) => ({ role: n.role, content: [...(n.files ?? []).map((f) => `${f.name}:\n\n${f.text}\n`), n.content].join("\n") }));
-  if (options.system()) messages.unshift({ role: "system", content: options.system() });
+  const messages = messagesTo(c, parent, options.system());
+  if (options.system()) node.system = options.system();
   if (begun) messages.push({ role: "assistant", content: node.content });
   const detail = options.wantsTokens() ? { logprobs: true, top_logprobs: 8 } : {};
   if (!options.wantsTokens()) node.tokens = undefined;
@@ -129,6 +136,7 @@ const actions = {
     $("options").hidden = true;
     for (const b of document.querySelectorAll(".token.chosen")) b.classList.remove("chosen");
     document.querySelector(`article[data-id="${node.id}"] .token[data-at="${at}"]`)?.classList.add("chosen");
+    const trace = seen?.id === node.id ? seen.trace : null;
     alternatives($("tokens"), node.tokens, at, (t) => {
       if (running) return;
       closeTokens();
@@ -136,6 +144,19 @@ const actions = {
       answer(node.parent, begun, textOf(begun).slice(dropsBlank(node.tokens, node.content) ? 1 : 0));
     },
       () => { $("tokens").hidden = true; });
+    if (trace) addLayers($("tokens"), trace, at);
+  },
+  async inside(node) {
+    if (seen?.id === node.id) { seen = null; $("tokens").hidden = true; return draw(); }
+    const mine = (seen = { id: node.id, trace: null });
+    say("Looking inside: the model reads its answer again.");
+    try {
+      const trace = await api.trace({ model: node.model, messages: messagesTo(here, node.parent, node.system), answer: node.tokens.slice(0, MOST).map((t) => t.id), lens: true });
+      if (seen !== mine) return;
+      mine.trace = trace;
+      draw();
+      say("Choose a token to see all layers.");
+    } catch (error) { if (seen === mine) { seen = null; say(`Error: ${error.message}`); } }
   },
   edit(node) {
     if (running) return;

@@ -1,9 +1,9 @@
 // The view of tokens: an answer as it was drawn, and for the token chosen, what else could have stood there and how likely it was.
 const make = (name, props = {}, ...children) => { const e = Object.assign(document.createElement(name), props); e.append(...children); return e; };
-const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.01 ? `${(100 * p).toFixed(1)} %` : p >= 1e-5 ? `${(100 * p).toFixed(3)} %` : "< 0.001 %");
+export const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.01 ? `${(100 * p).toFixed(1)} %` : p >= 1e-5 ? `${(100 * p).toFixed(3)} %` : "< 0.001 %");
 
-/** One of the server's entries -> what is kept: bytes, log-probability, alternatives. */
-export const kept = (entry) => ({ b: entry.bytes, p: entry.logprob, top: entry.top_logprobs.map((t) => ({ b: t.bytes, p: t.logprob })) });
+/** One of the server's entries -> what is kept: id, bytes, log-probability, alternatives. */
+export const kept = (entry) => ({ id: entry.id, b: entry.bytes, p: entry.logprob, top: entry.top_logprobs.map((t) => ({ id: t.id, b: t.bytes, p: t.logprob })) });
 
 /** The text of tokens; characters may be spread over several. */
 export const textOf = (tokens) => new TextDecoder().decode(Uint8Array.from(tokens.flatMap((t) => t.b)));

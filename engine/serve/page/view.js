@@ -1,4 +1,5 @@
 // One message as an article: its text, its thoughts, what can be done with it.
+import { canLook, table } from "./inside.js";
 import { markdown } from "./markdown.js";
 import { siblings } from "./store.js";
 import { spans } from "./tokens.js";
@@ -6,7 +7,7 @@ import { spans } from "./tokens.js";
 const make = (name, props = {}, ...children) => { const e = Object.assign(document.createElement(name), props); e.append(...children); return e; };
 const action = (label, call) => make("button", { type: "button", onclick: call }, label);
 
-/** what: actions by name (copy, edit, again, branch, tokens, chosen); state: {busy, asTokens} */
+/** what: actions by name (copy, edit, again, branch, tokens, chosen, inside); state: {busy, asTokens, trace} */
 export function message(c, node, what, state) {
   const article = make("article", { className: node.role });
   article.dataset.id = node.id;
@@ -18,6 +19,7 @@ export function message(c, node, what, state) {
     article.append(details);
   }
   article.append(body(node, what, state));
+  if (state.asTokens && state.trace) article.append(table(state.trace, (at) => what.chosen(node, at)));
   if (node.error) article.append(make("p", { className: "error" }, node.error));
   if (!state.busy) article.append(tools(c, node, what, state));
   return article;
@@ -48,6 +50,11 @@ function tools(c, node, what, state) {
       const toggle = action("Tokens", () => what.tokens(node));
       toggle.setAttribute("aria-pressed", String(state.asTokens));
       row.append(toggle);
+      if (state.asTokens && canLook(node.tokens)) {
+        const look = action("Surprise and layers", () => what.inside(node));
+        look.setAttribute("aria-pressed", String(!!state.trace));
+        row.append(look);
+      }
     }
     if (node.rate) row.append(make("span", {}, `${node.count} tokens, ${node.rate.toFixed(1)} a second${node.seed === undefined ? "" : ` · seed ${node.seed}`}`));
   }

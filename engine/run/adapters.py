@@ -1,0 +1,255 @@
+"""The adapters of an open model: where their numbers lie, which rows of a step have which, what a sequence that uses some is called by.
+
+    pairs {"blk.0.attn_q.weight": a, b, scale} ──► packed for the kernels (kernels/low_rank.py) ──► each matrix's table: slot ──► words of a pair
+    a step's feeds (Sequence.adapters) ──► `plan` ──► runs of rows (ops/low_rank.py)
+
+Every matrix has a table from the beginning, so that nothing of the program changes when an adapter comes or goes. An adapter that was removed stays as long as
+sequences use it.
+"""
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ...kernels import low_rank as kernels
+from ...kernels.matmul import ROWS
+from ..architectures.adapted import targets
+from ..architectures.config import ModelConfig
+from ..errors import OptionError, quoted
+from .ops import low_rank as f
+from .ops.common import LOW_RANK
+from .watch import merged
+
+if TYPE_CHECKING:
+    from .weights import Weights
+
+SLOTS = 256
+"""Most adapters at once."""
+OWN_ROWS = 2
+"""So few rows' u is made by every thread for itself: sooner done than a barrier."""
+
+
+class PairLike(Protocol):
+    """engine/train/adapter.py's Pair."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+    stored: str
+
+
+class AdapterLike(Protocol):
+    """engine/train/adapter.py's Adapter, which has been checked against the model."""
+
+    pairs: Any
+
+    @property
+    def digest(self) -> str: ...
+
+
+class Loaded:
+    """An adapter in its slot. name: what requests call it; scale: its factor where they give none; ld: floats of a row's u."""
+
+    def __init__(self, slot: int, name: str, source: AdapterLike, scale: float, path: str):
+        self.slot, self.name, self.source, self.scale, self.path = slot, name, source, scale, path
+        self.ld, self.nbytes = 0, 0
+        self._digest: str | None = None
+        self._parts: dict[str, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], str]] = {}
+
+    @property
+    def digest(self) -> str:
+        """Of names, shapes, numbers and scales (Adapter.digest), as they were taken last."""
+        if self._digest is None:
+            self._digest = self.source.digest
+        return self._digest
+
+
+Use = tuple[tuple[Loaded, float], ...]
+"""Adapters of a sequence with their factors, in the order of their digests, which is the order that their products are added in."""
+
+
+class Adapters:
+    """Of a runtime. .by_name: {name: Loaded}; .default: what sequences have that ask for none of their own."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, n_threads: int):
+        self._targets, self._n_threads = targets(config), n_threads
+        self.by_name: dict[str, Loaded] = {}
+        self.default: Use = ()
+        self._free = list(range(SLOTS))[::-1]
+        self._tables: dict[str, np.ndarray] = {}
+        for target in self._targets.values():
+            for matrix in target.matrices:
+                self._tables[matrix.key] = table = np.zeros(SLOTS, np.int64)
+                weights.descriptors[matrix.key][LOW_RANK // 8] = table.ctypes.data
+        self._words, self._u = np.zeros(f.WORDS, np.int64), np.zeros(0, np.float32)
+        self._planned: tuple[Any, ...] = ()
+        self._control: dict[str, Any] = {}
+        self.control_digest = ""
+        """What tells control vectors apart; "": there are none."""
+
+    # -- control vectors --------------------------------------------------------------------------------------------------------------------
+
+    def control(self, additions: Mapping[str, np.ndarray]) -> None:
+        """From the next step on, float32 [dim] is added to every row at these sites. Between two steps."""
+        self._control = {site: partial(_add_to, vector=np.ascontiguousarray(vector, np.float32)) for site, vector in sorted(additions.items())}
+        found = hashlib.sha256()
+        for site, vector in sorted(additions.items()):
+            found.update(site.encode() + np.ascontiguousarray(vector, "<f4").tobytes())
+        self.control_digest = found.hexdigest() if additions else ""
+
+    def observers(self, observe: Any) -> Any:
+        """A step's observers, after the control vectors."""
+        return merged([self._control, observe or {}]) if self._control else observe
+
+    # -- coming and going -----------------------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, source: AdapterLike, scale: float = 1.0, path: str = "") -> Loaded:
+        """Between two steps. source: checked against the model. OptionError: the name is taken, or there are too many."""
+        if name in self.by_name:
+            raise OptionError(f"there is an adapter called {quoted(name)} already: give another name, or remove it first")
+        if not self._free:
+            raise OptionError(f"{SLOTS} adapters are loaded, and no more are taken: remove one first")
+        loaded = Loaded(self._free.pop(), name, source, factor(scale, name), path)
+        weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free)
+        for key, pair in source.pairs.items():
+            kind = pair.stored if pair.stored in kernels.KINDS else "F32"
+            dtype, rank, target = kernels.KINDS[kind][0], len(pair.a), self._targets[key]
+            a = _zeros((-(-rank // ROWS), -(-target.columns // 32) * 32, ROWS), dtype)
+            parts = []
+            for matrix in target.matrices:
+                b, words = _zeros((-(-matrix.rows // ROWS), rank, ROWS), dtype), np.zeros(f.PAIR_WORDS, np.int64)
+                rows = None if len(target.matrices) == 1 and not matrix.period else target.rows_of(matrix)
+                for word, value in ((f.DOWN, kernels.down(kind).address), (f.UP, kernels.up(kind).address), (f.A, a.ctypes.data), (f.B, b.ctypes.data),
+                                    (f.BLOCKS, a.shape[1] // 32), (f.TILES, len(a)), (f.RANK, rank)):
+                    words[word // 8] = value
+                parts.append((b, words, rows))
+                loaded.nbytes += b.nbytes
+                self._tables[matrix.key][loaded.slot] = words.ctypes.data
+            loaded._parts[key] = a, parts, kind
+            loaded.nbytes += a.nbytes
+            loaded.ld = max(loaded.ld, ROWS * len(a))
+        self.by_name[name] = loaded
+        self.update(name)
+        return loaded
+
+    def update(self, name: str) -> None:
+        """Take its numbers over again, whose shapes are what they were. Between two steps; sequences keep the keys and values that the old ones gave."""
+        loaded = self[name]
+        loaded._digest = None
+        for key, (a, parts, _) in loaded._parts.items():
+            pair: PairLike = loaded.source.pairs[key]
+            kernels.pack_a(pair.a, a)
+            for b, words, rows in parts:
+                kernels.pack_b(pair.b if rows is None else pair.b[rows], b)
+                words.view(np.float32)[f.SCALE // 4] = pair.scale
+
+    def use_by_default(self, loaded: Loaded, scale: float) -> None:
+        """Sequences that ask for none of their own have it from now on; a scale of 0: no longer."""
+        others = [use for use in self.default if use[0] is not loaded]
+        self.default = ordered([*others, *([(loaded, scale)] if scale else [])])
+
+    def remove(self, name: str) -> None:
+        """Sequences that use it still do."""
+        loaded = self[name]
+        del self.by_name[name]
+        self.default = tuple(use for use in self.default if use[0] is not loaded)
+
+    def __getitem__(self, name: str | int) -> Loaded:
+        """By name, or by number in the order that they were added in. OptionError."""
+        if isinstance(name, int) and 0 <= name < len(self.by_name):
+            return list(self.by_name.values())[name]
+        if name not in self.by_name:
+            others = ", ".join(map(quoted, self.by_name)) or "none"
+            raise OptionError(f"there is no adapter called {quoted(name)} (loaded: {others})")
+        return self.by_name[str(name)]
+
+    # -- what a sequence has ----------------------------------------------------------------------------------------------------------------
+
+    def chosen(self, asked: Any) -> Use:
+        """adapters={"name": scale} or ["name", …] of a request (None: the default; a Use: that) -> a sequence's. Factors of 0 are none at all. OptionError."""
+        if asked is None:
+            return self.default
+        if isinstance(asked, tuple) and all(isinstance(use, tuple) for use in asked):
+            return asked
+        if isinstance(asked, str):
+            asked = [asked]
+        if isinstance(asked, Mapping):
+            pairs = [(self[name], factor(scale, str(name))) for name, scale in asked.items()]
+        elif isinstance(asked, Sequence) and all(isinstance(name, str) for name in asked):
+            pairs = [(self[name], self[name].scale) for name in dict.fromkeys(asked)]
+        else:
+            raise OptionError(f"adapters must be names, or a mapping of names to scales, found {quoted(asked)}")
+        return ordered([(loaded, scale) for loaded, scale in pairs if scale != 0])
+
+    # -- a step -------------------------------------------------------------------------------------------------------------------------------
+
+    def plan(self, rows: list[tuple[int, Use]]) -> int:
+        """rows: how many of a step's in a row have which adapters -> address for the step's word ADAPTERS; 0: none has one."""
+        if not any(use for _, use in rows):
+            return 0
+        runs, at, total = [], 0, 0
+        merged: list[tuple[int, Use]] = []
+        for n, use in rows:
+            if merged and merged[-1][1] == use:
+                merged[-1] = merged[-1][0] + n, use
+            else:
+                merged.append((n, use))
+        for n, use in merged:
+            for loaded, scale in use:
+                runs.append((at, at + n, 8 * loaded.slot, int(np.float32(scale).view(np.uint32)), total, loaded.ld))
+                total += n * loaded.ld
+            at += n
+        own = at <= OWN_ROWS or self._n_threads == 1
+        size = -(-f.MOST * total // 32) * 32
+        if len(self._u) < size * (self._n_threads if own else 1):
+            self._u = _zeros((size * (self._n_threads if own else 1),), np.dtype(np.float32))
+        table = np.array(runs, np.int64)
+        self._planned = table, rows
+        for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.U, self._u.ctypes.data), (f.TOTAL, total), (f.OWN, 4 * size if own else 0)):
+            self._words[word // 8] = value
+        return self._words.ctypes.data
+
+
+def _add_to(rows: np.ndarray, vector: np.ndarray) -> None:
+    rows += vector
+
+
+def ordered(uses: list[tuple[Loaded, float]]) -> Use:
+    return tuple(sorted(uses, key=lambda use: use[0].digest)) if len(uses) > 1 else tuple(uses)
+
+
+def key_of(use: Use, control: str = "") -> bytes:
+    """What tells texts computed with these adapters and control vectors from others: b"" for none."""
+    return hashlib.blake2b(repr((described(use), control)).encode(), digest_size=32).digest() if use or control else b""
+
+
+def described(use: Use) -> list[list[Any]]:
+    """[[digest, scale], …], for journals, sessions and fingerprints."""
+    return [[loaded.digest, float(np.float32(scale))] for loaded, scale in use]
+
+
+def factor(scale: Any, name: str) -> float:
+    """A scale of a request, rounded to float32. OptionError."""
+    if isinstance(scale, (bool, np.bool_)) or not isinstance(scale, (int, float, np.integer, np.floating)) or not np.isfinite(np.float32(scale)):
+        raise OptionError(f"the scale of adapter {quoted(name)} must be a finite number, found {quoted(scale)}")
+    return float(np.float32(scale))
+
+
+def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int]) -> None:
+    for table in tables.values():
+        table[slot] = 0
+    free.append(slot)
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Aligned to a cache line, with room behind: kernels fetch ahead."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(size + 128, np.uint8)
+    at = -raw.ctypes.data % 64
+    return raw[at:at + size].view(dtype).reshape(shape)
+

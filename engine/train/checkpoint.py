@@ -1,0 +1,185 @@
+"""What a training run has come to, on disk: killed anywhere, the next run goes on from it, and ends with the same file.
+
+    OUTPUT.training/  checkpoint-0, checkpoint-1: written in turn, each whole or not at all (fsync, rename), so that one is always there
+                      lock: held by the run, as long as its process lives
+    a checkpoint      SHA-256 of the rest | a line of JSON: what it is bound to, step, history, arrays' names and shapes | their numbers, float32
+
+Bound to the base model, the data, and every option that changes a number: another run's is refused, and what differs is named.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import FileError, FormatError, LlaminaError, OptionError
+from ..files import NewFile, open_regular, paths, reason, shown, writing
+
+VERSION = 1
+_MAX_HEADER = 1 << 28
+_NAMES = ("checkpoint-0", "checkpoint-1")
+
+
+@dataclass
+class State:
+    """step: how many were done. history: a record for each, and of validations. arrays: weights and moments, by name."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """Of one output; a context manager that holds the lock. FileError: the output exists already, can't be written, or is being trained by another run."""
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.folder = output, output.with_name(output.name + ".training")
+        self._lock: int | None = None
+        self._next = 0
+        self.note: str | None = None
+        """A line about a checkpoint that could not be used."""
+        with paths(output):
+            begun = self.folder.is_dir()
+            if output.is_dir():
+                raise FileError(f"{shown(output)}: is a directory: expected a file's name")
+            if os.path.lexists(output) and not begun:
+                raise FileError(f"{shown(output)}: exists already: move it away, or choose another name")
+        with writing(self.folder, "the checkpoint"):
+            self.folder.mkdir(exist_ok=True)
+        self._hold()
+
+    def _hold(self) -> None:
+        with writing(self.folder / "lock"):
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            import fcntl
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            self.close()
+            raise FileError(f"{shown(self.folder)}: another run is training it: wait for it, or choose another output") from None
+
+    # -- reading --------------------------------------------------------------------------------------------------------------------------
+
+    def load(self, bound: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> State | None:
+        """The newest whole checkpoint; None if there is none. shapes: of all arrays. OptionError names what another run did otherwise; FormatError: there are
+        checkpoints, and none is whole."""
+        found: list[tuple[int, int, dict[str, Any], dict[str, np.ndarray]]] = []
+        damaged: list[str] = []
+        for i, name in enumerate(_NAMES):
+            path = self.folder / name
+            if not os.path.lexists(path):
+                continue
+            try:
+                header, arrays = _read(path)
+                found.append((header["step"], i, header, arrays))
+            except LlaminaError as error:
+                damaged.append(str(error))
+        if not found:
+            if damaged:
+                raise FormatError(f"{damaged[0]}; no other checkpoint is whole: remove {shown(self.folder)} to begin anew")
+            return None
+        step, i, header, arrays = max(found, key=lambda one: one[0])
+        self._next = 1 - i
+        self._check(header["bound"], json.loads(json.dumps(bound)))
+        if {name: a.shape for name, a in arrays.items()} != dict(shapes):
+            raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays than these options make: remove {shown(self.folder)} to begin anew")
+        if damaged:
+            self.note = f"{damaged[0]}: going on from the one of step {step}"
+        return State(step, header["history"], arrays)
+
+    def _check(self, was: dict[str, Any], now: dict[str, Any]) -> None:
+        for key in {**now, **was}:
+            old, new = was.get(key), now.get(key)
+            if old == new:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict):
+                inner = next(name for name in {**new, **old} if new.get(name) != old.get(name))
+                key, old, new = inner, old.get(inner), new.get(inner)
+            raise OptionError(f"{shown(self.output)}: was begun with other {key} ({_brief(old)}, now {_brief(new)}): go on as it was begun, or remove "
+                              f"{shown(self.folder)} to begin anew")
+
+    # -- writing --------------------------------------------------------------------------------------------------------------------------
+
+    def save(self, bound: Mapping[str, Any], state: State) -> None:
+        """In the place of the older one. FileError: then both are what they were."""
+        head = json.dumps({"llamina_training": VERSION, "bound": bound, "step": state.step, "history": state.history,
+                           "arrays": [[name, list(a.shape)] for name, a in state.arrays.items()]}, allow_nan=False).encode() + b"\n"
+        digest = hashlib.sha256(head)
+        for array in state.arrays.values():
+            digest.update(np.ascontiguousarray(array, "<f4").data)
+        path = self.folder / _NAMES[self._next]
+        with writing(path, "the checkpoint"), NewFile(path) as new:
+            new.file.write(digest.hexdigest().encode() + b"\n" + head)
+            for array in state.arrays.values():
+                new.file.write(np.ascontiguousarray(array, "<f4").data)
+        self._next = 1 - self._next
+
+    def remove(self) -> None:
+        """When the output is there: nothing is left of them."""
+        for name in _NAMES:
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back; a folder that holds no checkpoint goes."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            if not any((self.folder / name).exists() for name in _NAMES):
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
+        os.close(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """FormatError unless it is whole."""
+    where = shown(path)
+    with open_regular(path, "a checkpoint") as file:
+        try:
+            said = file.readline(80)
+            head = file.readline(_MAX_HEADER)
+            digest = hashlib.sha256(head)
+            left = os.fstat(file.fileno()).st_size - file.tell()
+            try:
+                header = json.loads(head)
+                entries = [(str(name), tuple(int(n) for n in shape)) for name, shape in header["arrays"]]
+                whole = header["llamina_training"] == VERSION and sum(4 * int(np.prod(shape)) for _, shape in entries) == left
+            except (ValueError, RecursionError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                raise FormatError(f"{where}: is no whole checkpoint of this version of llamina")
+            arrays = {}
+            for name, shape in entries:
+                array = np.empty(shape, "<f4")
+                if array.size and file.readinto(memoryview(array.reshape(-1)).cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+                    raise FormatError(f"{where}: ended while it was read")
+                digest.update(array.data)
+                arrays[name] = array.astype(np.float32, copy=False)
+        except OSError as error:
+            raise FileError(f"{where}: cannot be read ({reason(error)})") from None
+    if said != digest.hexdigest().encode() + b"\n":
+        raise FormatError(f"{where}: is damaged (its checksum is another)")
+    return header, arrays
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "…"

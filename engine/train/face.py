@@ -1,0 +1,71 @@
+"""What `Model` does with adapters: take one in, let it go, take its changed numbers over.
+
+    model.add_adapter("a.gguf", 0.8, "law") ──► engine/run/adapters.py      model.generate(prompt, adapters={"law": 1.0})
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..answers.core import Core
+from ..errors import OptionError, quoted
+from ..run.adapters import described, factor
+from .adapter import Adapter, given
+
+
+class Adapted(Core):
+    """A part of Model."""
+
+    def add_adapter(self, source: str | os.PathLike[str] | Adapter, scale: float = 1.0, name: str | None = None, *, default: bool = True) -> str:
+        """Take in an adapter: llama.cpp's GGUF file, a PEFT folder, or an `Adapter` in memory -> its name (default: the file's, without its ending).
+
+        default: answers and everything else have it from now on, at this scale, unless they say otherwise (`adapters=`); False: only who asks for it by name,
+        {"name": scale} or ["name"], which is this scale then. What was computed before is not computed again. FileError, FormatError (damaged, or of another
+        model), UnsupportedError, OptionError."""
+        self._check_open()
+        adapter = given(source, self.config)
+        called = name if name is not None else self._name_of(adapter)
+        if not isinstance(called, str) or not called or len(called) > 200 or not called.isprintable():
+            raise OptionError(f"an adapter's name must be 1 to 200 printable characters, found {quoted(called)}")
+        scale = factor(scale, called)
+        with self.scheduler.alone() as runtime:
+            loaded = runtime.adapters.add(called, adapter, scale, adapter.path)
+            if default:
+                runtime.adapters.use_by_default(loaded, scale)
+        return called
+
+    def remove_adapter(self, name: str) -> None:
+        """Let it go: no new text has it. Texts under way keep it. OptionError."""
+        self._check_open()
+        with self.scheduler.alone() as runtime:
+            runtime.adapters.remove(name)
+
+    def update_adapter(self, name: str) -> None:
+        """Take the numbers of an `Adapter` in memory over again, after they were changed in place or replaced by others of the same shapes: as training does
+        after each step. Texts under way go on with the new ones, and with the keys and values that the old ones gave. OptionError."""
+        self._check_open()
+        with self.scheduler.alone() as runtime:
+            runtime.adapters.update(name)
+
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Those that are loaded: {name: {"path", "scale", "digest", "default"}}; "default": the scale that everything has it with, or 0."""
+        table = self.runtime.adapters
+        defaults = {loaded.name: scale for loaded, scale in table.default}
+        return {name: {"path": loaded.path, "scale": loaded.scale, "digest": loaded.digest, "default": defaults.get(name, 0.0)}
+                for name, loaded in table.by_name.items()}
+
+    def adapters_of(self, asked: Mapping[str, float] | list[str] | None = None) -> list[list[Any]]:
+        """[[digest, scale], …] of what a request that asks for these has: what journals and fingerprints say. OptionError."""
+        return described(self.runtime.adapters.chosen(asked))
+
+    def _name_of(self, adapter: Adapter) -> str:
+        stem = Path(adapter.path).stem if adapter.path else "adapter"
+        taken, n = self.runtime.adapters.by_name, 2
+        if stem not in taken:
+            return stem
+        while f"{stem}-{n}" in taken:
+            n += 1
+        return f"{stem}-{n}"

@@ -1,0 +1,98 @@
+"""A pair of a matrix, laid out for its products: the forward pass's where the runtime does not compute it, and the backward pass's.
+
+    u = x Aᵀ (chain over columns),  y += (scale × u) Bᵀ (chain over the rank)
+    dU = scale × (chain over output rows r of dY[m, r] × B[r, j]);   dB goes on over tokens with dY × (scale × u), dA with dU × x;   dX over j with dU × A
+    dropout: x × mask instead of x, and dX + (chain over j of dU × A) × mask
+
+Matrices that are parts of one tensor (fused q, k, v) share a pair: dU is one chain over all their rows, in their order.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .ops import Ops, rows_of
+
+if TYPE_CHECKING:
+    from ..architectures.spec import Matrix
+    from .adapter import Pair
+
+Mask = Callable[[int, int], np.ndarray]
+"""(first token of a micro-batch, how many) -> what the pair's inputs are multiplied with, float32 [tokens, columns]."""
+FactorsOf = Callable[[str], "Factors | None"]
+"""Of a tensor."""
+Parts = list[tuple["Matrix", np.ndarray]]
+"""Matrices of one tensor, and the rows [tokens, ld] that each made, or their gradients."""
+
+
+def _padded(a: np.ndarray) -> np.ndarray:
+    """With rows that can be read up to a whole number of 32 columns."""
+    if a.shape[1] % 32 == 0 and a.flags.c_contiguous:
+        return a
+    out = rows_of(len(a), a.shape[1])
+    out[:, :a.shape[1]] = a
+    return out
+
+
+class Factors:
+    """Of one tensor's pair. da, db: the running sums of its gradients, which go on, or None."""
+
+    def __init__(self, ops: Ops, pair: Pair, da: np.ndarray | None = None, db: np.ndarray | None = None, mask: Mask | None = None) -> None:
+        self._ops, self._scale, self._mask = ops, np.float32(pair.scale), mask
+        self._a, self._b, self._a_turned = _padded(pair.a), _padded(pair.b), _padded(np.ascontiguousarray(pair.a.T))
+        self._b_turned = _padded(np.ascontiguousarray(pair.b.T))
+        self._rank, self._columns = pair.a.shape
+        self._da, self._db = da, db
+
+    def _low(self, x: np.ndarray) -> np.ndarray:
+        """u: [tokens, rank rounded up]."""
+        u = rows_of(len(x), self._rank)
+        self._ops.product(x, x.strides[0], 4, self._a_turned, u, len(x), self._rank, self._columns)
+        return u
+
+    def _dropped(self, x: np.ndarray, at: int) -> np.ndarray:
+        if self._mask is None:
+            return x
+        out = rows_of(*x.shape)
+        np.multiply(x[:, :self._columns], self._mask(at, len(x)), out=out[:, :self._columns])
+        return out
+
+    def forward(self, x: np.ndarray, parts: Parts, at: int) -> None:
+        """Adds the pair's part to the rows that each matrix made of x, of the tokens from `at` on."""
+        u = self._low(self._dropped(x, at))
+        u *= self._scale
+        for matrix, y in parts:
+            b = self._b_turned[:, matrix.first:]
+            self._ops.product(u, u.strides[0], 4, b, y, len(x), matrix.rows, self._rank)
+
+    def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None:
+        """The gradients of what x, and the parts' gradients, say."""
+        ops, n, rank = self._ops, len(x), self._rank
+        x = self._dropped(x, 0)
+        u, du = self._low(x), rows_of(n, rank)
+        u *= self._scale
+        for matrix, dy in parts:
+            ops.product(dy, dy.strides[0], 4, self._b[matrix.first:], du, n, rank, matrix.rows)
+        du *= self._scale
+        if self._da is not None and self._db is not None:
+            for matrix, dy in parts:
+                ops.product(dy, 4, dy.strides[0], u, self._db[matrix.first:], matrix.rows, rank, n)
+            ops.product(du, 4, du.strides[0], x, self._da, rank, self._columns, n)
+        if dx is not None and self._mask is None:
+            ops.product(du, du.strides[0], 4, self._a, dx, n, self._columns, rank)
+        elif dx is not None and self._mask is not None:
+            through = rows_of(*dx.shape)
+            ops.product(du, du.strides[0], 4, self._a, through, n, self._columns, rank)
+            dx[:, :self._columns] += through[:, :self._columns] * self._mask(0, n)
+
+
+def of_tensors(parts: Parts) -> dict[str, Parts]:
+    """Parts by tensor, in order."""
+    found: dict[str, Parts] = {}
+    for matrix, rows in parts:
+        found.setdefault(matrix.tensor, []).append((matrix, rows))
+    return found
+
+

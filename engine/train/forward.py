@@ -1,0 +1,216 @@
+"""The forward pass of training: the served arithmetic, with the stream before every layer kept; and one layer again, with all that its way back needs.
+
+    rows ──► steps of the runtime, sequence after sequence ──► streams [layer] float32 [tokens, ld]
+    layer i: the same steps of that layer alone, in open form, from its stream ──► Kept: {site: float32 [tokens, ld]}
+
+A micro-batch's tokens stand in the order of its rows; of each row those that some target needs: the last token predicts nothing, nor do others after the last
+target. Steps take as many as the runtime allows, whatever rows they are of.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..architectures.blocks import Attention, Mlp
+from ..run.feed import Feed, Part
+from .factors import Factors, FactorsOf
+from .ops import rows_of
+
+if TYPE_CHECKING:
+    from ..architectures.spec import Matrix
+    from ..run.adapters import Use
+    from ..run.kv_cache import Sequence as Text
+    from ..run.runtime import Runtime
+    from .rows import Row
+
+Kept = dict[str, np.ndarray]
+"""Last part of a site's name -> its rows."""
+Observers = dict[str, Callable[[np.ndarray], None]]
+
+
+def needed(row: Row) -> int:
+    """Tokens of a row that are computed: up to the one before the last target."""
+    found = np.flatnonzero(row.loss_mask)
+    return int(found[-1]) if len(found) else 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [first, last) of row `row`, whose first token is number `at` of the step's."""
+
+    row: int
+    first: int
+    last: int
+
+
+class Batch:
+    """The tokens of some rows and the steps that compute them. lengths: tokens of each row. items: int64 [rows, 2], first token, how many."""
+
+    def __init__(self, rows: Sequence[Row], most: int) -> None:
+        self.ids = [np.asarray(row.ids[:needed(row)], np.int64) for row in rows]
+        self.lengths = [len(ids) for ids in self.ids]
+        ends = np.cumsum([0, *self.lengths])
+        self.n = int(ends[-1])
+        self.items = np.ascontiguousarray(np.stack([ends[:-1], self.lengths], axis=1)[np.array(self.lengths) > 0], np.int64)
+        self.positions = np.concatenate([np.arange(n) for n in self.lengths] or [np.zeros(0, np.int64)]).astype(np.int64)
+        self.first_token = np.concatenate([row.first_token + np.arange(n) for row, n in zip(rows, self.lengths)] or [np.zeros(0)]).astype(np.int64)
+        """Each token's number in the optimiser step."""
+        places, targets = [], []
+        for row, start in zip(rows, ends):
+            wanted = np.flatnonzero(row.loss_mask)
+            places.append(start + wanted - 1)
+            targets.append(np.asarray(row.ids)[wanted])
+        self.places = np.concatenate(places or [np.zeros(0)]).astype(np.int64)
+        """Tokens whose logits count, in order."""
+        self.targets = np.ascontiguousarray(np.concatenate(targets or [np.zeros(0)]), np.int64)
+        self.steps: list[list[Span]] = []
+        room = 0
+        for i, n in enumerate(self.lengths):
+            at = 0
+            while at < n:
+                if room == 0:
+                    self.steps.append([])
+                    room = most
+                taken = min(room, n - at)
+                self.steps[-1].append(Span(i, at, at + taken))
+                at, room = at + taken, room - taken
+
+
+class Forward:
+    """Of one micro-batch. use: the adapter, as the runtime computes it; factors: of tensors whose pairs are added here instead, since their inputs drop out."""
+
+    def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int) -> None:
+        self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
+        self.streams: dict[int, np.ndarray] = {}
+        """By layer (n_layers: the end), from first_layer on: the stream before it."""
+        self._texts: list[Text] = []
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> Forward:
+        self._texts = [self._runtime.new_sequence(adapters=self._use) for _ in self.batch.ids]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for text in self._texts:
+            text.close()
+
+    def run(self, keep: bool = True) -> None:
+        """All layers. keep: the streams before the layers, not the end's alone."""
+        config = self._runtime.config
+        n_layers = config.n_layers
+        for layer in [*(range(self.first_layer, n_layers) if keep else ()), n_layers]:
+            self.streams[layer] = rows_of(self.batch.n, config.dim)
+
+        def observers(at: int, n: int) -> Observers:
+            found: Observers = {}
+            for i in range(n_layers):
+                found |= self._adding(i, {}, at, n)
+            for layer, stream in self.streams.items():
+                name = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+                found[name] = _copier(stream[at:at + n])
+            return found
+        self._steps(observers, None)
+
+    def again(self, layer: int) -> Kept:
+        """What a layer leaves at its sites, from its stream. Valid until the next call."""
+        runtime = self._runtime
+        sites = [site for placed in runtime.program.open_layer(layer) for site in (*placed.stage.before, *placed.stage.after)]
+        prefix = f"blocks.{layer}."
+        names = read_back(runtime.config.layers[layer])
+        kept = {name: self._rows(name, site.columns) for site in sites if (name := site.name.removeprefix(prefix)) in names}
+        for text in self._texts:
+            text.truncate(0)
+
+        def observers(at: int, n: int) -> Observers:
+            copies = {prefix + name: _copier(rows[at:at + n]) for name, rows in kept.items()}
+            adding = self._adding(layer, copies, at, n)
+            return {**copies, **adding}
+        self._steps(observers, layer)
+        return kept
+
+    def _rows(self, name: str, columns: int) -> np.ndarray:
+        """A buffer for a site, which all layers use in turn."""
+        if name not in self._kept or self._kept[name].shape != (self.batch.n, -(-columns // 32) * 32):
+            self._kept[name] = rows_of(self.batch.n, columns)
+        return self._kept[name]
+
+    def _steps(self, observers: Callable[[int, int], Observers], layer: int | None) -> None:
+        at = 0
+        for spans in self.batch.steps:
+            feeds = [Feed(self._texts[s.row], self.batch.ids[s.row][s.first:s.last], "none") for s in spans]
+            n = sum(s.last - s.first for s in spans)
+            part = None if layer is None else Part(layer, layer + 1, self.streams[layer][at:at + n, :self._runtime.config.dim])
+            self._runtime.step(feeds, observers(at, n), part=part)
+            at += n
+
+    def _adding(self, layer: int, others: Observers, at: int, n: int) -> Observers:
+        """Observers of a layer that add the pairs' parts to what its matrices made of tokens [at, at + n); called before others at the same site."""
+        prefix, found = f"blocks.{layer}.", Observers()
+        inputs: dict[str, np.ndarray] = {}
+        for source, results in outputs_of(self._runtime.config.layers[layer]):
+            wanted = [(site, matrix, factors) for site, matrix in results if (factors := self._factors(matrix.tensor))]
+            if not wanted:
+                continue
+
+            def read(rows: np.ndarray, source: str = source) -> None:
+                inputs[source] = _padded_rows(rows)
+            found[prefix + source] = _both(read, others.get(prefix + source))
+            for site, matrix, factors in wanted:
+                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source) -> None:
+                    factors.forward(inputs[source], [(matrix, rows)], at)
+                found[prefix + site] = _both(add, others.get(prefix + site))
+        return found
+
+
+def outputs_of(blocks: tuple[object, ...]) -> list[tuple[str, list[tuple[str, Matrix]]]]:
+    """(site of the rows that matrices read, [(site of what one made, it)]) of a layer."""
+    found: list[tuple[str, list[tuple[str, Matrix]]]] = []
+    for block in blocks:
+        if isinstance(block, Attention):
+            assert block.k and block.v
+            found.append(("ln1.hook_normalized", [("attn.hook_q", block.q), ("attn.hook_k", block.k), ("attn.hook_v", block.v)]))
+            found.append(("attn.hook_z", [("hook_attn_out", block.output)]))
+        elif isinstance(block, Mlp):
+            source = "ln2.hook_normalized" if block.norm or not block.parallel else "ln1.hook_normalized"
+            made = [("mlp.hook_pre", block.gate), ("mlp.hook_pre_linear", block.up)] if block.gate else [("mlp.hook_pre", block.up)]
+            found.append((source, [(site, matrix) for site, matrix in made if matrix]))
+            found.append(("mlp.hook_post", [("hook_mlp_out", block.down)]))
+    merged: dict[str, list[tuple[str, Matrix]]] = {}
+    for source, results in found:
+        merged.setdefault(source, []).extend(results)
+    return list(merged.items())
+
+
+def read_back(blocks: tuple[object, ...]) -> set[str]:
+    """Sites of a layer that its way back reads."""
+    found = {"ln1.hook_normalized", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_z", "hook_resid_mid", "ln2.hook_normalized",
+             "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"}
+    for block in blocks:
+        if isinstance(block, Attention):
+            found |= ({"attn.hook_q", "attn.hook_k"} if block.qk_norm else set()) | ({"hook_attn_out"} if block.post_norm else set())
+        elif isinstance(block, Mlp) and block.post_norm:
+            found.add("hook_mlp_out")
+    return found
+
+
+def _copier(to: np.ndarray) -> Callable[[np.ndarray], None]:
+    def copy(rows: np.ndarray) -> None:
+        to[:, :rows.shape[1]] = rows
+    return copy
+
+
+def _both(first: Callable[[np.ndarray], None], second: Callable[[np.ndarray], None] | None) -> Callable[[np.ndarray], None]:
+    def call(rows: np.ndarray) -> None:
+        first(rows)
+        if second:
+            second(rows)
+    return call
+
+
+def _padded_rows(rows: np.ndarray) -> np.ndarray:
+    out = rows_of(len(rows), rows.shape[1])
+    out[:, :rows.shape[1]] = rows
+    return out

@@ -1,0 +1,197 @@
+"""Gradients of an adapter on the very bytes and kernels that serve the model: the base stays as it is, quantised, and the arithmetic forward is the served one.
+
+    rows ──► forward, streams kept ──► logits of targets, some at a time: their losses, their gradients ──► layer by layer from the last: once more forward in
+    open form, then back ──► .arrays: running sums
+
+Every element of a gradient is one chain over the tokens of an optimiser step in the order of the data (docs/exactness.md): how rows are divided into calls, how
+many threads there are, and the CPU's instructions don't show in a bit.
+"""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...kernels.backward.attention import room_bytes
+from ...kernels.backward.gates import KINDS
+from ...kernels.backward.weights import SCRATCH
+from ...kernels.float_env import in_default_floats
+from ..architectures.blocks import Attention, Mlp
+from ..errors import NumericError, OptionError, UnsupportedError, quoted
+from ..sampling.arithmetic import log
+from .backward import Backward
+from .factors import Factors
+from .forward import Batch, Forward, read_back
+from .ops import Ops, round_up, rows_of
+from .philox import dropout_mask
+from .rows import Row, RowLosses
+
+if TYPE_CHECKING:
+    from ..answers.core import Core
+    from ..architectures.config import ModelConfig
+    from ..run.adapters import Adapters
+    from .adapter import Adapter
+
+
+def why_not(config: ModelConfig) -> str:
+    """What of a model can't be gone through backwards, or ""."""
+    if not config.causal or config.output.matrix is None:
+        return "it is an encoder"
+    for i, blocks in enumerate(config.layers):
+        where = f"layer {i}"
+        if len(blocks) != 2 or not isinstance(blocks[0], Attention) or not isinstance(blocks[1], Mlp):
+            kinds = ", ".join(type(block).__name__ for block in blocks if not isinstance(block, (Attention, Mlp)))
+            return f"{where} has blocks that training does not know: {kinds or 'in another order'}"
+        a, m = blocks
+        for found, what in ((a.gate, "an output gate"), (not (a.k and a.v), "keys and values of another layer"), (a.value_norm, "norms of values"),
+                            (a.ahead, "attention to later positions")):
+            if found:
+                return f"{where} has {what}, which training does not know"
+        for found, what in ((a.replaces or m.replaces, "norms that replace the stream"), (m.stream_scale, "a scale of the stream"),
+                            (m.activation not in KINDS, f"the activation {m.activation}")):
+            if found:
+                return f"{where} has {what}, which training does not know"
+    return ""
+
+
+def _remove(adapters: Adapters, name: str) -> None:
+    if name in adapters.by_name:
+        adapters.remove(name)
+
+
+class Gradients:
+    """Of one adapter of a model. .arrays: {"blk.0.attn_q.weight.lora_a": float32, the shape of the pair's a, …}: running sums, zero at first.
+
+    dropout: of what a pair's A reads, from Philox keyed by (seed, step, matrix, the token's number in the step). threads: None: as many as the model has.
+    UnsupportedError: a model with blocks that can't be trained. OptionError.
+    """
+
+    def __init__(self, model: Core, adapter: Adapter, *, dropout: float = 0.0, seed: int = 0, threads: int | None = None) -> None:
+        config = model.config
+        if why := why_not(config):
+            raise UnsupportedError(f"{model.path}: can't be trained: {why}; dense models of attention and feed-forward blocks can")
+        if not 0 <= dropout < 1:
+            raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
+        self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
+        self._name, self._taken = f"training {id(self)}", -1
+        adapter.check(config)
+        layers = {m.tensor: i for i, blocks in enumerate(config.layers) for block in blocks for m in block.matrices()}
+        for name in adapter.pairs:
+            if name not in layers:
+                raise UnsupportedError(f"{model.path}: {quoted(name)} can't be trained: it is no matrix of a layer, such as {next(iter(layers))}")
+        self._first_layer = min((layers[name] for name in adapter.pairs), default=config.n_layers)
+        self.arrays: dict[str, np.ndarray] = {}
+        for name, pair in adapter.pairs.items():
+            self.arrays[f"{name}.lora_a"], self.arrays[f"{name}.lora_b"] = np.zeros(pair.a.shape, np.float32), np.zeros(pair.b.shape, np.float32)
+
+        with model.scheduler.alone() as runtime:
+            runtime.adapters.add(self._name, adapter)
+        weakref.finalize(self, _remove, runtime.adapters, self._name)
+
+    def zero(self) -> None:
+        """The sums begin again, and the adapter's numbers are read again."""
+        self._taken = -1
+        for array in self.arrays.values():
+            array.fill(0)
+
+    def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
+        """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
+
+        step: of the optimiser; the adapter's numbers are read when it changes, and after `zero`. Calls for parts of a step, in the order of the data, give the
+        bits of one call for all of it. A loss that isn't finite is NumericError, and `arrays` are then undefined."""
+        return self._go(rows, divisor, step)
+
+    def losses(self, rows: Sequence[Row]) -> RowLosses:
+        """What the model with the adapter, as it is now, thinks of the rows' targets, by the same arithmetic, without dropout."""
+        self._taken = -1
+        return self._go(rows, 0.0, -1)
+
+    @in_default_floats
+    def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
+        for row in rows:
+            self._check(row)
+        with self._model.scheduler.alone() as runtime:
+            batch = Batch(rows, runtime.max_batch)
+            if not batch.n:
+                return RowLosses(np.zeros(0, np.float64), 0, 0)
+            ops, names = Ops(runtime, self._threads), runtime.adapters
+            if self._taken != step or step < 0:
+                names.update(self._name)
+                self._taken = step
+            drops = self._dropout > 0 and divisor != 0
+            use = () if drops else names.chosen({self._name: 1.0})
+
+            def factors(tensor: str) -> Factors | None:
+                pair = self._adapter.pairs.get(tensor)
+                if pair is None:
+                    return None
+                mask = partial(self._mask, batch, step, tensor, pair.a.shape[1]) if drops else None
+                return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
+            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer) as forward:
+                forward.run(keep=divisor != 0)
+                found, d = self._ends(ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
+                if divisor == 0:
+                    return found
+                back = Backward(ops, batch, factors, runtime.kv_name)
+                for layer in range(runtime.config.n_layers - 1, self._first_layer - 1, -1):
+                    back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, layer > self._first_layer)
+        return found
+
+    def _mask(self, batch: Batch, step: int, tensor: str, width: int, at: int, n: int) -> np.ndarray:
+        """Of tokens [at, at + n) of a micro-batch."""
+        numbers = batch.first_token[at:at + n]
+        cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1), n]
+        return np.concatenate([dropout_mask(self._seed, step, tensor, int(numbers[a]), b - a, width, self._dropout) for a, b in pairwise(cuts)])
+
+    def _ends(self, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) -> tuple[RowLosses, np.ndarray]:
+        """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time."""
+        runtime = ops.runtime
+        output, n, most = runtime.config.output, len(batch.targets), runtime.max_logits
+        assert output.matrix is not None
+        nll, hits, d = np.zeros(n, np.float64), 0, rows_of(*stream.shape) if divisor else np.zeros((0, 0), np.float32)
+        for start in range(0, n, most):
+            places, targets = batch.places[start:start + most], batch.targets[start:start + most].copy()
+            x = rows_of(len(places), runtime.config.dim)
+            x[:] = stream[places]
+            logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
+            numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
+            nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
+            hits += int(numbers[:, 3].sum())
+            if divisor:
+                dn, dx = rows_of(*x.shape), rows_of(*x.shape)
+                ops.through_weights(output.matrix, logits, dn)
+                ops.norm_back(output.norm, x, dn, dx)
+                d[places] = dx
+        if not np.isfinite(nll).all():
+            raise NumericError(f"{self._model.path}: the loss is not finite")
+        return RowLosses(nll, hits, n), d
+
+    def _check(self, row: Row) -> None:
+        ids, mask = np.asarray(row.ids), np.asarray(row.loss_mask)
+        if ids.ndim != 1 or mask.shape != ids.shape or mask.dtype != np.bool_:
+            raise OptionError(f"{row.name or 'a row'}: ids and loss_mask must be equally long and of one dimension, found {list(ids.shape)} and "
+                              f"{list(mask.shape)}")
+        if len(mask) and mask[0]:
+            raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
+
+    def memory(self, tokens: int, longest: int | None = None) -> int:
+        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included. longest: of its rows."""
+        runtime = self._model.runtime
+        config, most = runtime.config, min(longest or tokens, tokens)
+        ld, half = round_up(config.dim), 0
+        for blocks in config.layers:
+            names, columns = read_back(blocks), 0
+            for placed in runtime.program.open[config.layers.index(blocks)]:
+                for site in (*placed.stage.before, *placed.stage.after):
+                    columns += round_up(site.columns) * (site.name.split(".", 2)[2] in names)
+            half = max(half, columns)
+        widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
+        heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
+        rows = 4 * tokens * ((config.n_layers - self._first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
+        threads = self._threads or runtime.n_threads
+        logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
+        return rows + threads * max(SCRATCH, heads) + 2 * logits + -(-tokens // 64) * runtime.page_bytes

@@ -1,0 +1,129 @@
+"""The kernels of kernels/backward on NumPy arrays, run by a runtime's team of threads.
+
+Rows are float32 [tokens, columns rounded up to 32], zeros past the columns, with room behind the last for what vectors read too far (`rows_of`). Threads divide
+elements, never sums, so their number never shows.
+"""
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...kernels.backward import attention, chains, gates, loss, norms, weights
+from ...kernels.backward.unpack import unpacker
+from ..architectures.blocks import Attention
+from ..architectures.spec import Matrix, Norm
+from ..run.ops.common import COLUMNS, WEIGHTS
+
+if TYPE_CHECKING:
+    from ..run.runtime import Runtime
+
+_SPARE = 32
+
+
+def round_up(n: int, to: int = 32) -> int:
+    return -(-n // to) * to
+
+
+def rows_of(n: int, columns: int) -> np.ndarray:
+    """Zeros, float32 [n, columns rounded up to 32], 64-byte aligned."""
+    ld = round_up(columns)
+    flat = np.zeros(n * ld + _SPARE + 16, np.float32)
+    first = -flat.ctypes.data % 64 // 4
+    return flat[first:first + n * ld].reshape(n, ld)
+
+
+def _words(n: int, numbers: dict[int, int], floats: dict[int, float] | None = None) -> np.ndarray:
+    words = np.zeros(n, np.int64)
+    for at, value in numbers.items():
+        words[at // 8] = value
+    for at, number in (floats or {}).items():
+        words.view(np.float32)[at // 4] = number
+    return words
+
+
+class Ops:
+    """Of one runtime. threads: how many take part, None: as many as the runtime has."""
+
+    def __init__(self, runtime: Runtime, threads: int | None = None) -> None:
+        self.runtime = runtime
+        self.threads = min(threads or runtime.team.n_threads, runtime.team.n_threads)
+        self._room = np.zeros(0, np.uint8)
+
+    @cached_property
+    def _multiply(self) -> int:
+        return int(chains.multiply.address)
+
+    def _run(self, op: int, words: np.ndarray) -> None:
+        self.runtime.team.run(op, words.ctypes.data, self.threads)
+
+    def _room_for(self, size: int) -> int:
+        """Address of so many bytes, 64-byte aligned, until the next call."""
+        if len(self._room) < size + 64:
+            self._room = np.zeros(size + 64, np.uint8)
+        return self._room.ctypes.data + -self._room.ctypes.data % 64
+
+    def product(self, a: np.ndarray, a_i: int, a_k: int, w: np.ndarray, out: np.ndarray, rows: int, columns: int, depth: int) -> None:
+        """out[i, n] goes on over k of a[i, k] × w[k, n]. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows contiguous; rows of w can be read
+        up to a whole number of 32 columns."""
+        if not rows or not columns or not depth:
+            return
+        c = chains
+        self._run(c.product.address, _words(c.WORDS, {
+            c.MULTIPLY: self._multiply, c.A: a.ctypes.data, c.A_I: a_i, c.A_K: a_k, c.W: w.ctypes.data, c.LD_W: w.strides[0], c.OUT: out.ctypes.data,
+            c.LD_OUT: out.strides[0], c.ROWS: rows, c.N: columns, c.K: depth}))
+
+    def through_weights(self, matrix: Matrix, dy: np.ndarray, dx: np.ndarray) -> None:
+        """dx goes on over the matrix's rows r of dy[m, r] × W[r, c]."""
+        t, descriptor = weights, self.runtime._layout.matrix(matrix)
+        kind = self.runtime.gguf.tensors[matrix.tensor].format.name
+        self._run(t.through_weights.address, _words(t.WORDS, {
+            t.MULTIPLY: self._multiply, t.UNPACK: unpacker(kind).address, t.WEIGHTS: int(descriptor[WEIGHTS // 8]),
+            t.MATRIX_COLUMNS: int(descriptor[COLUMNS // 8]), t.MATRIX_ROWS: matrix.rows, t.DY: dy.ctypes.data, t.LD_DY: dy.strides[0],
+            t.DY_COLUMNS: dy.shape[1] // 16 * 16, t.DX: dx.ctypes.data, t.LD_DX: dx.strides[0], t.N_TOKENS: len(dy),
+            t.ROOM: self._room_for(t.SCRATCH * self.threads)}))
+
+    def norm_back(self, norm: Norm, x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
+        """dx += the gradient of the norm's input x; all [tokens, ld] of one width."""
+        n = norms
+        self._run(n.norm_back.address, _words(n.WORDS, {
+            n.X: x.ctypes.data, n.GAIN: self.runtime._layout.gain(norm), n.LAYER_NORM: norm.kind == "layer", n.DIM: norm.dim, n.LD: x.shape[1],
+            n.DY: dy.ctypes.data, n.DX: dx.ctypes.data, n.N_TOKENS: len(x)}, {n.EPS: norm.eps}))
+
+    def heads_back(self, a: Attention, query: bool, before: np.ndarray | None, d: np.ndarray, positions: np.ndarray) -> None:
+        """d, gradients of a layer's queries (or keys) as attention reads them, become those of the projection's rows, which are `before` if there are norms."""
+        n, layout = norms, self.runtime._layout
+        norm = a.q_norm if query else a.k_norm
+        whole = a.qk_norm == "whole" and norm is not None
+        self._run(n.heads_back.address, _words(n.HEADS_WORDS, {
+            n.GEOMETRY: layout.geometry_of(a), n.HEADS_X: before.ctypes.data if before is not None else 0, n.HEADS_GAIN: layout.gain(norm),
+            n.HEADS: a.heads if query else a.kv_heads, n.HEADS_LD: d.shape[1], n.HEADS_D: d.ctypes.data, n.HEADS_TOKENS: len(d),
+            n.HEADS_POSITIONS: positions.ctypes.data, n.IS_QUERY: query, n.HEADS_ROOM: self._room_for((4 * a.head_dim + 128) * self.threads),
+            n.WHOLE: norm.dim if whole and norm else 0}, {n.WHOLE_EPS: norm.eps if norm else 0.0}))
+
+    def gate_back(self, activation: str, gate: np.ndarray, up: np.ndarray | None, d: np.ndarray) -> None:
+        """gate and up become their gradients."""
+        g = gates
+        self._run(g.gate_back(activation).address, _words(g.WORDS, {
+            g.GATE: gate.ctypes.data, g.UP: up.ctypes.data if up is not None else 0, g.D: d.ctypes.data, g.LD: d.shape[1], g.N_TOKENS: len(d)}))
+
+    def attention_back(self, a: Attention, items: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, z: np.ndarray, dz: np.ndarray, dq: np.ndarray,
+                       dk: np.ndarray, dv: np.ndarray) -> None:
+        """items: int64 [sequences, 2], first row and how many. dq, dk, dv are zeros before."""
+        t, layout = attention, self.runtime._layout
+        size = round_up(t.room_bytes(int(items[:, 1].max()), a.head_dim, a.value_dim), 64)
+        self._run(t.attention_back.address, _words(t.WORDS, {
+            t.MULTIPLY: self._multiply, t.Q: q.ctypes.data, t.K: k.ctypes.data, t.V: v.ctypes.data, t.Z: z.ctypes.data, t.DZ: dz.ctypes.data,
+            t.DQ: dq.ctypes.data, t.DK: dk.ctypes.data, t.DV: dv.ctypes.data, t.LD_Q: q.shape[1], t.LD_K: k.shape[1], t.LD_V: v.shape[1],
+            t.LD_Z: z.shape[1], t.HEADS: a.heads, t.N_KV: a.kv_heads, t.HEAD_DIM: a.head_dim, t.VALUE_DIM: a.value_dim, t.WINDOW: a.window,
+            t.SINKS: layout.vector(a.sinks), t.ITEMS: items.ctypes.data, t.N_ITEMS: len(items), t.ROOM: self._room_for(size * self.threads),
+            t.ROOM_BYTES: size}, {t.SCALE: a.scale, t.SOFT_CAP: a.soft_cap}))
+
+    def cross_entropy(self, logits: np.ndarray, targets: np.ndarray, n_vocab: int, divisor: float, soft_cap: float, factor: float) -> np.ndarray:
+        """logits, float32 [n, at least n_vocab], become the gradients of what the output matrix made, unless the divisor is 0 -> float32 [n, 4]: kernels'."""
+        n, numbers = loss, np.zeros((len(logits), 4), np.float32)
+        self._run(n.cross_entropy_back.address, _words(n.WORDS, {
+            n.LOGITS: logits.ctypes.data, n.TARGETS: targets.ctypes.data, n.N_ROWS: len(logits), n.N_VOCAB: n_vocab, n.LD: logits.strides[0] // 4,
+            n.NUMBERS: numbers.ctypes.data}, {n.DIVISOR: divisor, n.SOFT_CAP: soft_cap, n.FACTOR: factor}))
+        return numbers

@@ -1,0 +1,130 @@
+"""AdamW and SGD, element by element, and the clipping before them: the same bits everywhere.
+
+    running gradient sums (float32) ─► norm of all (float64, matrices in name order) ─► factor ─► step: weights and moments change in place
+
+Weights and moments are float32; an element's new values are computed in float64 from + - * / and square root, one after the other as written here, and rounded
+once. NumPy does these correctly rounded, element by element, and never joins two of them; what it would do in an order of its own (sums) is a chain here. The
+step of Adam is PyTorch's: decay first, then the bias-corrected moments.
+"""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...kernels.float_env import in_default_floats
+
+PIECE = 1 << 15  # elements at once: what is between two operations stays in the second-level cache
+Arrays = Mapping[str, np.ndarray]
+
+
+def power(x: float, n: int) -> float:
+    """x ** n by squaring, from multiplications alone: a library's own changes with the library. n >= 0."""
+    result = 1.0
+    while n:
+        if n & 1:
+            result *= x
+        x *= x
+        n >>= 1
+    return result
+
+
+@in_default_floats
+def gradient_norm(gradients: Arrays) -> float:
+    """Of all elements: one chain of s + g * g in float64 (g * g is exact), matrices in the order of their names, elements in that of memory. Not finite where a
+    gradient isn't."""
+    total = np.float64(0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in sorted(gradients):
+            flat = gradients[name].reshape(-1)
+            for start in range(0, len(flat), PIECE):
+                g = flat[start:start + PIECE].astype(np.float64)
+                chain = np.empty(len(g) + 1, np.float64)
+                chain[0] = total
+                np.multiply(g, g, out=chain[1:])
+                total = np.add.accumulate(chain)[-1]
+    return float(np.sqrt(total))
+
+
+def clip_factor(norm: float, most: float) -> float:
+    """What every gradient is multiplied with: most / norm if that is below 1. most 0: never clipped."""
+    return most / norm if most and norm > most else 1.0
+
+
+class Optimiser(ABC):
+    """weights: float32 arrays that `step` changes in place. moments: what it remembers of them, by name, for checkpoints."""
+
+    name = ""
+    kept: tuple[str, ...] = ()
+    """Moments of each weight."""
+
+    def __init__(self, weights: Arrays, weight_decay: float = 0.0) -> None:
+        self.weights, self.weight_decay, self.steps = weights, weight_decay, 0
+        self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
+
+    @in_default_floats
+    def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> None:
+        """One step down. gradients: as weights; factor: they are multiplied with it first."""
+        self.steps += 1
+        numbers = self._numbers(rate)
+        for name in sorted(self.weights):
+            w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
+            moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
+            for start in range(0, len(w), PIECE):
+                piece = slice(start, start + PIECE)
+                gradient = g[piece].astype(np.float64)
+                if factor != 1.0:
+                    gradient *= factor
+                self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
+
+    @abstractmethod
+    def _numbers(self, rate: float) -> dict[str, float]:
+        """What is the same for all elements of a step."""
+
+    @abstractmethod
+    def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
+        """Change weights (float32) and moments in place, by gradients (float64)."""
+
+
+class AdamW(Optimiser):
+    """w = w (1 - rate decay) - (rate / c1) m / (sqrt(v) / sqrt(c2) + eps), m and v the moments after they have taken the gradient in."""
+
+    name, kept = "adamw", ("m", "v")
+    BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+    def _numbers(self, rate: float) -> dict[str, float]:
+        c1, c2 = 1.0 - power(self.BETA1, self.steps), 1.0 - power(self.BETA2, self.steps)
+        return {"size": rate / c1, "root": float(np.sqrt(np.float64(c2))), "keep": 1.0 - rate * self.weight_decay}
+
+    def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
+        m32, v32 = moments
+        m = m32.astype(np.float64) * self.BETA1 + g * (1.0 - self.BETA1)
+        v = v32.astype(np.float64) * self.BETA2 + (g * g) * (1.0 - self.BETA2)
+        new = w.astype(np.float64)
+        if self.weight_decay:
+            new *= n["keep"]
+        new -= (m * n["size"]) / (np.sqrt(v) / n["root"] + self.EPS)
+        m32[:], v32[:], w[:] = m, v, new
+
+
+class SGD(Optimiser):
+    """w = w - rate (g + decay w)."""
+
+    name = "sgd"
+
+    def _numbers(self, rate: float) -> dict[str, float]:
+        return {"rate": rate}
+
+    def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
+        old = w.astype(np.float64)
+        w[:] = old - (g + old * self.weight_decay) * n["rate"]
+
+
+OPTIMISERS: dict[str, type[Optimiser]] = {kind.name: kind for kind in (AdamW, SGD)}
+
+
+def make(name: str, weights: Arrays, **options: Any) -> Optimiser:
+    """By its name."""
+    return OPTIMISERS[name](weights, **options)

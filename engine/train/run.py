@@ -1,0 +1,194 @@
+"""A training run from beginning to end: model and files -> plan -> loop -> the adapter's file.
+
+    Reading, Options ─► data, new adapter, gradients, checkpoints ─► Run: .plan, .records() ─► .finish() -> Trained
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ... import kernels
+from ..errors import OptionError, OutOfMemoryError, quoted
+from ..files import shown
+from ..run.memory import parse_memory
+from ..run.weights import available_memory
+from ..units import duration, size
+from . import curve
+from .checkpoint import Checkpoints
+from .data import Reading, lengths, open_data
+from .fresh import new_adapter, weights
+from .gradients import Gradients
+from .log import Log
+from .loop import Loop, Progress
+from .options import Options
+from .order import MICRO_TOKENS
+
+if TYPE_CHECKING:
+    from ..answers.core import Core
+    from .adapter import Adapter
+
+Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+
+
+@dataclass
+class Trained:
+    """What came of a run: .adapter, for `model.add_adapter`; .history: a record for each step (loss, accuracy, lr, norm, …) and each validation (valid_loss,
+    valid_accuracy); a notebook draws it."""
+
+    adapter: Adapter
+    history: list[dict[str, Any]] = field(repr=False)
+    path: Path | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """The adapter, as llama.cpp's GGUF file. FileError."""
+        self.adapter.save(path)
+
+    def plot(self, path: str) -> None:
+        """The loss curve as a picture. UnsupportedError (extra `plot` is missing), FileError."""
+        curve.draw(self.history, path)
+
+    def _repr_html_(self) -> str:
+        return curve.html(self.history, f"{self.adapter!r}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. seconds: of all its steps, by measurement, or None. memory: bytes beside the model, by what they are for."""
+
+    rows: int
+    tokens: int
+    targets: int
+    median: int
+    longest: int
+    steps: int
+    left: int
+    epochs: float
+    parameters: int
+    pairs: int
+    memory: dict[str, int]
+    seconds: float | None = None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        epochs = f"{self.epochs:.3g} epoch{'' if self.epochs == 1 else 's'}"
+        total = sum(self.memory.values())
+        left = f", {self.left} of them left" if self.left < self.steps else ""
+        parts = ", ".join(f"{name} {size(n)}" for name, n in self.memory.items())
+        found = [f"data: {self.rows} examples, {self.tokens} tokens, {self.targets} of them targets; half have up to {self.median} tokens, the longest "
+                 f"{self.longest}",
+                 f"plan: {self.steps} step{'' if self.steps == 1 else 's'} ({epochs}){left}; {self.pairs} pairs, {self.parameters} numbers are trained; "
+                 f"memory {size(total)} beside the model ({parts})"]
+        if self.seconds is not None:
+            found.append(f"expected time: {duration(self.seconds)}, by a measured step")
+        return found
+
+
+class Run:
+    """A context manager. data, valid: files, or rows. output: where the adapter goes (None: nowhere; then nothing is kept of an interrupted run). log: a .jsonl
+    file. memory: most bytes beside the model. seen: told how far it is. FileError, FormatError, OptionError, UnsupportedError."""
+
+    def __init__(self, model: Core, data: Data, output: str | os.PathLike[str] | None, reading: Reading, options: Options, *, valid: Data | None = None,
+                 log: str | os.PathLike[str] | None = None, memory: int | str | None = None, threads: int | None = None,
+                 seen: Callable[[Progress], object] = lambda progress: None, reads: Callable[[int], object] = lambda done: None) -> None:
+        if reading.context > model.context:
+            raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: "
+                              f"load it with context={reading.context}")
+        if model.runtime.adapters.default:
+            raise OptionError(f"{shown(model.path)}: has adapters that count for everything: training begins from the model alone: remove_adapter them")
+        self.model, self.options, self.output = model, options, None if output is None else Path(output)
+        self.adapter = new_adapter(model.config, options, Path(model.path).stem)
+        self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
+        self._stack = contextlib.ExitStack()
+        try:
+            self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
+            self.data = open_data(model, data, reading, seen=reads)
+            self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
+                                                              None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
+            bound = {"base": model.digest, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION, "data": self.data.digest,
+                     "valid": self.valid.digest if self.valid else None, "reading": reading.bound(), "options": options.bound()}
+            most = self._most_tokens(memory)
+            self.loop = Loop(self.gradients, weights(self.adapter), self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
+                             seen=seen)
+            head = {"model": Path(model.path).name, "data": self.data.name, "steps": self.loop.steps, **bound}
+            self.log = None if log is None else self._stack.enter_context(Log(Path(log), head, self.loop.history))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _most_tokens(self, memory: int | str | None) -> int:
+        """Of a micro-batch: as many as speed asks for, if memory allows."""
+        longest = self._longest()
+        allowed = parse_memory(memory)
+        free = available_memory()
+        budget = min(n for n in (None if allowed is None else allowed - self._fixed(), None if free is None else (free - self._fixed()) // 2, 1 << 62)
+                     if n is not None)
+        least = self._fixed() + self.gradients.memory(longest, longest)
+        if allowed is not None and allowed < least:
+            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or fewer matrices (--targets, "
+                                   "--layers), a lower rank, or shorter rows (--context, --long cut)")
+        most = max(MICRO_TOKENS, longest)
+        while most > longest and self.gradients.memory(most, longest) > budget:
+            most = max(longest, most // 2)
+        return most
+
+    def _longest(self) -> int:
+        return max(lengths(data)[1] for data in (self.data, self.valid) if data is not None)
+
+    def _fixed(self) -> int:
+        """Bytes of weights, moments and gradients."""
+        return self.adapter.n_parameters * 4 * (4 if self.options.optimizer == "adamw" else 2)
+
+    def plan(self, measured: bool = True) -> Plan:
+        """What it will take; measured: compute a part of a step, and forget it, to tell the time."""
+        data, order = self.data, self.loop.order
+        median, longest = lengths(data)
+        most = self.loop.largest()
+        left = self.loop.steps - self.loop.step
+        seconds = self.loop.measure() * order.tokens * left / self.loop.steps if measured and left else None
+        moments = 2 if self.options.optimizer == "adamw" else 0
+        one = self.adapter.n_parameters * 4
+        return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, self.adapter.n_parameters,
+                    len(self.adapter.pairs), {"adapter": one, "gradients": one, "moments": moments * one,
+                                              "micro-batch": self.gradients.memory(most, longest)}, seconds)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Train; see `Loop.run`."""
+        for record in self.loop.run():
+            if self.log is not None:
+                self.log.add(record)
+            yield record
+
+    def finish(self) -> Trained:
+        """Write the adapter, when all steps are done; the checkpoints go. FileError: they stay."""
+        assert self.loop.step == self.loop.steps
+        if self.output is not None:
+            self.adapter.save(self.output)
+        if self.checkpoints is not None:
+            self.checkpoints.remove()
+        return Trained(self.adapter, self.loop.history, self.output)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+
+def train(model: Core, data: Data, output: str | os.PathLike[str] | None = None, *, valid: Data | None = None, log: str | os.PathLike[str] | None = None,
+          memory: int | str | None = None, progress: Callable[[Progress], object] | None = None, **options: Any) -> Trained:
+    """See `Model.train`. options: of Reading and Options."""
+    about_rows = {f.name for f in fields(Reading)}
+    unknown = [name for name in options if name not in about_rows | {f.name for f in fields(Options)}]
+    if unknown:
+        raise OptionError(f"train knows no option {quoted(unknown[0])}: it has {', '.join(sorted(about_rows | {f.name for f in fields(Options)}))}")
+    reading = Reading(**{"context": min(Reading.context, model.context), **{name: value for name, value in options.items() if name in about_rows}})
+    rest = Options(**{name: value for name, value in options.items() if name not in about_rows})
+    with Run(model, data, output, reading, rest, valid=valid, log=log, memory=memory, seen=progress or (lambda state: None)) as run:
+        for _ in run.records():
+            pass
+        return run.finish()

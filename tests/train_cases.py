@@ -1,0 +1,64 @@
+"""Training in tests: adapters with random pairs, rows of random tokens, gradients of a model file."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llamina.engine.architectures.config import ModelConfig, check_tensors
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.run.runtime import Runtime
+from llamina.engine.run.scheduler import Scheduler
+from llamina.engine.train.adapter import Adapter, Pair
+from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.rows import Row
+
+
+class Opened:
+    """What gradients need of a model."""
+
+    def __init__(self, path: Path, runtime: Runtime) -> None:
+        self.path, self.runtime, self.config, self.scheduler = path, runtime, runtime.config, Scheduler(runtime)
+
+
+@contextmanager
+def opened(path: Path, threads: int = 1, **options: Any) -> Iterator[Any]:
+    with open_gguf(path) as gguf:
+        config = ModelConfig.from_gguf(gguf)
+        check_tensors(gguf, config)
+        runtime = Runtime(gguf, config, threads=threads, context=options.pop("context", 512), **options)
+        try:
+            yield Opened(path, runtime)
+        finally:
+            runtime.close()
+
+
+def random_adapter(config: ModelConfig, rank: int = 4, scale: float = 2.0, seed: int = 3) -> Adapter:
+    rng = np.random.default_rng(seed)
+    shapes = {m.tensor: (m.whole or m.rows, m.columns) for block in config.blocks() for m in block.matrices()}
+    return Adapter(config.architecture, {name: Pair((rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32),
+                             (rng.standard_normal((rows, rank)) * 0.1).astype(np.float32), scale) for name, (rows, columns) in shapes.items()})
+
+
+def random_rows(n_vocab: int, lengths: list[int], seed: int = 5) -> list[Row]:
+    rng, rows, first = np.random.default_rng(seed), [], 0
+    for i, n in enumerate(lengths):
+        mask = rng.random(n) < 0.7
+        mask[0], mask[max(1, n - 1 - i % 2)] = False, True
+        rows.append(Row(rng.integers(0, n_vocab, n).astype(np.int32), mask, first))
+        first += n
+    return rows
+
+
+def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, dropout: float = 0.0,
+              **options: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """-> (arrays, losses) of random rows, `split` at a time (0: all)."""
+    with opened(path, threads, **options) as model:
+        rows = random_rows(model.config.n_vocab, lengths)
+        found = Gradients(model, random_adapter(model.config), dropout=dropout, seed=9)
+        divisor, nll = float(sum(row.targets for row in rows)), []
+        for start in range(0, len(rows), split or len(rows)):
+            nll.append(found.accumulate(rows[start:start + (split or len(rows))], divisor, 0).nll)
+        return found.arrays, np.concatenate(nll)
