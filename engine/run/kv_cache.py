@@ -55,11 +55,12 @@ class Sequence(KnownText):
     slides (default: as cached): it gives windowed pages back when no query sees them any more; then it may be shorter than asked for after `truncate`.
     """
 
-    def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None):
+    def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None,
+                 adapters: Use = ()):
         super().__init__(pool, pages_of(context), cached, salt)
         self.context = context
         self._slides = (cached if slides is None else slides) and self._layout.windowed > 0
-        self.adapters: Use = ()
+        self.adapters = adapters
         """What its tokens are computed with (adapters.py)."""
         self._stepped = 0  # tokens that `step_back` counted back over
         self.tentative = False

@@ -222,9 +222,7 @@ class Runtime(Looking):
         slides (default: as cached): windowed pages that no query sees are given back. adapters: {name: scale} or names; None: the model's."""
         self._check_open()
         use = self.adapters.chosen(adapters)
-        sequence = Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides)
-        sequence.adapters = use
-        return sequence
+        return Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides, use)
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:

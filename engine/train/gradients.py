@@ -21,6 +21,7 @@ from ...kernels.backward.gates import KINDS
 from ...kernels.backward.weights import SCRATCH
 from ...kernels.float_env import in_default_floats
 from ..architectures.blocks import Attention, Mlp
+from ..architectures.latent_blocks import Latent
 from ..errors import NumericError, OptionError, UnsupportedError, quoted
 from ..sampling.arithmetic import log
 from .backward import Backward
@@ -48,7 +49,8 @@ def why_not(config: ModelConfig) -> str:
             return f"{where} has blocks that training does not know: {kinds or 'in another order'}"
         a, m = blocks
         for found, what in ((a.gate, "an output gate"), (not (a.k and a.v), "keys and values of another layer"), (a.value_norm, "norms of values"),
-                            (a.ahead, "attention to later positions")):
+                            (a.ahead, "attention to later positions"), (a.qk_norm == "layer", "LayerNorms of heads"),
+                            (isinstance(a, Latent), "latent attention")):
             if found:
                 return f"{where} has {what}, which training does not know"
         for found, what in ((a.replaces or m.replaces, "norms that replace the stream"), (m.stream_scale, "a scale of the stream"),
