@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from ..errors import OptionError, quoted
 
 if TYPE_CHECKING:  # what compiles is imported by who uses it: a tokenizer needs no compiler
     from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from .tokens import TokenGradients
 
 
 class Adapted(Core):
@@ -59,6 +62,14 @@ class Adapted(Core):
         defaults = {loaded.name: scale for loaded, scale in table.default}
         return {name: {"path": loaded.path, "scale": loaded.scale, "digest": loaded.digest, "default": defaults.get(name, 0.0)}
                 for name, loaded in table.by_name.items()}
+
+    def token_gradients(self, text: str | Iterable[int], target: int | None = None) -> TokenGradients:
+        """What a prediction hangs on: ln p(target | text), and for each token of the text gradient × input, by the way back that training takes; without any
+        adapter. text: a str (with BOS as the file says) or ids; target: a token id, None: the first choice. UnsupportedError (experts, states, encoders),
+        OptionError, ContextFullError."""
+        from .tokens import token_gradients
+        self._check_open()
+        return token_gradients(self, self.tokenizer.encode(text, eos=False) if isinstance(text, str) else list(text), target)
 
     def adapters_of(self, asked: Mapping[str, float] | list[str] | None = None) -> list[list[Any]]:
         """[[digest, scale], …] of what a request that asks for these has: what journals and fingerprints say. OptionError."""
