@@ -93,7 +93,7 @@ def nemotron_h(r: Reading) -> None:
     wide = f.integer("moe_intermediate_size" if MOE in kinds else "intermediate_size", MAX_WIDTH)
     r.keys |= {"attention.head_count_kv": np.array([r.keys_of_heads() if kind == FULL else 0 for kind in kinds], np.int32),
                "feed_forward_length": np.array([wide if kind in (MLP, MOE) else 0 for kind in kinds], np.int32),
-               "rope.freq_base": None, "rope.dimension_count": None}
+               "rope.freq_base": None, "rope.dimension_count": None, "attention.layer_norm_epsilon": f.number("rms_norm_eps")}  # llama.cpp wants both
     if MOE in kinds:
         n = f.integer("n_routed_experts", MAX_EXPERTS)
         if f.integer("n_shared_experts", MAX_EXPERTS, 1, least=0) != 1:
@@ -143,8 +143,9 @@ def falcon_h1(r: Reading) -> None:
     r.factors |= {"token_embd.weight": embedding, "output.weight": output}
     for i in every:
         at = f"blk.{i}."
-        r.factors |= {at + "attn_q.weight": attention, at + "attn_k.weight": attention * keys, at + "attn_v.weight": attention, at + "attn_output.weight": result,
-                      at + "ssm_in.weight": rows, at + "ssm_out.weight": f.number("ssm_out_multiplier"), at + "ffn_gate.weight": gate, at + "ffn_down.weight": down}
+        factors = {"attn_q": attention, "attn_k": attention * keys, "attn_v": attention, "attn_output": result, "ssm_in": rows,
+                   "ssm_out": f.number("ssm_out_multiplier"), "ffn_gate": gate, "ffn_down": down}
+        r.factors |= {f"{at}{part}.weight": factor for part, factor in factors.items()}
         for part, factor in ("attn_k", keys), ("attn_output", result), ("ffn_gate", gate), ("ffn_down", down):
             r.factors[f"{at}{part}.bias"] = factor
 
