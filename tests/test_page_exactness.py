@@ -151,12 +151,12 @@ def answer(model: Model, prompt: list[int], **options: Any) -> Any:
     return model.generate(prompt, max_tokens=60, ignore_eos=True, temperature=0.0, logprobs=2, **options)
 
 
-@pytest.mark.parametrize("name", PRODUCT)
+@pytest.mark.parametrize("name", [*PRODUCT, "lfm2moe", "qwen35moe"])  # the last two: states and experts at once
 def test_resumed_reused_and_guessed(name: str, folder: Path, tmp_path: Path) -> None:
     """Ids and log-probabilities of the answer in one go are those after a save, after a prefix hit, and with speculation on."""
     from test_speculation import Eager  # every draft pays
 
-    path = write_case(folder / f"{name}.gguf", name, PRODUCT[name])
+    path = write_case(folder / f"{name}.gguf", name, PRODUCT.get(name, "Q8_0"))
     prompt = [1, *[40, 41, 42, 43, 44, 45] * 13]
     with load(path, threads=2, context=256) as model, load(path, threads=1, context=256) as again:
         model.costs = Eager()
@@ -166,7 +166,8 @@ def test_resumed_reused_and_guessed(name: str, folder: Path, tmp_path: Path) -> 
         for other in hit, guessed:
             other.text()
             assert (other.ids, other.logprobs) == (plain.ids, plain.logprobs)
-        assert plain.stats.reused_tokens == 0 and hit.stats.reused_tokens >= 64 and guessed.stats.drafted_tokens > 0
+        assert plain.stats.reused_tokens == 0 and hit.stats.reused_tokens >= 64
+        assert guessed.stats.drafted_tokens > 0 or name not in PRODUCT  # their answers repeat nothing: test_states_experts.py guesses
         part = answer(again, prompt, speculate=False)
         while len(part.ids) < 25:
             next(part)
