@@ -22,7 +22,6 @@ from small_models import write_small_model
 from train_cases import LENGTHS, found_digest, gradients, opened, random_adapter, random_rows
 
 
-
 @pytest.mark.parametrize("name", ["llama arrays", "qwen3", "phi3", "gemma2", "stablelm parallel"])
 def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) -> None:
     path, rng = write_case(tmp_path / "m.gguf", name), np.random.default_rng(1)
