@@ -21,7 +21,6 @@ from naive_kernels import fma32
 from runs import open_runtime, run, same
 from small_models import random_ids, write_family, write_small_model
 
-
 f32 = np.float32
 IDS = random_ids(150)
 
@@ -351,7 +350,7 @@ def test_merging(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             else:
                 wanted = decode("Q8_0", before.data(name)) + 0.5 * pair.scale * (pair.b.astype(np.float64) @ pair.a)
                 assert np.abs(decode("Q8_0", after.data(name)) - wanted).max() < 0.01 * np.abs(wanted).max()
-    for bad, says in ("q4.gguf", "expected an adapter"), ("none.gguf", "no such file"):
+    for bad, says in ("base.gguf", "expected an adapter"), ("none.gguf", "no such file"):
         assert main(["convert", str(base), str(folder / "x.gguf"), "--lora", str(folder / bad)]) != 0 and says in capfd.readouterr().err
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..answers.core import Core
 from ..errors import OptionError, quoted
-from ..run.adapters import described, factor
-from .adapter import Adapter, given
+
+if TYPE_CHECKING:  # what compiles is imported by who uses it: a tokenizer needs no compiler
+    from .adapter import Adapter
 
 if TYPE_CHECKING:
     from .tokens import TokenGradients
@@ -28,6 +29,8 @@ class Adapted(Core):
         {"name": scale} or ["name"], which is this scale then. What was computed before is not computed again. FileError, FormatError (damaged, or of another
         model), UnsupportedError, OptionError."""
         self._check_open()
+        from ..run.adapters import factor
+        from .adapter import given
         adapter = given(source, self.config)
         called = name if name is not None else self._name_of(adapter)
         if not isinstance(called, str) or not called or len(called) > 200 or not called.isprintable():
@@ -70,6 +73,7 @@ class Adapted(Core):
 
     def adapters_of(self, asked: Mapping[str, float] | list[str] | None = None) -> list[list[Any]]:
         """[[digest, scale], …] of what a request that asks for these has: what journals and fingerprints say. OptionError."""
+        from ..run.adapters import described
         return described(self.runtime.adapters.chosen(asked))
 
     def _name_of(self, adapter: Adapter) -> str:
