@@ -405,9 +405,6 @@ def test_real_labels():
     assert task.count == 872 and task.kind == "label"
 
 
-# -- Python ---------------------------------------------------------------------------------------------------------------------------------
-
-
 def test_evaluate_is_the_command(run, demo, choices, tmp_path):
     """The same bytes; rows in memory give the same numbers; models against each other."""
     out, samples = tmp_path / "r.json", tmp_path / "s.jsonl"
