@@ -21,9 +21,6 @@ from page_cases import write_case
 from small_models import write_small_model
 from train_cases import LENGTHS, found_digest, gradients, opened, random_adapter, random_rows
 
-DIGEST = ""
-"""Of the gradients of train_cases.main."""
-
 
 @pytest.mark.parametrize("name", ["llama arrays", "qwen3", "phi3", "gemma2", "stablelm parallel"])
 def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) -> None:
@@ -67,22 +64,22 @@ def test_another_order_gives_other_bits(tmp_path: Path) -> None:
                 sums.append({name: array.copy() for name, array in found.arrays.items()})
             return sums
         [right], [turned], (first, second) = summed(rows), summed(rows[::-1]), summed(rows[:2], rows[2:])
-        assert found_digest(right) == DIGEST
         for name, array in right.items():
             assert np.allclose(array, turned[name], atol=1e-4) and np.allclose(array, first[name] + second[name], atol=1e-4)
-        assert found_digest(turned) != DIGEST != found_digest({name: first[name] + second[name] for name in first})
+        assert len({found_digest(arrays) for arrays in (right, turned, {name: first[name] + second[name] for name in first})}) == 3
 
 
 @pytest.mark.skipif(not targets.ALL, reason="compiles everything anew: LLAMINA_ALL_TARGETS=1 runs it")
 @pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
-def test_every_target_has_the_digest(target: str, tmp_path: Path) -> None:
+def test_every_target_has_the_same_bits(target: str, tmp_path: Path) -> None:
     targets.needs(target)
     path = write_small_model(tmp_path / "m.gguf", "Q4_0")
+    expected = found_digest(gradients(path, LENGTHS)[0])
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "NUMBA_CPU_"))}
     done = subprocess.run([sys.executable, "train_cases.py", path], cwd=Path(__file__).parent, env={**plain, **EMULATION[target]}, capture_output=True,
                           text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"target": target, "digest": DIGEST}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"target": target, "digest": expected}
 
 
 def test_losses_are_those_of_accumulate(tmp_path: Path) -> None:
