@@ -64,9 +64,10 @@ class Collector:
         for block in model.config.blocks():
             if isinstance(block, Experts):
                 layer = _ExpertLayer(self, block)
-                at, plain = f"blocks.{block.layer}.", self.observers.get(block.router.site)
-                self.observers[block.router.site] = functools.partial(layer.see_rows, plain)
-                self.observers[at + "mlp.hook_expert_indices"], self.observers[at + "mlp.hook_post"] = layer.see_choice, layer.see_activation
+                at, site = f"blocks.{block.layer}.", block.up.site
+                plain = self.observers.get(site)
+                self.observers[site] = functools.partial(layer.see_rows, plain)
+                self.observers[at + "mlp.hook_expert_indices"], self.observers[block.down.site] = layer.see_choice, layer.see_activation
 
     def columns(self) -> dict[str, Columns]:
         """The sums so far."""
@@ -87,7 +88,7 @@ class Collector:
 
 
 class _ExpertLayer:
-    """One layer's experts, seen in the order of the pass: the normed rows, which experts they go to, what these make of them."""
+    """One layer's experts, seen in the order of the pass: the normed rows, which experts they go to (or first this), what these make of them."""
 
     def __init__(self, collector: Collector, block: Experts):
         self.collector, self.block = collector, block
@@ -98,9 +99,15 @@ class _ExpertLayer:
         self.rows = x.copy()
         if plain:
             plain(x)
+        if self.block.router_norm:  # the choice was made before the experts' norm
+            self._add_rows()
 
     def see_choice(self, indices: np.ndarray) -> None:
         self.indices = indices.astype(np.int64).ravel()
+        if not self.block.router_norm:
+            self._add_rows()
+
+    def _add_rows(self) -> None:
         b = self.block
         self.collector.add_expert(list(dict.fromkeys(m.tensor for m in b.readers())), b.experts, self.indices, np.repeat(self.rows, b.used, axis=0))
 

@@ -182,8 +182,10 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     return base
 
 
-_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
-"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
+_KERNEL = re.compile(r"blk\.\d+\.((shortconv\.conv|ssm_conv1d|ssm_norm|attn_[qk]_norm)\.weight|ssm_[ad])")
+"""Convolutions' kernels (a few numbers a channel), gains of each head or group, decays: kept in F32 as vectors are."""
+_ADDED = ("position_embd.weight", "token_types.weight")
+"""Rows that are added to the embedding's, not multiplied: small, and llama.cpp takes them in F32 alone."""
 
 
 def fitting(format: str, cols: int) -> str:
@@ -197,7 +199,7 @@ def fitting(format: str, cols: int) -> str:
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor has a choice of formats; the others are F32. Routers of experts and kernels of
     convolutions are small, and routers' choices no matter of degree."""
-    return len(shape) > 1 and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
+    return len(shape) > 1 and name not in _ADDED and not name.endswith(".bias") and "ffn_gate_inp" not in name and not _KERNEL.fullmatch(name)
 
 
 def choose(

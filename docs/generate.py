@@ -166,14 +166,20 @@ torch leaves the order of ties open, and what quantised activations choose is th
 a looser mean. gpt-oss's YaRN does not round its corrections to whole pairs, as in OpenAI's and Hugging Face's code; llama.cpp does, and differs by that.
 `norm_topk_prob` other than usual is kept in `expert_weights_norm`, which llama.cpp does not read in such files.
 
+With less memory than the experts need (`--memory`): four layers in Qwen 3 30B-A3B's shape, 1.94 GB, in half of that have the bits of the whole model; the
+process peaks at 1,012 MiB (927 allowed, 85 for Python and its libraries). Of 4,632 experts wanted by 100 tokens 3,776 were read, 250 a second from the
+system's file cache: 15 s rather than 6 on two shared cores (tests/test_larger_than_memory.py). Experts of random weights are wanted alike; learnt ones are
+not.
+
 ## States, experts and Gemma 4 beside llama.cpp
 
-On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most 2e-5 of
-the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`, `lfm2moe`,
-`qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half precision it is 1e-4 to
-5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of half precision: with gates
-so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys, fused rows of Qwen's experts, and
-YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which `convert` writes.
+On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most
+2e-5 of the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`,
+`lfm2moe`, `qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half
+precision it is 1e-4 to 5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of
+half precision: with gates so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys,
+fused rows of Qwen's experts, and YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which
+`convert` writes.
 
 ## Trained tiny models
 
@@ -183,8 +189,9 @@ text equals transformers' for 100 tokens after three prompts in float32, and the
 
 ## States and latents
 
-Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H: transformers' class
-keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither llama.cpp nor llamina does so.
+Qwen3-Next's files have q, k, v apart from z (`attn_qkv`, `attn_gate`); those that llama.cpp made before it parted them (`ssm_in`) are refused. Nemotron-H:
+transformers' class keeps Mamba's step sizes at `time_step_min` at least, but only where it computes a prompt in chunks; GGUF has no key for it, and neither
+llama.cpp nor llamina does so.
 Falcon-H1's multipliers become part of the weights. `deepseek2` keeps one latent head a token (keys and values in the KV cache, the values a second time): files
 of 2024 with `attn_kv_b` are refused. DeepSeek V2's `group_limited_greedy` is refused by convert; GLM-4.7-Flash's groups run.
 

@@ -246,7 +246,8 @@ class Model(LookInside, Adapted):
         return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
                           max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
                           speculate=speculate, sample_index=check_sample_index(sample_index),
-                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait, adapters=adapters,
+                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)),
+                          wait=wait, adapters=adapters,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     @in_default_floats

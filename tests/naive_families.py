@@ -420,8 +420,8 @@ class StableLm(Family):
 
 from naive_experts import EXPERTS, Mixtral  # noqa: E402  (they need what stands above)
 from naive_gemma4 import Gemma4  # noqa: E402
-from naive_layer_norm import LAYER_NORM  # noqa: E402
 from naive_latent import DeepSeek2  # noqa: E402
+from naive_layer_norm import LAYER_NORM  # noqa: E402
 from naive_mamba import MAMBA  # noqa: E402
 from naive_states import Lfm2, Qwen35  # noqa: E402
 

@@ -1,5 +1,5 @@
-"""Mamba-2 hybrids in float64, token after token in plain loops: written from Hugging Face's modelling code (mamba2_selective_state_update, the layers of Granite 4 H,
-Nemotron-H and Falcon-H1), on the GGUF file's names. Shares no code with the engine and its pages."""
+"""Mamba-2 hybrids in float64, token after token in plain loops: written from Hugging Face's modelling code (mamba2_selective_state_update, the layers
+of Granite 4 H, Nemotron-H and Falcon-H1), on the GGUF file's names. Shares no code with the engine and its pages."""
 from __future__ import annotations
 
 import numpy as np

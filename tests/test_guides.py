@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 from llamina.engine.cli import main
 from llamina.engine.model import DEMO, Model
 
-GUIDES = ["generate.md", "chat.md", "batch.md", "structured.md", "python.md", "settings.md", "look.md"]
+GUIDES = ["generate.md", "chat.md", "batch.md", "structured.md", "python.md", "settings.md", "look.md", "train.md"]
 BLOCK = re.compile(r"^(?:<!-- ([\w ]+): (.*?) -->\n)?```(\w+)\n(.*?)^```", re.M | re.S)
 
 
@@ -49,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, Mo
         if key not in loaded:
             loaded[key] = load("demo", context=context)
         loaded[key].speculate = True
+        for name in [*loaded[key].adapters]:  # of an earlier example
+            loaded[key].remove_adapter(name)
         return loaded[key]
     monkeypatch.setattr(engine, "load", cached)
     monkeypatch.setattr(Model, "close", lambda self: None)

@@ -53,7 +53,7 @@ def test_half_of_two_gigabytes(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", SHAPE, TYPE)
     size = path.stat().st_size
     assert size > 1.8e9
-    half, whole = run(path, size // 2), run(path, None)
+    whole, half = run(path, None), run(path, size // 2)  # in this order: compiling what is not in the compile cache yet takes 150 MB
     print({key: value for key, value in half.items() if key != "ids"}, f"{half['read'] / half['seconds']:.0f} misses/s", whole["seconds"], whole["peaks"])
     assert (half["digests"], half["ids"]) == (whole["digests"], whole["ids"])
     assert 0 < half["read"] < half["wanted"] and whole["wanted"] == 0

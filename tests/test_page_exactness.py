@@ -43,9 +43,12 @@ DIGESTS = {
     "stablelm": "2cd4c04ece7db640", "stablelm parallel": "d71e959b5e26a907", "gemma4": "a062a7ccfe001cb8", "gemma4 v is k": "16ac6476a197919b",
     "gpt2": "a78da11c54ab3f32", "gptneox": "fac11ad56242ddd0", "gptneox sequential": "14834e16e3892336", "phi2": "1b8642785e076e8a",
     "starcoder2": "f133418b12df870c", "command-r": "69592cfeea420cfb", "cohere2": "89ac56abd282a427",
+    "lfm2moe": "19419764132a1897", "qwen35moe": "edfbcbbdf1457597", "command-r plus": "a078a7f1ccf4518f", "stablelm 12b": "6ccef8027bb1eb7a",
+    "gemma4 experts": "1d25391f7ac1e6ca", "qwen3next": "9ba59ad5af526b74", "granitehybrid": "ec54dc16017fe7ee",
+    "granitehybrid dense": "da55f668b69db81b", "nemotron_h": "3bcb312c14b22281", "nemotron_h_moe": "a97d2df8f51c300f", "falcon-h1": "2473cf6f5e342cbf",
+    "falcon-h1 plain": "d626cb7ba25373c4", "deepseek2": "1b72e1466fae6373", "deepseek2 sigmoid": "ee8b788e64f6b59f",
     "bert": "f8a5c0646c6cdbe5", "bert odd": "a07d54e3fe3afc03", "bert rank": "1f932b40d5407231", "nomic-bert": "31be7736b3e09bc0",
     "modern-bert": "fc5571cffae6508f", "modern-bert rank": "f83fe945f8365f8a", "gemma-embedding": "ac29859f1fe5a8b2",
-    "lfm2moe": "19419764132a1897", "qwen35moe": "edfbcbbdf1457597",
 }
 """Of the logits of every case's Q8_0 file, or an encoder's rows: one computer's bits are every computer's."""
 
@@ -148,12 +151,12 @@ def answer(model: Model, prompt: list[int], **options: Any) -> Any:
     return model.generate(prompt, max_tokens=60, ignore_eos=True, temperature=0.0, logprobs=2, **options)
 
 
-@pytest.mark.parametrize("name", PRODUCT)
+@pytest.mark.parametrize("name", [*PRODUCT, "lfm2moe", "qwen35moe"])  # the last two: states and experts at once
 def test_resumed_reused_and_guessed(name: str, folder: Path, tmp_path: Path) -> None:
     """Ids and log-probabilities of the answer in one go are those after a save, after a prefix hit, and with speculation on."""
     from test_speculation import Eager  # every draft pays
 
-    path = write_case(folder / f"{name}.gguf", name, PRODUCT[name])
+    path = write_case(folder / f"{name}.gguf", name, PRODUCT.get(name, "Q8_0"))
     prompt = [1, *[40, 41, 42, 43, 44, 45] * 13]
     with load(path, threads=2, context=256) as model, load(path, threads=1, context=256) as again:
         model.costs = Eager()
@@ -163,7 +166,8 @@ def test_resumed_reused_and_guessed(name: str, folder: Path, tmp_path: Path) -> 
         for other in hit, guessed:
             other.text()
             assert (other.ids, other.logprobs) == (plain.ids, plain.logprobs)
-        assert plain.stats.reused_tokens == 0 and hit.stats.reused_tokens >= 64 and guessed.stats.drafted_tokens > 0
+        assert plain.stats.reused_tokens == 0 and hit.stats.reused_tokens >= 64
+        assert guessed.stats.drafted_tokens > 0 or name not in PRODUCT  # their answers repeat nothing: test_states_experts.py guesses
         part = answer(again, prompt, speculate=False)
         while len(part.ids) < 25:
             next(part)

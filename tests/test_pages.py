@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llamina.convert.recipes import is_matrix
 from llamina.engine.architectures import config
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
@@ -20,10 +21,12 @@ from llamina.engine.architectures.pages import PAGES
 from llamina.engine.architectures.spec import Rope, RopeScaling
 from llamina.engine.architectures.state_blocks import Conv, Delta
 from llamina.engine.errors import UnsupportedError
+from llamina.engine.gguf.file import open_gguf
 from naive import kl
 from naive_families import FAMILIES, Phi3, naive_family
-from page_cases import CASES, CAUSAL, IDS, write_case
+from page_cases import CASES, CAUSAL, IDS, SIZES, write_case
 from runs import open_runtime, run
+from small_models import write_family
 
 TOLERANCE = 1e-4  # of the largest logit
 FEW = [name for name in CASES if name != "gemma2 27b"]  # 46 layers take their time
@@ -197,7 +200,7 @@ FAULTS: dict[str, Callable[[Layers], Layers]] = {
     "an expert less": experts(lambda b: replace(b, used=b.used - 1)),
     "no shared expert": experts(lambda b: replace(b, shared=None, shared_gate="")),
     "no gate of the shared expert": experts(lambda b: replace(b, shared_gate="")),
-    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down")})),
+    "no biases of experts": experts(lambda b: replace(b, **{f: replace(getattr(b, f), bias="") for f in ("router", "gate", "up", "down") if getattr(b, f)})),
     "another activation of experts": experts(lambda b: replace(b, activation="silu" if b.activation == "oai" else "gelu_tanh")),
     "weights of the input": experts(lambda b: replace(b, weigh_input=True)),
     "no residual scale of experts": experts(lambda b: replace(b, factor=1.0)),
@@ -267,7 +270,32 @@ def test_27b_scales_scores_by_the_stream(files: Any, monkeypatch: pytest.MonkeyP
     assert distance(logits(path), expected) > 3 * TOLERANCE
 
 
-PAIRS = {"llama", "smollm3", "arcee", "ernie4_5", "granite", "granitemoe", "minicpm", "mistral3", "glm4"}
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_matrix_reads_is_a_site(name: str, tmp_path: Path) -> None:
+    """Of its columns: importance data are measured there."""
+    with open_gguf(write_case(tmp_path / "m.gguf", name)) as file:
+        found = config.ModelConfig.from_gguf(file)
+    assert not [t.name for t in found.tensors() if t.plain and is_matrix(t.name, t.shape)]  # convert keeps them in F32
+    sites = {site: at.columns for site, (_, at) in found.sites().items()}
+    for m in found.matrices():
+        wide = m.used * -(-m.columns // 32) * 32 if m.site.endswith(".hook_post") and m.experts else m.columns
+        assert m.site in sites, m
+        assert m.experts and ".attn." in m.site or sites[m.site] == wide, m
+
+
+@pytest.mark.parametrize(("name", "keys", "message"), [
+    ("granitehybrid", {"attention.head_count_kv": [0, 0, 0]}, "no layer that attends"),
+    ("nemotron_h", {"feed_forward_length": [0] * 5}, "no layer with a feed-forward block"),
+    ("nemotron_h_moe", {"moe_latent_size": 32}, "narrower space"),
+    ("deepseek2", {"attention.head_count_kv": 6}, "convert the model again"),
+])
+def test_what_no_block_can_do_is_refused(name: str, keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    with pytest.raises(UnsupportedError, match=message):
+        write_family(tmp_path / "m.gguf", case.architecture, {**SIZES, **case.keys, **keys}, tensors=case.tensors)
+
+
+PAIRS = {"llama", "smollm3", "arcee", "ernie4_5", "granite", "granitemoe", "granitehybrid", "minicpm", "mistral3", "glm4"}
 PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 """Hugging Face's code for the last two pairs neighbours itself."""
 
@@ -275,4 +303,5 @@ PERMUTED = PAIRS - {"ernie4_5", "glm4"}
 def test_permutation_only_where_it_belongs() -> None:
     """Rows of q and k change places in convert where GGUF's pages pair neighbours and Hugging Face's code halves; 1 is added to Gemma's gains."""
     assert {name for name, page in PAGES.items() if page.hf_halves} == PERMUTED
-    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "gemma-embedding", "qwen35", "qwen35moe"}
+    assert {name for name, page in PAGES.items() if page.hf_norm_plus_one} == {"gemma", "gemma2", "gemma3", "gemma-embedding", "qwen35", "qwen35moe",
+                                                                                        "qwen3next"}

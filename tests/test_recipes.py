@@ -114,6 +114,13 @@ def test_fallbacks() -> None:
         "Q4_K does not fit 33 columns, F16 instead: 1 matrix, such as blk.0.attn_k.weight"]
 
 
+def test_tables_that_are_added_stay_float32() -> None:
+    """Positions and token types: llama.cpp adds them in F32 alone, and ends at others."""
+    tables = [("position_embd.weight", (512, 256), "F16"), ("token_types.weight", (2, 256), "F32")]
+    for recipe in "q4_k_m", "q8_0", "f16", "keep":
+        assert choose(LLAMA_7B, tables, recipe) == [Choice(name, "F32") for name, _, _ in tables]
+
+
 TENSORS = [("token_embd.weight", (512, 256), "F16"), ("blk.0.attn_norm.weight", (256,), "F32"), ("blk.0.attn_q.weight", (256, 256), "BF16"),
            ("blk.0.ffn_down.weight", (256, 512), "Q3_K"), ("output.weight", (512, 256), "F64")]
 

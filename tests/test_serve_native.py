@@ -62,7 +62,8 @@ def test_completion_stops_and_biases(server: Server) -> None:
 
 def test_probabilities_of_what_was_drawn_from(server: Server) -> None:
     """post_sampling_probs: after every stage; what a stage left out is not among them, and they add up to 1."""
-    asked = {"prompt": ONCE, "n_predict": 12, "seed": 3, "n_probs": 8, "top_k": 5, "top_p": 1, "min_p": 0, "temperature": 0.7, "repeat_penalty": 1.3, "ignore_eos": True}
+    asked = {"prompt": ONCE, "n_predict": 12, "seed": 3, "n_probs": 8, "top_k": 5, "top_p": 1, "min_p": 0, "temperature": 0.7,
+             "repeat_penalty": 1.3, "ignore_eos": True}
     plain, after = (server.ok("/completion", post_sampling_probs=on, **asked) for on in (False, True))
     assert plain["content"] == after["content"]
     ids = server.model.tokenize(ONCE)

@@ -127,7 +127,7 @@ def test_show(run: Any, data: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["-o", "a.gguf", "--rank", "0"], 2, "rank must be a whole number from 1 on"),
-    (["-o", "a.gguf", "--rank", "1000"], 2, "rank must be at most 128, the smaller side of blk.0.attn_"),
+    (["-o", "a.gguf", "--rank", "1000"], 2, "rank must be at most 256, the smaller side of blk.0.attn_q.weight (256 x 256)"),
     (["-o", "a.gguf", "--targets", "attn_p"], 2, "no layer has a matrix 'attn_p': choose from all-linear, attn_q"),
     (["-o", "a.gguf", "--layers", "7"], 2, "layers must be at most 6"), ([], 2, "where does the adapter go?"), (["-o", "-"], 2, "are files"),
     (["-o", "a.gguf", "--context", "8"], 1, "line 1: has "), (["-o", "d.jsonl"], 2, "is the input"),

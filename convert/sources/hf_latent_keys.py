@@ -33,7 +33,8 @@ def _latent(r: Reading) -> None:
 def _experts(r: Reading, gating: int) -> None:
     f = r.f
     n = f.integer("n_routed_experts", MAX_EXPERTS)
-    r.keys |= {"expert_count": n, "expert_used_count": f.integer("num_experts_per_tok", n), "expert_feed_forward_length": f.integer("moe_intermediate_size", MAX_WIDTH),
+    r.keys |= {"expert_count": n, "expert_used_count": f.integer("num_experts_per_tok", n),
+               "expert_feed_forward_length": f.integer("moe_intermediate_size", MAX_WIDTH),
                "expert_shared_count": f.integer("n_shared_experts", MAX_EXPERTS, 0, least=0), "expert_weights_scale": f.number("routed_scaling_factor"),
                "expert_weights_norm": r.flag("norm_topk_prob"), "expert_gating_func": gating}
 

@@ -32,7 +32,8 @@ def _mamba(r: Reading, names: dict[str, str], size: int) -> None:
     f = r.f
     heads = f.integer(names["heads"], MAX_HEADS)
     limit = f.values.get("time_step_limit")
-    if limit is not None and (not isinstance(limit, list) or len(limit) != 2 or limit[0] not in (0, 0.0) or limit[1] not in (math.inf, {"__float__": "Infinity"})):
+    without = isinstance(limit, list) and len(limit) == 2 and limit[0] == 0 and limit[1] in (math.inf, {"__float__": "Infinity"})
+    if limit is not None and not without:
         r.refuse(f"asks for a feature that llamina lacks: time_step_limit = {quote(limit)}, expected from 0 to infinity")
     r.keys |= {"ssm.conv_kernel": f.integer(names["taps"], 64, least=2), "ssm.inner_size": heads * size, "ssm.state_size": f.integer(names["state"], MAX_WIDTH),
                "ssm.time_step_rank": heads, "ssm.group_count": f.integer(names["groups"], MAX_HEADS)}
@@ -82,8 +83,8 @@ def nemotron_h(r: Reading) -> None:
     r.activation("mamba_hidden_act", "silu")
     kinds = _kinds(r, nemotron_layers(f.values), LINEAR, FULL, MLP, MOE)
     if len(kinds) != r.n_layers or FULL not in kinds or not {MLP, MOE} & set(kinds) or {MLP, MOE} <= set(kinds):
-        r.refuse(f"has layers ({quote(kinds)}) that GGUF can't say: one for each of num_hidden_layers, some that attend, some feed-forward, all dense or all with "
-                 "experts")
+        r.refuse(f"has layers ({quote(kinds)}) that GGUF can't say: one for each of num_hidden_layers, some that attend, some feed-forward, all "
+                 "dense or all with experts")
     for key in "use_bias", "moe_latent_size":
         if f.values.get(key):
             r.refuse(f"asks for a feature that llamina lacks: {key} = {quote(f.values[key])}")
@@ -91,7 +92,8 @@ def nemotron_h(r: Reading) -> None:
     which: dict[str, list[int]] = {kind: [i for i, k in enumerate(kinds) if k == kind] for kind in (LINEAR, FULL, MLP, MOE)}
     wide = f.integer("moe_intermediate_size" if MOE in kinds else "intermediate_size", MAX_WIDTH)
     r.keys |= {"attention.head_count_kv": np.array([r.keys_of_heads() if kind == FULL else 0 for kind in kinds], np.int32),
-               "feed_forward_length": np.array([wide if kind in (MLP, MOE) else 0 for kind in kinds], np.int32), "rope.freq_base": None, "rope.dimension_count": None}
+               "feed_forward_length": np.array([wide if kind in (MLP, MOE) else 0 for kind in kinds], np.int32),
+               "rope.freq_base": None, "rope.dimension_count": None, "attention.layer_norm_epsilon": f.number("rms_norm_eps")}  # llama.cpp wants both
     if MOE in kinds:
         n = f.integer("n_routed_experts", MAX_EXPERTS)
         if f.integer("n_shared_experts", MAX_EXPERTS, 1, least=0) != 1:
@@ -131,19 +133,20 @@ def falcon_h1(r: Reading) -> None:
     for key in "mamba_proj_bias", "projectors_bias":
         if f.values.get(key):
             r.refuse(f"asks for a feature that llamina lacks: {key} = True")
-    attention, gate, down = f.number("attention_in_multiplier"), *_numbers(r, "mlp_multipliers", 2)
+    attention, result, keys = (f.number(f"{name}_multiplier") for name in ("attention_in", "attention_out", "key"))
+    gate, down = _numbers(r, "mlp_multipliers", 2)
     groups = r.keys["ssm.group_count"] * r.keys["ssm.state_size"]
-    rows = np.repeat(np.float64(f.number("ssm_in_multiplier")) * _numbers(r, "ssm_multipliers", 5), [inner, inner, groups, groups, r.keys["ssm.time_step_rank"]])
+    rows = np.repeat(f.number("ssm_in_multiplier") * _numbers(r, "ssm_multipliers", 5), [inner, inner, groups, groups, r.keys["ssm.time_step_rank"]])
     output, embedding = f.number("lm_head_multiplier"), f.number("embedding_multiplier")
     if f.values.get("tie_word_embeddings") and output != embedding:
         r.refuse(f"ties an output of lm_head_multiplier {output:g} to an embedding of embedding_multiplier {embedding:g}, which GGUF can't say")
     r.factors |= {"token_embd.weight": embedding, "output.weight": output}
     for i in every:
         at = f"blk.{i}."
-        r.factors |= {at + "attn_q.weight": attention, at + "attn_k.weight": attention * f.number("key_multiplier"), at + "attn_v.weight": attention,
-                      at + "attn_output.weight": f.number("attention_out_multiplier"), at + "ssm_in.weight": rows,
-                      at + "ssm_out.weight": f.number("ssm_out_multiplier"), at + "ffn_gate.weight": gate, at + "ffn_down.weight": down}
-        for part, factor in ("attn_k", f.number("key_multiplier")), ("attn_output", f.number("attention_out_multiplier")), ("ffn_gate", gate), ("ffn_down", down):
+        factors = {"attn_q": attention, "attn_k": attention * keys, "attn_v": attention, "attn_output": result, "ssm_in": rows,
+                   "ssm_out": f.number("ssm_out_multiplier"), "ffn_gate": gate, "ffn_down": down}
+        r.factors |= {f"{at}{part}.weight": factor for part, factor in factors.items()}
+        for part, factor in ("attn_k", keys), ("attn_output", result), ("ffn_gate", gate), ("ffn_down", down):
             r.factors[f"{at}{part}.bias"] = factor
 
 

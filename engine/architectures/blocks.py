@@ -7,7 +7,7 @@ open one leaves nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from .spec import Addend, Matrix, Norm, Records, Rope, Site, Stage, Tensor
@@ -77,8 +77,8 @@ class Attention:
 
     heads share KV heads in groups of heads / kv_heads. scale: of the scores. soft_cap: of the scores, 0: none. window: positions that a query sees, its own
     included, 0: all. ahead: positions after its own that it sees as well, 0: causal. sinks: tensor of a logit for each head that takes its part of the
-    softmax, or "". qk_norm: of queries and keys, "head": RMSNorm of each head, "whole": of the whole projection, "layer": LayerNorm of each head, with a gain of
-    its own; "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
+    softmax, or "". qk_norm: of queries and keys, "head": RMSNorm of each head, "whole": of the whole projection, "layer": LayerNorm of each head, with a
+    gain of its own; "": none; norm_last: after RoPE. temperature: (beta, length): queries are multiplied by 1 + beta ln(1 + floor(position /
     length)). k, v None: the layer reads the keys and values of layer kv_layer; v may be k. value_norm: RMSNorm of each head's values, without a
     gain. factor: of what joins the residual stream. parallel: the feed-forward block beside it starts from the same stream; beside: those of its matrices that
     read this block's normed rows. gate: the result of each head is
@@ -332,4 +332,17 @@ def open_layer(blocks: tuple[Block, ...], records: Records) -> list[Stage]:
     for block in blocks:
         stages += block.open(records, pending)
         pending = (block.leaves,) if block.parallel and isinstance(block, Attention) else ()
+    return _with_ends(stages)
+
+
+def _with_ends(stages: list[Stage]) -> list[Stage]:
+    """The stages of a layer whose first block does not begin it by name, or whose last does not end it (a lone one): the stream's first and last site become
+    hook_resid_pre and hook_resid_post."""
+    def named(site: Site, name: str) -> Site:
+        return replace(site, name=f"{site.name.rsplit('.', 1)[0]}.{name}") if site.buffer == "x" else site
+    if not any(site.name.endswith(".hook_resid_pre") for stage in stages for site in stage.before):
+        first = next(n for n, stage in enumerate(stages) if any(site.buffer == "x" for site in stage.before))
+        stages[first] = replace(stages[first], before=tuple(named(site, "hook_resid_pre") for site in stages[first].before))
+    if not any(site.name.endswith(".hook_resid_post") for stage in stages for site in stage.after):
+        stages[-1] = replace(stages[-1], after=tuple(named(site, "hook_resid_post") for site in stages[-1].after))
     return stages

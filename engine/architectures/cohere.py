@@ -1,5 +1,6 @@
 """Command R and R7B, Aya: LayerNorm without biases, RoPE on neighbouring pairs, SwiGLU; both sublayers read the same normed rows and stand side by side; logits
-are scaled. Command R+ has LayerNorms of each head's queries and keys. Cohere 2's layers see a window, every fourth everything; these have no positions (arXiv 2412.04261)."""
+are scaled. Command R+ has LayerNorms of each head's queries and keys. Cohere 2's layers see a window, every fourth everything; these have no positions
+(arXiv 2412.04261)."""
 from __future__ import annotations
 
 from .blocks import Block, Output

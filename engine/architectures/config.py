@@ -279,6 +279,9 @@ def _read(page: Page, file: File, tensors: Collection[str], n_vocab: int, float3
     if page.predictors:
         k.skip_predictors()
     layers, output = k.layers(lambda i: page.layer(k, i)), page.output(k)
+    for kind, what in (Attention, "that attends"), ((Mlp, Experts), "with a feed-forward block"):
+        if not any(isinstance(block, kind) for blocks in layers for block in blocks):
+            k.refuse(f"has no layer {what}, of which llamina needs one")
     config = ModelConfig(page.architecture, file.get("general.name", str, ""), k.dim, n_vocab, k.context_length, layers, output, page.embedding_scale(k),
                          float32, k.skipped_layers, page.added(k), read_pooling(k, output.matrix is not None))
     k.done()

@@ -59,9 +59,13 @@ def feed_forward(k: Builder, i: int, **end: Any) -> list[Block]:
         return [k.glu(i, "gelu_tanh", norm=norm, **end)]
     beside = tuple(k.norm(i, f"post_ffw_norm_{n}", f"post_feedforward_layernorm_{n}") for n in (1, 2))
     router_norm = replace(norm, tensor=f"blk.{i}.ffn_gate_inp.scale", hf=f"model.layers.{i}.router.scale", factor=stream_scale(k)**-1)
-    return [k.glu(i, "gelu_tanh", norm=norm, waits=True),
-            k.experts(i, "gelu_tanh", norm=k.norm(i, "pre_ffw_norm_2", "pre_feedforward_layernorm_2"), normalise=True, router_norm=router_norm, beside=beside,
-                      expert_scales=f"blk.{i}.ffn_down_exps.scale", **end)]
+    experts = k.experts(i, "gelu_tanh", norm=k.norm(i, "pre_ffw_norm_2", "pre_feedforward_layernorm_2"), normalise=True, router_norm=router_norm, beside=beside,
+                      expert_scales=f"blk.{i}.ffn_down_exps.scale", **end)
+    read = f"blocks.{i}.experts.hook_normalized"
+    experts = replace(experts, router=replace(experts.router, site=f"blocks.{i}.router.hook_normalized"), up=replace(experts.up, site=read),
+                      gate=replace(experts.gate, site=read) if experts.gate else None,
+                      down=replace(experts.down, site=f"blocks.{i}.experts.hook_post"))
+    return [k.glu(i, "gelu_tanh", norm=norm, waits=True), experts]
 
 
 def per_layer_inputs(k: Builder, width: int) -> PerLayerInputs:

@@ -53,6 +53,9 @@ class Latent(Attention):
         found = {"kv_latent": self.head_dim, "q_heads": self.q.rows, "att_heads": self.output.columns}
         return {**found, "q_latent": self.q_latent.rows} if self.q_latent else found
 
+    def _heads_site(self) -> tuple[Site, ...]:
+        return (Site(f"blocks.{self.layer}.attn.hook_q_heads", "q_heads", self.q.rows),)
+
     def _readers(self) -> tuple[Matrix, ...]:
         assert self.k
         return self.q_latent or self.q, self.k
@@ -63,15 +66,20 @@ class Latent(Attention):
         return Stage("project", "latents", self.layer, {"matrices": (first, (self.k, "kv_latent", 0, self.head_dim))}, (), (), after)
 
     def _queries(self, records: Records, *after: Site) -> Iterator[Stage]:
+        """Up to all heads' queries; with sites after them: in open form."""
         to = self.stacks[0]
-        yield Stage("latents", "keys and values", self.layer, {"attention": self, "records": records(self.q)}, ("latents", "queries' latents"))
+        at = f"blocks.{self.layer}.attn."
+        sites = (Site(at + "hook_q_latent", "q_latent", self.q.columns),) if self.q_latent and after else ()
+        yield Stage("latents", "keys and values", self.layer, {"attention": self, "records": records(self.q) and not after}, ("latents", "queries' latents"),
+                    (), sites)
         if self.q_latent:
-            yield linear_stage("queries", self.layer, self.q, "q_latent", "records", "q_heads")
+            if after and records(self.q):
+                yield Stage("quantize", "quantize", self.layer, {"rows": "q_latent", "columns": self.q.columns, "records": "records"}, ("queries' latents",))
+            yield linear_stage("queries", self.layer, self.q, "q_latent", "records", "q_heads", *(self._heads_site() if after else ()))
         size = self.heads * self.head_dim
-        yield Stage("by_head", "queries by head", self.layer, {"matrix": to, "rows": "q_heads", "out": "q", "columns": (self.q.rows, size),
-                                                               "strides": (self.q.rows // self.heads, self.head_dim), "first": self.turned, "keep": self.turned},
-                    ("queries",), (), after)
-        yield Stage("append", "append", self.layer, {"attention": self, "turned": False}, ("keys and values",))
+        args = {"matrix": to, "rows": "q_heads", "out": "q", "columns": (self.q.rows, size), "strides": (self.q.rows // self.heads, self.head_dim),
+                "first": self.turned, "keep": self.turned}
+        yield Stage("by_head", "queries by head", self.layer, args, ("queries",), (), after)
 
     def _results(self, records: Records, *after: Site) -> Iterator[Stage]:
         from_, whole = self.stacks[1], self.output.columns
@@ -81,23 +89,27 @@ class Latent(Attention):
         if records(self.output):
             yield Stage("quantize", "quantize", self.layer, {"rows": "att_heads", "columns": whole, "records": "records"}, ("attention output",))
 
-    def _attend(self, *after: Site) -> Stage:
-        return Stage("attend", "attention", self.layer, {"attention": self, "records": False}, ("queries", "attention output"), (), after)
+    def _attend(self, turned: bool, *after: Site) -> Stage:
+        return Stage("attend", "attention", self.layer, {"attention": self, "records": False, "turned": turned}, ("queries", "attention output"), (), after)
 
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i = self.layer
         return [
-            join_stage("attention norm", i, self.norm, pending, self._readers(), records, self.dim), self._project(), *self._queries(records), self._attend(),
-            *self._results(records), linear_stage("attention output", i, self.output, "att_heads", "records", "addend"),
+            join_stage("attention norm", i, self.norm, pending, self._readers(), records, self.dim), self._project(), *self._queries(records),
+            *self._append(False), self._attend(False), *self._results(records),
+            linear_stage("attention output", i, self.output, "att_heads", "records", "addend"),
         ], (self.leaves,)
 
     def open(self, records: Records, pending: Pending = ()) -> Iterator[Stage]:
         i, at = self.layer, f"blocks.{self.layer}."
         yield from open_norm_stages("attention norm", i, self.norm, self._readers(), records, self.dim, Site(at + "hook_resid_pre", "x", self.dim),
                                     Site(at + "ln1.hook_normalized", "normed", self.dim))
-        yield self._project(Site(at + "attn.hook_kv_latent", "kv_latent", self.head_dim))
+        yield self._project(Site(at + "attn.hook_kv_latent", "kv_latent", self.head_dim), *(() if self.q_latent else self._heads_site()))
         yield from self._queries(records, Site(at + "attn.hook_q", "q", self.heads * self.head_dim))
-        yield self._attend(Site(at + "attn.hook_result", "att", self.heads * self.value_dim))
+        turned = (Site(at + "attn.hook_rot_q", "q", self.heads * self.head_dim), Site(at + "attn.hook_rot_k", "k", self.head_dim))
+        yield Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",), (), turned)
+        yield from self._append(True)
+        yield self._attend(True, Site(at + "attn.hook_result", "att", self.heads * self.value_dim))
         yield from self._results(records, Site(at + "attn.hook_z", "att_heads", self.output.columns))
         yield linear_stage("attention output", i, self.output, "att_heads", "records", "addend", Site(at + "hook_attn_out", "addend", self.dim))
         yield open_add_stage("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
@@ -119,10 +131,11 @@ def latent_attention(k: Builder, i: int, norm: Norm, rope: Rope, scale: float) -
     rank = k.integer("attention.q_lora_rank", MAX_WIDTH, 0, least=0)
     q_latent = k.matrix(i, "attn_q_a", rank, k.dim, site, prefix + "q_a_proj") if rank else None
     q_norm = k.norm(i, "attn_q_a_norm", prefix + "q_a_layernorm", dim=rank) if rank else None
-    q = k.matrix(i, "attn_q_b", heads * size, rank, "", prefix + "q_b_proj") if rank else k.matrix(i, "attn_q", heads * size, k.dim, site, prefix + "q_proj")
+    name, columns, read = ("q_b", rank, "attn.hook_q_latent") if rank else ("q", k.dim, site)
+    q = k.matrix(i, f"attn_{name}", heads * size, columns, read, f"{prefix}{name}_proj")
     kv = k.matrix(i, "attn_kv_a_mqa", latent + turned, k.dim, site, prefix + "kv_a_proj_with_mqa")
-    to, from_ = (Matrix(f"blk.{i}.attn_{name}_b.weight", rows, columns, experts=heads, used=heads) for name, rows, columns in (("k", latent, plain),
-                                                                                                                             ("v", value, latent)))
+    to = Matrix(f"blk.{i}.attn_k_b.weight", latent, plain, f"blocks.{i}.attn.hook_q_heads", experts=heads, used=heads)
+    from_ = Matrix(f"blk.{i}.attn_v_b.weight", value, latent, f"blocks.{i}.attn.hook_result", experts=heads, used=heads)
     return Latent(i, k.dim, heads, 1, latent + turned, latent, scale * size**-0.5, norm, q, kv, kv,
                   k.matrix(i, "attn_output", k.dim, heads * value, "attn.hook_z", prefix + "o_proj"), rope, i, q_latent=q_latent, q_latent_norm=q_norm,
                   latent_norm=k.norm(i, "attn_kv_a_norm", prefix + "kv_a_layernorm", dim=latent), to_latent=to, from_latent=from_)

@@ -22,8 +22,8 @@ class Mamba2:
         z, xBC, dt of one matrix's rows;  x, B, C = silu(conv(xBC) + bias);  step = softplus(dt + dt_bias)
         S = exp(step a) S + B (step x)';  y = S'C + d x;  result = norm of each group of (silu(z) y);  output(result)
 
-    heads stand in `groups` that share B and C. conv_bias: a tensor, or "". head_norm: a gain for each group, or None: silu(z) y is the result. norm None: it reads
-    the rows that the attention beside it normed (parallel). The state is S of all heads and the last taps - 1 rows of xBC. Source: Dao and Gu (arXiv 2405.21060).
+    heads stand in `groups` that share B and C. head_norm: a gain for each group, or None: silu(z) y is the result. norm None: it reads the rows that the
+    attention beside it normed (parallel). The state is S of all heads and the last taps - 1 rows of xBC. Source: Dao and Gu (arXiv 2405.21060).
     """
 
     layer: int
@@ -157,6 +157,7 @@ def mamba2(k: Builder, i: int, norm: Norm | None, hf: str = "mamba", *, normed: 
     head_norm = replace(k.norm(i, "ssm_norm", f"{hf}.norm", dim=inner // groups), heads=groups) if normed else None
     return Mamba2(
         i, k.dim, heads, inner // heads, state, groups, taps, norm, z, xbc, steps,
-        Tensor(here + "ssm_conv1d.weight", (channels, taps), theirs + "conv1d.weight", plain=True), bias, Tensor(here + "ssm_dt.bias", (heads,), theirs + "dt_bias"),
+        Tensor(here + "ssm_conv1d.weight", (channels, taps), theirs + "conv1d.weight", plain=True), bias,
+        Tensor(here + "ssm_dt.bias", (heads,), theirs + "dt_bias"),
         Tensor(here + "ssm_a", (heads, 1), theirs + "A_log", plain=True), Tensor(here + "ssm_d", (heads, 1), theirs + "D", plain=True),
         head_norm, k.matrix(i, "ssm_out", k.dim, inner, "mixer.hook_z", f"{hf}.out_proj"), **options)  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ from .page import Page
 PAGES: dict[str, Page] = {page.architecture: page for page in (
     llama.PAGE, qwen2.PAGE, qwen3.PAGE, gemma.GEMMA, gemma.GEMMA2, gemma.GEMMA3, gemma4.PAGE, phi3.PAGE, granite.PAGE, mistral3.PAGE, smollm3.PAGE, olmo2.PAGE,
     exaone.PAGE, exaone4.PAGE, glm4.PAGE, seed_oss.PAGE, ernie4_5.PAGE, hunyuan_dense.PAGE, arcee.PAGE, minicpm.PAGE, stablelm.PAGE,
-    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, lfm2moe.PAGE, qwen35moe.PAGE, qwen3next.PAGE, granite_hybrid.PAGE, nemotron_h.DENSE, nemotron_h.EXPERTS,
+    qwen2moe.PAGE, qwen3moe.PAGE, olmoe.PAGE, granite.GRANITE_MOE, gpt_oss.PAGE, lfm2moe.PAGE, qwen35moe.PAGE, qwen3next.PAGE, granite_hybrid.PAGE,
+    nemotron_h.DENSE, nemotron_h.EXPERTS,
     falcon_h1.PAGE, deepseek2.PAGE, lfm2.PAGE, qwen35.PAGE, bert.BERT, bert.NOMIC,
     modern_bert.PAGE, gemma_embedding.PAGE, gpt2.PAGE, gptneox.PAGE, phi2.PAGE, starcoder2.PAGE, cohere.COMMAND_R, cohere.COHERE2)}

@@ -46,7 +46,7 @@ SECTIONS = {
                                 "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base", "dry_allowed_length",
                                 "dry_last_n", "dry_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "banned", "order", "ignore_eos"),
     "What is learned": ("valid", "show", "loss", "long"),
-    "The adapter": ("rank", "alpha", "targets", "layers", "dropout", "rslora"),
+    "The adapter": ("rank", "alpha", "targets", "last_layers", "dropout", "rslora"),
     "Steps": ("epochs", "steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "clip", "optimizer", "eval_every", "save_every"),
     "Context, memory, speed": ("context", "context_shift", "keep", "memory", "kv", "threads", "parallel", "draft", "no_speculation"),
 }

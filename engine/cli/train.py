@@ -42,7 +42,7 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.option("--rank", type=int, default=16, show_default=True, metavar="N", help="Of each pair of matrices: how much can be learned.")
 @click.option("--alpha", type=float, default=32.0, show_default=True, metavar="X", help="A pair counts alpha / rank times.")
 @click.option("--targets", default="all-linear", show_default=True, metavar="NAMES", help="Which matrices, with commas: attn_q,attn_v,ffn_down, …")
-@click.option("--layers", type=int, metavar="N", help="The last N layers only.  [default: all]")
+@click.option("--layers", "last_layers", type=int, metavar="N", help="The last N layers only.  [default: all]")
 @click.option("--dropout", type=float, default=0.0, show_default=True, metavar="P", help="Share of a pair's inputs that each token leaves out.")
 @click.option("--rslora", is_flag=True, help="A pair counts alpha / sqrt(rank) times.")
 @click.option("--epochs", type=int, default=1, show_default=True, metavar="N", help="How often each row is met.")
@@ -91,7 +91,7 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
     for name in output, log, plot:
         for given in filter(None, (data, valid)):
             check_other(name, given)
-    options = Options(**training)
+    options = Options(layers=training.pop("last_layers"), **training)
     system = system_message(system, system_file)
     reading = Reading(context, loss, long, None if template is None else unescaped(template), None if delimiter is None else unescaped(delimiter),
                       labels_of(labels) if labels else None, chat, system)

@@ -134,10 +134,10 @@ class Attributor:
         z = rows[at + "attn.hook_z"]
         through, _ = _through(runtime, a.leaves, rows[at + "hook_attn_out"].astype(np.float64))
         nothing = runtime.again(i, at + "attn.hook_z", at + "hook_attn_out", np.zeros_like(z[:1])).astype(np.float64)  # the matrix's bias
-        found = np.empty((len(z), a.heads))
+        found, size = np.empty((len(z), a.heads)), a.output.columns // a.heads
         for head in range(a.heads):
             alone = np.zeros_like(z)
-            alone[:, head * a.value_dim:(head + 1) * a.value_dim] = z[:, head * a.value_dim:(head + 1) * a.value_dim]
+            alone[:, head * size:(head + 1) * size] = z[:, head * size:(head + 1) * size]
             found[:, head] = project(through(runtime.again(i, at + "attn.hook_z", at + "hook_attn_out", alone) - nothing))
         return found
 

@@ -25,8 +25,10 @@ Rows = dict[str, np.ndarray]
 """Site -> float32 [tokens of a step, columns]."""
 
 
-def read(model: Core, ids: list[int], sites: Iterable[str], each: Callable[[Runtime, np.ndarray, Rows], None], most: int = TOKENS) -> None:
-    """Feed a text, at most so many tokens a step; after every step, `each` gets the runtime, for this thread alone, the positions, int64 [n], and the rows."""
+def read(model: Core, ids: list[int], sites: Iterable[str], each: Callable[[Runtime, np.ndarray, Rows], None], most: int = TOKENS,
+         adapters: Any = None) -> None:
+    """Feed a text, at most so many tokens a step; after every step, `each` gets the runtime, for this thread alone, the positions, int64 [n], and the rows.
+    adapters: as of Model.generate."""
     wanted, rows = list(dict.fromkeys(sites)), {}  # type: list[str], Rows
     at: list[np.ndarray] = []
 
@@ -39,7 +41,7 @@ def read(model: Core, ids: list[int], sites: Iterable[str], each: Callable[[Runt
 
     def after(runtime: Runtime, feeds: list[Feed], whose: list[int]) -> None:
         each(runtime, at[0], rows)
-    for _ in run(model, [ids], observe, most=most, after=after):
+    for _ in run(model, [ids], observe, most=most, after=after, adapters=adapters):
         pass
 
 

@@ -55,9 +55,9 @@ def several(texts: Any) -> tuple[Iterable[Any], bool]:
 
 
 def run(model: Core, texts: Iterable[list[int]], observe: Observe, last_layer: int | None = None, most: int | None = None,
-        after: Callable[[Runtime, list[Feed], list[int]], None] | None = None) -> Iterator[int]:
+        after: Callable[[Runtime, list[Feed], list[int]], None] | None = None, adapters: Any = None) -> Iterator[int]:
     """Every text's ids through the model; yields a text's index when all of it was seen. last_layer: no layer after it is wanted. most: tokens of a step.
-    after: called after a step, while the runtime is this thread's alone. OutOfMemoryError and what hooks raise."""
+    after: called after a step, while the runtime is this thread's alone. adapters: as of Model.generate. OutOfMemoryError and what hooks raise."""
     scheduler: Any = model.scheduler
     open_ones: dict[int, kv_cache.Sequence] = {}
     room = min(most or model.runtime.max_batch, model.runtime.max_batch)
@@ -83,7 +83,7 @@ def run(model: Core, texts: Iterable[list[int]], observe: Observe, last_layer: i
             if whole and left < len(ids) and pending:
                 yield from step(pending)
                 pending, left = [], room
-            open_ones[i] = model.runtime.new_sequence()
+            open_ones[i] = model.runtime.new_sequence(adapters=adapters)
             at = 0
             while at < len(ids):
                 n = min(left, len(ids) - at)

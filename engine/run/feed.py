@@ -33,11 +33,13 @@ class Feed:
 @dataclass
 class Part:
     """Layers [first, last) of a step instead of all. rows: the residual stream before layer `first`, float32 [tokens, dim], unless that is 0. A step that ends
-    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them."""
+    before the last layer gives no logits. The other layers' keys and values stay what they are: whoever asks for a part answers for them. until: a site of a
+    layer that is observed, whose later stages do not run: the stream does not get what they would have added."""
 
     first: int = 0
     last: int | None = None
     rows: np.ndarray | None = None
+    until: str = ""
 
 
 def embedded(config: ModelConfig, weights: Weights, ids: np.ndarray, positions: np.ndarray, feeds: list[Feed]) -> np.ndarray:

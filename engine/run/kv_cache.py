@@ -55,11 +55,12 @@ class Sequence(KnownText):
     slides (default: as cached): it gives windowed pages back when no query sees them any more; then it may be shorter than asked for after `truncate`.
     """
 
-    def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None):
+    def __init__(self, pool: PagePool, context: int, cached: bool = False, salt: bytes = b"", slides: bool | None = None,
+                 adapters: Use = ()):
         super().__init__(pool, pages_of(context), cached, salt)
         self.context = context
         self._slides = (cached if slides is None else slides) and self._layout.windowed > 0
-        self.adapters: Use = ()
+        self.adapters = adapters
         """What its tokens are computed with (adapters.py)."""
         self._stepped = 0  # tokens that `step_back` counted back over
         self.tentative = False
@@ -138,8 +139,7 @@ class Sequence(KnownText):
         low = self._layout.first(length) if self._slides else 0
         if low < self._first:
             raise ValueError(f"cannot fork a sequence at {length}: it has given back windowed pages that are seen there")
-        other, pool = Sequence(self._pool, self.context, self._cached, self._salt, self._slides), self._pool
-        other.adapters = self.adapters
+        other, pool = Sequence(self._pool, self.context, self._cached, self._salt, self._slides, self.adapters), self._pool
         with pool.lock:
             pool.collect()
             whole = self._pages[:length // PAGE]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from .layout import Layout
     from .program import Placed, Program
     from .weights import Weights
+
+
+_OF_LAYERS = frozenset({"q", "k", "v", "att", "att_gate", "gate", "up"})
+"""Buffers whose rows are as far apart as the layer at hand is wide, not the widest."""
 
 
 @dataclass
@@ -88,6 +92,18 @@ class Looking(ABC):
                 opened.add(layer)
                 stops |= {layer, layer + 1}
         return opened, sorted(stops)
+
+    def rows_at(self, site: Site, n: int) -> np.ndarray:
+        """The rows at a site of the stages that ran last, in their buffer, padding included: float32 [n, columns rounded up to 32]. Where layers are of several
+        widths, a narrower one's rows lie closer together."""
+        buffer = self._layout.buffers[site.buffer]
+        ld = -(-site.columns // 32) * 32 if site.buffer in _OF_LAYERS else buffer.shape[1]
+        return buffer.reshape(-1)[:n * ld].reshape(n, ld)
+
+    def _visit(self, sites: tuple[Site, ...], n: int, observe: Mapping[str, Callable[[np.ndarray], None]]) -> None:
+        for site in sites:
+            if site.name in observe:
+                observe[site.name](self.rows_at(site, n)[:, :site.columns])
 
     @cached_property
     def sites(self) -> dict[str, tuple[int | None, Site]]:
@@ -155,9 +171,9 @@ class Looking(ABC):
         for start in range(0, len(rows), self.max_batch):
             part = rows[start:start + self.max_batch]
             s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8], s[f.ADAPTERS // 8] = len(part), 0, self.adapters.plan([(len(part), self.adapters.default)])
-            self._layout.buffers[source.buffer][:len(part), :source.columns] = part
+            self.rows_at(source, len(part))[:, :source.columns] = part
             self._run(placed[first + 1], placed[last], 0, 1, open=True)
-            out[start:start + self.max_batch] = self._layout.buffers[target.buffer][:len(part), :target.columns]
+            out[start:start + self.max_batch] = self.rows_at(target, len(part))[:, :target.columns]
         s[f.N_TOKENS // 8] = 0
         return out
 

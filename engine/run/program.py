@@ -100,7 +100,7 @@ def listing(stages: list[Stage], formats: dict[str, str]) -> list[dict[str, Any]
 def _shown(name: str, value: Any, formats: dict[str, str]) -> str:
     if isinstance(value, Matrix):
         return f"{value.key.removesuffix('.weight')} {formats.get(value.tensor, '')} {value.rows}x{value.columns}" + (" + bias" if value.bias else "") + (
-            f" of each of {value.experts} experts" if value.experts else "")
+            f" of each of {value.experts} {'heads' if '.attn_' in value.tensor else 'experts'}" if value.experts else "")
     if isinstance(value, Experts):
         return f"{value.used} of {value.experts} experts, {value.gating.replace('_', ' ')}" + (", normed" if value.normalise else "")
     if isinstance(value, Norm):

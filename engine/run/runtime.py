@@ -22,7 +22,6 @@ from ...kernels.pace import Pace
 from ...kernels.team import ABORTED, Team
 from ...kernels.threads import default_threads, usable_threads
 from ..architectures.config import ModelConfig, read_vector
-from ..architectures.spec import Site
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
@@ -223,9 +222,7 @@ class Runtime(Looking):
         slides (default: as cached): windowed pages that no query sees are given back. adapters: {name: scale} or names; None: the model's."""
         self._check_open()
         use = self.adapters.chosen(adapters)
-        sequence = Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides)
-        sequence.adapters = use
-        return sequence
+        return Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides, use)
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
@@ -268,7 +265,7 @@ class Runtime(Looking):
             self._x[:n, :config.dim] = given
         looked = any(feed.look is not None for feed in feeds)
         if observe:
-            self._observed(n, n_wanted, observe, first, last)
+            self._observed(n, n_wanted, observe, first, last, part.until if part else "")
         else:
             self._layers(first, last, 0 if looked else n_wanted)
         if hidden and not np.isfinite(logits[:, :config.dim]).all():  # the step itself looks at logits only
@@ -320,7 +317,7 @@ class Runtime(Looking):
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
-    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int) -> None:
+    def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int, until: str) -> None:
         """Layers [first, last), those that somebody looks into in open form, and the end."""
         sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
@@ -338,6 +335,8 @@ class Runtime(Looking):
                 if self.arena:
                     self.arena.follow(placed.stage, self._layout.buffers)
                 self._visit(placed.stage.after, n, observe)
+                if until and any(site.name == until for site in placed.stage.after):
+                    return
         end = self.program.end[-2]  # the final norm: of all tokens if somebody looks at it
         if last == self.config.n_layers and any(site.name in observe for site in end.stage.after):
             wanted = self._tokens[3].copy()
@@ -348,13 +347,7 @@ class Runtime(Looking):
         if n_wanted:
             self._run(None, None, n_wanted, 1)
 
-    def _visit(self, sites: tuple[Site, ...], n: int, observe: Observers) -> None:
-        for site in sites:
-            if site.name in observe:
-                observe[site.name](self._layout.buffers[site.buffer][:n, :site.columns])
-
-    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False,
-             noted: bool = True) -> None:
+    def _run(self, first: Placed | None, last: Placed | None, n_wanted: int, layers: int, open: bool = False, noted: bool = True) -> None:
         """Stages `first` to `last` (none at all if None), then the end with the logits of n_wanted tokens, on all threads. open: not the end, and
         the residual stream is shared. noted: whether it is like other steps, from whose times the number of threads follows. AbortedError, NumericError."""
         s, program = self._words, self.program

@@ -79,7 +79,8 @@ def widths(config: ModelConfig) -> dict[str, int]:
 def record_columns(config: ModelConfig) -> dict[str, int]:
     """Columns of each buffer of records, in the widest layer."""
     columns = widths(config)
-    found = {"records": max(columns["x"], columns["att"], *(columns.get(name, 0) for name in ("mixed", "q_latent", "att_heads"))), "down_records": columns.get("gate", 0)}
+    made = (columns.get(name, 0) for name in ("x", "att", "mixed", "q_latent", "att_heads"))
+    found = {"records": max(made), "down_records": columns.get("gate", 0)}
     return {**found, "att_records": columns["att"]} if "addend_2" in columns else found
 
 

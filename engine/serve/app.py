@@ -82,7 +82,8 @@ def routes() -> list[Route]:
                 ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", embeddings.ollama_embed),
                 ("/api/embeddings", embeddings.ollama_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (
-                ("/props", about.props), ("/lora-adapters", about.lora_adapters), ("/slots", about.slots), ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi),
+                ("/props", about.props), ("/lora-adapters", about.lora_adapters), ("/slots", about.slots),
+                ("/tokenizer_info", about.tokenizer_info), ("/openapi.json", about.openapi),
                 ("/api/tags", ollama.tags), ("/api/version", ollama.version))],
             Route("/v1/models/{name:path}", one_model, methods=["GET"]), *both("/health", health, "GET")]
 

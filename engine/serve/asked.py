@@ -66,13 +66,15 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any], texts: boo
         SamplingOptions(**found)
     except (ValueError, TypeError) as error:
         raise ApiError(400, str(error)) from None
-    if (asked := body.list("lora", None, 256)) is not None:
-        found["adapters"] = _adapters(asked)
+    if (asked := adapters(body)) is not None:
+        found["adapters"] = asked
     return found
 
 
-def _adapters(given: list[Any]) -> dict[Any, float]:
-    """llama-server's [{"id": number, "scale": factor}, …], or with a "name" for the id: those, and no others."""
+def adapters(body: Fields) -> dict[Any, float] | None:
+    """`lora`: llama-server's [{"id": number, "scale": factor}, …], or with a "name" for the id: those, and no others. None: not said. ApiError."""
+    if (given := body.list("lora", None, 256)) is None:
+        return None
     found: dict[Any, float] = {}
     for i, entry in enumerate(given):
         fields = Fields(entry, f"lora[{i}].") if isinstance(entry, dict) else None

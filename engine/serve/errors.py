@@ -41,8 +41,9 @@ def too_long(error: ContextFullError) -> ApiError:
     """With llama-server's words and numbers, which its clients look for."""
     if error.tokens is None:
         return ApiError(400, str(error), code="context_length_exceeded", more={"type": "exceed_context_size_error"})
-    return ApiError(400, f"the request has {error.tokens} tokens, which{' with an answer' if error.tokens == error.context else ''} exceeds the available context size of {error.context}: shorten it, or serve with a "
-                         "larger --context (nothing was cut off)", code="context_length_exceeded",
+    more = " with an answer" if error.tokens == error.context else ""
+    return ApiError(400, f"the request has {error.tokens} tokens, which{more} exceeds the available context size of {error.context}: shorten it, or serve with "
+                         "a larger --context (nothing was cut off)", code="context_length_exceeded",
                     more={"type": "exceed_context_size_error", "n_prompt_tokens": error.tokens, "n_ctx": error.context})
 
 

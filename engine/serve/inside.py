@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import quoted
+from .asked import adapters
 from .call import Call
 from .conversation import MAX_TOOLS, ChatAsked, prompt_ids, read_messages, read_tools, template_options
 from .embeddings import computed
@@ -44,13 +45,13 @@ async def trace(request: Request) -> Response:
         served = await call.model(body.text("model"))
         model = served.loaded[0]
         find, top, layers = _read(body, model), body.integer("top", 5, 1, MAX_TOP), body.truth("lens")
-        first = body.integer("first", None, 0, 1 << 31)
+        first, use = body.integer("first", None, 0, 1 << 31), adapters(body)
         call.ignored = body.done(IGNORED)
 
         def work(left: Callable[[], bool]) -> dict[str, Any]:
             ids, n_prompt = find()
             at = max(0, n_prompt - 1) if first is None else first
-            return shown(model, looked(model, ids, at, top, left), at, layers)
+            return shown(model, looked(model, ids, at, top, left, use), at, layers)
         found = await computed(call, served, work)
         return call.json({"object": "trace", "model": served.name, **found})
 
@@ -80,8 +81,9 @@ def _read(body: Fields, model: Model) -> Callable[[], tuple[list[int], int]]:
     return find
 
 
-def looked(model: Model, ids: list[int], first: int, top: int, left: Callable[[], bool]) -> Lens:
-    """The lens of all layers from token `first` on. left(): nobody waits any more. ApiError, and what `Model.lens` raises."""
+def looked(model: Model, ids: list[int], first: int, top: int, left: Callable[[], bool], use: Any = None) -> Lens:
+    """The lens of all layers from token `first` on. left(): nobody waits any more. use: adapters, as of Model.generate. ApiError, and
+    what `Model.lens` raises."""
     from ..look.lens import Reader, layers_of, top_of
     from ..look.reading import read
     from ..look.texts import ids_of
@@ -89,14 +91,15 @@ def looked(model: Model, ids: list[int], first: int, top: int, left: Callable[[]
     if not first < len(ids):
         raise ApiError(400, f"first is {first}, and there are {len(ids)} tokens", "first")
     if len(ids) - first > MOST_TOKENS:
-        raise ApiError(400, f"{len(ids) - first} tokens are to be told of, at most {MOST_TOKENS} are: give `first`, the number of the token from which on", "first")
+        raise ApiError(400, f"{len(ids) - first} tokens are to be told of, at most {MOST_TOKENS} are: give `first`, the number of the token from which on",
+                       "first")
     reader = Reader(model, ids, layers_of(model, None), top_of(model, min(top, model.config.n_vocab)), {}, first)
 
     def each(runtime: Runtime, positions: np.ndarray, rows: Rows) -> None:
         if left():
             raise ApiError(408, "the request took too long and was given up", code="timeout")
         reader.step(runtime, positions, rows)
-    read(model, ids, reader.wanted(), each, STEP)
+    read(model, ids, reader.wanted(), each, STEP, use)
     return reader.lens()
 
 
@@ -104,7 +107,7 @@ def shown(model: Model, lens: Lens, first: int, layers: bool) -> dict[str, Any]:
     """A lens as JSON: by token, what was expected in its place (of the first one, nothing is known). Natural logarithms. layers: with the first choice after
     each layer, its probability and the rank of the token that came."""
     from ..look.trace import Trace
-    trace, rows = Trace(lens, None), []
+    trace, rows, k = Trace(lens, None), [], lens.top_ids.shape[2]
     surprise, entropy, rank, settled = (a.tolist() for a in (trace.surprise, trace.entropy, trace.rank, trace.settled))
 
     def choices(layer: int, place: int, n: int) -> list[dict[str, Any]]:
@@ -112,11 +115,11 @@ def shown(model: Model, lens: Lens, first: int, layers: bool) -> dict[str, Any]:
     for i, id in enumerate(lens.ids):
         row = _named(model, id)
         if i:
-            row |= {"surprise": surprise[i], "entropy": entropy[i], "rank": rank[i], "settled": settled[i], "expected": choices(-1, i - 1, lens.top_ids.shape[2])}
+            row |= {"surprise": surprise[i], "entropy": entropy[i], "rank": rank[i], "settled": settled[i], "expected": choices(-1, i - 1, k)}
             if layers:
                 row["lens"] = [{**choices(n, i - 1, 1)[0], "rank": int(lens.rank[n, i - 1])} for n in range(len(lens.layers))]
         rows.append(row)
-    return {"first": first, "layers": lens.layers, "tokens": rows, "next": choices(-1, len(lens.ids) - 1, lens.top_ids.shape[2])}
+    return {"first": first, "layers": lens.layers, "tokens": rows, "next": choices(-1, len(lens.ids) - 1, k)}
 
 
 def _named(model: Model, id: int) -> dict[str, Any]:

@@ -37,8 +37,12 @@ class Served:
     engine: Engine | None = None
     users: int = 0
     used: float = 0.0
-    fingerprint: str = ""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def fingerprint(self) -> str:
+        """As of now: adapters may come and go."""
+        return "" if self.model is None else fingerprint(self.model)
 
     @property
     def loaded(self) -> tuple[Model, Engine]:
@@ -67,7 +71,8 @@ class Registry:
         return served
 
     def _begin(self, served: Served, model: Model) -> None:
-        served.model, served.fingerprint = model, fingerprint(model)
+        fingerprint(model)  # digests take their time at first
+        served.model = model
         served.engine = Engine(model, self._parallel, self._queue, self._turn)
 
     @property

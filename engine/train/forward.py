@@ -112,23 +112,31 @@ class Forward:
                 name = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
                 found[name] = _copier(stream[at:at + n])
             return found
-        self._steps(observers, None)
+        self._steps(observers)
 
     def again(self, layer: int) -> Kept:
-        """What a layer leaves at its sites, from its stream. Valid until the next call."""
+        """What a layer leaves at its sites, from its stream. Valid until the next call; where one step has all the tokens, most of it is not copied."""
         runtime = self._runtime
-        sites = [site for placed in runtime.program.open_layer(layer) for site in (*placed.stage.before, *placed.stage.after)]
-        prefix = f"blocks.{layer}."
-        names = read_back(runtime.config.layers[layer])
-        kept = {name: self._rows(name, site.columns) for site in sites if (name := site.name.removeprefix(prefix)) in names}
+        prefix, names, kept, stay = f"blocks.{layer}.", read_back(runtime.config.layers[layer]), Kept(), []
+        made = [site for placed in runtime.program.open_layer(layer) for site in placed.stage.after]
+        wanted = [i for i, site in enumerate(made) if site.name.removeprefix(prefix) in names]
+        last, one = wanted[-1], len(self.batch.steps) == 1
+        odd = any(a.head_dim % 32 or a.value_dim % 32 for a in runtime.config.layers[layer] if isinstance(a, Attention))  # read past a row's end
+        for i in wanted:
+            name, site = made[i].name.removeprefix(prefix), made[i]
+            if one and not (odd and name.startswith("attn.")) and all(later.buffer != site.buffer for later in made[i + 1:last + 1]):
+                stay.append((name, site))
+            else:
+                kept[name] = self._rows(name, site.columns)
         for text in self._texts:
             text.truncate(0)
 
         def observers(at: int, n: int) -> Observers:
             copies = {prefix + name: _copier(rows[at:at + n]) for name, rows in kept.items()}
-            adding = self._adding(layer, copies, at, n)
-            return {**copies, **adding}
-        self._steps(observers, layer)
+            return {**copies, **self._adding(layer, copies, at, n)}
+        self._steps(observers, layer, made[last].name)
+        for name, site in stay:
+            kept[name] = runtime.rows_at(site, self.batch.n)
         return kept
 
     def _rows(self, name: str, columns: int) -> np.ndarray:
@@ -137,12 +145,12 @@ class Forward:
             self._kept[name] = rows_of(self.batch.n, columns)
         return self._kept[name]
 
-    def _steps(self, observers: Callable[[int, int], Observers], layer: int | None) -> None:
+    def _steps(self, observers: Callable[[int, int], Observers], layer: int | None = None, until: str = "") -> None:
         at = 0
         for spans in self.batch.steps:
             feeds = [Feed(self._texts[s.row], self.batch.ids[s.row][s.first:s.last], "none") for s in spans]
             n = sum(s.last - s.first for s in spans)
-            part = None if layer is None else Part(layer, layer + 1, self.streams[layer][at:at + n, :self._runtime.config.dim])
+            part = None if layer is None else Part(layer, layer + 1, self.streams[layer][at:at + n, :self._runtime.config.dim], until)
             self._runtime.step(feeds, observers(at, n), part=part)
             at += n
 

@@ -41,7 +41,7 @@ MULTIPLY, A, A_I, A_K, W, LD_W, OUT, LD_OUT, ROWS, N, K = range(0, 88, 8)
 WORDS = 11
 
 
-def _block(rows: int):
+def _block(rows: int, C: int):
     """`rows` × C vectors of chains go on for n steps."""
     together = rows * C
 
@@ -64,7 +64,7 @@ def _block(rows: int):
     return block
 
 
-_many, _one = _block(M), _block(1)
+_many, _one, _narrow = _block(M, C), _block(1, C), _block(M, 1)
 
 
 @jit
@@ -86,6 +86,10 @@ def multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
             width, i = min(COLUMNS, columns - n), 0
             while i < rows:
                 many = i + M <= rows
+                if many and width == 16:  # as wide as most pairs' rank
+                    _narrow(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, out + i * ldo + 4 * n, ldo, steps)
+                    i += M
+                    continue
                 to, ld = out + i * ldo + 4 * n, ldo
                 if width < COLUMNS:
                     to, ld = edge, 4 * COLUMNS

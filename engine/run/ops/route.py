@@ -40,7 +40,8 @@ ROUTER = HEADER
  EXPERT_SCALES) = range(HEADER + MATRIX_BYTES, HEADER + MATRIX_BYTES + 8 * 18, 8)
 """LOGITS: address of float32 [tokens, LD_LOGITS]. KIND: a number of kernels/route.py. BIAS: address of what is added for choosing, or 0. SCALE: float32.
 INDICES, WEIGHTS: of float32 [tokens, LD_USED]. LISTS: of the lists. SLOT_ROWS, SLOT_RECORDS: of what the experts read, float32 [slots, LD_X] and records, or 0
-where they read no such. WEIGH: whether rows are multiplied by their weights first. EXPERT_SCALES: address of what the weight of each expert is multiplied by, or 0."""
+where they read no such. WEIGH: whether rows are multiplied by their weights first. EXPERT_SCALES: address of
+what the weight of each expert is multiplied by, or 0."""
 WORDS = MATRIX_BYTES // 8 + 18
 
 

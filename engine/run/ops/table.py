@@ -10,7 +10,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ....kernels.compile_cache import Compiled
-from . import attend, conv, delta, experts, gate, gated, join, journal, latent, linear, norm_sum, open_form, pattern, per_layer, project, qkv, route, ssm, summary
+from . import (
+    attend,
+    conv,
+    delta,
+    experts,
+    gate,
+    gated,
+    join,
+    journal,
+    latent,
+    linear,
+    norm_sum,
+    open_form,
+    pattern,
+    per_layer,
+    project,
+    qkv,
+    route,
+    ssm,
+    summary,
+)
 
 
 class Op(NamedTuple):

@@ -1,0 +1,76 @@
+"""Gradients of adapters against PyTorch's: tiny models of four families, float32 autograd through transformers' own class, with the pairs beside its matrices
+(extra `oracle`). F32: relative error of each matrix's gradient at most 1e-4. Q8_0, Q4_0: cosine to float32's on the dequantised weights at least 0.99."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from families import checkpoint
+from llamina.convert.convert import convert
+from llamina.engine.architectures.hf import hf_tensors, row_orders
+from llamina.engine.architectures.pages import PAGES
+from llamina.engine.gguf.file import open_gguf
+from llamina.engine.train.gradients import Gradients
+from llamina.kernels.formats import registry
+from train_cases import opened, random_adapter, random_rows
+
+torch = pytest.importorskip("torch", reason="extra 'oracle' is not installed")
+pytest.importorskip("transformers", reason="extra 'oracle' is not installed")
+
+
+def torch_gradients(model: Any, rows: list[Any], pairs: dict[str, tuple[Any, Any, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name of a module: (a, b, scale)} -> its gradients, of the mean loss of the rows' targets."""
+    leaves = {}
+    for name, (a, b, scale) in pairs.items():
+        a, b = (torch.tensor(x, requires_grad=True) for x in (a, b))
+        leaves[name] = a, b
+
+        def add(module: Any, inputs: Any, out: Any, a: Any = a, b: Any = b, scale: float = scale) -> Any:
+            return out + scale * (inputs[0] @ a.T) @ b.T
+        model.get_submodule(name).register_forward_hook(add)
+    losses = []
+    for row in rows:
+        logp = torch.log_softmax(model(torch.tensor(row.ids[None].astype(np.int64))).logits[0], -1)
+        wanted = np.flatnonzero(row.loss_mask)
+        losses.append(-logp[wanted - 1, row.ids[wanted].astype(np.int64)])
+    torch.cat(losses).mean().backward()
+    return {name: (a.grad.numpy(), b.grad.numpy()) for name, (a, b) in leaves.items()}
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi2"])
+def test_gradients_are_torchs(name: str, format: str, tmp_path: Path) -> None:
+    folder, model = checkpoint(name, tmp_path / "hf")
+    path = tmp_path / "m.gguf"
+    convert(folder, path, format)
+    with opened(path) as ours, open_gguf(path) as gguf:
+        config, page = ours.config, PAGES[ours.config.architecture]
+        orders, modules = row_orders(page, config), {t.name: hf for hf, t in hf_tensors(page, config).items()}
+        if format != "f32":
+            with torch.no_grad():
+                for tensor, hf in modules.items():
+                    info = gguf.tensors[tensor]
+                    if len(info.shape) == 2:
+                        values = registry.decode(info.format.name, gguf.data(tensor)).reshape(info.shape)
+                        if tensor in orders:
+                            values = values[np.argsort(orders[tensor])]
+                        model.get_parameter(hf).copy_(torch.tensor(values))
+        adapter, rows = random_adapter(config), random_rows(config.n_vocab, [70, 9, 33])
+        found = Gradients(ours, adapter)
+        found.accumulate(rows, float(sum(row.targets for row in rows)), 0)
+        pairs = {}
+        for tensor, pair in adapter.pairs.items():
+            b = pair.b[np.argsort(orders[tensor])] if tensor in orders else pair.b
+            pairs[modules[tensor].removesuffix(".weight")] = pair.a, b, pair.scale
+        expected = torch_gradients(model, rows, pairs)
+    for tensor in adapter.pairs:
+        a, b = expected[modules[tensor].removesuffix(".weight")]
+        b = b[orders[tensor]] if tensor in orders else b
+        for ours_, theirs in ((found.arrays[f"{tensor}.lora_a"], a), (found.arrays[f"{tensor}.lora_b"], b)):
+            x, y = ours_.astype(np.float64), theirs.astype(np.float64)
+            if format == "f32":
+                assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y), tensor
+            else:
+                assert (x * y).sum() >= 0.99 * np.linalg.norm(x) * np.linalg.norm(y), tensor
