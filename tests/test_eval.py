@@ -5,10 +5,8 @@ import csv
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import llamina
 import pytest
@@ -265,71 +263,6 @@ def test_rows_that_could_not_be_computed(run, tmp_path):
     found = run("eval", "demo", str(task), "--context", "64", "--json")
     assert found.code == 1 and "1 rows could not be computed" in found.err and "t.jsonl, line 2: context and continuation have" in found.err
     assert json.loads(found.out)["metrics"]["errors"] == 1 and json.loads(found.out)["metrics"]["rows"] == 3
-
-
-# -- the same bytes -------------------------------------------------------------------------------------------------------------------------
-
-
-def child(*argv: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", "import sys; from llamina.engine.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
-                            env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def test_results_are_the_same_bytes(run, choices, tmp_path, monkeypatch):
-    from llamina.engine.score import paths
-    expected = None
-    for i, (threads, block) in enumerate([("1", 256), ("2", 5), ("3", 1)]):
-        monkeypatch.setattr(paths, "BLOCK", block)
-        out, samples = tmp_path / f"{i}.json", tmp_path / f"{i}.jsonl"
-        assert run("eval", "demo", str(choices), "-o", str(out), "--samples", str(samples), "--shots", "2", "--threads", threads).code == 0
-        expected = expected or (out.read_bytes(), samples.read_bytes())
-        assert (out.read_bytes(), samples.read_bytes()) == expected
-
-
-@pytest.mark.parametrize("command, kills", [("eval", 5), ("classify", 2)])
-def test_killed_anywhere(tmp_path, command, kills, run):
-    """Killed at some places of the journal, a run ends in the same bytes."""
-    rows = [{"text": sentence(i, 40 + i % 9), "label": ("good", "bad")[i % 2]} for i in range(200)]
-    task = tmp_path / "t.jsonl"
-    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = [command, "demo", str(task), "--threads", "1", *(["--labels", "good,bad", "--label-column", "label"] if command == "classify" else [])]
-    assert run(*options, "-o", str(tmp_path / "whole.jsonl")).code == 0
-    out, killed = tmp_path / "cut.jsonl", 0
-    journal = tmp_path / "cut.jsonl.journal"
-    for k in range(kills):
-        process = child(*options, "-o", str(out))
-        deadline = time.monotonic() + 60
-        enough = 1 + 150 // kills * (k + 1)
-        while process.poll() is None and time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > enough):
-            time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-        if out.exists():
-            break
-    assert killed
-    if not out.exists():
-        found = run(*options, "-o", str(out))
-        assert found.code == 0 and "going on after" in found.err
-    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-def test_a_journal_of_another_job_is_refused(run, choices, tmp_path):
-    out = tmp_path / "r.json"
-    (tmp_path / "r.json.journal").write_bytes(b"")
-    assert run("eval", "demo", str(choices), "-o", str(out), "--limit", "3").code == 0
-    out.rename(tmp_path / "old.json")
-    process = child("eval", "demo", str(choices), "-o", str(out), "--shots", "2")
-    while process.poll() is None and not (tmp_path / "r.json.journal").exists():
-        time.sleep(0.005)
-    while process.poll() is None and not (tmp_path / "r.json.journal").read_bytes().count(b"\n"):
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    if not out.exists():
-        found = run("eval", "demo", str(choices), "-o", str(out), "--shots", "3")
-        assert found.code == 2 and "was begun with other shots (2, now 3)" in found.err
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------------------------------
