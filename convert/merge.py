@@ -7,6 +7,7 @@ Sums of products are float64, rank after rank: no library's order of summing ent
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -49,10 +50,9 @@ def convert_adapter(folder: str | os.PathLike[str], out: str | os.PathLike[str],
     is a folder or file here. FileError, FormatError, UnsupportedError, OptionError."""
     check_target(Path(out), [], overwrite)
     if base is None:
-        try:
+        named: Any = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # reading the adapter says what is wrong
             named = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-        except (OSError, ValueError, AttributeError):
-            named = None  # reading the adapter says what is wrong
         if not isinstance(named, str) or not os.path.exists(named):
             raise OptionError(f"{shown(folder)}: is an adapter of {quoted(named)}, which is no file or folder here: give the model with --base "
                               "(a .gguf of it will do), since names and the order of rows follow from it")

@@ -403,3 +403,49 @@ def test_real_labels():
         pytest.skip(f"{path} not found (set LLAMINA_REAL)")
     task = Task.open(str(path), template="{text_a}\nSentiment:", labels={"0": "negative", "1": "positive"})
     assert task.count == 872 and task.kind == "label"
+
+
+# -- Python ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_is_the_command(run, demo, choices, tmp_path):
+    """The same bytes; rows in memory give the same numbers; models against each other."""
+    out, samples = tmp_path / "r.json", tmp_path / "s.jsonl"
+    assert run("eval", "demo", str(choices), "-o", str(out), "--samples", str(samples), "--shots", "1", "--context", "512", "--limit", "30").code == 0
+    found = demo.evaluate(choices, shots=1, limit=30)
+    assert found.json() == out.read_text() and found.samples == [json.loads(line) for line in samples.read_text().splitlines()]
+    rows = [json.loads(line) for line in choices.read_text().splitlines()]
+    again = demo.evaluate(rows, shots=1, limit=30, against=demo, name="mine")
+    assert again.metrics == found.metrics and again.results["against"]["answers_changed"]["value"] == 0 and "mine: 30 rows" in str(again)
+    generated = demo.evaluate([{"prompt": "Once upon a", "target": "time", "match": "contains"}], max_tokens=2)
+    assert generated.accuracy in (0.0, 1.0) and "accuracy" in repr(generated) and "<svg" not in generated._repr_html_()
+
+
+def test_a_notebook_shows_it(demo):
+    """Well-formed, self-contained, the colours of what is around it, and told in words."""
+    from xml.etree import ElementTree
+    rows = [{"text": sentence(i, 5), "label": ("go<od", "bad & ugly")[i % 2]} for i in range(12)]
+    found = demo.evaluate(rows, labels=["go<od", "bad & ugly"])
+    html = found._repr_html_()
+    root = ElementTree.fromstring(html)
+    pictures = [node for node in root.iter() if node.tag.endswith("svg")]
+    assert len(pictures) == 2 and "http" not in html.replace("http://www.w3.org/2000/svg", "") and "<script" not in html and "go<od" not in html
+    texts = ["".join(node.itertext()) for node in pictures]
+    for count in (n for row in found.metrics["confusion"]["counts"] for n in row):
+        assert str(count) in texts[0]
+    assert all(p.get("role") == "img" and p.get("fill") == "currentColor" and p[0].tag.endswith("title") and p[1].tag.endswith("desc") for p in pictures)
+    assert f"right bad & ugly: {found.metrics['confusion']['counts'][1][0]} given go<od" in pictures[0][1].text
+    ids = [node.get("id") for node in root.iter() if node.get("id")]
+    assert len(set(ids)) == 4 and not set(ids) & {node.get("id") for node in ElementTree.fromstring(found._repr_html_()).iter()} - {None}
+
+
+@pytest.mark.parametrize("task, options, error, words", [
+    (5, {}, OptionError, "a file's path or a list of rows"), ({"text": "a"}, {}, OptionError, "a list of rows"),
+    ([1], {}, OptionError, "rows must be mappings"), ([{"a": object()}], {}, OptionError, "row 0 can't be written"),
+    ([{"a": 1}], {}, FormatError, "rows.jsonl, line 1"), ([], {}, FormatError, "has no rows"),
+    ([{"prompt": "a", "target": "b"}], {"calibrate": "pmi"}, OptionError, "is for labels"), ([], {"shot": 1}, OptionError, "no option 'shot'"),
+    ([], {"limit": 0}, OptionError, "limit must be"), ([], {"calibrate": "x"}, OptionError, "calibrate must be"),
+    ([], {"labels": "a"}, OptionError, "must be a list")])
+def test_evaluate_refuses(demo, task, options, error, words):
+    with pytest.raises(error, match=words):
+        demo.evaluate(task, **options)

@@ -140,7 +140,7 @@ class Engine:
             adapter = L.llama_adapter_lora_init(self.model, os.fsencode(lora))
             if not adapter:
                 raise RuntimeError(f"llama.cpp refuses {lora}")
-            if status := L.llama_set_adapters_lora(self.context, (ctypes.c_void_p * 1)(adapter), 1, (ctypes.c_float * 1)(scale)):
+            if status := L.llama_set_adapters_lora(self.context, (L.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(scale)):
                 raise RuntimeError(f"llama_set_adapters_lora: {status}")
         np.save(save, np.concatenate([self.window(ids, i) for i in range(0, len(ids), 512)]))
         return {"rows": len(ids)}
