@@ -78,8 +78,8 @@ def merged(source: Source, adapters: Given) -> Source:
     tensors = [_added(t, pairs[t.name]) if t.name in pairs else t for t in source.tensors]
     notes = [f"merged with {Path(a.path).name or 'an adapter'} x {scale:g}: {len(a.pairs)} matrices" for a, scale in found]
     metadata = dict(source.metadata)
-    if name := metadata.get("general.name"):
-        metadata["general.name"] = f"{name} + {' + '.join(Path(a.path).stem or 'adapter' for a, _ in found)}"
+    if called := metadata.get("general.name"):
+        metadata["general.name"] = f"{called} + {' + '.join(Path(a.path).stem or 'adapter' for a, _ in found)}"
     return replace(source, tensors=tensors, notes=[*source.notes, *notes], metadata=metadata)
 
 

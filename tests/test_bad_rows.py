@@ -71,9 +71,11 @@ def test_labels(tmp_path, reader, name, content, line):
 
 
 def test_answers_and_ids(tmp_path):
-    rows = [{"id": 1, "context": "a", "choices": ["x", "y"], "answer": "1"}]
-    for more, words in [({"id": 1}, 'line 2: has the same "id" as line 1'), ({"id": 2, "answer": "9" * 5000}, 'line 2: "answer" must be one of'),
-                        ({"id": 2, "answer": -1}, 'line 2: "answer"'), ({"id": 2, "choices": "xy"}, 'line 2: "choices"')]:
+    rows: list[dict[str, Any]] = [{"id": 1, "context": "a", "choices": ["x", "y"], "answer": "1"}]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"id": 1}, 'line 2: has the same "id" as line 1'), ({"id": 2, "answer": "9" * 5000}, 'line 2: "answer" must be one of'),
+        ({"id": 2, "answer": -1}, 'line 2: "answer"'), ({"id": 2, "choices": "xy"}, 'line 2: "choices"')]
+    for more, words in cases:
         (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], **more}]))
         with pytest.raises(FormatError, match=words):
             Task.open(str(tmp_path / "t.jsonl"))

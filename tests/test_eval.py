@@ -364,7 +364,7 @@ def test_a_notebook_shows_it(demo):
     for count in (n for row in found.metrics["confusion"]["counts"] for n in row):
         assert str(count) in texts[0]
     assert all(p.get("role") == "img" and p.get("fill") == "currentColor" and p[0].tag.endswith("title") and p[1].tag.endswith("desc") for p in pictures)
-    assert f"right bad & ugly: {found.metrics['confusion']['counts'][1][0]} given go<od" in pictures[0][1].text
+    assert f"right bad & ugly: {found.metrics['confusion']['counts'][1][0]} given go<od" in (pictures[0][1].text or "")
     ids = [node.get("id") for node in root.iter() if node.get("id")]
     assert len(set(ids)) == 4 and not set(ids) & {node.get("id") for node in ElementTree.fromstring(found._repr_html_()).iter()} - {None}
 

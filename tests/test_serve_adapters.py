@@ -64,7 +64,8 @@ def test_every_protocol_and_what_is_told(server: Server) -> None:
         for bad in ([{"id": 7}], [{"name": "none"}], "one", [{"name": "one", "scale": "x"}], [{"name": "one", "path": "/etc/passwd"}],
                     [{"id": 0, "scale": 1e300}]):
             assert server.post(path, **{**body, length: 2, "lora": bad}).status_code == 400, (path, bad)
-    traces = [server.ok("/trace", prompt="Hi there", **more)["tokens"] for more in ({}, {"lora": [{"name": "one"}]}, {"lora": []})]
+    asked: list[dict[str, Any]] = [{}, {"lora": [{"name": "one"}]}, {"lora": []}]
+    traces = [server.ok("/trace", prompt="Hi there", **more)["tokens"] for more in asked]
     assert traces[0] == traces[2] != traces[1]
 
 

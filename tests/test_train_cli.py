@@ -158,6 +158,7 @@ def test_what_was_learned_is_what_is_served(model: Model, data: Path) -> None:
         nll: list[float] = []
         for row in ROWS:
             [score] = model.score(row["prompt"], [row["completion"]])
+            assert model.tokenizer.eos_id is not None
             ids = [*model.prompt_ids(row["prompt"] + row["completion"]), model.tokenizer.eos_id]
             nll += [-x for x in score.logprobs] + [-model.logprobs(ids)[-1].logprob]
     finally:

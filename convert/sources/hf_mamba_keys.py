@@ -4,6 +4,7 @@ Source: transformers' configuration_*.py; keys are llama.cpp's."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def nemotron_h(r: Reading) -> None:
     r.names = lambda name: name.replace("backbone.", "model.", 1) if name.startswith("backbone.") else name
 
 
-def nemotron_layers(values: dict[str, Any]) -> list[Any]:
+def nemotron_layers(values: Mapping[str, Any]) -> list[Any]:
     """Kinds of its layers, as a list or as a text such as M-M*-."""
     found = values.get("layers_block_type") or values.get("hybrid_override_pattern") or [LINEAR, MOE, FULL, MLP]
     return list(found) if isinstance(found, (list, str)) else []

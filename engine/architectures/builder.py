@@ -246,6 +246,7 @@ class Builder(Keys):
             m = self.matrix(layer, f"ffn_{part}_exps", rows, columns, where, f"{mlp}experts.{part}_proj", first=first, whole=whole, bias=biases)
             return replace(m, experts=n, used=used)
         if self.has(f"{at}ffn_gate_up_exps.weight"):
+            gate: Matrix | None
             gate, up = (matrix("gate_up", width, self.dim, site, first, 2 * width) for first in (0, width))
         else:
             gate, up = matrix("gate", width, self.dim, site) if gated else None, matrix("up", width, self.dim, site)

@@ -14,8 +14,8 @@ def layer(k: Builder, i: int) -> list[Block]:
     factor, norm = k.positive("residual_scale", 1.0), k.norm(i, "attn_norm", "input_layernorm")
     attends = k.per_layer("attention.head_count_kv", MAX_HEADS, least=0)[i]
     scale = k.positive("attention.scale", 0.0) if k.number("attention.scale", 0.0) else k.head_size**-0.5
-    rope = k.rope("pairs")
-    rope = rope if k.flag("rope.scaling.finetuned", True) else None
+    turned = k.rope("pairs")
+    rope = turned if k.flag("rope.scaling.finetuned", True) else None
     mixer = k.attention(i, norm=norm, rope=rope, scale=scale, factor=factor) if attends else mamba2(k, i, norm, factor=factor)
     norm = k.norm(i, "ffn_norm", "post_attention_layernorm")
     if k.integer("expert_count", MAX_EXPERTS, 0, least=0):

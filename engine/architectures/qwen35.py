@@ -3,6 +3,8 @@
 Positions of text turn a quarter of each head; the sections of rope.dimension_sections are for pictures, and for text all the same."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .blocks import Block
@@ -35,7 +37,7 @@ def delta(k: Builder, i: int, together: bool) -> Delta:
         k.fail(f"keys '{k.name('ssm.inner_size')}' {inner}, '{k.name('ssm.time_step_rank')}' {heads}, '{k.name('ssm.group_count')}' {key_heads} and "
                f"'{k.name('ssm.state_size')}' {size} contradict each other")
     channels, here, theirs, site = 2 * key_heads * size + inner, f"blk.{i}.", f"model.layers.{i}.linear_attn.", "ln1.hook_normalized"
-    gates = {"gates": k.matrix(i, "ssm_ba", 2 * heads, k.dim, site, "linear_attn.in_proj_ba"), "grouped": True} if together else {}
+    gates: dict[str, Any] = {"gates": k.matrix(i, "ssm_ba", 2 * heads, k.dim, site, "linear_attn.in_proj_ba"), "grouped": True} if together else {}
     alpha, beta = (None if together else k.matrix(i, f"ssm_{name}", heads, k.dim, site, f"linear_attn.in_proj_{name[0]}") for name in ("alpha", "beta"))
     return Delta(
         i, k.dim, key_heads, heads, size, size, taps, k.norm(i, "attn_norm", "input_layernorm"),

@@ -162,7 +162,8 @@ class Dispatch:
         return max(LEAST, min(share, FIRST if speed is None else min(MOST, int(speed * SECONDS))))
 
     def _take(self, most: int) -> list[Any]:
-        found, weight = [], 0
+        found: list[Any] = []
+        weight = 0
         while len(found) < most and weight < WEIGHT:
             row = next(self.rows, None)
             if row is None:

@@ -188,8 +188,8 @@ def _fill(core: Core, waiting: _Waiting, running: list[_Text]) -> list[tuple[_Te
     longest = len(waiting.next.ids) if waiting.next is not None else 0
     room = core.runtime.max_batch if causal else min(core.runtime.max_batch, max(STEP_TOKENS, longest))
     parts: list[tuple[_Text, int]] = []
-    for text in running:  # at most one
-        parts.append((text, min(text.left, room)))
+    for going in running:  # at most one
+        parts.append((going, min(going.left, room)))
         room -= parts[-1][1]
     while (text := waiting.next) is not None and room > 0 and (causal or len(text.ids) <= room):
         reused = causal and text.pool.kind == "last"  # beginnings that texts share are computed once

@@ -56,7 +56,7 @@ class Batch:
         self.n = int(ends[-1])
         self.items = np.ascontiguousarray(np.stack([ends[:-1], self.lengths], axis=1)[np.array(self.lengths) > 0], np.int64)
         self.positions = np.concatenate([np.arange(n) for n in self.lengths] or [np.zeros(0, np.int64)]).astype(np.int64)
-        self.first_token = np.concatenate([row.first_token + np.arange(n) for row, n in zip(rows, self.lengths)] or [np.zeros(0)]).astype(np.int64)
+        self.first_token = np.concatenate([row.first_token + np.arange(n) for row, n in zip(rows, self.lengths)] or [np.zeros(0, np.int64)]).astype(np.int64)
         """Each token's number in the optimiser step."""
         places, targets = [], []
         for row, start in zip(rows, ends):

@@ -44,18 +44,17 @@ def why_not(config: ModelConfig) -> str:
         return "it is an encoder"
     for i, blocks in enumerate(config.layers):
         where = f"layer {i}"
-        if len(blocks) != 2 or not isinstance(blocks[0], Attention) or not isinstance(blocks[1], Mlp):
+        a, m = blocks if len(blocks) == 2 else (None, None)
+        if not isinstance(a, Attention) or not isinstance(m, Mlp):
             kinds = ", ".join(type(block).__name__ for block in blocks if not isinstance(block, (Attention, Mlp)))
             return f"{where} has blocks that training does not know: {kinds or 'in another order'}"
-        a, m = blocks
-        for found, what in ((a.gate, "an output gate"), (not (a.k and a.v), "keys and values of another layer"), (a.value_norm, "norms of values"),
-                            (a.ahead, "attention to later positions"), (a.qk_norm == "layer", "LayerNorms of heads"),
-                            (isinstance(a, Latent), "latent attention")):
-            if found:
-                return f"{where} has {what}, which training does not know"
-        for found, what in ((a.replaces or m.replaces, "norms that replace the stream"), (m.stream_scale, "a scale of the stream"),
-                            (m.activation not in KINDS, f"the activation {m.activation}")):
-            if found:
+        found: list[tuple[object, str]] = [
+            (a.gate, "an output gate"), (not (a.k and a.v), "keys and values of another layer"), (a.value_norm, "norms of values"),
+            (a.ahead, "attention to later positions"), (a.qk_norm == "layer", "LayerNorms of heads"), (isinstance(a, Latent), "latent attention"),
+            (a.replaces or m.replaces, "norms that replace the stream"), (m.stream_scale, "a scale of the stream"),
+            (m.activation not in KINDS, f"the activation {m.activation}")]
+        for has, what in found:
+            if has:
                 return f"{where} has {what}, which training does not know"
     return ""
 
