@@ -169,7 +169,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {}
             for name, shape in entries:
                 array = np.empty(shape, "<f4")
-                if array.size and file.readinto(memoryview(array.reshape(-1)).cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+                if array.size and file.readinto(memoryview(array.reshape(-1)).cast("B")) != array.nbytes:  # type: ignore[attr-defined, arg-type]
                     raise FormatError(f"{where}: ended while it was read")
                 digest.update(array.data)
                 arrays[name] = array.astype(np.float32, copy=False)

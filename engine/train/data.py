@@ -201,7 +201,7 @@ class _Reader:
         if reading.system is not None and not talk:
             raise OptionError(f"{self._name}: instructions (--system) stand in conversations, these rows are none: give --chat, too")
         if self._kind in TASKS:
-            options = {"labels": dict(reading.labels)} if reading.labels else {}
+            options: dict[str, Any] = {"labels": dict(reading.labels)} if reading.labels else {}
             self._prompts = Prompts.open(str(self._path), name=self._name, chat=reading.chat, system=reading.system, template=reading.template,
                                          delimiter=" " if reading.delimiter is None else reading.delimiter, **options)
 

@@ -28,7 +28,8 @@ def chosen(config: ModelConfig, options: Options) -> dict[str, Target]:
     if options.layers is not None and options.layers > config.n_layers:
         raise OptionError(f"layers must be at most {config.n_layers}, as many as the model has, found {options.layers}")
     first = config.n_layers - (options.layers or config.n_layers)
-    found, kinds = {}, {}
+    found: dict[str, Target] = {}
+    kinds: dict[str, None] = {}
     wanted = [name.strip() for name in options.targets.split(",")]
     for name, target in known_targets(config).items():
         where = _LAYER.fullmatch(name)
