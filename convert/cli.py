@@ -34,8 +34,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--output-type", metavar="FORMAT", help="Format of the output matrix (the embedding, if tied).")
 @click.option("--embedding-type", metavar="FORMAT", help="Format of the token embedding.")
 @click.option("--importance", metavar="FILE", help="Importance matrix (llamina importance, or llama.cpp's imatrix, GGUF or .dat): weighs the columns' errors.")
-@click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="Merge an adapter into the model (llama.cpp's .gguf or a PEFT folder); --type is keep then, "
-              "unless said.")
+@click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="Merge an adapter into the model (llama.cpp's .gguf or a PEFT folder); "
+              "--type is keep then, unless said.")
 @click.option("--base", metavar="MODEL", help="SOURCE is a PEFT folder: the model that the adapter is of.  [default: what the folder names]")
 @click.option("--context", type=int, metavar="N", help="Positions to say instead of the trained ones; a model with sliding windows (Mistral 0.1, Zephyr) "
               "is the same without them within one window.")
@@ -52,13 +52,15 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @debug_option
 def command(source: str, out: str, type_: str | None, fit: str | None, bits: str | None, kind: str | None, tokenizer: str | None,
-            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None, lora: tuple[str, ...], base: str | None, context: int | None,
-            meta: tuple[str, ...], vocab_only: bool, split: str | None, allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
+            overrides: tuple[str, ...], output_type: str | None, embedding_type: str | None, importance: str | None,
+            lora: tuple[str, ...], base: str | None, context: int | None, meta: tuple[str, ...], vocab_only: bool, split: str | None,
+            allow_nan: bool, verify: bool | None, verify_text: str | None, overwrite: bool,
             dry_run: bool, threads: int | None, quiet: bool) -> None:
     """Convert SOURCE to the GGUF file OUT.
 
     SOURCE is a folder of Hugging Face or of Meta's release, or a PyTorch, safetensors, llama2.c or GGUF file (the first shard of a split one), or
-    hf:org/repo, which is downloaded first (extra hub); or a PEFT folder, whose adapter is written as llama.cpp's. OUT appears under its name once it is complete, and SOURCE is never written to.
+    hf:org/repo, which is downloaded first (extra hub); or a PEFT folder, whose adapter is written as llama.cpp's.
+    OUT appears under its name once it is complete, and SOURCE is never written to.
 
     \b
     Examples:
@@ -74,7 +76,7 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
     """
     from ..engine.cli.adapters import with_number
     from .convert import convert
-    from .merge import check_options, convert_adapter, distance, is_peft, merged, told
+    from .merge import check_options, convert_adapter, distance, is_peft, kept_formats, merged, told
     from .sources import open_source
     from .writer import check_target
     if is_peft(source):
@@ -109,11 +111,12 @@ def command(source: str, out: str, type_: str | None, fit: str | None, bits: str
             opened.notes += planned.explain()  # each matrix stands in the report
             opened.metadata.pop("general.file_type", None)  # the commonest format's, not the source's
         report = convert(
-            opened, out, type_ or "keep", plan=planned, overrides=overrides, output_type=output_type,
-            embedding_type=embedding_type, importance=weights, threads=threads,
+            opened, out, type_ or "keep", formats=kept_formats(unmerged, opened) if type_ == "keep" else None, plan=planned, overrides=overrides,
+            output_type=output_type, embedding_type=embedding_type, importance=weights, threads=threads,
             progress=lambda what, done, total: (progress.counting if what == "windows" else progress.loading)(what, done, total),
             split=None if split is None else parse_size(split), allow_nan=allow_nan,
-            verify=False if verify is False and text is None else verify, verify_text=None if adapters and unmerged.kind == "gguf" else text, overwrite=overwrite, meta=meta, vocab_only=vocab_only,
+            verify=False if verify is False and text is None else verify,
+            verify_text=None if adapters and unmerged.kind == "gguf" else text, overwrite=overwrite, meta=meta, vocab_only=vocab_only,
             dry_run=dry_run)
         if adapters and not dry_run and unmerged.kind == "gguf":
             report.notes.append(told(distance(unmerged.path, adapters, report.paths[0], text, threads, progress.counting)))

@@ -7,6 +7,7 @@ Sums of products are float64, rank after rank: no library's order of summing ent
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -49,10 +50,9 @@ def convert_adapter(folder: str | os.PathLike[str], out: str | os.PathLike[str],
     is a folder or file here. FileError, FormatError, UnsupportedError, OptionError."""
     check_target(Path(out), [], overwrite)
     if base is None:
-        try:
+        named: Any = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # reading the adapter says what is wrong
             named = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-        except (OSError, ValueError, AttributeError):
-            named = None  # reading the adapter says what is wrong
         if not isinstance(named, str) or not os.path.exists(named):
             raise OptionError(f"{shown(folder)}: is an adapter of {quoted(named)}, which is no file or folder here: give the model with --base "
                               "(a .gguf of it will do), since names and the order of rows follow from it")
@@ -72,8 +72,8 @@ def merged(source: Source, adapters: Given) -> Source:
     for adapter, scale in found:
         for name, pair in adapter.pairs.items():
             if name == OUTPUT and config.tied_output:
-                raise UnsupportedError(f"{shown(adapter.path or 'the adapter')}: has a pair for {OUTPUT}, which is the embedding of this model, too: it can't be "
-                                       "merged without changing that; use the adapter at run time")
+                raise UnsupportedError(f"{shown(adapter.path or 'the adapter')}: has a pair for {OUTPUT}, which is the embedding of this model, too: it can't "
+                                       "be merged without changing that; use the adapter at run time")
             pairs.setdefault(name, []).append((pair, scale))
     tensors = [_added(t, pairs[t.name]) if t.name in pairs else t for t in source.tensors]
     notes = [f"merged with {Path(a.path).name or 'an adapter'} x {scale:g}: {len(a.pairs)} matrices" for a, scale in found]
@@ -92,7 +92,12 @@ def _added(tensor: SourceTensor, pairs: list[tuple[Pair, float]]) -> SourceTenso
                 product += pair.b[index, k, None].astype(np.float64) * pair.a[k].astype(np.float64)
             rows += float(np.float32(pair.scale)) * scale * product
         return rows.astype(np.float32)
-    return replace(tensor, read=read, copy=None)
+    return replace(tensor, read=read, copy=None, dtype="F32")
+
+
+def kept_formats(before: Source, after: Source) -> dict[str, str]:
+    """What matrices that `merged` changed were kept in: their format with --type keep."""
+    return {a.name: a.dtype for a, b in zip(before.tensors, after.tensors) if a is not b}
 
 
 def distance(base: str | os.PathLike[str], adapters: Given, result: str | os.PathLike[str], text: str | None = None, threads: int | None = None,

@@ -182,8 +182,8 @@ def recipe_format(recipe: str, name: str, sizes: Sizes) -> str:
     return base
 
 
-_KERNEL = re.compile(r"blk\.\d+\.(shortconv\.conv|ssm_conv1d)\.weight")
-"""Convolutions' kernels: a few numbers a channel, kept in F32 as vectors are."""
+_KERNEL = re.compile(r"blk\.\d+\.((shortconv\.conv|ssm_conv1d|ssm_norm|attn_[qk]_norm)\.weight|ssm_[ad])")
+"""Convolutions' kernels (a few numbers a channel), gains of each head or group, decays: kept in F32 as vectors are."""
 _ADDED = ("position_embd.weight", "token_types.weight")
 """Rows that are added to the embedding's, not multiplied: small, and llama.cpp takes them in F32 alone."""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .run.memory import MemoryPlan
     from .run.runtime import Runtime
     from .sampling.options import SamplingKeywords
+    from .score.evaluate import Evaluation
     from .score.scoring import Score, Scored
     from .serve.async_answer import AsyncAnswer
     from .serve.engine import Engine
@@ -245,7 +246,8 @@ class Model(LookInside, Adapted):
         return ChatAnswer(self, turns, SamplingOptions.of(options, sampling, "chat"), tools=tools, template_options=template_options,
                           max_tokens=check_max_tokens(max_tokens), stop=check_stop(stop), logprobs=check_logprobs(logprobs),
                           speculate=speculate, sample_index=check_sample_index(sample_index),
-                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)), wait=wait, adapters=adapters,
+                          keep=check_keep(context_shift, keep, None, 0 if keep is not None or not context_shift else self.system_tokens(turns)),
+                          wait=wait, adapters=adapters,
                           grammar=self.grammar(False, self.chat_template.stop_ids, json_schema=json_schema, regex=regex, grammar=grammar, choices=choices))
 
     @in_default_floats
@@ -338,6 +340,18 @@ class Model(LookInside, Adapted):
         from .score.classify import classify
         self._check_open()
         return classify(self, texts, labels, template, calibrate=calibrate, abstain=abstain, delimiter=delimiter, special=special)
+
+    def evaluate(self, task: str | os.PathLike[str] | Iterable[Mapping[str, Any]], **options: Any) -> Evaluation:
+        """How good this model is at a task, a file as `llamina eval` takes it or rows (mappings) -> an `Evaluation`, which a notebook shows with its confusion
+        matrix and calibration; .metrics, .samples; the same numbers as the command's.
+
+        options: shots, shots_from, seed, template, delimiter, labels (texts, or {label: text that stands for it}), calibrate, match, chat, system, max_tokens,
+        stop, limit, as of `llamina eval` (docs/eval.md); against: another open model; name: what rows are called. Bad rows raise FormatError, which names the
+        line. FileError, OptionError.
+        """
+        from .score.evaluate import evaluate
+        self._check_open()
+        return evaluate(self, task, **options)
 
     @in_default_floats
     def train(self, data: Any, output: str | os.PathLike[str] | None = None, *, valid: Any = None, log: str | os.PathLike[str] | None = None,

@@ -13,6 +13,7 @@ Four chains, since one would wait for itself where a token is alone; several tok
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from .simd import (
 )
 from .target import TARGET
 
-KINDS = {"F32": (np.dtype(np.float32), load_f32x16), "F16": (np.dtype(np.float16), load_f16x16)}
+KINDS: dict[str, tuple[np.dtype, Any]] = {"F32": (np.dtype(np.float32), load_f32x16), "F16": (np.dtype(np.float16), load_f16x16)}
 """How pairs are kept -> (NumPy's type, what loads 16 of them as float32)."""
 CHAINS = 4
 TILES = 4

@@ -31,7 +31,7 @@ def random_adapter(config: ModelConfig, rank: int | Callable[[str], int] = 4, al
         values = [np.ascontiguousarray(v, np.float32) for v in (a, b)]
         if stored == "F16":
             values = [v.astype(np.float16).astype(np.float32) for v in values]
-        pairs[name] = Pair(*values, scale_of(alpha, r), stored)
+        pairs[name] = Pair(values[0], values[1], scale_of(alpha, r), stored)
     return Adapter(config.architecture, pairs, alpha)
 
 

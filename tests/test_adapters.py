@@ -21,7 +21,6 @@ from naive_kernels import fma32
 from runs import open_runtime, run, same
 from small_models import random_ids, write_family, write_small_model
 
-
 f32 = np.float32
 IDS = random_ids(150)
 
@@ -218,7 +217,8 @@ def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:
     """The prefix cache gives a text nothing that was computed with other adapters, or other scales; but with the same ones it does."""
     config = config_of(q4)
     random_adapter(config, seed=1).save(folder / "law.gguf")
-    prompt, options = random_ids(200, seed=3), {"max_tokens": 12, "temperature": 0.0}
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
+    prompt = random_ids(200, seed=3)
     with llamina.load(q4, threads=2) as model:
         plain = model.generate(prompt, **options)
         plain.text()
@@ -250,7 +250,8 @@ def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:
 def test_sessions_know_their_adapters(q4: Path, folder: Path) -> None:
     """An answer that was saved halfway goes on with its adapters, or, where they are not loaded, is computed again and says so."""
     random_adapter(config_of(q4), seed=4).save(folder / "tax.gguf")
-    prompt, options = random_ids(90, seed=8), {"max_tokens": 10, "temperature": 0.0}
+    options: dict[str, Any] = {"max_tokens": 10, "temperature": 0.0}
+    prompt = random_ids(90, seed=8)
     with llamina.load(q4, threads=2) as model:
         model.add_adapter(folder / "tax.gguf", default=False)
         whole = model.generate(prompt, adapters={"tax": 0.75}, **options)
@@ -351,7 +352,7 @@ def test_merging(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
             else:
                 wanted = decode("Q8_0", before.data(name)) + 0.5 * pair.scale * (pair.b.astype(np.float64) @ pair.a)
                 assert np.abs(decode("Q8_0", after.data(name)) - wanted).max() < 0.01 * np.abs(wanted).max()
-    for bad, says in ("q4.gguf", "expected an adapter"), ("none.gguf", "no such file"):
+    for bad, says in ("base.gguf", "expected an adapter"), ("none.gguf", "no such file"):
         assert main(["convert", str(base), str(folder / "x.gguf"), "--lora", str(folder / bad)]) != 0 and says in capfd.readouterr().err
 
 
@@ -378,7 +379,8 @@ def test_control_vectors(q4: Path, folder: Path, capsys: pytest.CaptureFixture[s
     vectors = [SteeringVector({1: rng.standard_normal(64).astype(f32)}, "llama") for _ in range(2)]
     for i, vector in enumerate(vectors):
         vector.save(folder / f"v{i}.gguf")
-    prompt, options = random_ids(150, seed=2), {"max_tokens": 8, "temperature": 0.0}
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0}
+    prompt = random_ids(150, seed=2)
     with llamina.load(q4, threads=2) as model:
         plain = model.generate(prompt, **options)
         plain.text()

@@ -285,7 +285,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 def test_refused_before_anything_is_computed(tmp_path, capsys, monkeypatch, argv, code, message):
     def no_model(*args: Any, **options: Any) -> Any:
         raise AssertionError("the model was loaded")
-    monkeypatch.setattr("llamina.engine.cli.batch.open_model", no_model)
+    monkeypatch.setattr("llamina.engine.cli.cluster.open_model", no_model)
     monkeypatch.chdir(tmp_path)
     Path("p.jsonl").write_text('"a"\n')
     Path("old.jsonl").write_text("mine\n")
@@ -304,3 +304,14 @@ def test_no_error_but_ours():
         raw = bytes(rng.choice(b'{}[]":,\\ueE+-.0123456789 \xc3\xbc\xffpromtidesag') for _ in range(rng.randrange(40)))
         with contextlib.suppress(LlaminaError):
             parse_line(raw, 0, 0)
+
+
+def test_very_many_bad_lines(tmp_path, monkeypatch):
+    """More than are kept at a time, between good ones."""
+    from llamina.engine.answers import batch_work
+    monkeypatch.setattr(batch_work, "_MOST_READY", 3)
+    source = tmp_path / "p.jsonl"
+    source.write_text("".join('"good"\n' if i % 11 == 7 else "{bad\n" for i in range(60)))
+    last = run(source, tmp_path / "r.jsonl")[-1]
+    found = records(tmp_path / "r.jsonl")
+    assert [r["id"] for r in found] == list(range(1, 61)) and all(("error" in r) is (i % 11 != 7) for i, r in enumerate(found)) and last.errors == 55

@@ -293,7 +293,7 @@ def test_the_first_help_fits_a_terminal(run, monkeypatch):
 
 
 def test_every_option_of_the_groups_exists():
-    known = {p.name for name in ("generate", "chat", "batch") for p in group.get_command(click.Context(group), name).params}  # type: ignore[union-attr]
+    known = {p.name for name in ("generate", "chat", "batch", "train") for p in group.get_command(click.Context(group), name).params}  # type: ignore[union-attr]
     assert {name for names in SECTIONS.values() for name in names} <= known
 
 

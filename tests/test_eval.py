@@ -5,10 +5,8 @@ import csv
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import llamina
 import pytest
@@ -267,71 +265,6 @@ def test_rows_that_could_not_be_computed(run, tmp_path):
     assert json.loads(found.out)["metrics"]["errors"] == 1 and json.loads(found.out)["metrics"]["rows"] == 3
 
 
-# -- the same bytes -------------------------------------------------------------------------------------------------------------------------
-
-
-def child(*argv: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", "import sys; from llamina.engine.cli import main; sys.exit(main(sys.argv[1:]))", *argv],
-                            env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def test_results_are_the_same_bytes(run, choices, tmp_path, monkeypatch):
-    from llamina.engine.score import paths
-    expected = None
-    for i, (threads, block) in enumerate([("1", 256), ("2", 5), ("3", 1)]):
-        monkeypatch.setattr(paths, "BLOCK", block)
-        out, samples = tmp_path / f"{i}.json", tmp_path / f"{i}.jsonl"
-        assert run("eval", "demo", str(choices), "-o", str(out), "--samples", str(samples), "--shots", "2", "--threads", threads).code == 0
-        expected = expected or (out.read_bytes(), samples.read_bytes())
-        assert (out.read_bytes(), samples.read_bytes()) == expected
-
-
-@pytest.mark.parametrize("command, kills", [("eval", 5), ("classify", 2)])
-def test_killed_anywhere(tmp_path, command, kills, run):
-    """Killed at some places of the journal, a run ends in the same bytes."""
-    rows = [{"text": sentence(i, 40 + i % 9), "label": ("good", "bad")[i % 2]} for i in range(200)]
-    task = tmp_path / "t.jsonl"
-    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = [command, "demo", str(task), "--threads", "1", *(["--labels", "good,bad", "--label-column", "label"] if command == "classify" else [])]
-    assert run(*options, "-o", str(tmp_path / "whole.jsonl")).code == 0
-    out, killed = tmp_path / "cut.jsonl", 0
-    journal = tmp_path / "cut.jsonl.journal"
-    for k in range(kills):
-        process = child(*options, "-o", str(out))
-        deadline = time.monotonic() + 60
-        enough = 1 + 150 // kills * (k + 1)
-        while process.poll() is None and time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > enough):
-            time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-        if out.exists():
-            break
-    assert killed
-    if not out.exists():
-        found = run(*options, "-o", str(out))
-        assert found.code == 0 and "going on after" in found.err
-    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-def test_a_journal_of_another_job_is_refused(run, choices, tmp_path):
-    out = tmp_path / "r.json"
-    (tmp_path / "r.json.journal").write_bytes(b"")
-    assert run("eval", "demo", str(choices), "-o", str(out), "--limit", "3").code == 0
-    out.rename(tmp_path / "old.json")
-    process = child("eval", "demo", str(choices), "-o", str(out), "--shots", "2")
-    while process.poll() is None and not (tmp_path / "r.json.journal").exists():
-        time.sleep(0.005)
-    while process.poll() is None and not (tmp_path / "r.json.journal").read_bytes().count(b"\n"):
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    if not out.exists():
-        found = run("eval", "demo", str(choices), "-o", str(out), "--shots", "3")
-        assert found.code == 2 and "was begun with other shots (2, now 3)" in found.err
-
-
 # -- parts ----------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -403,3 +336,46 @@ def test_real_labels():
         pytest.skip(f"{path} not found (set LLAMINA_REAL)")
     task = Task.open(str(path), template="{text_a}\nSentiment:", labels={"0": "negative", "1": "positive"})
     assert task.count == 872 and task.kind == "label"
+
+
+def test_evaluate_is_the_command(run, demo, choices, tmp_path):
+    """The same bytes; rows in memory give the same numbers; models against each other."""
+    out, samples = tmp_path / "r.json", tmp_path / "s.jsonl"
+    assert run("eval", "demo", str(choices), "-o", str(out), "--samples", str(samples), "--shots", "1", "--context", "512", "--limit", "30").code == 0
+    found = demo.evaluate(choices, shots=1, limit=30)
+    assert found.json() == out.read_text() and found.samples == [json.loads(line) for line in samples.read_text().splitlines()]
+    rows = [json.loads(line) for line in choices.read_text().splitlines()]
+    again = demo.evaluate(rows, shots=1, limit=30, against=demo, name="mine")
+    assert again.metrics == found.metrics and again.results["against"]["answers_changed"]["value"] == 0 and "mine: 30 rows" in str(again)
+    generated = demo.evaluate([{"prompt": "Once upon a", "target": "time", "match": "contains"}], max_tokens=2)
+    assert generated.accuracy in (0.0, 1.0) and "accuracy" in repr(generated) and "<svg" not in generated._repr_html_()
+
+
+def test_a_notebook_shows_it(demo):
+    """Well-formed, self-contained, the colours of what is around it, and told in words."""
+    from xml.etree import ElementTree
+    rows = [{"text": sentence(i, 5), "label": ("go<od", "bad & ugly")[i % 2]} for i in range(12)]
+    found = demo.evaluate(rows, labels=["go<od", "bad & ugly"])
+    html = found._repr_html_()
+    root = ElementTree.fromstring(html)
+    pictures = [node for node in root.iter() if node.tag.endswith("svg")]
+    assert len(pictures) == 2 and "http" not in html.replace("http://www.w3.org/2000/svg", "") and "<script" not in html and "go<od" not in html
+    texts = ["".join(node.itertext()) for node in pictures]
+    for count in (n for row in found.metrics["confusion"]["counts"] for n in row):
+        assert str(count) in texts[0]
+    assert all(p.get("role") == "img" and p.get("fill") == "currentColor" and p[0].tag.endswith("title") and p[1].tag.endswith("desc") for p in pictures)
+    assert f"right bad & ugly: {found.metrics['confusion']['counts'][1][0]} given go<od" in pictures[0][1].text
+    ids = [node.get("id") for node in root.iter() if node.get("id")]
+    assert len(set(ids)) == 4 and not set(ids) & {node.get("id") for node in ElementTree.fromstring(found._repr_html_()).iter()} - {None}
+
+
+@pytest.mark.parametrize("task, options, error, words", [
+    (5, {}, OptionError, "a file's path or a list of rows"), ({"text": "a"}, {}, OptionError, "a list of rows"),
+    ([1], {}, OptionError, "rows must be mappings"), ([{"a": object()}], {}, OptionError, "row 0 can't be written"),
+    ([{"a": 1}], {}, FormatError, "rows.jsonl, line 1"), ([], {}, FormatError, "has no rows"),
+    ([{"prompt": "a", "target": "b"}], {"calibrate": "pmi"}, OptionError, "is for labels"), ([], {"shot": 1}, OptionError, "no option 'shot'"),
+    ([], {"limit": 0}, OptionError, "limit must be"), ([], {"calibrate": "x"}, OptionError, "calibrate must be"),
+    ([], {"labels": "a"}, OptionError, "must be a list")])
+def test_evaluate_refuses(demo, task, options, error, words):
+    with pytest.raises(error, match=words):
+        demo.evaluate(task, **options)

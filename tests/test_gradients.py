@@ -1,20 +1,25 @@
 """Gradients of adapters: right (against differences of a float64 model's loss), and the same bits however rows are divided, on any number of threads."""
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import targets
 from llamina.engine.errors import OptionError, UnsupportedError
 from llamina.engine.train.adapter import Pair
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.rows import Row
+from llamina.engine.train.tokens import TokenGradients, token_gradients
+from llamina.kernels.target import EMULATION
 from naive_gradients import Twin
 from page_cases import write_case
 from small_models import write_small_model
-from train_cases import gradients, opened, random_adapter, random_rows
-
-LENGTHS = [37, 70, 2, 9]
+from train_cases import LENGTHS, found_digest, gradients, opened, random_adapter, random_rows
 
 
 @pytest.mark.parametrize("name", ["llama arrays", "qwen3", "phi3", "gemma2", "stablelm parallel"])
@@ -44,6 +49,39 @@ def test_bits_do_not_depend_on_threads_and_micro_batches(format: str, dropout: f
             assert (array.view(np.uint32) == expected[name].view(np.uint32)).all(), (threads, split, name)
 
 
+def test_another_order_gives_other_bits(tmp_path: Path) -> None:
+    """What the test above would see: rows in another order, and sums of a call of its own that are added afterwards."""
+    path = write_small_model(tmp_path / "m.gguf", "Q4_0")
+    with opened(path) as model:
+        rows, adapter = random_rows(model.config.n_vocab, LENGTHS), random_adapter(model.config)
+        found = Gradients(model, adapter)
+
+        def summed(*parts: list[Row]) -> list[dict[str, np.ndarray]]:
+            sums = []
+            for part in parts:
+                found.zero()
+                found.accumulate(part, 80.0, 0)
+                sums.append({name: array.copy() for name, array in found.arrays.items()})
+            return sums
+        [right], [turned], (first, second) = summed(rows), summed(rows[::-1]), summed(rows[:2], rows[2:])
+        for name, array in right.items():
+            assert np.allclose(array, turned[name], atol=1e-4) and np.allclose(array, first[name] + second[name], atol=1e-4)
+        assert len({found_digest(arrays) for arrays in (right, turned, {name: first[name] + second[name] for name in first})}) == 3
+
+
+@pytest.mark.skipif(not targets.ALL, reason="compiles everything anew: LLAMINA_ALL_TARGETS=1 runs it")
+@pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
+def test_every_target_has_the_same_bits(target: str, tmp_path: Path) -> None:
+    targets.needs(target)
+    path = write_small_model(tmp_path / "m.gguf", "Q4_0")
+    expected = found_digest(gradients(path, LENGTHS)[0])
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "NUMBA_CPU_"))}
+    done = subprocess.run([sys.executable, "train_cases.py", path], cwd=Path(__file__).parent, env={**plain, **EMULATION[target]}, capture_output=True,
+                          text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"target": target, "digest": expected}
+
+
 def test_losses_are_those_of_accumulate(tmp_path: Path) -> None:
     with opened(write_small_model(tmp_path / "m.gguf", "Q4_0")) as model:
         rows, adapter = random_rows(model.config.n_vocab, LENGTHS), random_adapter(model.config)
@@ -67,3 +105,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
             Gradients(model, adapter)
     with opened(write_case(tmp_path / "e.gguf", "qwen3moe")) as model, pytest.raises(UnsupportedError, match="layer 0 has blocks .*Experts"):
         Gradients(model, random_adapter(model.config))
+
+
+def test_token_gradients_are_slopes(tmp_path: Path) -> None:
+    """Along a token's own row: the model with that row a little longer (an embedding that no other token has) against the score."""
+    ids, longer = [3, 200, 17, 90], 1.001
+
+    def said(factor: float) -> TokenGradients:
+        def edit(name: str, values: np.ndarray) -> np.ndarray:
+            values = values.copy()
+            if name == "token_embd.weight":
+                values[17] *= np.float32(factor)
+            return values
+        with opened(write_small_model(tmp_path / "m.gguf", "F32", edit=edit)) as model:
+            assert token_gradients(model, ids).log_probability >= token_gradients(model, ids, 5).log_probability
+            return token_gradients(model, ids, 5)
+    low, found, high = said(1 / longer), said(1.0), said(longer)
+    slope = (high.log_probability - low.log_probability) / (longer - 1 / longer)
+    assert abs(slope - found.scores[2]) < 2e-3 * np.abs(found.scores).max() and found.gradients.shape == (4, 64)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llamina.convert.recipes import is_matrix
 from llamina.engine.architectures import config
 from llamina.engine.architectures.blocks import Attention, Block, Mlp, Output
 from llamina.engine.architectures.builder import Builder
@@ -274,6 +275,7 @@ def test_what_a_matrix_reads_is_a_site(name: str, tmp_path: Path) -> None:
     """Of its columns: importance data are measured there."""
     with open_gguf(write_case(tmp_path / "m.gguf", name)) as file:
         found = config.ModelConfig.from_gguf(file)
+    assert not [t.name for t in found.tensors() if t.plain and is_matrix(t.name, t.shape)]  # convert keeps them in F32
     sites = {site: at.columns for site, (_, at) in found.sites().items()}
     for m in found.matrices():
         wide = m.used * -(-m.columns // 32) * 32 if m.site.endswith(".hook_post") and m.experts else m.columns

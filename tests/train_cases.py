@@ -1,6 +1,12 @@
-"""Training in tests: adapters with random pairs, rows of random tokens, gradients of a model file."""
+"""Training in tests: adapters with random pairs, rows of random tokens, gradients of a model file.
+
+As a script, in a process with another CPU target:  python train_cases.py MODEL  prints {"target": "avx2", "digest": of the gradients}.
+"""
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +20,8 @@ from llamina.engine.run.scheduler import Scheduler
 from llamina.engine.train.adapter import Adapter, Pair
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.rows import Row
+
+LENGTHS = [37, 70, 2, 9]
 
 
 class Opened:
@@ -62,3 +70,20 @@ def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, 
         for start in range(0, len(rows), split or len(rows)):
             nll.append(found.accumulate(rows[start:start + (split or len(rows))], divisor, 0).nll)
         return found.arrays, np.concatenate(nll)
+
+
+def found_digest(arrays: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(arrays[name].astype("<f4").tobytes())
+    return found.hexdigest()[:16]
+
+
+def main() -> None:
+    from llamina.kernels.target import TARGET
+
+    print(json.dumps({"target": TARGET, "digest": found_digest(gradients(Path(sys.argv[1]), LENGTHS, threads=2)[0])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -133,9 +133,15 @@ class Engine:
         L.llama_synchronize(self.context)
         return {"tokens_per_second": n / (time.perf_counter() - start), "peak_memory": peak_memory()}
 
-    def logits(self, ids: list[int], save: str, flash: str = OFF, kv: str = "f16") -> dict[str, Any]:
-        """Logits after each id, in batches of 512, saved as .npy: float32 [len(ids), n_vocab]."""
+    def logits(self, ids: list[int], save: str, flash: str = OFF, kv: str = "f16", lora: str | None = None, scale: float = 1.0) -> dict[str, Any]:
+        """Logits after each id, in batches of 512, saved as .npy: float32 [len(ids), n_vocab]. lora: an adapter's file."""
         self.open(-(-len(ids) // 256) * 256, flash=flash, kv=kv)
+        if lora is not None:
+            adapter = L.llama_adapter_lora_init(self.model, os.fsencode(lora))
+            if not adapter:
+                raise RuntimeError(f"llama.cpp refuses {lora}")
+            if status := L.llama_set_adapters_lora(self.context, (L.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(scale)):
+                raise RuntimeError(f"llama_set_adapters_lora: {status}")
         np.save(save, np.concatenate([self.window(ids, i) for i in range(0, len(ids), 512)]))
         return {"rows": len(ids)}
 

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -62,8 +62,8 @@ class Journal:
             raise
 
     @property
-    def done(self) -> frozenset[int]:
-        return frozenset(self._offsets)
+    def done(self) -> Set[int]:
+        return self._offsets.keys()
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Bind the journal to a job, or check that it is bound to this one. OptionError names what differs."""

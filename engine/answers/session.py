@@ -58,7 +58,8 @@ class Session:
 
 def save(path: str | os.PathLike[str], model: Core, kind: str, state: dict[str, Any], ids: list[int], sequence: kv_cache.Sequence | None,
          use: Use | None = None) -> None:
-    """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. use: its adapters (default: the model's). FileError: then the file is as it was before."""
+    """Write a session: `ids` is the text, the first of which `sequence` has keys and values of. use: its adapters (default: the
+    model's). FileError: then the file is as it was before."""
     target = Path(path)
     n, windows, pages = sequence.saved() if sequence is not None else (0, 0, [])
     header = {"kind": kind, "model": model.runtime.digest, "arithmetic": ARITHMETIC_VERSION, "kv": model.runtime.kv_name,

@@ -27,6 +27,11 @@ GATING_NUMBERS = {1: "softmax", 2: "sigmoid", 3: "softmax_of_chosen"}
 RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
+def _read(norm: Norm | None, options: dict[str, Any]) -> str:
+    """The site of what a feed-forward block reads: beside attention, and without a norm of its own, attention's normed rows."""
+    return "ln1.hook_normalized" if norm is None and options.get("parallel") else "ln2.hook_normalized"
+
+
 class Builder(Keys):
     """`Keys` that make blocks. A bias is taken if the file holds one; a page lists those that must be there (`biases`)."""
 
@@ -210,7 +215,7 @@ class Builder(Keys):
     def glu(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
         """A gated feed-forward block under the usual names; fused=True: rows of gate, then of up, in one tensor ffn_up. biases: which of gate, up, down
         must have one. options: fields of Mlp."""
-        width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], "ln2.hook_normalized"
+        width, site = self.per_layer("feed_forward_length", MAX_WIDTH)[layer], _read(norm, options)
         if options.pop("fused", False):
             gate, up = (self.matrix(layer, "ffn_up", width, self.dim, site, "mlp.gate_up_proj", first=first, whole=2 * width, bias="up" in biases)
                         for first in (0, width))
@@ -265,7 +270,7 @@ class Builder(Keys):
     def mlp(self, layer: int, activation: str, *, norm: Norm | None, biases: Collection[str] = (), **options: Any) -> Mlp:
         """A feed-forward block without a gate: down(act(up(x)))."""
         width = self.per_layer("feed_forward_length", MAX_WIDTH)[layer]
-        up = self.matrix(layer, "ffn_up", width, self.dim, "ln2.hook_normalized", "mlp.up_proj", bias="up" in biases)
+        up = self.matrix(layer, "ffn_up", width, self.dim, _read(norm, options), "mlp.up_proj", bias="up" in biases)
         return Mlp(layer, self.dim, width, activation, norm, None, up, self._down(layer, width, biases), **options)
 
     def _down(self, layer: int, width: int, biases: Collection[str]) -> Matrix:

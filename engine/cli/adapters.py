@@ -54,7 +54,8 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
     if parameter.name == "layers":
         extras.layers = None if value is None else _range(value)
     else:
-        setattr(extras, "lora" if parameter.name == "lora" else "control", [with_number(text, f"--{(parameter.name or '').replace('_', '-')}") for text in value])
+        option = "--lora" if parameter.name == "lora" else "--control-vector"
+        setattr(extras, "lora" if parameter.name == "lora" else "control", [with_number(text, option) for text in value])
 
 
 def _range(text: str) -> range:

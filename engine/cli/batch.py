@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import FileError, OptionError
+from .cluster import place_for, ray_option
 from .help import Command
 from .options import (
     chat_options,
@@ -21,13 +22,11 @@ from .options import (
     complete_model,
     grammar_options,
     memory_options,
-    open_model,
     pop_grammar,
     run_options,
     sampling_options,
     speculation_options,
     system_message,
-    use_template,
     with_models_own,
 )
 from .progress import Progress, duration, tell
@@ -48,10 +47,11 @@ if TYPE_CHECKING:
 @grammar_options
 @speculation_options
 @memory_options
+@ray_option
 @run_options
 def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, system: str | None, system_file: str | None,
             template: str | None, parallel: int | None, draft: str | None, no_speculation: bool,
-            memory: str | None, context_shift: bool | None, threads: int | None, context: int | None, kv: str | None, quiet: bool,
+            memory: str | None, context_shift: bool | None, ray: str | None, threads: int | None, context: int | None, kv: str | None, quiet: bool,
             verbose: bool, **sampling: Any) -> None:
     """Answer many prompts: a line of JSON in, a line of JSON out, in the same order.
 
@@ -92,19 +92,19 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
         journal: Journal | RecordStream = RecordStream(sys.stdout) if to_stream else Journal(target)
         stack.enter_context(journal)
         progress = stack.enter_context(Progress(quiet, verbose))
-        loaded = stack.enter_context(open_model(model, threads, context, progress, draft, no_speculation, memory, kv))
-        loaded.scheduler.reading = None  # the line below tells of all prompts together
-        use_template(loaded, template)
-        options = {"max_tokens": max_tokens, "context_shift": bool(context_shift), **with_models_own(loaded, sampling), **obey}
+        place = stack.enter_context(place_for(ray, model, threads, context, progress, memory=memory, kv=kv, draft=draft, no_speculation=no_speculation,
+                                              template=template, expected=(journal.header or {}).get("model")))
+        options = {"max_tokens": max_tokens, "context_shift": bool(context_shift), **with_models_own(place.facts.sampling, sampling), **obey}
         seed = options.pop("seed")
-        job = BatchJob(loaded, source, journal, lines, digest, options, seed=seed, kv=kv, chat=chat or system is not None or template is not None,
-                       system=system, parallel=parallel, template=loaded.chat_template.source if template is not None else None)
+        job = BatchJob(None, source, journal, lines, digest, options, seed=seed, kv=kv, chat=chat or system is not None or template is not None,
+                       system=system, parallel=parallel, template=place.facts.template,
+                       bound={"model": place.facts.model, "context": place.facts.context, **place.facts.adapters})
         if job.resumed:
             progress.note(f"going on after {job.resumed} of {lines} records")
         start = time.monotonic()
         state = job.progress
         try:
-            for state in job.run():
+            for state in job.run(lambda rows: place.records(job.work, rows, lines)):
                 seen = state
                 progress.working(lambda: _line(seen, time.monotonic() - start))  # noqa: B023 - called at once
         except KeyboardInterrupt:

@@ -91,7 +91,7 @@ def command(model: str, question: str | None, prompt: str | None, file: str | No
             shift = terminal if context_shift is None else context_shift
             if shift and context_shift is None and max_tokens == -1:
                 max_tokens = loaded.context  # or an answer that never ends would not end
-            options = {"max_tokens": max_tokens, "context_shift": shift, **with_models_own(loaded, sampling), **obey}
+            options = {"max_tokens": max_tokens, "context_shift": shift, **with_models_own(loaded.sampling_defaults, sampling), **obey}
             if asked is not None:
                 _once(chat, asked, options, progress, plain, keeper)
             elif terminal:

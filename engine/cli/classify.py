@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from .adapters import bound
+from .cluster import place_for, ray_option
 from .help import Command
-from .options import as_json_line, complete_model, open_model, run_options
+from .options import as_json_line, complete_model, run_options
 from .progress import Progress, tell
 
 
@@ -31,10 +32,11 @@ from .progress import Progress, tell
 @click.option("--format", "asked", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="What INPUT is.  [default: by its name; lines of text for -]")
 @click.option("--json", "as_json", is_flag=True, help="Tell accuracy and F1 as one JSON object.")
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.")
+@ray_option
 @run_options
 def command(model: str, source: str, output: str, labels: str, template: str, text_column: str | None, label_column: str | None, calibrate: str,
-            abstain: float | None, delimiter: str, asked: str | None, as_json: bool, memory: str | None, threads: int | None, context: int | None,
-            kv: str | None, quiet: bool, verbose: bool) -> None:
+            abstain: float | None, delimiter: str, asked: str | None, as_json: bool, memory: str | None, ray: str | None, threads: int | None,
+            context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
     """Give each text of a file the label that the model finds likeliest after it, with the probability of each label.
 
     INPUT is a .csv, .tsv or .jsonl file, or lines of text; - reads standard input. Its columns are kept, label and probabilities come behind them. Interrupted,
@@ -47,7 +49,6 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
       llamina classify model.gguf sst2.tsv -o out.tsv --labels 0=negative,1=positive --text-column text_a --label-column label
       echo "What a film!" | llamina classify model.gguf - --labels good,bad
     """
-    from ..answers.batch_job import fingerprint
     from ..score.classify_work import ClassifyWork
     from ..score.job import ScoreJob
     from ..score.table import format_of
@@ -67,11 +68,10 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
         work.prepare()
         journal = stack.enter_context(journal_for(output))
         progress = stack.enter_context(Progress(quiet, verbose))
-        loaded = stack.enter_context(open_model(model, threads, context, progress, memory=memory, kv=kv))
-        loaded.scheduler.reading = None
-        job = ScoreJob(work, journal, {"model": fingerprint(loaded.path), "context": loaded.context, "kv": kv, **bound()})
+        place = stack.enter_context(place_for(ray, model, threads, context, progress, memory=memory, kv=kv, expected=(journal.header or {}).get("model")))
+        job = ScoreJob(work, journal, {"model": place.facts.model, "context": place.facts.context, "kv": kv, **bound()})
         tell_resumed(job, progress)
-        seconds = run_job(job, progress, output != "-", lambda rows: work.records(loaded, rows))
+        seconds = run_job(job, progress, output != "-", lambda rows: place.records(work, rows, work.count))
         job.finish(lambda file: work.write(file, job.records))
         if output == "-":
             shown(journal.output)
@@ -87,7 +87,7 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
 
 def table(measured: dict[str, Any]) -> list[str]:
     """Lines for people."""
-    from .tables import confusion_lines, with_error
+    from ..score.report import confusion_lines, with_error
     lines = [f"accuracy           {with_error(measured['accuracy'])}  ({measured['rows']} rows)"]
     if measured["abstained"] or measured["errors"]:
         lines.append(f"  of those labelled {with_error(measured['accuracy_of_answered'])}  ({measured['abstained']} abstained, {measured['errors']} errors)")

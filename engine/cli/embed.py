@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from ..errors import OptionError
+from .cluster import place_for, ray_option
 from .help import Command
-from .options import complete_model, open_model, run_options
+from .options import complete_model, run_options
 from .progress import Progress
 
 
@@ -28,10 +29,11 @@ from .progress import Progress
 @click.option("--text-column", metavar="NAME", help="The column, or JSON key, that holds the text.  [default: text, or the only one]")
 @click.option("--format", "asked", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="What INPUT is.  [default: by its name; lines of text for -]")
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.")
+@ray_option
 @run_options
 def command(model: str, source: str, output: str, kind: str | None, prompt: str | None, pooling: str | None, truncate: int | None, no_normalize: bool,
-            cut: bool, max_tokens: int | None, text_column: str | None, asked: str | None, memory: str | None, threads: int | None, context: int | None,
-            kv: str | None, quiet: bool, verbose: bool) -> None:
+            cut: bool, max_tokens: int | None, text_column: str | None, asked: str | None, memory: str | None, ray: str | None, threads: int | None,
+            context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
     """Turn each text of a file into a vector: texts that mean the like get vectors that point the like way.
 
     INPUT is a file of lines (every line is a text, an empty one too), or .jsonl, .csv or .tsv; - reads standard input. Row i of the output is text i.
@@ -59,4 +61,4 @@ def command(model: str, source: str, output: str, kind: str | None, prompt: str 
                          truncate_dim=truncate, normalize=not no_normalize, max_tokens=max_tokens)
         work.prepare()
         progress = stack.enter_context(Progress(quiet, verbose))
-        run_texts(work, output, progress, lambda: open_model(model, threads, context, progress, memory=memory, kv=kv), kv)
+        run_texts(work, output, progress, lambda expected: place_for(ray, model, threads, context, progress, memory=memory, kv=kv, expected=expected), kv)

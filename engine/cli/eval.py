@@ -10,8 +10,9 @@ import click
 
 from ..errors import OptionError
 from .adapters import bound
+from .cluster import place_for, ray_option
 from .help import Command
-from .options import as_json_line, complete_model, open_model, run_options, system_message, use_template
+from .options import as_json_line, complete_model, run_options, system_message
 from .progress import Progress, tell
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ if TYPE_CHECKING:
 @click.option("--plot", metavar="PATH", help="Draw the confusion matrix and the calibration (.png, .svg, .pdf; needs the extra plot).")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.")
+@ray_option
 @run_options
 def command(model: str, source: str, output: str | None, samples: str | None, shots: int, shots_from: str | None, template: str | None, delimiter: str,
             labels: str | None, calibrate: str, match: str, chat: bool, system: str | None, system_file: str | None, chat_template: str | None,
             max_tokens: int, stop: tuple[str, ...], limit: int | None, seed: int, against: str | None, plot: str | None, as_json: bool,
-            memory: str | None, threads: int | None, context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
+            memory: str | None, ray: str | None, threads: int | None, context: int | None, kv: str | None, quiet: bool, verbose: bool) -> None:
     """Measure how good MODEL is at TASK, a .jsonl (or .csv, .tsv) file whose rows say by their keys what is asked.
 
     {"context", "choices", "answer"}: one of some choices, by likelihood. {"text", "label"}: a label, by likelihood. {"prompt", "target"}: a generated answer,
@@ -97,16 +99,15 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet, verbose))
         journal = stack.enter_context(journal_for(output))
-        header = {"models": [fingerprint(Path(resolve(name, progress.loading))) for name in names], "context": context, "kv": kv, **bound()}
-        job = ScoreJob(work, journal, header, len(names))
+        prints = [fingerprint(Path(resolve(name, progress.loading))) for name in names]
+        job = ScoreJob(work, journal, {"models": prints, "context": context, "kv": kv, **bound()}, len(names))
         tell_resumed(job, progress)
         models, seconds = [], 0.0
         for part, name in enumerate(names):
-            with open_model(name, threads, context, progress, memory=memory, kv=kv, adapters=part == 0) as loaded:
-                loaded.scheduler.reading = None
-                use_template(loaded, chat_template)
-                seconds += run_job(job, progress, output is not None, lambda rows: work.records(loaded, rows), part)
-                models.append({"name": Path(loaded.path).name, "sha256": loaded.digest, "kv": loaded.runtime.kv_name})
+            with place_for(ray, name, threads, context, progress, memory=memory, kv=kv, template=chat_template, expected=prints[part],
+                           adapters=part == 0) as place:
+                seconds += run_job(job, progress, output is not None, lambda rows: place.records(work, rows, work.count), part)
+                models.append({"name": place.facts.name, "sha256": place.digest(), "kv": place.facts.kv})
         parts = [_part(job, part) for part in range(len(names))]
         result = found.results_of(work, models, parts)
         if samples is not None:
@@ -142,5 +143,5 @@ def _plotter(path: str | None) -> Any:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """For people."""
-    from .tables import eval_lines
+    from ..score.report import eval_lines
     return eval_lines(result)

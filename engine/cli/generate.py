@@ -93,7 +93,7 @@ def command(model: str, prompt: str | None, file: str | None, max_tokens: int, s
     with (Progress(quiet or as_json, verbose) as progress,
           open_model(model, threads, context, progress, draft, no_speculation, memory, kv) as loaded):
         use_template(loaded, template)
-        sampling = with_models_own(loaded, sampling)
+        sampling = with_models_own(loaded.sampling_defaults, sampling)
         ids = _question(loaded, text, system) if chat else loaded.prompt_ids(text, bos=False if no_bos else None, special=special)
         options = {"max_tokens": max_tokens, "logprobs": logprobs, "context_shift": bool(context_shift), "keep": keep, **obey, **sampling}
         asked: dict[str, Any] = {"model": model, "prompt": text, "prompt_ids": ids}

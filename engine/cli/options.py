@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,10 @@ def check_sampling(options: dict[str, Any]) -> None:
     check_stop(options["stop"])
 
 
-def with_models_own(model: Model, options: dict[str, Any]) -> dict[str, Any]:
-    """Options with what the model's file recommends, where nobody said anything else."""
+def with_models_own(own: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options with what the model's file recommends (`Model.sampling_defaults`), where nobody said anything else."""
     from click.core import ParameterSource
     context = click.get_current_context()
-    own = model.sampling_defaults
     return {name: own[name] if name in own and context.get_parameter_source(name) is ParameterSource.DEFAULT else value for name, value in options.items()}
 
 

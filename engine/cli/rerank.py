@@ -6,8 +6,9 @@ import contextlib
 import click
 
 from ..checks import count
+from .cluster import place_for, ray_option
 from .help import Command
-from .options import complete_model, open_model, run_options
+from .options import complete_model, run_options
 from .progress import Progress
 
 
@@ -24,10 +25,11 @@ from .progress import Progress
 @click.option("--text-column", metavar="NAME", help="The column, or JSON key, that holds the text.  [default: text, or the only one]")
 @click.option("--format", "asked", type=click.Choice(["csv", "tsv", "jsonl", "lines"]), help="What INPUT is.  [default: by its name; lines of text for -]")
 @click.option("--memory", metavar="SIZE", help="Most memory for weights and KV cache, such as 4GB.")
+@ray_option
 @run_options
 def command(model: str, query: str, source: str, output: str, top: int | None, judge: str | None, instruction: str | None, cut: bool,
-            text_column: str | None, asked: str | None, memory: str | None, threads: int | None, context: int | None, kv: str | None, quiet: bool,
-            verbose: bool) -> None:
+            text_column: str | None, asked: str | None, memory: str | None, ray: str | None, threads: int | None, context: int | None, kv: str | None,
+            quiet: bool, verbose: bool) -> None:
     """Score each text of a file by how well it answers QUERY: the higher the better.
 
     Models with a rank head (bge-reranker, Qwen 3's rerankers) give its score; another is refused, unless --judge names two words to choose from. INPUT is a
@@ -56,4 +58,4 @@ def command(model: str, query: str, source: str, output: str, top: int | None, j
                           instruction=instruction, top=top)
         work.prepare()
         progress = stack.enter_context(Progress(quiet, verbose))
-        run_texts(work, output, progress, lambda: open_model(model, threads, context, progress, memory=memory, kv=kv), kv)
+        run_texts(work, output, progress, lambda expected: place_for(ray, model, threads, context, progress, memory=memory, kv=kv, expected=expected), kv)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,9 @@ from ..errors import FormatError
 from .progress import Progress, tell
 
 if TYPE_CHECKING:
-    from ..model import Model
     from ..score.embed_work import EmbedWork
     from ..score.rerank_work import RerankWork
+    from .cluster import Place
 
 
 def spooled_source(stack: contextlib.ExitStack, source: str) -> tuple[Path, str]:
@@ -25,26 +26,25 @@ def spooled_source(stack: contextlib.ExitStack, source: str) -> tuple[Path, str]
     return Path(source), source
 
 
-def run_texts(work: EmbedWork | RerankWork, output: str, progress: Progress, open_model: Callable[[], Model], kv: str | None) -> None:
+def run_texts(work: EmbedWork | RerankWork, output: str, progress: Progress, open_place: Callable[[str | None], AbstractContextManager[Place]],
+              kv: str | None) -> None:
     """Compute what the journal lacks, write the output, say how it went. FormatError names a text that the model does not take; click.exceptions.Exit(1):
-    every row was an error."""
-    from ..answers.batch_job import fingerprint
+    every row was an error. open_place: given the fingerprint of an interrupted run's model."""
     from ..score.job import ScoreJob
     from .scoring import journal_for, run_job, shown, summary, tell_resumed
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(journal_for(output))
-        loaded = stack.enter_context(open_model())
-        loaded.scheduler.reading = None
+        place = stack.enter_context(open_place((journal.header or {}).get("model")))
         left = (row for row in work.rows() if row.number not in journal.done)
-        for n, (_, record) in enumerate(work.look().records(loaded, left), 1):
+        for n, (_, record) in enumerate(place.records(work.look(), left, work.count), 1):
             if "error" in record:
                 raise FormatError(f"{work.name}, {record['error']}")
             looked_at = n
             progress.working(lambda: f"looking at the texts: {looked_at} of {work.count}")  # noqa: B023 - called at once
         progress.clear()
-        job = ScoreJob(work, journal, {"model": fingerprint(loaded.path), "context": loaded.context, "kv": kv})
+        job = ScoreJob(work, journal, {"model": place.facts.model, "context": place.facts.context, "kv": kv})
         tell_resumed(job, progress, "texts")
-        seconds = run_job(job, progress, output != "-", lambda rows: work.records(loaded, rows), what="texts")
+        seconds = run_job(job, progress, output != "-", lambda rows: place.records(work, rows, work.count), what="texts")
         job.finish(lambda file: work.write(file, job.records))
         if output == "-":
             shown(journal.output)

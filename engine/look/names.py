@@ -52,7 +52,8 @@ def catalogue(config: ModelConfig) -> dict[str, Place]:
         shape: tuple[int, ...] = (site.columns,)
         if a is not None and ".attn." in name:
             shape = {"hook_q": (a.heads, a.head_dim), "hook_rot_q": (a.heads, a.head_dim), "hook_k": (a.kv_heads, a.head_dim),
-                     "hook_rot_k": (a.kv_heads, a.head_dim), "hook_v": (a.kv_heads, a.value_dim), "hook_z": (a.heads, a.output.columns // a.heads)}.get(part, shape)
+                     "hook_rot_k": (a.kv_heads, a.head_dim), "hook_v": (a.kv_heads, a.value_dim),
+                     "hook_z": (a.heads, a.output.columns // a.heads)}.get(part, shape)
         found[name] = Place(name, layer, site, shape, "", a)
     if "blocks.0.hook_resid_pre" in found:
         first = found["blocks.0.hook_resid_pre"]

@@ -139,8 +139,7 @@ class Sequence(KnownText):
         low = self._layout.first(length) if self._slides else 0
         if low < self._first:
             raise ValueError(f"cannot fork a sequence at {length}: it has given back windowed pages that are seen there")
-        other, pool = Sequence(self._pool, self.context, self._cached, self._salt, self._slides), self._pool
-        other.adapters = self.adapters
+        other, pool = Sequence(self._pool, self.context, self._cached, self._salt, self._slides, self.adapters), self._pool
         with pool.lock:
             pool.collect()
             whole = self._pages[:length // PAGE]

@@ -109,7 +109,7 @@ class ClassifyWork(Work):
         for index, found in classifier.many(texts(), ordered=False):
             row = numbers.pop(index)
             if found.error is not None:
-                yield row.number, {"error": f"line {row.line}: {found.error}"}
+                yield row.number, self.failed(row, found.error)
             else:
                 yield row.number, {"label": found.label, "p": list(found.probabilities.values()), "logprobs": list(found.logprobs.values())}
 

@@ -57,9 +57,6 @@ class EvalWork(Work):
     def records(self, model: Core, rows: Iterable[Row]) -> Records:
         return self._scored(model, rows) if self.kind in SCORED else self._generated(model, rows)
 
-    def _error(self, row: Row, error: LlaminaError) -> dict[str, Any]:
-        return {"error": f"line {row.line}: {error}"}
-
     # -- choices --------------------------------------------------------------------------------------------------------------------------
 
     def _scored(self, model: Core, rows: Iterable[Row]) -> Records:
@@ -74,7 +71,7 @@ class EvalWork(Work):
                     context = self.prompts.context(model, item, row)
                     joined = [join(model, context, c) for c in self._continuations(context, item)]
                 except LlaminaError as error:
-                    bad.append((row.number, self._error(row, error)))
+                    bad.append((row.number, self.failed(row, error)))
                     continue
                 spans[row.number] = [j.spans for j in joined]
                 yield Group(row, [Path(j.ids, j.first) for j in joined])
@@ -82,7 +79,7 @@ class EvalWork(Work):
             yield from bad
             bad.clear()
             over = spans.pop(group.key.number)
-            yield group.key.number, self._error(group.key, group.error) if group.error else self._record(group, over, offsets)
+            yield group.key.number, self.failed(group.key, group.error) if group.error else self._record(group, over, offsets)
         yield from bad
 
     def _continuations(self, context: str | list[int], item: Item) -> list[str]:
@@ -130,7 +127,7 @@ class EvalWork(Work):
                     context = self.prompts.context(model, item, row)
                     ids = model.tokenizer.encode(context, eos=False) if isinstance(context, str) else context
                 except LlaminaError as error:
-                    bad.append((row.number, self._error(row, error)))
+                    bad.append((row.number, self.failed(row, error)))
                     continue
                 asked[index] = row, ids
                 index += 1
@@ -145,7 +142,7 @@ class EvalWork(Work):
                 row, ids = asked.pop(result.index)
                 if result.error is not None:
                     text = str(result.error).removeprefix(f"prompt {result.index}: ")
-                    yield row.number, self._error(row, LlaminaError(text))
+                    yield row.number, self.failed(row, LlaminaError(text))
                     continue
                 record: dict[str, Any] = {"text": result.text, "finish_reason": result.finish_reason, "tokens": len(result.ids)}
                 yield row.number, {**record, "prompt_ids": ids, "answer_ids": result.ids} if self.samples else record

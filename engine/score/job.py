@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import FileError
+from ..errors import FileError, LlaminaError
 
 if TYPE_CHECKING:
     from ..answers.batch_journal import Journal
@@ -40,6 +40,15 @@ class Work(ABC):
     @abstractmethod
     def records(self, model: Core, rows: Iterable[Row]) -> Records:
         """The record of each row, in any order; rows are taken as there is room."""
+
+    def failed(self, row: Row, error: LlaminaError) -> dict[str, Any]:
+        """The record of a row that can't be computed."""
+        return {"error": f"line {row.line}: {error}"}
+
+    @staticmethod
+    def weight(row: Row) -> int:
+        """Bytes of a row, roughly."""
+        return sum(len(value) for value in row.fields.values() if isinstance(value, (str, list)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Pictures of an evaluation's results: the confusion matrix and the calibration. matplotlib (extra `plot`) writes files; notebooks get SVG and need nothing."""
+"""Pictures of an evaluation's results in files: the confusion matrix and the calibration, by matplotlib (extra `plot`). A notebook's are picture.py's."""
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 from ..errors import UnsupportedError
@@ -51,21 +50,3 @@ def _calibration(axes: Any, bins: list[dict[str, Any]]) -> None:
     axes.set(xlabel="probability of the answer", ylabel="how often it is right", xlim=(0, 1), ylim=(0, 1), title="calibration")
     for b in there:
         axes.annotate(str(b["count"]), ((b["from"] + b["to"]) / 2, b["accuracy"]), ha="center", va="bottom", fontsize=7)
-
-
-def html(results: dict[str, Any]) -> str:
-    """For a notebook: both pictures as tables and SVG."""
-    metrics, parts = results["metrics"], []
-    if "confusion" in metrics and len(metrics["confusion"]["labels"]) <= MOST_LABELS:
-        labels, counts = metrics["confusion"]["labels"], metrics["confusion"]["counts"]
-        most = max((n for row in counts for n in row), default=0) or 1
-        head = "".join(f"<th>{escape(str(label))}</th>" for label in labels)
-        body = "".join(f"<tr><th>{escape(str(label))}</th>" +
-                       "".join(f'<td style="background:rgba(31,119,180,{n / most:.2f})">{n}</td>' for n in row) + "</tr>" for label, row in zip(labels, counts))
-        parts.append(f"<table><tr><th>right, given</th>{head}</tr>{body}</table>")
-    if any(b["count"] for b in metrics.get("calibration", ())):
-        bars = "".join(f'<rect x="{200 * b["from"] + 2:.0f}" y="{200 * (1 - b["accuracy"]):.1f}" width="16" height="{200 * b["accuracy"]:.1f}" fill="#1f77b4">'
-                       f'<title>{b["count"]} rows</title></rect>' for b in metrics["calibration"] if b["count"])
-        parts.append(f'<svg width="202" height="202" viewBox="-1 -1 202 202"><rect width="200" height="200" fill="none" stroke="grey"/>{bars}'
-                     '<path d="M0 200L200 0" stroke="grey"/></svg>')
-    return "".join(parts)

@@ -94,6 +94,11 @@ def _objects(lines: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[int,
             found = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{name}, line {line}: is not JSON: {why(error)}") from None
+        if "\\ud" in text.lower():
+            try:
+                json.dumps(found, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise FormatError(f"{name}, line {line}: holds half a character (a lone surrogate, \\ud800 to \\udfff)") from None
         if isinstance(found, str):
             found = {"text": found}
         if not isinstance(found, dict):
@@ -122,7 +127,8 @@ def _separated(lines: Iterable[tuple[int, str]], name: str, separator: str) -> I
         try:
             values = next(reader, None)
         except csv.Error as error:
-            raise FormatError(f"{name}, line {at}: is no line of CSV: {why(error)}") from None
+            upto = f" (read to line {at}: a quote that never ends?)" if at > before + 1 else ""
+            raise FormatError(f"{name}, line {before + 1}: is no line of CSV: {why(error)}{upto}") from None
         if values is None:
             break
         if not any(value.strip() for value in values) and len(values) < 2:

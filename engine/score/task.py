@@ -174,7 +174,7 @@ class Task:
         if isinstance(answer, str):
             if answer in choices:
                 return choices.index(answer)
-            if answer.strip().isascii() and answer.strip().isdigit():
+            if answer.strip().isascii() and answer.strip().isdigit() and len(answer) < 20:
                 answer = int(answer)
         if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise self.bad(row, f'"answer" must be one of the choices, or its number from 0 to {len(choices) - 1}, found {quoted(row.fields["answer"])}')

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ContextFullError, FormatError, LlaminaError, OptionError
+from ..errors import ContextFullError, FormatError, OptionError
 from .job import Records, Work
 from .table import Row, digest_of, read_rows, text_column
 
@@ -57,10 +57,6 @@ class TextsWork(Work):
 
     def bound(self) -> Mapping[str, Any]:
         return {"input": self.digest, "text": self.text, "cut": self.cut, "formats": [self.format, self.out_format]}
-
-    def failed(self, row: Row, error: LlaminaError) -> dict[str, Any]:
-        """The record of a row that can't be computed."""
-        return {"error": f"line {row.line}: {error}"}
 
     def look(self) -> TextsWork:
         """The work of looking whether the model takes every text, before any is computed: a record is an error, or tells of none."""

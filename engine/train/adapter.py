@@ -115,7 +115,7 @@ class Adapter:
         """Write it as llama.cpp's file: whole, or not at all. Where one alpha can't say all scales, they are multiplied into b. FileError."""
         import gguf
         alpha, folded = self._one_alpha()
-        writer = gguf.GGUFWriter(None, self.architecture)
+        writer: Any = gguf.GGUFWriter(None, self.architecture)
         for key, value in {**self.metadata, "general.type": "adapter", "adapter.type": "lora"}.items():
             writer.add_string(key, value)
         writer.add_float32("adapter.lora.alpha", alpha)

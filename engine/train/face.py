@@ -5,14 +5,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..answers.core import Core
 from ..errors import OptionError, quoted
-from ..run.adapters import described, factor
-from .adapter import Adapter, given
+
+if TYPE_CHECKING:  # what compiles is imported by who uses it: a tokenizer needs no compiler
+    from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from .tokens import TokenGradients
 
 
 class Adapted(Core):
@@ -25,6 +29,8 @@ class Adapted(Core):
         {"name": scale} or ["name"], which is this scale then. What was computed before is not computed again. FileError, FormatError (damaged, or of another
         model), UnsupportedError, OptionError."""
         self._check_open()
+        from ..run.adapters import factor
+        from .adapter import given
         adapter = given(source, self.config)
         called = name if name is not None else self._name_of(adapter)
         if not isinstance(called, str) or not called or len(called) > 200 or not called.isprintable():
@@ -57,8 +63,17 @@ class Adapted(Core):
         return {name: {"path": loaded.path, "scale": loaded.scale, "digest": loaded.digest, "default": defaults.get(name, 0.0)}
                 for name, loaded in table.by_name.items()}
 
+    def token_gradients(self, text: str | Iterable[int], target: int | None = None) -> TokenGradients:
+        """What a prediction hangs on: ln p(target | text), and for each token of the text gradient × input, by the way back that training takes; without any
+        adapter. text: a str (with BOS as the file says) or ids; target: a token id, None: the first choice. UnsupportedError (experts, states, encoders),
+        OptionError, ContextFullError."""
+        from .tokens import token_gradients
+        self._check_open()
+        return token_gradients(self, self.tokenizer.encode(text, eos=False) if isinstance(text, str) else list(text), target)
+
     def adapters_of(self, asked: Mapping[str, float] | list[str] | None = None) -> list[list[Any]]:
         """[[digest, scale], …] of what a request that asks for these has: what journals and fingerprints say. OptionError."""
+        from ..run.adapters import described
         return described(self.runtime.adapters.chosen(asked))
 
     def _name_of(self, adapter: Adapter) -> str:

@@ -42,7 +42,7 @@ class Factors:
     def __init__(self, ops: Ops, pair: Pair, da: np.ndarray | None = None, db: np.ndarray | None = None, mask: Mask | None = None) -> None:
         self._ops, self._scale, self._mask = ops, np.float32(pair.scale), mask
         self._a, self._b, self._a_turned = _padded(pair.a), _padded(pair.b), _padded(np.ascontiguousarray(pair.a.T))
-        self._b_turned = _padded(np.ascontiguousarray(pair.b.T))
+        self._b_original = pair.b
         self._rank, self._columns = pair.a.shape
         self._da, self._db = da, db
 
@@ -64,7 +64,8 @@ class Factors:
         u = self._low(self._dropped(x, at))
         u *= self._scale
         for matrix, y in parts:
-            b = self._b_turned[:, matrix.first:]
+            b = rows_of(self._rank, matrix.rows)
+            b[:, :matrix.rows] = self._b_original[matrix.first:matrix.first + matrix.rows].T
             self._ops.product(u, u.strides[0], 4, b, y, len(x), matrix.rows, self._rank)
 
     def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None:

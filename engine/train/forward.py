@@ -120,10 +120,11 @@ class Forward:
         prefix, names, kept, stay = f"blocks.{layer}.", read_back(runtime.config.layers[layer]), Kept(), []
         made = [site for placed in runtime.program.open_layer(layer) for site in placed.stage.after]
         wanted = [i for i, site in enumerate(made) if site.name.removeprefix(prefix) in names]
-        last = wanted[-1]
+        last, one = wanted[-1], len(self.batch.steps) == 1
+        odd = any(a.head_dim % 32 or a.value_dim % 32 for a in runtime.config.layers[layer] if isinstance(a, Attention))  # read past a row's end
         for i in wanted:
             name, site = made[i].name.removeprefix(prefix), made[i]
-            if len(self.batch.steps) == 1 and all(later.buffer != site.buffer for later in made[i + 1:last + 1]):
+            if one and not (odd and name.startswith("attn.")) and all(later.buffer != site.buffer for later in made[i + 1:last + 1]):
                 stay.append((name, site))
             else:
                 kept[name] = self._rows(name, site.columns)

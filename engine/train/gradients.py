@@ -60,9 +60,39 @@ def why_not(config: ModelConfig) -> str:
     return ""
 
 
+def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) -> tuple[RowLosses, np.ndarray]:
+    """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time."""
+    runtime = ops.runtime
+    output, n, most = runtime.config.output, len(batch.targets), runtime.max_logits
+    assert output.matrix is not None
+    nll, hits, d = np.zeros(n, np.float64), 0, rows_of(*stream.shape) if divisor else np.zeros((0, 0), np.float32)
+    for start in range(0, n, most):
+        places, targets = batch.places[start:start + most], batch.targets[start:start + most].copy()
+        x = rows_of(len(places), runtime.config.dim)
+        x[:] = stream[places]
+        logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
+        numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
+        nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
+        hits += int(numbers[:, 3].sum())
+        if divisor:
+            dn, dx = rows_of(*x.shape), rows_of(*x.shape)
+            ops.through_weights(output.matrix, logits, dn)
+            ops.norm_back(output.norm, x, dn, dx)
+            d[places] = dx
+    if not np.isfinite(nll).all():
+        raise NumericError(f"{path}: the loss is not finite")
+    return RowLosses(nll, hits, n), d
+
+
 def _remove(adapters: Adapters, name: str) -> None:
     if name in adapters.by_name:
         adapters.remove(name)
+
+
+def check(model: Core) -> None:
+    """UnsupportedError unless the model can be gone through backwards."""
+    if why := why_not(model.config):
+        raise UnsupportedError(f"{model.path}: can't be trained: {why}; dense models of attention and feed-forward blocks can")
 
 
 class Gradients:
@@ -74,8 +104,7 @@ class Gradients:
 
     def __init__(self, model: Core, adapter: Adapter, *, dropout: float = 0.0, seed: int = 0, threads: int | None = None) -> None:
         config = model.config
-        if why := why_not(config):
-            raise UnsupportedError(f"{model.path}: can't be trained: {why}; dense models of attention and feed-forward blocks can")
+        check(model)
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
         self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
@@ -135,7 +164,7 @@ class Gradients:
                 return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
             with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer) as forward:
                 forward.run(keep=divisor != 0)
-                found, d = self._ends(ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
+                found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
                     return found
                 back = Backward(ops, batch, factors, runtime.kv_name)
@@ -148,29 +177,6 @@ class Gradients:
         numbers = batch.first_token[at:at + n]
         cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1), n]
         return np.concatenate([dropout_mask(self._seed, step, tensor, int(numbers[a]), b - a, width, self._dropout) for a, b in pairwise(cuts)])
-
-    def _ends(self, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) -> tuple[RowLosses, np.ndarray]:
-        """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time."""
-        runtime = ops.runtime
-        output, n, most = runtime.config.output, len(batch.targets), runtime.max_logits
-        assert output.matrix is not None
-        nll, hits, d = np.zeros(n, np.float64), 0, rows_of(*stream.shape) if divisor else np.zeros((0, 0), np.float32)
-        for start in range(0, n, most):
-            places, targets = batch.places[start:start + most], batch.targets[start:start + most].copy()
-            x = rows_of(len(places), runtime.config.dim)
-            x[:] = stream[places]
-            logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
-            numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
-            nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
-            hits += int(numbers[:, 3].sum())
-            if divisor:
-                dn, dx = rows_of(*x.shape), rows_of(*x.shape)
-                ops.through_weights(output.matrix, logits, dn)
-                ops.norm_back(output.norm, x, dn, dx)
-                d[places] = dx
-        if not np.isfinite(nll).all():
-            raise NumericError(f"{self._model.path}: the loss is not finite")
-        return RowLosses(nll, hits, n), d
 
     def _check(self, row: Row) -> None:
         ids, mask = np.asarray(row.ids), np.asarray(row.loss_mask)

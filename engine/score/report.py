@@ -1,4 +1,4 @@
-"""Tables of numbers for people."""
+"""Tables of numbers for people: of the command line, and of a notebook (picture.py)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,10 +27,7 @@ def eval_lines(result: Mapping[str, Any]) -> list[str]:
     metrics, task = result["metrics"], result["task"]
     shots = result["options"]["shots"]
     out = [f"{task['name']}: {metrics['rows']} rows of {task['kind']}, {shots} shots" + (f", {metrics['errors']} errors" if metrics["errors"] else "")]
-    columns = [("", metrics)]
-    if "reference" in result:
-        columns = [(result["model"]["name"], metrics), (f"against {result['reference']['name']}", result["reference"]["metrics"])]
-    for name, value in _named(columns):
+    for name, value in named(result):
         out.append(f"{name:<22}" + "  ".join(f"{v:<20}" for v in value).rstrip())
     if "against" in result:
         a = result["against"]
@@ -52,7 +49,11 @@ _ROWS: list[tuple[str, tuple[str, ...]]] = [
 ]
 
 
-def _named(columns: list[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, list[str]]]:
+def named(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(what, its value, and the reference's) of all that was measured; with a reference, the models' names first."""
+    columns = [("", result["metrics"])]
+    if "reference" in result:
+        columns = [(result["model"]["name"], result["metrics"]), (f"against {result['reference']['name']}", result["reference"]["metrics"])]
     found = [("", [name for name, _ in columns])] if len(columns) > 1 else []
     for name, keys in _ROWS:
         values = []
