@@ -227,6 +227,7 @@ class Loaded:
             if not seen["Alive"] or cpus < 1 or id in self._left_out:
                 if (dead := self._nodes.get(id)) and dead.state == "ready" and dead.attempt is None:  # else its attempt's outcome tells
                     dead.state = "gone"
+                    self._note(f"{dead.name}: the node was lost, between two chunks")
                 continue
             node = self._nodes.setdefault(id, _Node(id, str(seen["NodeManagerAddress"]), cpus))
             if node.state == "gone":
@@ -263,6 +264,8 @@ class Loaded:
             self._ray.kill(node.actor)
         node.state, node.actor = "gone", None
         node.deaths += 1
+        if loading:  # else its attempt's failure is told
+            self._note(f"{node.name}: {said}, while it loaded the model")
         if node.deaths >= (LIVES if loading else 2 * LIVES):
             self._leave_out(node, said)
 
