@@ -56,7 +56,7 @@ def test_what_convert_writes(name: str, peer: llamacpp.LlamaCpp, tmp_path: Path)
     pytest.importorskip("transformers", reason="extra 'oracle' is not installed")
     folder, _ = checkpoint(name, tmp_path / "hf", **CHECKPOINTS[name])
     convert(folder, tmp_path / "m.gguf", "f32", verify=False)
-    assert distance(tmp_path / "m.gguf", peer) <= 2e-5
+    assert distance(tmp_path / "m.gguf", peer) <= 5e-5
 
 
 GEMMA4: dict[str, dict[str, Any]] = {"gemma4": {}, "gemma4 v is k": {
