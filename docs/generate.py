@@ -174,7 +174,7 @@ not.
 ## States, experts and Gemma 4 beside llama.cpp
 
 On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most
-2e-5 of the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`,
+3e-5 of the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`,
 `lfm2moe`, `qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half
 precision it is 1e-4 to 5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of
 half precision: with gates so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys,
