@@ -1,6 +1,6 @@
 """Two tasks that the demo model doesn't know, to be learned by `llamina train`, and its old ones, to see that they stay. By the corpus's own generators.
 
-    python -m demo.teach FOLDER     train.jsonl: both new tasks; advice.jsonl, question.jsonl: their held-out rows; old-*.jsonl: held-out rows of old tasks
+    python -m demo.teach FOLDER     train.jsonl: both new tasks, and rows of the old ones; advice.jsonl, question.jsonl, old-*.jsonl: held-out rows of each
 
 *Advice*: what to do about a thing of which a text speaks: buy, avoid, wait. *Question*: ask in French whether it is so: "Est-ce que le chat est sur la table ?"
 """
@@ -48,14 +48,14 @@ def rows(name: str, held: bool, key: str) -> Iterator[dict[str, str]]:
         yield {"prompt": asked, key: answer}
 
 
-def write(folder: Path, n_train: int, n_test: int) -> None:
-    """All files."""
+def write(folder: Path, n_train: int, n_old: int, n_test: int) -> None:
+    """All files. The old tasks' rows among the new ones are what keeps the model from forgetting them."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def file(name: str, found: list[dict[str, str]]) -> None:
         (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
-    new = [list(islice(rows(name, False, "completion"), n_train)) for name in ("advice", "question")]
-    file("train.jsonl", [row for pair in zip(*new) for row in pair])
+    taught = [(name, n_train) for name in ("advice", "question")] + [(name, n_old) for name in OLD]
+    file("train.jsonl", [row for name, n in taught for row in islice(rows(name, False, "completion"), n)])
     for name in ("advice", "question", *OLD):
         file(f"{'old-' * (name in OLD)}{name}.jsonl", list(islice(rows(name, True, "target"), n_test)))
 
@@ -64,6 +64,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", type=int, default=1000, help="rows of each new task")
+    parser.add_argument("--old", type=int, default=500, help="rows of each old task among them")
     parser.add_argument("--test", type=int, default=400, help="held-out rows of each task")
     given = parser.parse_args()
-    write(given.folder, given.train, given.test)
+    write(given.folder, given.train, given.old, given.test)
