@@ -68,8 +68,8 @@ LAYOUTS: dict[str, list[Callable[[str, np.ndarray, np.ndarray, np.ndarray], Weig
     "qwen2moe": [QWEN], "qwen3moe": [QWEN, stacked("mlp.experts.gate_up_proj", "mlp.experts.down_proj")], "olmoe": [QWEN],
     "granitemoe": [stacked("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")], "gpt-oss": [turned],
 }
-WITH_STATES = {"lfm2", "lfm2moe", "qwen35", "qwen35moe"}
-"""Families that tests/test_oracle_families.py alone compares: their recurrent layers' tensors change in more than names."""
+WITH_STATES = {"lfm2", "lfm2moe", "qwen35", "qwen35moe", "qwen3next", "granitehybrid", "falcon-h1", "nemotron_h", "deepseek2"}
+"""Families that tests/test_oracle_families.py alone compares: the tensors of their recurrent layers, or of their latents, change in more than names."""
 WAYS = [(architecture, i) for architecture, layouts in LAYOUTS.items() for i in range(len(layouts))]
 ROUTERS = {"llama": "block_sparse_moe.gate", "granitemoe": "block_sparse_moe.router.layer", "gpt-oss": "mlp.router"}
 
