@@ -21,8 +21,8 @@ from ..kernels.new_file import NewFile
 from .errors import ClosedError, FileError, FormatError, LlaminaError
 from .units import size
 
-__all__ = ["NewFile", "StableFile", "Stamp", "bounded", "is_path_error", "new_file", "open_regular", "paths", "read_file", "read_stream", "reason", "shown",
-           "write_file", "writing"]
+__all__ = ["NewFile", "StableFile", "Stamp", "bounded", "held", "is_path_error", "new_file", "open_regular", "paths", "read_file", "read_stream", "reason",
+           "shown", "write_file", "writing"]
 
 MAX_TEXT = 1 << 28
 """Bytes of a text from outside: more than any model reads, less than memory."""
@@ -88,6 +88,20 @@ def writing(path: str | os.PathLike[str], what: str = "") -> Iterator[None]:
     except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the path
         why = _ADVICE.get(getattr(error, "errno", None) or 0) or reason(error)
         raise FileError(f"{shown(path)}: {what + ' ' if what else ''}cannot be written ({why}); what was there before is unchanged") from None
+
+
+def held(fd: int) -> bool:
+    """Whether this process alone holds an open file from now on, until it is closed: the lock goes with the process. Where files have no locks (Windows), it
+    does."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 # -- reading --------------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from fake_gradients import Quadratic, data, digest, weights
 from llamina.engine.errors import FileError, FormatError, NumericError, OptionError
 from llamina.engine.train import checkpoint, curve
-from llamina.engine.train.checkpoint import Checkpoints
+from llamina.engine.train.checkpoint import Checkpoints, State
 from llamina.engine.train.log import Log
 from llamina.engine.train.loop import Loop
 from llamina.engine.train.options import Options
@@ -197,8 +197,13 @@ def test_full_disk_loses_nothing(right: tuple[str, list[dict[str, Any]]], tmp_pa
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="files are locked on POSIX systems")
-    with Checkpoints(tmp_path / "a.gguf"), pytest.raises(FileError, match="another run is training it"):
-        Checkpoints(tmp_path / "a.gguf")
+    with Checkpoints(tmp_path / "a.gguf") as first:
+        for _ in range(2):
+            with pytest.raises(FileError, match="another run is training it"):
+                Checkpoints(tmp_path / "a.gguf")
+        first.save({}, State(1))  # its folder is still there, though it held nothing when the other was refused
+        assert first.load({}, {}) == State(1)
+        first.remove()
     assert not (tmp_path / "a.gguf.training").exists(), "a run that kept nothing leaves nothing"
     (tmp_path / "a.gguf").write_text("mine")
     with pytest.raises(FileError, match="exists already"):

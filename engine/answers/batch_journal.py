@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..errors import FileError, FormatError, OptionError
-from ..files import NewFile, reason, shown
+from ..files import NewFile, held, reason, shown
 
 SYNC_SECONDS = 5.0
 VERSION = 2
@@ -55,7 +55,8 @@ class Journal:
         except (OSError, ValueError) as error:
             raise FileError(f"{shown(self.path)}: cannot be written ({reason(error)})") from None
         try:
-            self._lock()
+            if not held(self._file.fileno()):
+                raise FileError(f"{self.path}: another run is writing it: wait for it, or choose another output")
             self._read()
         except BaseException:
             self._file.close()
@@ -73,14 +74,9 @@ class Journal:
             self._sync(True)
             self.header = bound
             return
-        different = [key for key in {**bound, **self.header} if bound.get(key) != self.header.get(key)]
-        if different:
-            key = different[0]
-            was, now = self.header.get(key), bound.get(key)
-            if isinstance(was, dict) and isinstance(now, dict):
-                name = next(name for name in {**now, **was} if now.get(name) != was.get(name))
-                key, was, now = f"{key}: {name}", was.get(name), now.get(name)
-            raise OptionError(f"{self.path}: was begun with other {key} ({_brief(was)}, now {_brief(now)}): go on as it was begun, or remove it")
+        if different := difference(self.header, bound):
+            keys, values = different
+            raise OptionError(f"{self.path}: was begun with other {': '.join(keys)} ({values}): go on as it was begun, or remove it")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Those it holds. FormatError: one of them is none, though its checksum is right."""
@@ -143,18 +139,6 @@ class Journal:
 
     # -- the file -------------------------------------------------------------------------------------------------------------------------
 
-    def _lock(self) -> None:
-        """One process at a time. The lock goes with the process."""
-        assert self._file is not None
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FileError(f"{self.path}: another run is writing it: wait for it, or choose another output") from None
-
     def _read(self) -> None:
         """What an earlier run left; a line that was cut off by its end goes."""
         assert self._file is not None
@@ -214,6 +198,21 @@ class Journal:
 
 def _open_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    """The first thing that a run does otherwise than the one that it would go on with: its key, and of an object that of what differs in it; both values, for
+    people. None: nothing. Of JSON's values."""
+    keys: list[str] = []
+    old: Any = was
+    new: Any = now
+    while len(keys) < 2 and isinstance(old, Mapping) and isinstance(new, Mapping):
+        key = next((key for key in {**new, **old} if new.get(key) != old.get(key)), None)
+        if key is None:
+            return None
+        keys.append(key)
+        old, new = old.get(key), new.get(key)
+    return keys, f"{_brief(old)}, now {_brief(new)}"
 
 
 def _brief(value: Any) -> str:

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from ..answers.batch_journal import difference
 from ..errors import FileError, FormatError, LlaminaError, OptionError
-from ..files import NewFile, open_regular, paths, reason, shown, writing
+from ..files import NewFile, held, open_regular, paths, reason, shown, writing
 
 VERSION = 1
 _MAX_HEADER = 1 << 28
@@ -59,14 +60,10 @@ class Checkpoints:
     def _hold(self) -> None:
         with writing(self.folder / "lock"):
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            import fcntl
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError:
-            self.close()
-            raise FileError(f"{shown(self.folder)}: another run is training it: wait for it, or choose another output") from None
+        if not held(self._lock):
+            os.close(self._lock)  # and nothing else: the folder is the other run's, also where it holds no checkpoint yet
+            self._lock = None
+            raise FileError(f"{shown(self.folder)}: another run is training it: wait for it, or choose another output")
 
     # -- reading --------------------------------------------------------------------------------------------------------------------------
 
@@ -90,23 +87,15 @@ class Checkpoints:
             return None
         step, i, header, arrays = max(found, key=lambda one: one[0])
         self._next = 1 - i
-        self._check(header["bound"], json.loads(json.dumps(bound)))
+        if different := difference(header["bound"], json.loads(json.dumps(bound))):
+            keys, values = different
+            raise OptionError(f"{shown(self.output)}: was begun with other {keys[-1]} ({values}): go on as it was begun, or remove "
+                              f"{shown(self.folder)} to begin anew")
         if {name: a.shape for name, a in arrays.items()} != dict(shapes):
             raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays than these options make: remove {shown(self.folder)} to begin anew")
         if damaged:
             self.note = f"{damaged[0]}: going on from the one of step {step}"
         return State(step, header["history"], arrays)
-
-    def _check(self, was: dict[str, Any], now: dict[str, Any]) -> None:
-        for key in {**now, **was}:
-            old, new = was.get(key), now.get(key)
-            if old == new:
-                continue
-            if isinstance(old, dict) and isinstance(new, dict):
-                inner = next(name for name in {**new, **old} if new.get(name) != old.get(name))
-                key, old, new = inner, old.get(inner), new.get(inner)
-            raise OptionError(f"{shown(self.output)}: was begun with other {key} ({_brief(old)}, now {_brief(new)}): go on as it was begun, or remove "
-                              f"{shown(self.folder)} to begin anew")
 
     # -- writing --------------------------------------------------------------------------------------------------------------------------
 
@@ -178,8 +167,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if said != digest.hexdigest().encode() + b"\n":
         raise FormatError(f"{where}: is damaged (its checksum is another)")
     return header, arrays
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "…"
