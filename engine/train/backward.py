@@ -12,7 +12,7 @@ import numpy as np
 from ..architectures.blocks import Attention, Mlp
 from .factors import FactorsOf, Parts, of_tensors
 from .forward import Batch, Kept
-from .ops import Ops, rows_of
+from .ops import Ops, padded, rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Addend
@@ -41,7 +41,7 @@ class Backward:
 
     def _side_by_side(self, attention: Attention, mlp: Mlp, kept: Kept, stream: np.ndarray, d: np.ndarray, below: bool) -> None:
         """Both blocks read the same stream, or the same normed rows."""
-        after = _copy(d)
+        after = padded(d)
         if mlp.norm is None:
             dn = self._attention(attention, kept, after, True)
             self._feed_forward(mlp, kept, kept["ln1.hook_normalized"], after, dn)
@@ -112,12 +112,6 @@ class Backward:
         for tensor, its in of_tensors(parts).items():
             if factors := self._factors(tensor):
                 factors.backward(x, its, dx)
-
-
-def _copy(d: np.ndarray) -> np.ndarray:
-    out = rows_of(*d.shape)
-    out[:] = d
-    return out
 
 
 def _scaled(d: np.ndarray, factor: float) -> np.ndarray:

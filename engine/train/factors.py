@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ops import Ops, rows_of
+from .ops import Ops, padded, rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Matrix
@@ -27,13 +27,9 @@ Parts = list[tuple["Matrix", np.ndarray]]
 """Matrices of one tensor, and the rows [tokens, ld] that each made, or their gradients."""
 
 
-def _padded(a: np.ndarray) -> np.ndarray:
+def _readable(a: np.ndarray) -> np.ndarray:
     """With rows that can be read up to a whole number of 32 columns."""
-    if a.shape[1] % 32 == 0 and a.flags.c_contiguous:
-        return a
-    out = rows_of(len(a), a.shape[1])
-    out[:, :a.shape[1]] = a
-    return out
+    return a if a.shape[1] % 32 == 0 and a.flags.c_contiguous else padded(a)
 
 
 class Factors:
@@ -41,7 +37,7 @@ class Factors:
 
     def __init__(self, ops: Ops, pair: Pair, da: np.ndarray | None = None, db: np.ndarray | None = None, mask: Mask | None = None) -> None:
         self._ops, self._scale, self._mask = ops, np.float32(pair.scale), mask
-        self._a, self._b, self._a_turned = _padded(pair.a), _padded(pair.b), _padded(np.ascontiguousarray(pair.a.T))
+        self._a, self._b, self._a_turned = _readable(pair.a), _readable(pair.b), _readable(np.ascontiguousarray(pair.a.T))
         self._b_original = pair.b
         self._rank, self._columns = pair.a.shape
         self._da, self._db = da, db
@@ -52,16 +48,16 @@ class Factors:
         self._ops.product(x, x.strides[0], 4, self._a_turned, u, len(x), self._rank, self._columns)
         return u
 
-    def _dropped(self, x: np.ndarray, at: int) -> np.ndarray:
-        if self._mask is None:
+    def _dropped(self, x: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        if mask is None:
             return x
         out = rows_of(*x.shape)
-        np.multiply(x[:, :self._columns], self._mask(at, len(x)), out=out[:, :self._columns])
+        np.multiply(x[:, :self._columns], mask, out=out[:, :self._columns])
         return out
 
     def forward(self, x: np.ndarray, parts: Parts, at: int) -> None:
         """Adds the pair's part to the rows that each matrix made of x, of the tokens from `at` on."""
-        u = self._low(self._dropped(x, at))
+        u = self._low(self._dropped(x, self._mask(at, len(x)) if self._mask else None))
         u *= self._scale
         for matrix, y in parts:
             b = rows_of(self._rank, matrix.rows)
@@ -71,7 +67,8 @@ class Factors:
     def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None:
         """The gradients of what x, and the parts' gradients, say."""
         ops, n, rank = self._ops, len(x), self._rank
-        x = self._dropped(x, 0)
+        mask = self._mask(0, n) if self._mask else None
+        x = self._dropped(x, mask)
         u, du = self._low(x), rows_of(n, rank)
         u *= self._scale
         for matrix, dy in parts:
@@ -81,12 +78,12 @@ class Factors:
             for matrix, dy in parts:
                 ops.product(dy, 4, dy.strides[0], u, self._db[matrix.first:], matrix.rows, rank, n)
             ops.product(du, 4, du.strides[0], x, self._da, rank, self._columns, n)
-        if dx is not None and self._mask is None:
+        if dx is not None and mask is None:
             ops.product(du, du.strides[0], 4, self._a, dx, n, self._columns, rank)
-        elif dx is not None and self._mask is not None:
+        elif dx is not None and mask is not None:
             through = rows_of(*dx.shape)
             ops.product(du, du.strides[0], 4, self._a, through, n, self._columns, rank)
-            dx[:, :self._columns] += through[:, :self._columns] * self._mask(0, n)
+            dx[:, :self._columns] += through[:, :self._columns] * mask
 
 
 def of_tensors(parts: Parts) -> dict[str, Parts]:

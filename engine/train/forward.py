@@ -17,7 +17,7 @@ import numpy as np
 from ..architectures.blocks import Attention, Mlp
 from ..run.feed import Feed, Part
 from .factors import Factors, FactorsOf
-from .ops import rows_of
+from .ops import padded, round_up, rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Matrix
@@ -141,7 +141,7 @@ class Forward:
 
     def _rows(self, name: str, columns: int) -> np.ndarray:
         """A buffer for a site, which all layers use in turn."""
-        if name not in self._kept or self._kept[name].shape != (self.batch.n, -(-columns // 32) * 32):
+        if name not in self._kept or self._kept[name].shape != (self.batch.n, round_up(columns)):
             self._kept[name] = rows_of(self.batch.n, columns)
         return self._kept[name]
 
@@ -164,7 +164,7 @@ class Forward:
                 continue
 
             def read(rows: np.ndarray, source: str = source) -> None:
-                inputs[source] = _padded_rows(rows)
+                inputs[source] = padded(rows)
             found[prefix + source] = _both(read, others.get(prefix + source))
             for site, matrix, factors in wanted:
                 def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source) -> None:
@@ -216,9 +216,3 @@ def _both(first: Callable[[np.ndarray], None], second: Callable[[np.ndarray], No
         if second:
             second(rows)
     return call
-
-
-def _padded_rows(rows: np.ndarray) -> np.ndarray:
-    out = rows_of(len(rows), rows.shape[1])
-    out[:, :rows.shape[1]] = rows
-    return out

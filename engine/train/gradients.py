@@ -23,6 +23,7 @@ from ...kernels.float_env import in_default_floats
 from ..architectures.blocks import Attention, Mlp
 from ..architectures.latent_blocks import Latent
 from ..errors import NumericError, OptionError, UnsupportedError, quoted
+from ..run.kv_cache import PAGE
 from ..sampling.arithmetic import log
 from .backward import Backward
 from .factors import Factors
@@ -190,9 +191,9 @@ class Gradients:
         runtime = self._model.runtime
         config, most = runtime.config, min(longest or tokens, tokens)
         ld, half = round_up(config.dim), 0
-        for blocks in config.layers:
+        for i, blocks in enumerate(config.layers):
             names, columns = read_back(blocks), 0
-            for placed in runtime.program.open[config.layers.index(blocks)]:
+            for placed in runtime.program.open[i]:
                 for site in (*placed.stage.before, *placed.stage.after):
                     columns += round_up(site.columns) * (site.name.split(".", 2)[2] in names)
             half = max(half, columns)
@@ -201,4 +202,4 @@ class Gradients:
         rows = 4 * tokens * ((config.n_layers - self._first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
         threads = self._threads or runtime.n_threads
         logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
-        return rows + threads * max(SCRATCH, heads) + 2 * logits + -(-tokens // 64) * runtime.page_bytes
+        return rows + threads * max(SCRATCH, heads) + 2 * logits + -(-tokens // PAGE) * runtime.page_bytes

@@ -34,6 +34,13 @@ def rows_of(n: int, columns: int) -> np.ndarray:
     return flat[first:first + n * ld].reshape(n, ld)
 
 
+def padded(rows: np.ndarray) -> np.ndarray:
+    """A copy as `rows_of` lays rows out."""
+    out = rows_of(*rows.shape)
+    out[:, :rows.shape[1]] = rows
+    return out
+
+
 def _words(n: int, numbers: dict[int, int], floats: dict[int, float] | None = None) -> np.ndarray:
     words = np.zeros(n, np.int64)
     for at, value in numbers.items():

@@ -25,6 +25,7 @@ from .fresh import new_adapter, weights
 from .gradients import Gradients
 from .log import Log
 from .loop import Loop, Progress
+from .optimiser import OPTIMISERS
 from .options import Options
 from .order import MICRO_TOKENS
 
@@ -141,7 +142,12 @@ class Run:
 
     def _fixed(self) -> int:
         """Bytes of weights, moments and gradients."""
-        return self.adapter.n_parameters * 4 * (4 if self.options.optimizer == "adamw" else 2)
+        return self.adapter.n_parameters * 4 * (2 + self._moments)
+
+    @property
+    def _moments(self) -> int:
+        """Of each weight."""
+        return len(OPTIMISERS[self.options.optimizer].kept)
 
     def plan(self, measured: bool = True) -> Plan:
         """What it will take; measured: compute a part of a step, and forget it, to tell the time."""
@@ -150,10 +156,9 @@ class Run:
         most = self.loop.largest()
         left = self.loop.steps - self.loop.step
         seconds = self.loop.measure() * order.tokens * left / self.loop.steps if measured and left else None
-        moments = 2 if self.options.optimizer == "adamw" else 0
         one = self.adapter.n_parameters * 4
         return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, self.adapter.n_parameters,
-                    len(self.adapter.pairs), {"adapter": one, "gradients": one, "moments": moments * one,
+                    len(self.adapter.pairs), {"adapter": one, "gradients": one, "moments": self._moments * one,
                                               "micro-batch": self.gradients.memory(most, longest)}, seconds)
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -183,9 +188,10 @@ def train(model: Core, data: Data, output: str | os.PathLike[str] | None = None,
           memory: int | str | None = None, progress: Callable[[Progress], object] | None = None, **options: Any) -> Trained:
     """See `Model.train`. options: of Reading and Options."""
     about_rows = {f.name for f in fields(Reading)}
-    unknown = [name for name in options if name not in about_rows | {f.name for f in fields(Options)}]
+    known = about_rows | {f.name for f in fields(Options)}
+    unknown = [name for name in options if name not in known]
     if unknown:
-        raise OptionError(f"train knows no option {quoted(unknown[0])}: it has {', '.join(sorted(about_rows | {f.name for f in fields(Options)}))}")
+        raise OptionError(f"train knows no option {quoted(unknown[0])}: it has {', '.join(sorted(known))}")
     reading = Reading(**{"context": min(Reading.context, model.context), **{name: value for name, value in options.items() if name in about_rows}})
     rest = Options(**{name: value for name, value in options.items() if name not in about_rows})
     with Run(model, data, output, reading, rest, valid=valid, log=log, memory=memory, seen=progress or (lambda state: None)) as run:
