@@ -18,6 +18,7 @@ from ..engine.architectures.expert_blocks import Experts
 from ..engine.errors import FileError, FormatError, OptionError
 from ..engine.files import new_file, writing
 from ..engine.gguf.file import open_gguf
+from ..engine.gguf.writer import write_arrays
 from ..engine.run.runtime import Feed
 from ..engine.score.perplexity import windows
 from ..kernels.float_env import in_default_floats
@@ -151,8 +152,6 @@ def _observe_window(model: Model, collector: Collector, ids: np.ndarray) -> None
 def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int, overwrite: bool = True) -> None:
     """llama.cpp's imatrix GGUF. FileError."""
     import gguf
-
-    from .writer import write_through
     with writing(path), new_file(path, overwrite=overwrite) as new:
         writer = gguf.GGUFWriter(None, "")
         writer.kv_data[0].pop("general.architecture", None)
@@ -160,14 +159,11 @@ def write(path: Path, columns: dict[str, Columns], dataset: str, chunk: int, ove
         writer.add_array("imatrix.datasets", [dataset])
         writer.add_uint32("imatrix.chunk_count", max(1, max(c.most for c in columns.values()) // chunk))
         writer.add_uint32("imatrix.chunk_size", chunk)
+        arrays: dict[str, np.ndarray] = {}
         for name, c in sorted(columns.items()):
-            writer.add_tensor(name + ".in_sum2", np.ascontiguousarray(np.atleast_2d(c.sums), np.float32))
-            writer.add_tensor(name + ".counts", np.atleast_1d(np.asarray(c.count, np.float32))[:, None])
-        write_through(writer, new.file)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        new.file.flush()
+            arrays[name + ".in_sum2"] = np.ascontiguousarray(np.atleast_2d(c.sums), np.float32)
+            arrays[name + ".counts"] = np.ascontiguousarray(np.atleast_1d(np.asarray(c.count, np.float32))[:, None])
+        write_arrays(writer, new.file, [(name, "F32", a.shape, a) for name, a in arrays.items()])
 
 
 def read(path: Path) -> Importance:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..engine.errors import FileError, OptionError
 from ..engine.files import NewFile, new_file, reason, shown, writing
+from ..engine.gguf.writer import write_through
 from ..kernels.formats.table import FORMATS
 
 ALIGNMENT = 32
@@ -124,9 +125,6 @@ class Output:
         for t in shard.tensors:
             writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, gguf.GGMLQuantizationType[t.format])
         write_through(writer, shard.new.file)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
         shard.header = shard.new.file.seek(0, os.SEEK_END)
         shard.new.file.write(b"\0" * (-shard.header % ALIGNMENT))
 
@@ -191,12 +189,6 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
-
-
-def write_through(writer: Any, file: Any) -> None:
-    """Let a gguf.GGUFWriter write into an open file, rather than open one by name."""
-    from gguf.gguf_writer import WriterState
-    writer.fout, writer.state = [file], WriterState.EMPTY
 
 
 def _add(writer: Any, kind: Any, key: str, value: Any) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..errors import FormatError, OptionError, quoted
 from ..files import new_file, paths, shown, writing
 from ..gguf.file import open_gguf
+from ..gguf.writer import write_arrays
 from ..run.watch import watched
 from .activations import stream
 from .hooks import Hook, Hooks, Spot
@@ -55,24 +55,15 @@ class SteeringVector:
 
     def save(self, path: Any) -> None:
         """Write it as llama.cpp's --control-vector and repeng read it. FileError; OptionError: it has a direction for layer 0."""
-        import tempfile
-
         import gguf
         if 0 in self.directions:
             raise OptionError("a control-vector file has no place for layer 0 (llama.cpp's begin at 1): leave that layer out")
-        with paths(path), tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "v.gguf"
-            writer = gguf.GGUFWriter(file, ARCHITECTURE)
+        with paths(path), writing(path), new_file(path) as new:
+            writer: Any = gguf.GGUFWriter(None, ARCHITECTURE)
             writer.add_string(f"{ARCHITECTURE}.model_hint", self.hint)
             writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(self.directions))
-            for layer, direction in sorted(self.directions.items()):
-                writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(direction, np.float32))
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            with writing(path), new_file(path) as new:
-                new.file.write(file.read_bytes())
+            arrays = {f"direction.{layer}": np.ascontiguousarray(direction, "<f4") for layer, direction in sorted(self.directions.items())}
+            write_arrays(writer, new.file, [(name, "F32", a.shape, a) for name, a in arrays.items()])
 
     def __repr__(self) -> str:
         layers = sorted(self.directions)

@@ -22,6 +22,7 @@ from ..architectures.adapted import targets, why_not
 from ..errors import FormatError, OptionError, UnsupportedError, quoted
 from ..files import new_file, paths, shown, writing
 from ..gguf.file import GGUFFile, open_gguf
+from ..gguf.writer import write_arrays
 
 if TYPE_CHECKING:
     from ..architectures.config import ModelConfig
@@ -119,21 +120,12 @@ class Adapter:
         for key, value in {**self.metadata, "general.type": "adapter", "adapter.type": "lora"}.items():
             writer.add_string(key, value)
         writer.add_float32("adapter.lora.alpha", alpha)
-        arrays: list[np.ndarray] = []
+        tensors: list[tuple[str, str, tuple[int, ...], np.ndarray]] = []
         for name, pair in self.pairs.items():
             b = pair.b * np.float32(pair.scale / scale_of(alpha, pair.rank)) if folded else pair.b
-            for end, values in zip(_ENDS, (pair.a, b)):
-                arrays.append(_bits(values, pair.stored))
-                writer.add_tensor_info(name + end, values.shape, np.dtype(np.float32), arrays[-1].nbytes, gguf.GGMLQuantizationType[pair.stored])
+            tensors += [(name + end, pair.stored, values.shape, _bits(values, pair.stored)) for end, values in zip(_ENDS, (pair.a, b))]
         with paths(path), writing(path), new_file(path) as new:
-            from gguf.gguf_writer import WriterState
-            writer.fout, writer.state = [new.file], WriterState.EMPTY  # it would open a file by name
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for array in (np.zeros(0, np.uint8), *arrays):
-                new.file.write(array.data)
-                new.file.write(b"\0" * (-new.file.tell() % writer.data_alignment))
+            write_arrays(writer, new.file, tensors)
 
     def _one_alpha(self) -> tuple[float, bool]:
         """-> (alpha of the file, whether scales must go into b)."""
