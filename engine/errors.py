@@ -16,11 +16,12 @@ MOST = 2000
 
 def one_line(text: str) -> str:
     """On one line and printable: a path, a file's key or a library's message may hold anything."""
-    return _escaped(" ".join(text.split()))
+    return escaped(" ".join(text.split()))
 
 
-def _escaped(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def escaped(text: str, keep: str = "") -> str:
+    """What can't be printed, but for the characters of `keep`, as Python writes it: a terminal obeys nothing that comes out of a file."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def quoted(value: object, most: int = 120) -> str:
@@ -52,7 +53,7 @@ class LlaminaError(Exception):
 
 
 def _message(text: str) -> str:
-    text = _escaped(re.sub(r"\s*\n\s*", " ", text.strip()))  # but a path's spaces stay
+    text = escaped(re.sub(r"\s*\n\s*", " ", text.strip()))  # but a path's spaces stay
     return text if len(text) <= MOST else text[:MOST * 2 // 3] + " ... " + text[-MOST // 3:]
 
 

@@ -125,6 +125,13 @@ def test_show(run: Any, data: Path) -> None:
     assert "6 examples" in result.err
 
 
+def test_show_obeys_nothing(run: Any, tmp_path: Path) -> None:
+    """What moves a terminal's cursor is shown, not sent."""
+    (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "a\x1b[2J", "completion": "\x1b]0;b\x07"}))
+    result = run("train", "demo", str(tmp_path / "d.jsonl"), "--show", "1")
+    assert result.code == 0 and r"a\x1b[2J⟦\x1b]0;b\x07</s>⟧" in result.out and "\x1b" not in result.out
+
+
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["-o", "a.gguf", "--rank", "0"], 2, "rank must be a whole number from 1 on"),
     (["-o", "a.gguf", "--rank", "1000"], 2, "rank must be at most 256, the smaller side of blk.0.attn_q.weight (256 x 256)"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..errors import escaped
 from ..units import duration, size
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["Progress", "closing_line", "context_note", "duration", "short_line",
 
 def tell(text: str, indent: int = 2) -> None:
     """Lines on stderr; on a terminal broken between words, later lines of each indented. A path may hold anything: what can't be printed is escaped."""
-    print(wrapped("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), indent), file=sys.stderr)
+    print(wrapped(escaped(text, "\n"), indent), file=sys.stderr)
 
 
 def wrapped(text: str, indent: int = 2) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OptionError
+from ..errors import OptionError, escaped
 from . import debug_option
 from .help import Command
 from .options import complete_model, open_model, system_message, use_template
@@ -119,9 +119,9 @@ def _show(model: Model, data: str, reading: Reading, most: int, progress: Progre
     progress.clear()
     begin, end = _COLOURED if sys.stdout.isatty() else _PLAIN
     for number, example in enumerate(found.examples[:most]):
-        text = "".join(f"{begin}{part}{end}" if target else part for part, target in shown(model, example))
+        runs = [(escaped(text, "\n"), target) for text, target in shown(model, example)]
         print(f"-- {found.row_name(number)}: {len(example.ids)} tokens, {int(example.mask.sum())} of them learned")
-        print("".join(c if c.isprintable() or c in "\n\x1b" else repr(c)[1:-1] for c in text))
+        print("".join(f"{begin}{text}{end}" if target else text for text, target in runs))
     progress.note(found.note())
     progress.note(f"{data}: {len(found.examples)} examples, {found.tokens} tokens, {found.targets} of them learned")
 

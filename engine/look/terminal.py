@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import escaped
+
 if TYPE_CHECKING:
     from .attention import Attention
     from .lens import Lens
@@ -21,8 +23,7 @@ _BLOCKS = " \u2591\u2592\u2593\u2588"
 
 def visible(text: str) -> str:
     """A token on one line: blanks and line ends shown, control characters escaped."""
-    text = text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u00b7")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return escaped(text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u00b7"))
 
 
 def cell(text: str, width: int) -> str:
