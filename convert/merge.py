@@ -7,8 +7,6 @@ Sums of products are float64, rank after rank: no library's order of summing ent
 """
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +21,7 @@ from ..engine.errors import OptionError, UnsupportedError, quoted
 from ..engine.files import paths, shown
 from ..engine.train.adapter import Adapter, Pair, given
 from .sources import Source, SourceTensor, open_source
+from .sources.base import read_json
 from .writer import check_target
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ def convert_adapter(folder: str | os.PathLike[str], out: str | os.PathLike[str],
     is a folder or file here. FileError, FormatError, UnsupportedError, OptionError."""
     check_target(Path(out), [], overwrite)
     if base is None:
-        named: Any = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # reading the adapter says what is wrong
-            named = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+        named = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
         if not isinstance(named, str) or not os.path.exists(named):
             raise OptionError(f"{shown(folder)}: is an adapter of {quoted(named)}, which is no file or folder here: give the model with --base "
                               "(a .gguf of it will do), since names and the order of rows follow from it")

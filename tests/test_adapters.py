@@ -366,6 +366,9 @@ def test_a_peft_folder_becomes_a_file(folder: Path, capfd: pytest.CaptureFixture
     for more, says in ((), "--base"), (("--base", str(base)), "exists already"), (("--base", str(base), "--type", "q4_0"), "--type"):
         assert main(["convert", str(peft), str(folder / "peft.gguf"), *more, *(["--overwrite"] if not more else [])]) != 0
         assert says in capfd.readouterr().err
+    for text, says in ("{", "adapter_config.json: is not valid JSON"), ("[1]", "adapter_config.json: must hold a JSON object"):
+        (peft / "adapter_config.json").write_text(text)
+        assert main(["convert", str(peft), str(folder / "peft.gguf"), "--overwrite"]) != 0 and says in capfd.readouterr().err
 
 
 # -- control vectors --------------------------------------------------------------------------------------------------------------------------

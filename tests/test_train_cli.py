@@ -188,3 +188,12 @@ def test_python_options(model: Model) -> None:
     with pytest.raises(OptionError, match="rows of 1024 tokens are allowed, the model was loaded with a context of 512"):
         model.train(ROWS, context=1024)
 
+
+@pytest.mark.parametrize(("text", "target", "message"), [
+    ([1.5, 2], None, "token ids must be whole numbers, found 1.5 at index 0"), (["a"], None, "token ids must be whole numbers"),
+    (b"ab", None, "must be a list of whole numbers"), (5, None, "must be a list of whole numbers"), ([3], True, "token ids must be whole numbers, found True"),
+    ([3], 1.5, "token ids must be whole numbers, found 1.5"), ([3], 2048, "token id 2048 at index 0 is outside"), ([], None, "at least one token"),
+])
+def test_what_has_no_token_gradients(model: Model, text: Any, target: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        model.token_gradients(text, target)

@@ -14,8 +14,6 @@ from ..errors import OptionError, quoted
 
 if TYPE_CHECKING:  # what compiles is imported by who uses it: a tokenizer needs no compiler
     from .adapter import Adapter
-
-if TYPE_CHECKING:
     from .tokens import TokenGradients
 
 
@@ -69,7 +67,8 @@ class Adapted(Core):
         OptionError, ContextFullError."""
         from .tokens import token_gradients
         self._check_open()
-        return token_gradients(self, self.tokenizer.encode(text, eos=False) if isinstance(text, str) else list(text), target)
+        ids = self.tokenizer.encode(text, eos=False) if isinstance(text, str) else self._check_ids(text)
+        return token_gradients(self, ids, None if target is None else self._check_ids([target])[0])
 
     def adapters_of(self, asked: Mapping[str, float] | list[str] | None = None) -> list[list[Any]]:
         """[[digest, scale], …] of what a request that asks for these has: what journals and fingerprints say. OptionError."""
