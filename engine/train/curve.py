@@ -51,12 +51,12 @@ def html(history: History, title: str) -> str:
     last, most = max(step for step, _ in points) or 1, max(loss for _, loss in points) or 1.0
     width, height = 480, 160
 
-    def at(step: int, loss: float) -> str:
-        return f"{width * step / last:.1f},{height * (1 - loss / most):.1f}"
+    def at(step: int, loss: float) -> tuple[str, str]:
+        return f"{width * step / last:.1f}", f"{height * (1 - loss / most):.1f}"
     many = training[::max(1, len(training) // 400)]
-    line = f'<polyline fill="none" stroke="#1a6fc4" points="{" ".join(at(*p) for p in many)}"><title>training loss</title></polyline>' if many else ""
-    dots = "".join(f'<circle cx="{at(*p).split(",")[0]}" cy="{at(*p).split(",")[1]}" r="3" fill="#d66e00"><title>step {p[0]}: validation loss {p[1]:.4f}'
-                   "</title></circle>" for p in validation[-200:])
+    line = f'<polyline fill="none" stroke="#1a6fc4" points="{" ".join(",".join(at(*p)) for p in many)}"><title>training loss</title></polyline>' if many else ""
+    dots = "".join(f'<circle cx="{x}" cy="{y}" r="3" fill="#d66e00"><title>step {step}: validation loss {loss:.4f}</title></circle>'
+                   for step, loss in validation[-200:] for x, y in [at(step, loss)])
     rows = "".join(f"<tr><td>{r['step']}</td><td>{r['valid_loss']:.4f}</td><td>{100 * r['valid_accuracy']:.1f} %</td></tr>"
                    for r in history if "valid_loss" in r)
     table = f"<table><tr><th>step</th><th>validation loss</th><th>accuracy</th></tr>{rows}</table>" if rows else ""

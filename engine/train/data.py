@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,7 @@ class Reading:
 
     def bound(self) -> dict[str, Any]:
         """For checkpoints: what examples depend on beside the rows."""
-        return {"context": self.context, "loss": self.loss, "long": self.long, "template": self.template, "delimiter": self.delimiter,
-                "labels": dict(self.labels) if self.labels else None, "chat": self.chat, "system": self.system}
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "labels": dict(self.labels) if self.labels else None}
 
 
 @dataclass
