@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from adapters import random_adapter
+from llamina.engine.errors import FileError
 from serving import TEMPLATE, Server, serving
 
 LONG = "The cat sat on the mat and looked at the moon over the hill. " * 8
@@ -69,7 +70,12 @@ def test_every_protocol_and_what_is_told(server: Server) -> None:
     assert traces[0] == traces[2] != traces[1]
 
 
-def test_the_fingerprint_is_of_now(server: Server) -> None:
+def test_the_fingerprint_is_of_now(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the adapters there are; the file is not asked again, which may be gone."""
+    def gone(stamps: Any) -> str:
+        raise FileError("gone")
+    monkeypatch.setattr("llamina.engine.answers.core.full_digest", gone)
+
     def told() -> str:
         found: str = server.ok("/v1/completions", prompt="Hi", max_tokens=1)["system_fingerprint"]
         return found
