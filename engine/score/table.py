@@ -143,6 +143,11 @@ def _separated(lines: Iterable[tuple[int, str]], name: str, separator: str) -> I
         yield before + 1, dict(zip(columns, values))
 
 
+def cells_of(row: Row, columns: Sequence[str]) -> list[str]:
+    """A row's own values, for `written`: texts as they are, others as JSON, nothing where there is none."""
+    return [v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False) for v in map(row.fields.get, columns)]
+
+
 def written(values: Sequence[str], format: str) -> str:
     """A line of a CSV or TSV file. In TSV, which has no quotes, tabs and newlines become spaces."""
     if format == "tsv":
