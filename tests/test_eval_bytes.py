@@ -130,3 +130,18 @@ def test_a_journal_of_another_job_is_refused(run, choices, tmp_path):
     if not out.exists():
         found = run("eval", "demo", str(choices), "-o", str(out), "--shots", "3")
         assert found.code == 2 and "was begun with other shots (2, now 3)" in found.err
+
+
+def test_a_journal_with_another_chat_template_is_refused(run, choices, tmp_path, monkeypatch):
+    from llamina.engine.answers.batch_journal import Journal
+    out, template = tmp_path / "r.json", tmp_path / "t.jinja"
+    argv = ["eval", "demo", str(choices), "-o", str(out), "--limit", "2", "--chat-template", str(template)]
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*argv).code == 130
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    found = run(*argv)
+    assert found.code == 2 and "was begun with other chat_template" in found.err and not out.exists()
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert run(*argv).code == 0 and out.exists()
