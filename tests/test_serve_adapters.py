@@ -72,6 +72,8 @@ def test_every_protocol_and_what_is_told(server: Server) -> None:
 
 def test_the_fingerprint_is_of_now(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the adapters there are; the file is not asked again, which may be gone."""
+    digest = server.model.digest
+
     def gone(stamps: Any) -> str:
         raise FileError("gone")
     monkeypatch.setattr("llamina.engine.answers.core.full_digest", gone)
@@ -80,6 +82,7 @@ def test_the_fingerprint_is_of_now(server: Server, monkeypatch: pytest.MonkeyPat
         found: str = server.ok("/v1/completions", prompt="Hi", max_tokens=1)["system_fingerprint"]
         return found
     before = told()
+    assert server.http.get("/api/tags").json()["models"][0]["digest"] == digest
     server.model.add_adapter(random_adapter(server.model.config, seed=9, only=lambda name: name == "blk.0.attn_q.weight"), name="three", default=False)
     assert told() != before
     server.model.remove_adapter("three")
