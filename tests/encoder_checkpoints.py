@@ -4,11 +4,10 @@
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from families import tokenizer_json
+from families import save
 
 SIZES: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 160, "vocab_size": 384,
                          "max_position_embeddings": 512, "pad_token_id": 0}
@@ -60,11 +59,7 @@ def checkpoint(name: str, folder: Path, seed: int = 0) -> tuple[Path, Any]:
                 weight.copy_(0.3 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, safe_serialization=True)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-                                                             "pad_token": "<pad>", "add_bos_token": False}), encoding="utf-8")
+    save(model, folder)
     return folder, model
 
 

@@ -248,9 +248,14 @@ def checkpoint(name: str, folder: Path, seed: int = 0, **changes: Any) -> tuple[
                 buffer.fill_(float(1 + 0.3 * torch.randn(())))
             if key.endswith(("expert_bias", "e_score_correction_bias")):
                 buffer.copy_(0.2 * torch.randn_like(buffer))
+    save(model, folder)
+    return folder, model
+
+
+def save(model: Any, folder: Path) -> None:
+    """As a Hugging Face folder, with a tokenizer of its size."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(config.vocab_size)), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(model.config.vocab_size)), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
                                                              "pad_token": "<pad>", "add_bos_token": False}), encoding="utf-8")
-    return folder, model

@@ -308,6 +308,30 @@ def test_a_batch_is_bound_to_its_adapters(q4: Path, folder: Path) -> None:
     assert [record.get("text") for record in records] == [*expected, None] and "no adapter called 'none'" in records[2]["error"]
 
 
+@pytest.mark.parametrize("command", [("embed", "{m}", "{i}"), ("rerank", "{m}", "query", "{i}", "--judge", "a,b"),
+                                     ("classify", "{m}", "{i}", "--labels", "a,b")], ids=lambda command: command[0])
+def test_an_interrupted_file_goes_on_with_the_same_adapters_only(command: tuple[str, ...], q4: Path, folder: Path, run: Any,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    from llamina.engine.answers.batch_journal import Journal
+    for seed in (5, 6):
+        random_adapter(config_of(q4), seed=seed).save(folder / f"bound{seed}.gguf")
+    (folder / "bound.txt").write_text("a b\nc d\n")
+    out = folder / f"{command[0]}.jsonl"
+    argv = [*(part.format(m=q4, i=folder / "bound.txt") for part in command), "-o", str(out), "--threads", "2"]
+
+    def with_adapter(seed: int) -> Any:
+        return run(*argv, "--lora", str(folder / f"bound{seed}.gguf"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert with_adapter(5).code == 130 and not out.exists()
+    for found in with_adapter(6), run(*argv):
+        assert found.code == 2 and "was begun with other adapters" in found.err and not out.exists(), found
+    assert with_adapter(5).code == 0
+    bytes_of = out.read_bytes()
+    out.unlink()
+    assert with_adapter(6).code == 0 and out.read_bytes() != bytes_of
+
+
 def test_the_server(q4: Path, folder: Path) -> None:
     """A request's `lora` says which, by number or name; /lora-adapters lists them; the fingerprint carries them."""
     serving = pytest.importorskip("serving", reason="the extra serve is not installed")
@@ -315,7 +339,7 @@ def test_the_server(q4: Path, folder: Path) -> None:
     with serving.serving(path=q4, threads=2) as server:
         from llamina.engine.serve.registry import fingerprint
         body = {"prompt": "a b", "n_predict": 6, "temperature": 0}
-        plain, before = server.ok("/completion", **body)["content"], fingerprint(server.model)
+        plain, before = server.ok("/completion", **body)["content"], fingerprint(server.model, server.model.digest)
         server.model.add_adapter(folder / "web.gguf", default=False)
         [listed] = server.http.get("/lora-adapters").json()
         assert {k: listed[k] for k in ("id", "name", "scale", "path")} == {"id": 0, "name": "web", "scale": 0.0, "path": "web.gguf"}
@@ -325,7 +349,7 @@ def test_the_server(q4: Path, folder: Path) -> None:
             answer = server.ok("/v1/completions", prompt="a b", max_tokens=6, temperature=0, lora=[entry])
             assert answer["choices"][0]["text"] == expected
         assert server.ok("/completion", **body)["content"] == plain == server.ok("/completion", **body, lora=[])["content"]
-        assert fingerprint(server.model) != before
+        assert fingerprint(server.model, server.model.digest) != before
         for bad in [{"id": 3, "scale": 1}], [{"name": "x"}], [3], [{"scale": 1}], [{"id": 0, "weight": 1}]:
             assert server.post("/completion", **body, lora=bad).status_code == 400, bad
 

@@ -11,6 +11,7 @@ import sys
 import llamina
 import pytest
 from conftest import real_folder
+from eval_rows import sentence, write_choices, write_reviews
 from llamina.engine.errors import FormatError, OptionError
 from llamina.engine.score import metrics
 from llamina.engine.score.answers import same
@@ -19,12 +20,6 @@ from llamina.engine.score.results import best
 from llamina.engine.score.table import read_rows, written
 from llamina.engine.score.task import Task
 from llamina.engine.score.template import filled, unescaped
-
-WORDS = ["the", "cat", "dog", "bird", "saw", "liked", "ate", "a", "red", "big", "small", "house", "tree", "and", "then", "was", "happy", "sad", "very"]
-
-
-def sentence(i: int, n: int) -> str:
-    return " ".join(WORDS[(i * 7 + k * (i % 5 + 1)) % len(WORDS)] for k in range(n))
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +30,12 @@ def demo():
 
 @pytest.fixture
 def choices(tmp_path):
-    """40 rows of choices, of one and of many tokens."""
-    path = tmp_path / "choices.jsonl"
-    rows = [{"id": i, "context": sentence(i, 4 + i % 9).capitalize(), "choices": [WORDS[i % 19], sentence(i + 1, 3), WORDS[(i + 5) % 19]], "answer": i % 3}
-            for i in range(40)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_choices(tmp_path / "choices.jsonl")
 
 
 @pytest.fixture
 def reviews(tmp_path):
-    path = tmp_path / "reviews.csv"
-    with open(path, "w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["n", "text", "gold"])
-        out.writerows([i, sentence(i, 5 + i % 4) + (',\n"quoted"' if i % 4 == 0 else ""), ("good", "bad")[i % 2]] for i in range(24))
-    return path
+    return write_reviews(tmp_path / "reviews.csv")
 
 
 # -- classify -------------------------------------------------------------------------------------------------------------------------------

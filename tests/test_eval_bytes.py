@@ -1,7 +1,6 @@
 """Results of `llamina eval` and `classify` are the same bytes: on any threads, whatever is computed together, on any CPU, killed and gone on with."""
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -10,28 +9,18 @@ import sys
 import time
 
 import pytest
+from eval_rows import sentence, write_choices, write_reviews
 from llamina.kernels.target import EMULATION, FEATURES, emulatable
-from test_eval import WORDS, sentence
 
 
 @pytest.fixture
 def choices(tmp_path):
-    """40 rows of choices, of one and of many tokens."""
-    path = tmp_path / "choices.jsonl"
-    rows = [{"id": i, "context": sentence(i, 4 + i % 9).capitalize(), "choices": [WORDS[i % 19], sentence(i + 1, 3), WORDS[(i + 5) % 19]], "answer": i % 3}
-            for i in range(40)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_choices(tmp_path / "choices.jsonl")
 
 
 @pytest.fixture
 def reviews(tmp_path):
-    path = tmp_path / "reviews.csv"
-    with open(path, "w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["n", "text", "gold"])
-        out.writerows([i, sentence(i, 5 + i % 4) + (',\n"quoted"' if i % 4 == 0 else ""), ("good", "bad")[i % 2]] for i in range(24))
-    return path
+    return write_reviews(tmp_path / "reviews.csv")
 
 
 def child(*argv: str, **environment: str) -> subprocess.Popen:
@@ -130,3 +119,18 @@ def test_a_journal_of_another_job_is_refused(run, choices, tmp_path):
     if not out.exists():
         found = run("eval", "demo", str(choices), "-o", str(out), "--shots", "3")
         assert found.code == 2 and "was begun with other shots (2, now 3)" in found.err
+
+
+def test_a_journal_with_another_chat_template_is_refused(run, choices, tmp_path, monkeypatch):
+    from llamina.engine.answers.batch_journal import Journal
+    out, template = tmp_path / "r.json", tmp_path / "t.jinja"
+    argv = ["eval", "demo", str(choices), "-o", str(out), "--limit", "2", "--chat-template", str(template)]
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*argv).code == 130
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    found = run(*argv)
+    assert found.code == 2 and "was begun with other chat_template" in found.err and not out.exists()
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert run(*argv).code == 0 and out.exists()

@@ -242,25 +242,32 @@ def plant(monkeypatch: pytest.MonkeyPatch, architecture: str, layers: Callable[[
     return changed
 
 
-FAULTY = [*FAULTS, *OUTPUT_FAULTS, "no scale of embeddings"]
-
-
-@pytest.mark.parametrize("fault", FAULTY)
-def test_a_fault_shows(fault: str, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every case whose blocks it changes; and it changes those of some case."""
+def shows(monkeypatch: pytest.MonkeyPatch, cases: dict[str, str], files: Any, found_in: Callable[[Path, str], np.ndarray], fault: str,
+          planted: tuple[Any, ...]) -> None:
+    """A fault (`plant`'s last arguments) makes a difference in every case whose blocks it changes; and it changes those of some case. cases: name ->
+    architecture; files: name -> (file, what its twin gives)."""
     shown = 0
-    for name in FEW:
+    for name, architecture in cases.items():
         path, expected = files(name)
         with monkeypatch.context() as patch:
-            changed = plant(patch, CASES[name].architecture, FAULTS.get(fault), OUTPUT_FAULTS.get(fault), fault == "no scale of embeddings")
+            changed = plant(patch, architecture, *planted)
             try:
-                found = logits(path)
+                found = found_in(path, name)
             except UnsupportedError:
                 continue  # what no op can do
             if any(changed):
                 shown += 1
                 assert distance(found, expected) > TOLERANCE, f"{name}: {fault} makes no difference"
     assert shown
+
+
+FAULTY = [*FAULTS, *OUTPUT_FAULTS, "no scale of embeddings"]
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_fault_shows(fault: str, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shows(monkeypatch, {name: CASES[name].architecture for name in FEW}, files, lambda path, name: logits(path), fault,
+          (FAULTS.get(fault), OUTPUT_FAULTS.get(fault), fault == "no scale of embeddings"))
 
 
 def test_27b_scales_scores_by_the_stream(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:

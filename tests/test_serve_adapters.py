@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from adapters import random_adapter
+from llamina.engine.errors import FileError
 from serving import TEMPLATE, Server, serving
 
 LONG = "The cat sat on the mat and looked at the moon over the hill. " * 8
@@ -69,11 +70,19 @@ def test_every_protocol_and_what_is_told(server: Server) -> None:
     assert traces[0] == traces[2] != traces[1]
 
 
-def test_the_fingerprint_is_of_now(server: Server) -> None:
+def test_the_fingerprint_is_of_now(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the adapters there are; the file is not asked again, which may be gone."""
+    digest = server.model.digest
+
+    def gone(stamps: Any) -> str:
+        raise FileError("gone")
+    monkeypatch.setattr("llamina.engine.answers.core.full_digest", gone)
+
     def told() -> str:
         found: str = server.ok("/v1/completions", prompt="Hi", max_tokens=1)["system_fingerprint"]
         return found
     before = told()
+    assert server.http.get("/api/tags").json()["models"][0]["digest"] == digest
     server.model.add_adapter(random_adapter(server.model.config, seed=9, only=lambda name: name == "blk.0.attn_q.weight"), name="three", default=False)
     assert told() != before
     server.model.remove_adapter("three")

@@ -158,7 +158,7 @@ def test_nothing_to_learn(model: Any) -> None:
     ([{"messages": [{"role": "user", "content": "a"}]}], {"chat": True}, "--chat is not for them"),
     ([{"prompt": "a", "completion": "b"}], {"labels": {"a": "b"}}, "--labels is not for them"),
     ([{"prompt": "a", "completion": "b"}], {"system": "x"}, "give --chat, too"),
-    ([{"text": object()}], {}, "row 0 of the training data is no plain JSON"), (5, {}, "must be a file's name or a list"),
+    ([{"text": object()}], {}, "row 0 can't be written as JSON"), (5, {}, "training data must be a file's path or a list of rows"),
 ])
 def test_options_that_do_not_fit(model: Any, rows: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):

@@ -1,6 +1,6 @@
 """What a batch job does with its lines, as plain data: so it can be done here, or sent to other machines (engine/score/cluster.py).
 
-    Raw -> Line (batch_job.parse_line), or an error record -> Core.generate_many -> record
+    Raw -> Line (batch_line.py), or an error record -> Core.generate_many -> record
 
 A record depends on nothing but its line, the model and the options (docs/exactness.md), and holds no time.
 """

@@ -97,8 +97,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
         options = {"max_tokens": max_tokens, "context_shift": bool(context_shift), **with_models_own(place.facts.sampling, sampling), **obey}
         seed = options.pop("seed")
         job = BatchJob(None, source, journal, lines, digest, options, seed=seed, kv=kv, chat=chat or system is not None or template is not None,
-                       system=system, parallel=parallel, template=place.facts.template,
-                       bound={"model": place.facts.model, "context": place.facts.context, **place.facts.adapters})
+                       system=system, parallel=parallel, template=place.facts.template, bound=place.facts.bound())
         if job.resumed:
             progress.note(f"going on after {job.resumed} of {lines} records")
         start = time.monotonic()

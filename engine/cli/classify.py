@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from .adapters import bound
 from .cluster import place_for, ray_option
 from .help import Command
 from .options import as_json_line, complete_model, run_options
@@ -69,7 +68,7 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
         journal = stack.enter_context(journal_for(output))
         progress = stack.enter_context(Progress(quiet, verbose))
         place = stack.enter_context(place_for(ray, model, threads, context, progress, memory=memory, kv=kv, expected=(journal.header or {}).get("model")))
-        job = ScoreJob(work, journal, {"model": place.facts.model, "context": place.facts.context, "kv": kv, **bound()})
+        job = ScoreJob(work, journal, {**place.facts.bound(), "kv": kv})
         tell_resumed(job, progress)
         seconds = run_job(job, progress, output != "-", lambda rows: place.records(work, rows, work.count))
         job.finish(lambda file: work.write(file, job.records))

@@ -100,7 +100,8 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
         progress = stack.enter_context(Progress(quiet, verbose))
         journal = stack.enter_context(journal_for(output))
         prints = [fingerprint(Path(resolve(name, progress.loading))) for name in names]
-        job = ScoreJob(work, journal, {"models": prints, "context": context, "kv": kv, **bound()}, len(names))
+        own = {"chat_template": fingerprint(Path(chat_template))} if chat_template and Path(chat_template).is_file() else {}  # a pipe can be read once only
+        job = ScoreJob(work, journal, {"models": prints, "context": context, "kv": kv, **own, **bound()}, len(names))
         tell_resumed(job, progress)
         models, seconds = [], 0.0
         for part, name in enumerate(names):

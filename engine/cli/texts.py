@@ -42,7 +42,7 @@ def run_texts(work: EmbedWork | RerankWork, output: str, progress: Progress, ope
             looked_at = n
             progress.working(lambda: f"looking at the texts: {looked_at} of {work.count}")  # noqa: B023 - called at once
         progress.clear()
-        job = ScoreJob(work, journal, {"model": place.facts.model, "context": place.facts.context, "kv": kv})
+        job = ScoreJob(work, journal, {**place.facts.bound(), "kv": kv})
         tell_resumed(job, progress, "texts")
         seconds = run_job(job, progress, output != "-", lambda rows: place.records(work, rows, work.count), what="texts")
         job.finish(lambda file: work.write(file, job.records))

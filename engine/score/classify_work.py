@@ -17,7 +17,7 @@ from ..errors import FormatError, quoted
 from . import metrics
 from .classify import Classifier, check_abstain, check_calibration, check_labels
 from .job import Records, Work
-from .table import Row, digest_of, read_rows, text_column, written
+from .table import Row, cells_of, digest_of, read_rows, text_column, written
 from .template import check_template, fields_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class ClassifyWork(Work):
         head = [*self.columns, name, *(f"p_{label}" for label in self.labels), *(["error"] if errors else [])]
         file.write(written(head, self.out_format).encode())
         for row, record in zip(self.rows(), records()):
-            cells = [v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False) for v in map(row.fields.get, self.columns)]
+            cells = cells_of(row, self.columns)
             if "error" in record:
                 cells += [""] * (1 + len(self.labels)) + [record["error"]]
             else:

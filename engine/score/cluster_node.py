@@ -6,7 +6,6 @@ Errors go back as text: what a node raises may be of a class that the driver lac
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +47,10 @@ class Facts:
         return cls(ARITHMETIC_VERSION, fingerprint(path), path.name, model.context, model.runtime.kv_name, sampling,
                    bound_adapters(model), model.chat_template.source if template else None)
 
+    def bound(self) -> dict[str, Any]:
+        """What a job's records depend on of the model, for the journal."""
+        return {"model": self.model, "context": self.context, **self.adapters}
+
     def differs(self, other: Facts) -> str | None:
         """What of another node's is different, for people."""
         for f in fields(self):
@@ -58,7 +61,6 @@ class Facts:
 
 
 _NAMES = {"arithmetic": "version of llamina", "model": "model file", "context": "context, for want of memory: give --context"}
-
 
 
 class Worker:
@@ -85,15 +87,6 @@ class Worker:
         model = self._model
         assert model is not None
         try:
-            return attempt, list(_all(work.records(model, rows)))
+            return attempt, list(work.records(model, rows))
         except Exception as error:
             return attempt, str(own_error(error))
-
-
-def _all(records: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Closed whatever happens, so that what is under way is given up."""
-    try:
-        yield from records
-    finally:
-        if close := getattr(records, "close", None):
-            close()

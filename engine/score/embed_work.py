@@ -10,7 +10,7 @@ import base64
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -29,7 +29,7 @@ FORMATS = ("npy", "jsonl")
 
 @dataclass
 class EmbedWork(TextsWork):
-    """kind … max_tokens: as of Model.embed. found: what was counted, once the output is written."""
+    """kind … max_tokens: as of Model.embed."""
 
     kind: str | None = None
     prompt: str | None = None
@@ -37,7 +37,6 @@ class EmbedWork(TextsWork):
     truncate_dim: int | None = None
     normalize: bool = True
     max_tokens: int | None = None
-    found: dict[str, int] = field(default_factory=dict)
 
     def prepare(self) -> None:
         if self.pooling == "none" and self.out_format != "jsonl":
@@ -77,30 +76,23 @@ class EmbedWork(TextsWork):
 
     def write(self, file: BinaryIO, records: Callable[[], Iterator[dict[str, Any]]]) -> None:
         """FileError: a row without embedding, which an array has no place for."""
-        self.found = {"rows": self.count, "errors": 0, "cut": 0, "tokens": 0}
+        counted = self.counted(records())
         if self.out_format == "npy":
-            self._write_array(file, records)
+            self._write_array(file, counted)
             return
-        for row, record in zip(self.rows(), records()):
+        for row, record in zip(self.rows(), counted):
             own = {"error": record["error"]} if "error" in record else {"embedding": self._vector(record).tolist()}
             file.write(json.dumps({**row.fields, **own}, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-            self._count(record)
 
-    def _write_array(self, file: BinaryIO, records: Callable[[], Iterator[dict[str, Any]]]) -> None:
-        for number, record in enumerate(records()):
+    def _write_array(self, file: BinaryIO, records: Iterable[dict[str, Any]]) -> None:
+        for number, record in enumerate(records):
             if "error" in record:
                 raise FileError(f"{self.name}: row {number} has no embedding ({record['error']}): an .npy file has no place for that, a .jsonl file has")
             vector = self._vector(record)
             if not number:
                 np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (self.count, *vector.shape)})
             file.write(vector.tobytes())
-            self._count(record)
 
     @staticmethod
     def _vector(record: Mapping[str, Any]) -> np.ndarray:
         return np.frombuffer(base64.b64decode(record["float32"]), "<f4").reshape(record["shape"])
-
-    def _count(self, record: Mapping[str, Any]) -> None:
-        self.found["errors"] += "error" in record
-        for name in "cut", "tokens":
-            self.found[name] += record.get(name, 0)

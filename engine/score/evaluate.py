@@ -4,21 +4,18 @@
 """
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import check_max_tokens
-from ..errors import OptionError, quoted, why
+from ..errors import OptionError, quoted
 from . import report, results
 from .classify import check_calibration, check_labels
 from .eval_work import EvalWork
 from .prompts import Prompts
+from .table import file_of
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -68,8 +65,9 @@ def evaluate(model: Core, task: Any, *, against: Core | None = None, max_tokens:
         raise OptionError(f"evaluate has no option {quoted(unknown[0])}")
     if (limit := options.get("limit")) is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise OptionError(f"limit must be a whole number above 0, found {quoted(limit)}")
-    with _file(task) as (path, known_as):
-        prompts = Prompts.open(path, name=name or known_as, chat=chat, labels=None if labels is None else check_labels(labels), **options)
+    with file_of(task, "a task") as (path, made):
+        known_as = "rows.jsonl" if made else None
+        prompts = Prompts.open(str(path), name=name or known_as, chat=chat, labels=None if labels is None else check_labels(labels), **options)
         if prompts.task.kind == "translation":
             results.need_sacrebleu()
         if calibrate != "none" and prompts.task.kind != "label":
@@ -85,24 +83,3 @@ def evaluate(model: Core, task: Any, *, against: Core | None = None, max_tokens:
         if name or known_as:
             result["task"]["name"] = name or known_as
         return Evaluation(result, list(results.samples(work, iter(parts[0]))))
-
-
-@contextlib.contextmanager
-def _file(task: Any) -> Iterator[tuple[str, str | None]]:
-    """(a task's file, what it is called instead of its name): rows go to one of their own."""
-    if isinstance(task, (str, os.PathLike)):
-        yield os.fspath(task), None
-        return
-    if isinstance(task, (bytes, Mapping)) or not isinstance(task, Iterable):
-        raise OptionError(f"a task must be a file's path or a list of rows, found {type(task).__name__}")
-    with tempfile.TemporaryDirectory(prefix="llamina-") as folder:
-        path = Path(folder) / "rows.jsonl"
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for i, row in enumerate(task):
-                if not isinstance(row, Mapping):
-                    raise OptionError(f"rows must be mappings, found {type(row).__name__} (row {i})")
-                try:
-                    file.write(json.dumps(dict(row), allow_nan=False) + "\n")
-                except (TypeError, ValueError, RecursionError) as error:
-                    raise OptionError(f"row {i} can't be written as JSON: {why(error)}") from None
-        yield str(path), "rows.jsonl"

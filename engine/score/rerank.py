@@ -45,7 +45,7 @@ class Reranker:
         if judge is not None and not causal:
             raise OptionError(f"{core.path}: is an encoder, which writes no words that could judge: leave judge out")
         if judge is None and self._head is None:
-            how = "; judge=('yes', 'no') asks it for one of two words instead" if causal else ""
+            how = "; judge=('yes', 'no'), or --judge yes,no, asks it for one of two words instead" if causal else ""
             raise UnsupportedError(f"{core.path}: has no rank head (tensor cls.output.weight), so it can't rerank{how}")
         if instruction is not None and not causal:
             raise OptionError(f"{core.path}: is an encoder, which takes no instruction")

@@ -10,14 +10,14 @@ import heapq
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from .job import Records
 from .rerank import Pair, Reranker
-from .table import Row, written
+from .table import Row, cells_of, written
 from .texts_work import TextsWork
 
 if TYPE_CHECKING:
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class RerankWork(TextsWork):
-    """judge, instruction: as of Model.rerank. top: only so many, the best first; None: all, in their order. found: what was counted, once the output is
-    written."""
+    """judge, instruction: as of Model.rerank. top: only so many, the best first; None: all, in their order."""
 
     query: str = ""
     judge: list[str] | None = None
     instruction: str | None = None
     top: int | None = None
-    found: dict[str, int] = field(default_factory=dict)
 
     def reranker(self, model: Core) -> Reranker:
         """Bound to a model. UnsupportedError: it has no rank head, and nobody asked it to judge; OptionError."""
@@ -62,11 +60,8 @@ class RerankWork(TextsWork):
             yield number, {"tokens": tokens, "cut": cut, "score": float(np.float32(score))}
 
     def write(self, file: BinaryIO, records: Callable[[], Iterator[dict[str, Any]]]) -> None:
-        self.found = {"rows": self.count, "errors": 0, "cut": 0, "tokens": 0}
-        for record in records():
-            self.found["errors"] += "error" in record
-            for name in "cut", "tokens":
-                self.found[name] += record.get(name, 0)
+        for _ in self.counted(records()):  # before the first line, which depends on whether there are errors
+            pass
         rows: Iterable[tuple[Row, dict[str, Any]]] = zip(self.rows(), records())
         if self.top is not None:
             scored = (pair for pair in rows if "error" not in pair[1])
@@ -82,6 +77,6 @@ class RerankWork(TextsWork):
         if self.out_format == "jsonl":
             own = {"error": record["error"]} if "error" in record else {name: record["score"]}
             return json.dumps({**row.fields, **own}, ensure_ascii=False) + "\n"
-        cells = [v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False) for v in map(row.fields.get, self.columns)]
+        cells = cells_of(row, self.columns)
         cells += ["", record["error"]] if "error" in record else [repr(record["score"]), *([""] if self.found["errors"] else [])]
         return written(cells, self.out_format)

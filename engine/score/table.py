@@ -6,11 +6,14 @@ A CSV file is comma-separated with quotes as RFC 4180 has them; a TSV file has n
 """
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,28 @@ def format_of(path: str, asked: str | None = None) -> str:
         return asked
     end = Path(path).suffix.lower().lstrip(".")
     return {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}.get(end, "lines")
+
+
+@contextlib.contextmanager
+def file_of(source: Any, what: str) -> Iterator[tuple[Path, bool]]:
+    """(a file, whether it was made here): a path as it is; rows in memory go to a .jsonl file that is gone with the block, so that one reader serves both, and
+    refuses the same. what: how messages name it. OptionError: it is neither, or a row is no mapping or can't be JSON."""
+    if isinstance(source, (str, os.PathLike)):
+        yield Path(source), False
+        return
+    if isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
+        raise OptionError(f"{what} must be a file's path or a list of rows, found {type(source).__name__}")
+    with tempfile.TemporaryDirectory(prefix="llamina-") as folder:
+        path = Path(folder) / "rows.jsonl"
+        with open(path, "w", encoding="ascii") as file:
+            for i, row in enumerate(source):
+                if not isinstance(row, Mapping):
+                    raise OptionError(f"rows must be mappings, found {type(row).__name__} (row {i})")
+                try:
+                    file.write(json.dumps(dict(row), allow_nan=False) + "\n")
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise OptionError(f"row {i} can't be written as JSON: {why(error)}") from None
+        yield path, True
 
 
 def digest_of(path: Path) -> str:
@@ -141,6 +166,11 @@ def _separated(lines: Iterable[tuple[int, str]], name: str, separator: str) -> I
         if len(values) != len(columns):
             raise FormatError(f"{name}, line {before + 1}: has {len(values)} columns, its first line names {len(columns)} ({', '.join(columns)[:200]})")
         yield before + 1, dict(zip(columns, values))
+
+
+def cells_of(row: Row, columns: Sequence[str]) -> list[str]:
+    """A row's own values, for `written`: texts as they are, others as JSON, nothing where there is none."""
+    return [v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False) for v in map(row.fields.get, columns)]
 
 
 def written(values: Sequence[str], format: str) -> str:

@@ -32,6 +32,8 @@ class TextsWork(Work):
     columns: list[str] = field(default_factory=list)
     looking: bool = False
     """See look."""
+    found: dict[str, int] = field(default_factory=dict)
+    """What was counted, once the output is written."""
 
     def prepare(self) -> None:
         """Look at every row. FileError, FormatError (naming file and line), OptionError."""
@@ -57,6 +59,15 @@ class TextsWork(Work):
 
     def bound(self) -> Mapping[str, Any]:
         return {"input": self.digest, "text": self.text, "cut": self.cut, "formats": [self.format, self.out_format]}
+
+    def counted(self, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The same records, which are counted on their way."""
+        self.found = {"rows": self.count, "errors": 0, "cut": 0, "tokens": 0}
+        for record in records:
+            self.found["errors"] += "error" in record
+            for name in "cut", "tokens":
+                self.found[name] += record.get(name, 0)
+            yield record
 
     def look(self) -> TextsWork:
         """The work of looking whether the model takes every text, before any is computed: a record is an error, or tells of none."""

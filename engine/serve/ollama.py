@@ -154,7 +154,7 @@ def _about(served: Served) -> dict[str, Any]:
     at = datetime.datetime.fromtimestamp(served.created, datetime.timezone.utc).isoformat()
     found: dict[str, Any] = {"name": served.name, "model": served.name, "modified_at": at, "size": 0, "digest": "", "details": {"format": "gguf"}}
     if served.model is not None:
-        found |= {"size": served.model.memory_plan.weights, "digest": served.model.digest,
+        found |= {"size": served.model.memory_plan.weights, "digest": served.digest,
                   "details": {"format": "gguf", "family": served.model.config.architecture, "families": [served.model.config.architecture]}}
     return found
 

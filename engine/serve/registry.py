@@ -37,12 +37,14 @@ class Served:
     engine: Engine | None = None
     users: int = 0
     used: float = 0.0
+    digest: str = ""
+    """Of the model's file as it was loaded; the file itself may go."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def fingerprint(self) -> str:
         """As of now: adapters may come and go."""
-        return "" if self.model is None else fingerprint(self.model)
+        return "" if self.model is None else fingerprint(self.model, self.digest)
 
     @property
     def loaded(self) -> tuple[Model, Engine]:
@@ -71,7 +73,7 @@ class Registry:
         return served
 
     def _begin(self, served: Served, model: Model) -> None:
-        fingerprint(model)  # digests take their time at first
+        served.digest = model.digest  # which takes its time at first
         served.model = model
         served.engine = Engine(model, self._parallel, self._queue, self._turn)
 
@@ -187,9 +189,10 @@ class Registry:
             self.unload(served)
 
 
-def fingerprint(model: Model) -> str:
-    """system_fingerprint: equal on two machines exactly if the same requests get the same bits: arithmetic version, model, KV type, adapters."""
-    facts: tuple[Any, ...] = (ARITHMETIC_VERSION, model.digest, model.runtime.kv.name, model.context)
+def fingerprint(model: Model, digest: str) -> str:
+    """system_fingerprint: equal on two machines exactly if the same requests get the same bits: arithmetic version, model, KV type, adapters. digest: of the
+    model's file."""
+    facts: tuple[Any, ...] = (ARITHMETIC_VERSION, digest, model.runtime.kv.name, model.context)
     if adapters := bound_adapters(model):
         facts = (*facts, adapters)
     return "b" + hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -8,9 +8,7 @@ are asked with the same template and the same blank between question and answer,
 """
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -21,7 +19,7 @@ import numpy as np
 
 from ..errors import FormatError, LlaminaError, OptionError, quoted
 from ..score.prompts import Prompts
-from ..score.table import Row, digest_of, format_of, read_rows
+from ..score.table import Row, digest_of, file_of, format_of, read_rows
 from ..score.task import KINDS as TASKS
 from ..score.template import fields_of, filled
 from .examples import LOSSES, Example, chat_examples, completion_example, text_example
@@ -99,21 +97,8 @@ class DataSet:
 def open_data(model: Core, source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], reading: Reading, name: str | None = None,
               seen: Callable[[int], object] = lambda done: None) -> DataSet:
     """Read a file, or rows themselves. seen: called with how many rows have been read. FileError, FormatError (naming file and line), OptionError."""
-    if isinstance(source, (str, os.PathLike)):
-        return _Reader(model, Path(source), name or str(source), reading, seen).read()
-    if isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
-        raise OptionError(f"training data must be a file's name or a list of rows, found {type(source).__name__}")
-    with tempfile.TemporaryDirectory(prefix="llamina-") as folder:
-        path = Path(folder) / "rows.jsonl"
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            for i, row in enumerate(source):
-                try:
-                    if not isinstance(row, Mapping):
-                        raise TypeError(f"it is a {type(row).__name__}")
-                    file.write(json.dumps(dict(row), allow_nan=False) + "\n")
-                except (TypeError, ValueError, RecursionError) as error:
-                    raise OptionError(f"row {i} of the training data is no plain JSON object: {error}") from None
-        return _Reader(model, path, name or "data", reading, seen).read()
+    with file_of(source, "training data") as (path, made):
+        return _Reader(model, path, name or ("data" if made else str(source)), reading, seen).read()
 
 
 class _Reader:
