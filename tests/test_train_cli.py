@@ -18,6 +18,7 @@ import pytest
 from llamina import load
 from llamina.engine.cli.train import line
 from llamina.engine.errors import FileError, NumericError, OptionError
+from llamina.engine.look.steer import SteeringVector
 from llamina.engine.model import Model
 from llamina.engine.train.adapter import Adapter
 from llamina.engine.train.loop import Progress
@@ -155,6 +156,12 @@ def test_adapters_in_use_are_no_base(model: Model) -> None:
             model.train(ROWS)
     finally:
         model.remove_adapter("first")
+    model.control(SteeringVector({2: np.ones(model.config.dim, np.float32)}))
+    try:
+        with pytest.raises(OptionError, match="has control vectors"):
+            model.train(ROWS)
+    finally:
+        model.control()
 
 
 def test_what_was_learned_is_what_is_served(model: Model, data: Path) -> None:

@@ -105,7 +105,7 @@ class _Reader:
     def __init__(self, model: Core, path: Path, name: str, reading: Reading, seen: Callable[[int], object]) -> None:
         self._model, self._path, self._name, self._reading, self._seen = model, path, name, reading, seen
         self._prompts: Prompts | None = None
-        self._format = format_of(name if path.name != "rows.jsonl" else path.name)
+        self._format = format_of(str(path))
         self._kind, self._loss, self._long = "", "", 0
         self._first_long: tuple[int, int] | None = None
 
