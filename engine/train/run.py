@@ -102,8 +102,8 @@ class Run:
         if model.runtime.adapters.default:
             raise OptionError(f"{shown(model.path)}: has adapters that count for everything: training begins from the model alone: remove_adapter them")
         if model.runtime.adapters.control_digest:
-            raise OptionError(f"{shown(model.path)}: has control vectors, which no checkpoint is bound to: training begins from the model alone: take them away "
-                              "by control()")
+            raise OptionError(f"{shown(model.path)}: has control vectors, which no checkpoint is bound to: training begins from the model alone: take them "
+                              "away by control()")
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
         self.adapter = new_adapter(model.config, options, Path(model.path).stem)
         self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
