@@ -21,6 +21,7 @@ from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, quoted
+from .layout import aligned
 from .ops import low_rank as f
 from .ops.common import LOW_RANK
 from .watch import merged
@@ -248,8 +249,4 @@ def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int]) -> None:
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Aligned to a cache line, with room behind: kernels fetch ahead."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + 128, np.uint8)
-    at = -raw.ctypes.data % 64
-    return raw[at:at + size].view(dtype).reshape(shape)
-
+    return aligned(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
