@@ -211,6 +211,38 @@ def test_changed_numbers_are_taken_over(q4: Path) -> None:
         assert same(run_with(model.runtime, IDS, ["mine"]), run_with(model.runtime, IDS, ["other"]))
 
 
+def test_texts_under_way_become_private(q4: Path) -> None:
+    """What was begun before an adapter's numbers or the control vectors changed is told to the prefix cache under neither name; forks neither."""
+    from llamina.engine.look.steer import SteeringVector
+    with llamina.load(q4, threads=2) as model:
+        runtime, adapter = model.runtime, random_adapter(model.config)
+        model.add_adapter(adapter, name="mine")
+        saved = {name: pair.a.copy() for name, pair in adapter.pairs.items()}
+
+        def scaled(by: int) -> None:
+            for name, pair in adapter.pairs.items():
+                pair.a[:] = by * saved[name]
+            model.update_adapter("mine")
+        changes = [(lambda: scaled(2), lambda: scaled(1)), (lambda: model.control(SteeringVector({0: np.full(64, 0.5, f32)}, "llama")), model.control)]
+        expected = run_with(runtime, IDS, None)[-1:]
+        for change, back in changes:
+            under_way = runtime.new_sequence(cached=True)
+            runtime.step([Feed(under_way, IDS[:64], "none")])
+            change()
+            for sequence in under_way.fork(64), under_way:
+                runtime.step([Feed(sequence, IDS[64:], "none")])
+                sequence.close()
+            back()
+            later = runtime.new_sequence(cached=True)
+            assert later.match(IDS[:-1]) == 64  # what was computed before the change
+            assert same(runtime.step([Feed(later, IDS[64:], "last")]).copy(), expected) and later.match(IDS) == 0
+            later.close()
+            again = runtime.new_sequence(cached=True)
+            assert again.match(IDS[:-1]) > 64
+            again.close()
+            model.clear_prefix_cache()
+
+
 # -- answers ----------------------------------------------------------------------------------------------------------------------------------
 
 def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:

@@ -22,13 +22,14 @@ from ...kernels.backward.weights import SCRATCH
 from ...kernels.float_env import in_default_floats
 from ..architectures.blocks import Attention, Mlp
 from ..architectures.latent_blocks import Latent
+from ..architectures.spec import round_up
 from ..errors import NumericError, OptionError, UnsupportedError, quoted
 from ..run.kv_cache import PAGE
 from ..sampling.arithmetic import log
 from .backward import Backward
 from .factors import Factors
 from .forward import Batch, Forward, read_back
-from .ops import Ops, round_up, rows_of
+from .ops import Ops, rows_of
 from .philox import dropout_mask
 from .rows import Row, RowLosses
 
