@@ -145,10 +145,12 @@ def _train(model: Model, data: str, valid: str | None, output: str | None, readi
             for record in run.records():
                 if "valid_loss" in record:
                     progress.note(f"step {record['step']}: validation loss {record['valid_loss']:.4f}, accuracy {100 * record['valid_accuracy']:.1f} %")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             progress.clear()
             if not progress.quiet:
-                tell(f"[stopped after step {run.loop.step} of {run.loop.steps}: the same command goes on from there]")
+                tell(f"[stopped after step {run.loop.kept} of {run.loop.steps}: the same command goes on from there]")
+            if isinstance(stop, SystemExit):
+                raise
             raise click.exceptions.Exit(130) from None
         progress.clear()
         trained = run.finish()

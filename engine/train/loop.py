@@ -8,15 +8,16 @@ again or not: a checkpoint holds all that a step depends on, and what it does no
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import LlaminaError, NumericError
+from ..errors import FileError, LlaminaError, NumericError
 from .checkpoint import Checkpoints, State
 from .data import DataSet
 from .optimiser import clip_factor, gradient_norm, make
@@ -82,7 +83,7 @@ class Loop:
         self._saved, self._saved_at = -1, time.monotonic()
         if checkpoints is not None:
             arrays = {**weights, **self.optimiser.moments}
-            state = checkpoints.load(self._bound, {name: a.shape for name, a in arrays.items()})
+            state = checkpoints.load(self._bound, {name: a.shape for name, a in arrays.items()}, self.steps)
             if state is not None:
                 for name, array in arrays.items():
                     array[...] = state.arrays[name]
@@ -95,7 +96,12 @@ class Loop:
         """How many are done."""
         return self.optimiser.steps
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    @property
+    def kept(self) -> int:
+        """From where another run would go on: the step of the newest checkpoint, 0 without one."""
+        return max(0, self._saved)
+
+    def run(self) -> Generator[dict[str, Any], None, None]:
         """Records as they are made: of each step, and of validations, which have "valid_loss". NumericError (a loss that isn't finite): the last checkpoint is
         kept. FileError: a checkpoint could not be written; the one before is kept."""
         try:
@@ -107,9 +113,12 @@ class Loop:
                 yield self._add(self._one())
                 if self._checkpoints is not None and self._save_now():
                     self.save()
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            if self._whole and self._checkpoints is not None and self.step > max(0, self._saved):
-                self.save()
+        except GeneratorExit:
+            with contextlib.suppress(FileError):  # whoever closes us early has something else to tell
+                self._save_what_is_done()
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._save_what_is_done()
             raise
         if self._checkpoints is not None and self._saved < self.step:
             self.save()
@@ -119,6 +128,10 @@ class Loop:
         assert self._checkpoints is not None
         self._checkpoints.save(self._bound, State(self.step, self.history, {**self.weights, **self.optimiser.moments}))
         self._saved, self._saved_at = self.step, time.monotonic()
+
+    def _save_what_is_done(self) -> None:
+        if self._whole and self._checkpoints is not None and self.step > self.kept:
+            self.save()
 
     def measure(self) -> float:
         """Seconds a token, by the next step's first micro-batch, whose gradients are forgotten again. What must be compiled is compiled before."""
@@ -157,7 +170,9 @@ class Loop:
             raise self._stopped(rows, "the gradients are not finite")
         lr = rate(self.options.schedule, self.options.lr, step, self.steps, self._warm)
         self._whole = False
-        self.optimiser.step(self.gradients.arrays, lr, clip_factor(norm, self.options.clip))
+        if not self.optimiser.step(self.gradients.arrays, lr, clip_factor(norm, self.options.clip)):
+            self.optimiser.steps = step
+            raise self._stopped(rows, "the weights are not finite any more")
         seconds = time.perf_counter() - start
         self.progress.tokens, self.progress.seconds = self.progress.tokens + tokens, self.progress.seconds + seconds
         return {"step": self.step, "epoch": round(self.step / self.order.per_epoch, 4), "loss": mean(found), "accuracy": hits(found), "lr": lr, "norm": norm,

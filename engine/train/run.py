@@ -118,7 +118,7 @@ class Run:
             most = self._most_tokens(memory)
             self.loop = Loop(self.gradients, weights(self.adapter), self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
                              seen=seen)
-            head = {"model": Path(model.path).name, "data": self.data.name, "steps": self.loop.steps, **bound}
+            head = {"model": Path(model.path).name, "steps": self.loop.steps, **bound}
             self.log = None if log is None else self._stack.enter_context(Log(Path(log), head, self.loop.history))
         except BaseException:
             self._stack.close()
@@ -166,10 +166,11 @@ class Run:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Train; see `Loop.run`."""
-        for record in self.loop.run():
-            if self.log is not None:
-                self.log.add(record)
-            yield record
+        with contextlib.closing(self.loop.run()) as records:
+            for record in records:
+                if self.log is not None:
+                    self.log.add(record)
+                yield record
 
     def finish(self) -> Trained:
         """Write the adapter, when all steps are done; the checkpoints go. FileError: they stay."""
