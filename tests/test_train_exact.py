@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import targets
 from llamina import load
+from llamina.engine.errors import OutOfMemoryError
 from llamina.engine.model import Model
 from llamina.engine.train import gradients, loop, optimiser, order
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.rows import Row, RowLosses
 from llamina.kernels.target import EMULATION
 from small_models import write_small_model
+from train_cases import random_adapter
 
 LONG = bool(os.environ.get("LLAMINA_LONG"))
 OPTIONS: dict[str, Any] = {"rank": 4, "lr": 0.01, "batch": 8, "steps": 4, "dropout": 0.2, "weight_decay": 0.1}
@@ -86,6 +88,27 @@ def test_steps_of_the_model(model: Model, folder: Path, right: tuple[str, str], 
     monkeypatch.setattr(model.runtime, "max_batch", tokens)
     monkeypatch.setattr(model.runtime, "max_logits", min(logits, model.runtime.max_logits))
     assert made(model, folder) == right
+
+
+def test_a_small_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for the longest row, whatever was asked for: rows that don't fit together are computed one after the other."""
+    options: dict[str, Any] = {"threads": 3, "context": 256}
+    with load(folder / "Q4_0.gguf", **options) as model:
+        plan = model.memory_plan
+    with load(folder / "Q4_0.gguf", **options, memory=plan.weights + 4 * plan.page_bytes) as model:
+        assert model.runtime.free_pages == 4
+        assert made(model, folder, micro_batch=8, context=256) == made(model, folder, context=256)
+        assert model.train([{"text": "ab"}] * 40, batch=40, steps=1, rank=1).history[0]["targets"] > 80
+        monkeypatch.setattr(Gradients, "most_pages", 1 << 40)
+        with pytest.raises(OutOfMemoryError, match="the KV cache has 0 free pages"):  # what it was cut for
+            made(model, folder, micro_batch=8, context=256)
+
+
+def test_memory_counts_the_pages_of_short_rows(model: Model) -> None:
+    """Each row of two tokens takes a page of its own, so 300 take 300."""
+    found = Gradients(model, random_adapter(model.config))
+    page = model.runtime.plan.layout.rows * model.runtime.page_bytes
+    assert 290 * page <= found.memory(600, 2, 300) - found.memory(600, 2, 1) <= 295 * page and model.runtime.free_pages > 300
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes (set LLAMINA_LONG)")

@@ -219,6 +219,8 @@ def test_curve(tmp_path: Path, right: tuple[str, list[dict[str, Any]]]) -> None:
     assert len(curve.sparkline(range(1000), 24)) == 24
     html = curve.html(right[1], "<b>")
     assert html.count("<circle") == 4 and "&lt;b&gt;" in html and "<b>" not in html and html.count("<tr>") == 5
+    assert '<svg' in html and 'role="img"' in html and "<title>&lt;b&gt;</title><desc>Loss in nats a token by step: training loss from " in html
+    assert "; validation loss from " in html and "(step 18).</desc>" in html
     assert curve.html([], "nothing") == "<p>nothing</p>"
     pytest.importorskip("matplotlib", reason="pictures are drawn by the extra plot")
     curve.draw(right[1], str(tmp_path / "loss.svg"))

@@ -187,6 +187,10 @@ def _entries(header: Any, size: int) -> list[tuple[str, tuple[int, ...]]] | None
     return found if sum(4 * math.prod(shape) for _, shape in found) == size and len(dict(found)) == len(found) else None
 
 
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _is_record(record: Any) -> bool:
     """Of a step, or of a validation: what the loop and who shows it read of one."""
     if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0 or not ("loss" in record or "valid_loss" in record):
@@ -205,7 +209,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             digest = hashlib.sha256(head)
             left = os.fstat(file.fileno()).st_size - file.tell()
             try:
-                header = json.loads(head)
+                header = json.loads(head, parse_constant=_no_constant)
                 entries = _entries(header, left)
             except (ValueError, OverflowError, RecursionError):
                 entries = None

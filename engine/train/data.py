@@ -110,7 +110,7 @@ class _Reader:
         self._first_long: tuple[int, int] | None = None
 
     def read(self) -> DataSet:
-        found = DataSet(self._name, "", digest_of(self._path))
+        found = DataSet(self._name, "", "")
         texts: set[bytes] = set()
         for row in read_rows(self._path, self._format, self._name):
             if not self._kind:
@@ -132,6 +132,7 @@ class _Reader:
             self._seen(row.number + 1)
         if not self._kind:
             raise FormatError(f"{self._name}: has no rows")
+        found.digest = self._prompts.task.digest if self._prompts is not None else digest_of(self._path)
         if self._first_long is not None:
             line, tokens = self._first_long
             raise FormatError(f"{self._name}, line {line}: has {tokens} tokens, {self._reading.context} are allowed (--context){self._others()}: "
@@ -186,6 +187,8 @@ class _Reader:
             raise OptionError(f"{self._name}: instructions (--system) stand in conversations, these rows are none: give --chat, too")
         if self._kind in TASKS:
             options: dict[str, Any] = {"labels": dict(reading.labels)} if reading.labels else {}
+            if self._kind != "label" or reading.labels:
+                options["limit"] = 1  # which labels there are is known when all rows have been seen; the rest is told by each row as it is read
             self._prompts = Prompts.open(str(self._path), name=self._name, chat=reading.chat, system=reading.system, template=reading.template,
                                          delimiter=" " if reading.delimiter is None else reading.delimiter, **options)
 

@@ -66,11 +66,11 @@ class Progress:
 class Loop:
     """One run. weights: the adapter's arrays, which change in place; gradients: of them, by the same names. bound: what the run depends on.
 
-    most_tokens: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
+    most_tokens, most_pages: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
     """
 
     def __init__(self, gradients: Gradient, weights: Mapping[str, np.ndarray], data: DataSet, valid: DataSet | None, options: Options, *,
-                 bound: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None, most_tokens: int = 1024,
+                 bound: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None, most_tokens: int = 1024, most_pages: int = 1 << 62,
                  seen: Callable[[Progress], object] = lambda progress: None) -> None:
         assert set(gradients.arrays) == set(weights)
         self.gradients, self.weights, self.valid, self.options = gradients, weights, valid, options
@@ -78,7 +78,8 @@ class Loop:
         self.steps = self.order.steps
         self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay)
         self.history: list[dict[str, Any]] = []
-        self._bound, self._checkpoints, self._most_tokens, self._seen = dict(bound or {}), checkpoints, most_tokens, seen
+        self._bound, self._checkpoints, self._seen = dict(bound or {}), checkpoints, seen
+        self._most_tokens, self._most_pages = most_tokens, most_pages
         self._warm = warmup_steps(options.warmup, self.steps)
         self._saved, self._saved_at = -1, time.monotonic()
         if checkpoints is not None:
@@ -144,11 +145,11 @@ class Loop:
             seconds = time.perf_counter() - start
         return seconds / sum(len(row.ids) for row in part)
 
-    def largest(self) -> int:
-        """Tokens of a micro-batch, at most."""
-        rows = self.options.micro_batch or self.options.batch
-        sizes = sorted((len(e.ids) for e in self.order.data.examples), reverse=True)[:min(rows, self.options.batch)]
-        return sum(sizes) if self.options.micro_batch else min(sum(sizes), max(self._most_tokens, sizes[0]))
+    def largest(self) -> tuple[int, int]:
+        """Tokens, and rows, of a micro-batch, at most."""
+        rows = min(self.options.micro_batch or self.options.batch, self.options.batch)
+        sizes = sorted((len(e.ids) for e in self.order.data.examples), reverse=True)[:rows]
+        return sum(sizes) if self.options.micro_batch else min(sum(sizes), max(self._most_tokens, sizes[0])), len(sizes)
 
     # -- a step ---------------------------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Loop:
                 "tokens": tokens, "targets": targets}
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        return micro_batches(rows, self.options.micro_batch, self._most_tokens)
+        return micro_batches(rows, self.options.micro_batch, self._most_tokens, self._most_pages)
 
     @staticmethod
     def _targets(rows: Sequence[Row]) -> int:
