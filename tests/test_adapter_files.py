@@ -110,7 +110,8 @@ def test_tensors_that_are_no_pair(tmp_path: Path, config: ModelConfig, name: str
         Adapter.read(folder, config)
 
 
-@pytest.mark.parametrize("prefix", ["base_model.model.", "", "base_model.model.language_model.", "language_model.", ("model.", "model.language_model.")], ids=str)
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "base_model.model.language_model.", "language_model.",
+                                    ("model.", "model.language_model.")], ids=str)
 def test_names_of_models_of_several_parts(tmp_path: Path, config: ModelConfig, prefix: Any) -> None:
     """What convert reads as a tensor of the text's part is one here, too."""
     folder, adapter = write_peft(tmp_path / "a", config, random_adapter(config)), random_adapter(config)

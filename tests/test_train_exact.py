@@ -1,5 +1,5 @@
-"""The adapter's file is the same bytes on any number of threads, however a step is cut into micro-batches, calls of the model and rows of logits, and on every CPU;
-and what is another order is seen: each that is planted here gives another SHA-256."""
+"""The adapter's file is the same bytes on any number of threads, however a step is cut into micro-batches, calls of the model and rows of logits, and on every
+CPU; and what is another order is seen: each that is planted here gives another SHA-256."""
 from __future__ import annotations
 
 import hashlib
@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import targets
 from llamina import load
-from llamina.engine.errors import OutOfMemoryError
+from llamina.engine.errors import OptionError, OutOfMemoryError
 from llamina.engine.model import Model
 from llamina.engine.train import gradients, loop, optimiser, order
 from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.loop import Progress
 from llamina.engine.train.rows import Row, RowLosses
 from llamina.kernels.target import EMULATION
 from small_models import write_small_model
@@ -102,6 +103,19 @@ def test_a_small_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Gradients, "most_pages", 1 << 40)
         with pytest.raises(OutOfMemoryError, match="the KV cache has 0 free pages"):  # what it was cut for
             made(model, folder, micro_batch=8, context=256)
+
+
+def test_another_base_is_refused(model: Model, folder: Path, tmp_path: Path) -> None:
+    """What was begun beside one file is not gone on with beside another of the same shape."""
+    def stop(state: Progress) -> None:
+        if state.step == 2:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS, progress=stop)
+    with load(folder / "F32.gguf", threads=1) as other, pytest.raises(OptionError, match=r"a\.gguf: was begun with other base \(\"[0-9a-f]+…, now "):
+        other.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS)
+    trained = model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS)
+    assert [record["step"] for record in trained.history] == [1, 2, 3, 4]
 
 
 def test_memory_counts_the_pages_of_short_rows(model: Model) -> None:
@@ -219,10 +233,13 @@ def _heads_turned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ops, "attention_back", call)
 
 
-@pytest.mark.parametrize("plant", [_rows_turned, _rows_by_length, _sums_of_micro_batches, _divided_at_the_end, _divisor_of_each_micro_batch,
-                                   _dropout_by_micro_batch, _norm_in_another_order, _norm_in_float32, _q_k_v_turned, _heads_turned],
-                         ids=lambda plant: plant.__name__)
-def test_a_planted_order_is_seen(model: Model, folder: Path, right: tuple[str, str], plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+PLANTS = [_rows_turned, _rows_by_length, _sums_of_micro_batches, _divided_at_the_end, _divisor_of_each_micro_batch, _dropout_by_micro_batch,
+          _norm_in_another_order, _norm_in_float32, _q_k_v_turned, _heads_turned]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+def test_a_planted_order_is_seen(model: Model, folder: Path, right: tuple[str, str], plant: Callable[[pytest.MonkeyPatch], None],
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     assert made(model, folder, micro_batch=3) != right
     monkeypatch.undo()

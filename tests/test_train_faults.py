@@ -219,7 +219,8 @@ def resealed(path: Path, change: Any) -> None:
 
 @pytest.mark.parametrize("change", [
     {"step": "2"}, {"step": None}, {"step": -1}, {"step": 2.0}, {"step": True}, {"step": 4}, {"step": 10**400}, {"history": {}}, {"history": [5]},
-    {"history": [{"step": 1}]}, {"history": [{"step": 1, "loss": "x"}]}, {"history": [{"step": 1, "loss": 10**400}]}, {"history": [{"step": 0, "valid_loss": 1}]},
+    {"history": [{"step": 1}]}, {"history": [{"step": 1, "loss": "x"}]}, {"history": [{"step": 1, "loss": 10**400}]},
+    {"history": [{"step": 0, "valid_loss": 1}]},
     {"bound": []}, {"bound": None}, {"arrays": {}}, {"arrays": [["a"]]}, {"arrays": [["a", [2**62, 4]]]}, {"arrays": [["a", [-1, -148]]]}, {"arrays": [5]},
     {"arrays": [["a", [10**400]]]}, {"arrays": [["a", [1] * 100]]}, {"llamina_training": 2},
 ], ids=str)

@@ -1,5 +1,5 @@
-"""`llamina train` as a process of its own, with the gradients of a model: killed, interrupted, ended, and begun again by the same command, it comes to the bytes of
-a run that nobody disturbed, the log's too."""
+"""`llamina train` as a process of its own, with the gradients of a model: killed, interrupted, ended, and begun again by the same command, it comes to the
+bytes of a run that nobody disturbed, the log's too."""
 from __future__ import annotations
 
 import hashlib
@@ -86,8 +86,8 @@ def test_interrupted_and_ended(model: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not LONG, reason="takes a minute (set LLAMINA_LONG)")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_ten_times(model: Path, tmp_path: Path, seed: int) -> None:
-    """SIGKILL at ten moments, every second of them while a checkpoint is being written. One is due after each third step, so the log has lines by then that come
-    again."""
+    """SIGKILL at ten moments, every second of them while a checkpoint is being written. One is due after each third step, so the log has lines by then
+    that come again."""
     epochs, rng = 40, random.Random(seed)
     whole, job = Job(tmp_path / "whole", model, epochs, 3), Job(tmp_path / "killed", model, epochs, 3)
     whole.finish()

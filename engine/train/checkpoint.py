@@ -43,6 +43,8 @@ class Checkpoints:
     """Of one output; a context manager that holds the lock. FileError: the output exists already, can't be written, or is being trained by another run."""
 
     def __init__(self, output: Path) -> None:
+        if not output.name or output.name == "..":
+            raise FileError(f"{shown(output)}: is a directory: expected a file's name")
         self.output, self.folder = output, output.with_name(output.name + ".training")
         self._lock: int | None = None
         self._next = 0
@@ -100,8 +102,8 @@ class Checkpoints:
     # -- reading --------------------------------------------------------------------------------------------------------------------------
 
     def load(self, bound: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], steps: int) -> State | None:
-        """The newest whole checkpoint; None if there is none. shapes: of all arrays; steps: of the whole run. OptionError names what another run did otherwise;
-        FormatError: there are checkpoints, and none is whole."""
+        """The newest whole checkpoint; None if there is none. shapes: of all arrays; steps: of the whole run. OptionError names what another run did
+        otherwise; FormatError: there are checkpoints, and none is whole."""
         found: list[tuple[int, int, dict[str, Any], dict[str, np.ndarray]]] = []
         damaged: list[str] = []
         for i, name in enumerate(_NAMES):

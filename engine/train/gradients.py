@@ -188,8 +188,8 @@ class Gradients:
             raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
 
     def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
-        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest: of
-        its at most so many rows."""
+        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
+        of its at most so many rows."""
         runtime = self._model.runtime
         config, most = runtime.config, min(longest or tokens, tokens)
         ld, half = round_up(config.dim), 0

@@ -67,7 +67,7 @@ class Optimiser(ABC):
     @in_default_floats
     @np.errstate(over="ignore", invalid="ignore")
     def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> bool:
-        """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether all numbers, weights' and moments', are finite after it."""
+        """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether weights and moments are all finite after it."""
         self.steps += 1
         numbers, finite = self._numbers(rate), True
         for name in sorted(self.weights):

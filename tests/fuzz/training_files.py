@@ -1,4 +1,5 @@
-"""Checkpoints of training runs: bytes changed, and headers changed whose checksums are right, in one of them or both. What is taken up is trained on to the end."""
+"""Checkpoints of training runs: bytes changed, and headers changed whose checksums are right, in one of them or both. What is taken up is trained on to the
+end."""
 from __future__ import annotations
 
 import hashlib

@@ -57,6 +57,7 @@ class Fuzzer:
                 raise
             return type(error).__name__
         for example in found.examples:
-            assert len(example.ids) == len(example.mask) > 1 and example.mask.any() and not example.mask[0] and "".join(text for text, _ in shown(self.model, example))
+            assert len(example.ids) == len(example.mask) > 1 and example.mask.any() and not example.mask[0]
+            assert "".join(text for text, _ in shown(self.model, example))
         assert lengths(found) and found.tokens and (found.note() is None or found.note())
         return found.kind
