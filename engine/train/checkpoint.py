@@ -126,7 +126,8 @@ class Checkpoints:
             raise OptionError(f"{shown(self.output)}: was begun with other {keys[-1]} ({values}): go on as it was begun, or remove "
                               f"{shown(self.folder)} to begin anew")
         if {name: a.shape for name, a in arrays.items()} != dict(shapes) or step > steps:
-            raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays or steps than these options make: remove {shown(self.folder)} to begin anew")
+            raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays or steps than these options make: remove {shown(self.folder)} to begin "
+                              "anew")
         if damaged:
             self.note = f"{damaged[0]}: going on from the one of step {step}"
         return State(step, header["history"], arrays)

@@ -8,6 +8,7 @@ are asked with the same template and the same blank between question and answer,
 """
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -74,6 +75,8 @@ class DataSet:
     """Conversations that became several examples."""
     labels: dict[str, str] = field(default_factory=dict)
     """Of rows with labels: name -> text."""
+    chat_template: str | None = None
+    """SHA-256 of the template that conversations were written by; None: there are none."""
 
     @property
     def tokens(self) -> int:
@@ -82,6 +85,18 @@ class DataSet:
     @property
     def targets(self) -> int:
         return sum(int(e.mask.sum()) for e in self.examples)
+
+    @property
+    def examples_digest(self) -> str:
+        """SHA-256 of what is trained, to the token: of all ids and masks. A template may write what no file says (the date)."""
+        found = hashlib.sha256()
+        for e in self.examples:
+            found.update(len(e.ids).to_bytes(8, "little") + e.ids.astype("<i4").tobytes() + e.mask.tobytes())
+        return found.hexdigest()
+
+    def bound(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"rows": self.digest, "chat_template": self.chat_template, "examples": self.examples_digest}
 
     def row_name(self, number: int) -> str:
         """Of an example, for messages."""
@@ -132,6 +147,8 @@ class _Reader:
             self._seen(row.number + 1)
         if not self._kind:
             raise FormatError(f"{self._name}: has no rows")
+        if self._kind == "chat" or self._reading.chat:
+            found.chat_template = hashlib.sha256(self._model.chat_template.sources.encode(errors="surrogatepass")).hexdigest()
         found.digest = self._prompts.task.digest if self._prompts is not None else digest_of(self._path)
         if self._first_long is not None:
             line, tokens = self._first_long
