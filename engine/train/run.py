@@ -114,8 +114,8 @@ class Run:
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
                                                               None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
             ropes = sorted({a.rope.factors_for(model.context) for a in model.config.attentions() if a.rope})  # which of them, hangs on the context
-            bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION, "data": self.data.bound(),
-                     "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
+            bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION,
+                     "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
             self.loop = Loop(self.gradients, weights(self.adapter), self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
                              most_pages=self.gradients.most_pages, seen=seen)
