@@ -119,7 +119,7 @@ def test_names_of_models_of_several_parts(tmp_path: Path, config: ModelConfig, p
     tensors = {}
     for name, values, _ in peft._tensors(file):
         bare = name.removeprefix(start)
-        tensors[start + bare.replace(*prefix, 1) if isinstance(prefix, tuple) else prefix + bare] = values
+        tensors[start + bare.replace(prefix[0], prefix[1], 1) if isinstance(prefix, tuple) else prefix + bare] = values
     write_safetensors(file, tensors)
     assert same(Adapter.read(folder, config), adapter)
 

@@ -105,4 +105,4 @@ def test_losses_are_pefts(name: str, format: str, tmp_path: Path) -> None:
     if format == "f32":
         assert off.max() <= 1e-3
     else:
-        assert off[:40].max() <= 0.01 and abs(found[-50:].mean() / expected[-50:].mean() - 1) <= 0.05
+        assert off[:30].max() <= 0.01 and abs(found[-50:].mean() / expected[-50:].mean() - 1) <= 0.05

@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_at_any_operation(right: tuple[str, str], tmp_path: 
     for at in itertools.count():
         folder = tmp_path / str(at)
         folder.mkdir()
-        count, failed = itertools.count(), []
+        count, failed = itertools.count(), list[str]()
 
         def on(what: str, at: int = at, count: Any = count, failed: list[str] = failed) -> None:
             if what in TAKES_ROOM and (n := next(count)) >= at and (lasting or n == at):
@@ -260,7 +260,8 @@ def test_every_cut_and_every_byte(tmp_path: Path, right: tuple[str, str]) -> Non
             loop = Loop(Quadratic(w), w, data(), data(5, 1), Options(batch=8, save_every=1, lr=0.05), checkpoints=checkpoints)
             assert loop.resumed == 1 and checkpoints.note and "going on from the one of step 1" in checkpoints.note and "\n" not in checkpoints.note
     assert run_to_the_end(tmp_path) == (1, *right)
-    folder = begun(tmp_path / "again") if (tmp_path / "again").mkdir() is None else folder
+    (tmp_path / "again").mkdir()
+    folder = begun(tmp_path / "again")
     for name in whole:
         (folder / name).write_bytes((folder / name).read_bytes()[:70])
     with pytest.raises(LlaminaError, match="no other checkpoint is whole: remove"):

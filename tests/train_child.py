@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from fake_gradients import Quadratic, data, weights
 from file_events import watched
@@ -29,7 +30,7 @@ def adapter() -> Adapter:
     return Adapter("llama", {name: Pair(w[f"{name}.lora_a"], w[f"{name}.lora_b"], 1.0) for name in names}, alpha=2.0)
 
 
-def run_to_the_end(folder: Path, **options: object) -> tuple[int, str, str]:
+def run_to_the_end(folder: Path, **options: Any) -> tuple[int, str, str]:
     """-> (step that it went on from, SHA-256 of the adapter's file, of the log). As `llamina train` does it, but for the model. FileError."""
     run = object.__new__(Run)
     run.adapter, run.output = adapter(), folder / "a.gguf"
@@ -40,7 +41,13 @@ def run_to_the_end(folder: Path, **options: object) -> tuple[int, str, str]:
             for _ in run.records():
                 pass
             run.finish()
-    return run.loop.resumed, *(hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("a.gguf", "log.jsonl"))
+    return run.loop.resumed, *digests(folder)
+
+
+def digests(folder: Path) -> tuple[str, str]:
+    """SHA-256 of the adapter's file, and of the log."""
+    adapter, log = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("a.gguf", "log.jsonl"))
+    return adapter, log
 
 
 def killed_at(folder: Path, at: int) -> str:
@@ -74,9 +81,9 @@ def everywhere(top: Path) -> None:
         what = killed_at(folder, at)
         done = not what or (folder / "a.gguf").exists() and not list((folder / "a.gguf.training").glob("checkpoint-*"))
         if done:  # nothing is left to go on with
-            found = [0, *(hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("a.gguf", "log.jsonl"))]
+            found = 0, *digests(folder)
         else:
-            found = list(run_to_the_end(folder))
+            found = run_to_the_end(folder)
         left = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
         print(json.dumps({"killed at": what, "done": done, "found": found, "left": left}), flush=True)
         if not what:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Fuzzer:
             return type(error).__name__
 
     @staticmethod
-    def resealed(raw: bytes, rng: np.random.Generator) -> bytes:  # type: ignore[type-arg]
+    def resealed(raw: bytes, rng: random.Random) -> bytes:
         _, head, rest = raw.split(b"\n", 2)
         header = json.loads(head)
         if rng.random() < 0.3:  # a record's, or an array's: deep places, which are few among all
