@@ -210,4 +210,4 @@ class Gradients:
     @property
     def most_pages(self) -> int:
         """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
-        return max(1, self._model.runtime.free_pages // self._model.runtime.plan.layout.rows)
+        return max(1, self._model.runtime._pool.free_pages // self._model.runtime.plan.layout.rows)
