@@ -40,6 +40,25 @@ def head_norm(x, gain, n, eps):
 
 
 @jit
+def sum_of(x, n):
+    """Tree of the sums of lanes of n numbers, lanes past the end left out."""
+    sums = splat_f32(0.0)
+    for d in range(0, n, 16):
+        sums = sums + keep_first(load_f32x16(x + 4 * d), n - d, np.float32(0.0))
+    return vsum(sums)
+
+
+@jit
+def squares_about(x, mean, n):
+    """Tree of lanes of fma(x - mean, x - mean, .) of n numbers, lanes past the end left out. mean: in all lanes."""
+    squares = splat_f32(0.0)
+    for d in range(0, n, 16):
+        v = keep_first(load_f32x16(x + 4 * d) - mean, n - d, np.float32(0.0))
+        squares = fma(v, v, squares)
+    return vsum(squares)
+
+
+@jit
 def layer_norm(x, gain, bias, n, columns, eps, out):
     """out = fma((x - mean) * (1 / sqrt(variance + eps)), gain, bias) over n columns, rows padded with zeros to `columns`; bias: address, or 0 for none.
 
@@ -49,12 +68,8 @@ def layer_norm(x, gain, bias, n, columns, eps, out):
     sums = splat_f32(0.0)
     for i in range(0, 4 * columns, 64):
         sums = sums + load_f32x16(x + i)
-    mean = vsum(sums) / np.float32(n)
-    m, squares = splat_f32(mean), splat_f32(0.0)
-    for d in range(0, n, 16):
-        v = keep_first(load_f32x16(x + 4 * d) - m, n - d, np.float32(0.0))
-        squares = fma(v, v, squares)
-    total = vsum(squares)
+    m = splat_f32(vsum(sums) / np.float32(n))
+    total = squares_about(x, m, n)
     r = splat_f32(np.float32(1.0) / np.sqrt(total / np.float32(n) + eps))
     for i in range(0, 4 * columns, 64):
         v = (load_f32x16(x + i) - m) * r
@@ -71,15 +86,9 @@ def head_layer_norm(x, gain, n, eps):
 
     At most 15 floats after x's last are read, and never used. -> True if x is not finite. (StableLM 2 12B, Command R+.)
     """
-    sums = splat_f32(0.0)
-    for d in range(0, n, 16):
-        sums = sums + keep_first(load_f32x16(x + 4 * d), n - d, np.float32(0.0))
-    mean = vsum(sums) / np.float32(n)
-    m, squares = splat_f32(mean), splat_f32(0.0)
-    for d in range(0, n, 16):
-        v = keep_first(load_f32x16(x + 4 * d) - m, n - d, np.float32(0.0))
-        squares = fma(v, v, squares)
-    total = vsum(squares)
+    mean = sum_of(x, n) / np.float32(n)
+    m = splat_f32(mean)
+    total = squares_about(x, m, n)
     scale = np.float32(1.0) / np.sqrt(total / np.float32(n) + eps)
     r, d = splat_f32(scale), 0
     while d + 16 <= n:

@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from .blocks import Pending, join_stage, linear_stage, matrix_tensors, norm_tensors, open_add_stage, open_norm_stages
 from .builder import Builder
 from .keys import MAX_HEADS, MAX_WIDTH
-from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor
+from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor, round_up
 from .state_blocks import journal_stage
-
-
-def _round(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 @dataclass(frozen=True)
@@ -60,17 +56,17 @@ class Mamba2:
     @property
     def conv_floats(self) -> int:
         """Numbers of the state that are the convolution's; the heads' matrices follow."""
-        return (self.taps - 1) * _round(self.channels, 32)
+        return (self.taps - 1) * round_up(self.channels, 32)
 
     @property
     def state_floats(self) -> int:
-        return self.conv_floats + self.heads * self.state * _round(self.head_dim, 64)
+        return self.conv_floats + self.heads * self.state * round_up(self.head_dim, 64)
 
     @property
     def columns(self) -> tuple[int, int]:
         """Where the step sizes begin in a row of the mixer's buffer, and its width."""
-        steps = _round(self.channels, 16)
-        return steps, steps + _round(self.heads, 16)
+        steps = round_up(self.channels, 16)
+        return steps, steps + round_up(self.heads, 16)
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""

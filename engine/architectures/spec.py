@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def round_up(n: int, to: int = 32) -> int:
+    """To a multiple: by default columns, as rows of buffers are padded."""
+    return -(-n // to) * to
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One that the file must hold, and its name in a Hugging Face checkpoint ("" if it has none there)."""

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .blocks import Pending, join_stage, linear_stage, matrix_tensors, norm_tensors, open_add_stage, open_norm_stages
-from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor
+from .spec import Addend, Matrix, Norm, Records, Site, Stage, Tensor, round_up
 
 if TYPE_CHECKING:
     from .mamba_blocks import Mamba2
-
-
-def _round(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Conv:
     @property
     def state_floats(self) -> int:
         """Numbers of its state."""
-        return (self.taps - 1) * _round(self.channels, 32)
+        return (self.taps - 1) * round_up(self.channels, 32)
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""
@@ -149,12 +145,12 @@ class Delta:
     @property
     def conv_floats(self) -> int:
         """Numbers of the state that are the convolution's; the heads' matrices follow."""
-        return (self.taps - 1) * _round(self.channels, 32)
+        return (self.taps - 1) * round_up(self.channels, 32)
 
     @property
     def head_floats(self) -> int:
         """Of a head's matrix: 64 values of all keys, then the next 64."""
-        return self.key_dim * _round(self.value_dim, 64)
+        return self.key_dim * round_up(self.value_dim, 64)
 
     @property
     def state_floats(self) -> int:
@@ -163,11 +159,11 @@ class Delta:
     @property
     def columns(self) -> tuple[int, int, int]:
         """Where alpha and beta begin in a row of the mixer's buffer, and its width."""
-        alpha = _round(self.channels, 16)
+        alpha = round_up(self.channels, 16)
         if self.gates:
-            return alpha + self.value_heads // self.key_heads, alpha, alpha + _round(2 * self.value_heads, 16)
-        beta = alpha + _round(self.value_heads, 16)
-        return alpha, beta, beta + _round(self.value_heads, 16)
+            return alpha + self.value_heads // self.key_heads, alpha, alpha + round_up(2 * self.value_heads, 16)
+        beta = alpha + round_up(self.value_heads, 16)
+        return alpha, beta, beta + round_up(self.value_heads, 16)
 
     def buffers(self) -> dict[str, int]:
         return {"mixer": self.columns[2], "mixed": self.values, "z": self.values}

@@ -21,11 +21,13 @@ from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
 from ..errors import OptionError, quoted
+from .layout import aligned
 from .ops import low_rank as f
 from .ops.common import LOW_RANK
 from .watch import merged
 
 if TYPE_CHECKING:
+    from .page_pool import PagePool
     from .weights import Weights
 
 SLOTS = 256
@@ -76,8 +78,8 @@ Use = tuple[tuple[Loaded, float], ...]
 class Adapters:
     """Of a runtime. .by_name: {name: Loaded}; .default: what sequences have that ask for none of their own."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, n_threads: int):
-        self._targets, self._n_threads = targets(config), n_threads
+    def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int):
+        self._targets, self._pool, self._n_threads = targets(config), pool, n_threads
         self.by_name: dict[str, Loaded] = {}
         self.default: Use = ()
         self._free = list(range(SLOTS))[::-1]
@@ -95,12 +97,13 @@ class Adapters:
     # -- control vectors --------------------------------------------------------------------------------------------------------------------
 
     def control(self, additions: Mapping[str, np.ndarray]) -> None:
-        """From the next step on, float32 [dim] is added to every row at these sites. Between two steps."""
+        """From the next step on, float32 [dim] is added to every row at these sites. Between two steps. Texts under way become private."""
         self._control = {site: partial(_add_to, vector=np.ascontiguousarray(vector, np.float32)) for site, vector in sorted(additions.items())}
         found = hashlib.sha256()
         for site, vector in sorted(additions.items()):
             found.update(site.encode() + np.ascontiguousarray(vector, "<f4").tobytes())
         self.control_digest = found.hexdigest() if additions else ""
+        self._pool.era += 1
 
     def observers(self, observe: Any) -> Any:
         """A step's observers, after the control vectors."""
@@ -133,13 +136,17 @@ class Adapters:
             loaded._parts[key] = a, parts, kind
             loaded.nbytes += a.nbytes
             loaded.ld = max(loaded.ld, ROWS * len(a))
+        self._take_numbers(loaded)
         self.by_name[name] = loaded
-        self.update(name)
         return loaded
 
     def update(self, name: str) -> None:
-        """Take its numbers over again, whose shapes are what they were. Between two steps; sequences keep the keys and values that the old ones gave."""
-        loaded = self[name]
+        """Take its numbers over again, whose shapes are what they were. Between two steps; sequences keep the keys and values that the old ones gave, so
+        texts under way become private."""
+        self._take_numbers(self[name])
+        self._pool.era += 1
+
+    def _take_numbers(self, loaded: Loaded) -> None:
         loaded._digest = None
         for key, (a, parts, _) in loaded._parts.items():
             pair: PairLike = loaded.source.pairs[key]
@@ -248,8 +255,4 @@ def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int]) -> None:
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Aligned to a cache line, with room behind: kernels fetch ahead."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(size + 128, np.uint8)
-    at = -raw.ctypes.data % 64
-    return raw[at:at + size].view(dtype).reshape(shape)
-
+    return aligned(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ...kernels import attention as at
 from ...kernels.addresses import address
+from ..architectures.spec import round_up
 from .kv_cache import pages_of
-from .layout import Layout, round_up
+from .layout import Layout
 from .step_memory import ITEMS_A_THREAD
 
 Part = tuple[int, int, int, int]

@@ -31,7 +31,7 @@ class KnownText(HeldPages, ABC):
 
     def __init__(self, pool: PagePool, most: int, cached: bool, salt: bytes) -> None:
         super().__init__(pool, most)
-        self._cached, self._salt = cached, salt
+        self._era, self._salt = pool.era if cached else None, salt
         self.length = 0
         self.ids: list[int] = []
         self.reused = 0
@@ -41,6 +41,11 @@ class KnownText(HeldPages, ABC):
         self.states = States(pool) if pool.layout.slot else None
         """Of models with recurrent layers (state_slots.py)."""
         self._parted = 0  # where the last text that was looked for parted from one that is known
+
+    @property
+    def _cached(self) -> bool:
+        """Whether the prefix cache is told of it: not if it is private, nor once others' numbers came into what it is computed with."""
+        return self._era == self._pool.era
 
     @property
     def _root(self) -> Entry:

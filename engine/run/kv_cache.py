@@ -168,7 +168,7 @@ class Sequence(KnownText):
 
     def keep_private(self) -> None:
         """From now on nothing of it goes to the prefix cache or comes from there: what follows may not be what its ids say."""
-        self._cached = False
+        self._era = None
 
     # -- growing --------------------------------------------------------------------------------------------------------------------------
 

@@ -14,17 +14,13 @@ from ...kernels.attention import KVType
 from ...kernels.elementwise import HALVES, PAIRS
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
-from ..architectures.spec import Matrix, Norm, Rope
+from ..architectures.spec import Matrix, Norm, Rope, round_up
 from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
 from .ops.journal import TOKENS as JOURNAL
 from .rope import RopeTable, query_scales
 from .step_memory import expert_bytes, expert_scratch, record_columns, scratch_bytes, widths
 from .weights import Weights
-
-
-def round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 class Layout:
@@ -40,14 +36,14 @@ class Layout:
         self._places = dict(pages.places)
         self.kv_offsets = {layer: offset for layer, (_, offset) in pages.places}
         attentions = list(config.attentions())
-        self.buffers = {name: _aligned(4 * rows * round_up(n, 32)).view(np.float32).reshape(rows, -1) for name, n in widths(config).items()}
-        self.buffers |= {name: _aligned(record_bytes(rows, round_up(n, 32))) for name, n in record_columns(config).items()}
+        self.buffers = {name: aligned(4 * rows * round_up(n, 32)).view(np.float32).reshape(rows, -1) for name, n in widths(config).items()}
+        self.buffers |= {name: aligned(record_bytes(rows, round_up(n, 32))) for name, n in record_columns(config).items()}
         self.ld = round_up(config.dim, 32)
         self.own_bytes = round_up(2 * 4 * GROUP * self.ld + record_bytes(GROUP, self.ld), 128)
-        self.own = _aligned(self.own_bytes * n_threads)
-        self.buffers |= {name: _aligned(n) for name, n in expert_bytes(config, rows).items()}
+        self.own = aligned(self.own_bytes * n_threads)
+        self.buffers |= {name: aligned(n) for name, n in expert_bytes(config, rows).items()}
         self.scratch_bytes = max(expert_scratch(config, rows), scratch_bytes(config, kv))
-        self.scratch = _aligned(self.scratch_bytes * n_threads)
+        self.scratch = aligned(self.scratch_bytes * n_threads)
         self.tokens = np.zeros((4, rows), np.int64)
         """Of a step's tokens: ids, positions, page tables' addresses; which of their logits are wanted."""
         self.groups = {a.group: np.zeros(2, np.int64) for a in attentions}
@@ -55,7 +51,7 @@ class Layout:
         self.state_places = dict(pages.state_places)
         self.feeds = np.zeros(2, np.int64)
         """How many feeds a step has, and the address of their words (kernels/conv.py): what recurrent layers work on."""
-        self.journals = {r.layer: _aligned(4 * JOURNAL * round_up(r.buffers()["mixer"], 32)) for r in config.recurrents()}
+        self.journals = {r.layer: aligned(4 * JOURNAL * round_up(r.buffers()["mixer"], 32)) for r in config.recurrents()}
         self.kept_rows = np.zeros(1 + 2 * JOURNAL, np.int64)
         """Rows of the step that recurrent layers keep, or restore (ops/journal.py)."""
         self.geometry = np.zeros((2 * len(attentions), at.GEOMETRY_WORDS), np.int64)
@@ -140,7 +136,7 @@ class Layout:
         return self.tables[rope].rows.ctypes.data
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
     """Zeroed uint8 [size], 64-byte aligned. Kernels may read up to 16 elements past a row's end."""
     raw = np.zeros(size + 128, np.uint8)
     offset = -raw.ctypes.data % 64

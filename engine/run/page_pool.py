@@ -130,6 +130,8 @@ class PagePool:
         self.claimed = 0
         """Units that memory was claimed for."""
         self.prefix = PrefixCache(seed)
+        self.era = 0
+        """Grows when the texts under way are no longer what their salts say: they are private from then on (KnownText)."""
         self.lock = threading.RLock()
         self._promised = self._reserved = 0
         self._free: list[np.ndarray] = []  # units

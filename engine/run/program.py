@@ -65,6 +65,7 @@ class Program:
             first = (p.address - self._words.ctypes.data) // 8
             op, words = OPS[p.stage.op], self._words[first:first + (p.end - p.address) // 8]
             if not words[OP // 8]:
+                assert self._placed[words[NUMBER // 8]] is p
                 op.fill(words, p.stage, self._layout)
                 words[OP // 8] = op.address(p.stage)
 

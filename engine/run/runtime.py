@@ -133,7 +133,7 @@ class Runtime(Looking):
         names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
-        self.adapters = Adapters(config, self._weights, self.n_threads)
+        self.adapters = Adapters(config, self._weights, self._pool, self.n_threads)
         self.program = Program(self._layout)
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
@@ -175,6 +175,11 @@ class Runtime(Looking):
     def page_bytes(self) -> int:
         """Memory of a page: 64 positions of all layers, or, with windows, of one layer (kv_groups.py)."""
         return self._pool.page_bytes
+
+    @property
+    def free_pages(self) -> int:
+        """Of `page_bytes`, that can still be had."""
+        return self._pool.free_pages
 
     @property
     def kv_name(self) -> str:
@@ -221,8 +226,11 @@ class Runtime(Looking):
         """An empty sequence of at most `context` positions. cached: its pages go to the prefix cache as they fill, for others of the same salt and adapters.
         slides (default: as cached): windowed pages that no query sees are given back. adapters: {name: scale} or names; None: the model's."""
         self._check_open()
-        use = self.adapters.chosen(adapters)
-        return Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides, use)
+        use, era = self.adapters.chosen(adapters), self._pool.era
+        found = Sequence(self._pool, self.context, cached, salt + key_of(use, self.adapters.control_digest) if cached else salt, slides, use)
+        if era != self._pool.era:  # another thread changed what the salt speaks of
+            found.keep_private()
+        return found
 
     @in_default_floats
     def step(self, feeds: list[Feed], observe: Observers | None = None, hidden: bool = False, part: Part | None = None) -> np.ndarray:
@@ -268,8 +276,6 @@ class Runtime(Looking):
             self._observed(n, n_wanted, observe, first, last, part.until if part else "")
         else:
             self._layers(first, last, 0 if looked else n_wanted)
-        if hidden and not np.isfinite(logits[:, :config.dim]).all():  # the step itself looks at logits only
-            raise NumericError(f"{self.gguf.path}: NaN or infinity in the final norm's rows: {self._overflow('')}")
         if looked:
             if not observe:
                 self._end(logits)

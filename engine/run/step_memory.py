@@ -19,6 +19,7 @@ from ..architectures.config import ModelConfig
 from ..architectures.expert_blocks import Experts
 from ..architectures.latent_blocks import Latent
 from ..architectures.mamba_blocks import Mamba2
+from ..architectures.spec import round_up
 from ..architectures.state_blocks import Delta
 from .ops import latent
 from .ops.experts import PIECE
@@ -30,10 +31,6 @@ _LEAST_LOGITS, _MOST_LOGITS = 32, 128
 """Rows of logits of one step: as many as fit into so many bytes, at least so many (a draft's and the others')."""
 ITEMS_A_THREAD = 8
 """Attention's blocks are split into spans if there are fewer pieces than this for each thread (items.py)."""
-
-
-def _round(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 @dataclass(frozen=True)
@@ -95,15 +92,15 @@ def expert_bytes(config: ModelConfig, rows: int) -> dict[str, int]:
     for b in config.blocks():
         if isinstance(b, Experts):
             groups, slots = expert_groups(b, rows), rows * b.used
-            sizes = {"expert_records": groups * record_bytes(GROUP, _round(b.dim, 32)), "expert_act_records": groups * record_bytes(GROUP, _round(b.width, 32)),
-                     "expert_lists": 8 * list_words(b.experts, slots)}
+            sizes = {"expert_records": groups * record_bytes(GROUP, round_up(b.dim, 32)),
+                     "expert_act_records": groups * record_bytes(GROUP, round_up(b.width, 32)), "expert_lists": 8 * list_words(b.experts, slots)}
             found = {name: max(size, found.get(name, 0)) for name, size in sizes.items()}
     return found
 
 
 def expert_scratch(config: ModelConfig, rows: int) -> int:
     """Bytes of a thread's scratch that mixtures of experts need: rows of a piece of gate and up, scores, a row that is weighed."""
-    return max((_round(max(2 * 4 * PIECE * rows, 4 * (b.experts + b.groups + 16), 4 * _round(b.dim, 32)), 128)
+    return max((round_up(max(2 * 4 * PIECE * rows, 4 * (b.experts + b.groups + 16), 4 * round_up(b.dim, 32)), 128)
                 for b in config.blocks() if isinstance(b, Experts)), default=0)
 
 
@@ -113,26 +110,26 @@ def scratch_bytes(config: ModelConfig, kv: KVType) -> int:
     sizes += [delta.scratch_bytes(r.key_dim) for r in config.recurrents() if isinstance(r, Delta)]
     sizes += [latent.scratch_bytes(m.columns) for a in config.attentions() if isinstance(a, Latent) for m in a.stacks]
     sizes += [ssm.SCRATCH for r in config.recurrents() if isinstance(r, Mamba2)]
-    return max(_round(size, 128) for size in sizes)
+    return max(round_up(size, 128) for size in sizes)
 
 
 def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> StepMemory:
     """Of a model on so many threads, for sequences of `context` positions."""
-    c, ld_dim = config, _round(config.dim, 32)
-    floats = sum(_round(n, 32) for n in widths(c).values())
-    records = sum(record_bytes(8, _round(n, 32)) for n in record_columns(c).values())
+    c, ld_dim = config, round_up(config.dim, 32)
+    floats = sum(round_up(n, 32) for n in widths(c).values())
+    records = sum(record_bytes(8, round_up(n, 32)) for n in record_columns(c).values())
     embedding = 4 * 4 * c.dim  # rows as the file has them, decoded, checked
-    own = _round(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
+    own = round_up(2 * 4 * GROUP * ld_dim + record_bytes(GROUP, ld_dim), 128)
     groups = {a.group: a for a in c.attentions()}
     scratch = scratch_bytes(config, kv)
     experts, many = sum(expert_bytes(c, 8).values()), sum(expert_bytes(c, 8 * 513).values())
     a_token = -(-(many - experts) // (8 * 512)) + threads * (expert_scratch(c, 1032) - expert_scratch(c, 8)) // 1024
     scratch = max(scratch, expert_scratch(c, 8))
-    gains = sum(4 * _round(n, 32) for _, n in c.vectors()) + sum(4 * _round(m.rows, 16) for m in c.matrices() if m.bias and not m.experts)
-    gains += sum(4 * m.experts * _round(m.rows, 16) for m in c.matrices() if m.bias)
-    gains += sum(4 * r.taps * _round(r.channels, 32) for r in c.recurrents())
+    gains = sum(4 * round_up(n, 32) for _, n in c.vectors()) + sum(4 * round_up(m.rows, 16) for m in c.matrices() if m.bias and not m.experts)
+    gains += sum(4 * m.experts * round_up(m.rows, 16) for m in c.matrices() if m.bias)
+    gains += sum(4 * r.taps * round_up(r.channels, 32) for r in c.recurrents())
     gains += sum(4 * math.prod(tensor.shape) for tensor in c.kept())
-    gains += sum(4 * JOURNAL * _round(r.buffers()["mixer"], 32) for r in c.recurrents())
+    gains += sum(4 * JOURNAL * round_up(r.buffers()["mixer"], 32) for r in c.recurrents())
     words = 16 * 1024 + c.n_layers * 4096  # the program, geometry
     tables = sum(4 * rope.dims * context for rope in {a.rope for a in c.attentions()} if rope)
     tables += 4 * c.per_layer.layers * c.per_layer.width * (kept_rows(c.per_layer) + 64) if c.per_layer else 0
@@ -140,7 +137,7 @@ def step_memory(config: ModelConfig, kv: KVType, threads: int, context: int) -> 
     a_token += 4 * floats + -(-records // 8) + embedding + 8 * 4
     if c.output.matrix is None:  # an encoder: every token's normed row, as the step gives it and as whoever pools it takes it
         return StepMemory(fixed + experts, a_token + 2 * 4 * ld_dim, 4 * ld_dim)
-    return StepMemory(fixed + experts, a_token, 4 * _round(c.n_vocab, 16))
+    return StepMemory(fixed + experts, a_token, 4 * round_up(c.n_vocab, 16))
 
 
 def _parts(a: Attention, threads: int, context: int) -> int:
@@ -150,4 +147,4 @@ def _parts(a: Attention, threads: int, context: int) -> int:
         return 0
     blocks = (ITEMS_A_THREAD * threads - 1) // a.kv_heads
     queries = blocks * attention.block_tokens(a.heads, a.kv_heads) * a.heads
-    return _round(queries * -(-pages // attention.SPAN) * attention.part_bytes(a.value_dim), 1 << 16)
+    return round_up(queries * -(-pages // attention.SPAN) * attention.part_bytes(a.value_dim), 1 << 16)

@@ -13,17 +13,13 @@ import numpy as np
 from ...kernels.backward import attention, chains, gates, loss, norms, weights
 from ...kernels.backward.unpack import unpacker
 from ..architectures.blocks import Attention
-from ..architectures.spec import Matrix, Norm
+from ..architectures.spec import Matrix, Norm, round_up
 from ..run.ops.common import COLUMNS, WEIGHTS
 
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
 
 _SPARE = 32
-
-
-def round_up(n: int, to: int = 32) -> int:
-    return -(-n // to) * to
 
 
 def rows_of(n: int, columns: int) -> np.ndarray:

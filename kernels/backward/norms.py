@@ -11,8 +11,9 @@ import numpy as np
 from ..attention import HEAD_DIM, NORM_EPS, NORM_LAST, Q_SCALES, ROPE_DIM, ROPE_KIND, ROPE_TABLE
 from ..compile_cache import compiled
 from ..deferred import jit
+from ..delta import put_values
 from ..elementwise import HALVES, PAIRS, turn
-from ..norms import scale_row
+from ..norms import scale_row, squares_about, sum_of
 from ..simd import (
     even_twice,
     fma,
@@ -50,17 +51,6 @@ def _gained(dy, gain, d, n):
 
 
 @jit
-def _store(out, d, n, v, room):
-    """The first n - d numbers of v; room: 64 bytes."""
-    if d + 16 <= n:
-        store_f32x16(out + 4 * d, v)
-    else:
-        store_f32x16(room, v)
-        for i in range(n - d):
-            store_f32(out + 4 * (d + i), load_f32(room + 4 * i))
-
-
-@jit
 def rms_norm_back(x, gain, dy, n, eps, out, add, room):
     """out = dx, or out + dx, float32 [n] of any n; out may be dy. gain: address, or 0. Up to 15 numbers after the last are read, never used."""
     squares, both = splat_f32(0.0), splat_f32(0.0)
@@ -72,20 +62,14 @@ def rms_norm_back(x, gain, dy, n, eps, out, add, room):
     c, scale = splat_f32(np.float32(0.0) - r * r * r * (vsum(both) / np.float32(n))), splat_f32(r)
     for d in range(0, n, 16):
         v = fma(_load(x, d, n), c, _gained(dy, gain, d, n) * scale)
-        _store(out, d, n, _load(out, d, n) + v if add else v, room)
+        put_values(out + 4 * d, n - d, _load(out, d, n) + v if add else v, room)
 
 
 @jit
 def layer_norm_back(x, gain, dy, n, eps, out, room):
     """out + dx of LayerNorm."""
-    sums = splat_f32(0.0)
-    for d in range(0, n, 16):
-        sums = sums + _load(x, d, n)
-    m, squares = splat_f32(vsum(sums) / np.float32(n)), splat_f32(0.0)
-    for d in range(0, n, 16):
-        v = keep_first(load_f32x16(x + 4 * d) - m, n - d, np.float32(0.0))
-        squares = fma(v, v, squares)
-    r = splat_f32(np.float32(1.0) / np.sqrt(vsum(squares) / np.float32(n) + eps))
+    m = splat_f32(sum_of(x, n) / np.float32(n))
+    r = splat_f32(np.float32(1.0) / np.sqrt(squares_about(x, m, n) / np.float32(n) + eps))
     plain, both = splat_f32(0.0), splat_f32(0.0)
     for d in range(0, n, 16):
         g = _gained(dy, gain, d, n)
@@ -94,7 +78,7 @@ def layer_norm_back(x, gain, dy, n, eps, out, room):
     a, b = splat_f32(vsum(plain) / np.float32(n)), splat_f32(np.float32(0.0) - vsum(both) / np.float32(n))
     for d in range(0, n, 16):
         v = fma((_load(x, d, n) - m) * r, b, _gained(dy, gain, d, n) - a) * r
-        _store(out, d, n, _load(out, d, n) + v, room)
+        put_values(out + 4 * d, n - d, _load(out, d, n) + v, room)
 
 
 @compiled("int64(int64, int64, int64, int64)")
