@@ -179,14 +179,8 @@ def call_pointer5(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any,
 
 
 @intrinsic
-def call_pointer6(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    """`int64 f(int64 x 6)` at an address (low_rank.py)."""
-    return types.int64(function, a, b, c, d, e, f), _call_address(_I64)
-
-
-@intrinsic
 def call_pointer7(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
-    """`long f(int64, ...)` of seven arguments at an address: syscall()."""
+    """`long f(int64, ...)` of seven arguments at an address: syscall(), low_rank.py."""
     return types.int64(function, a, b, c, d, e, f, g), _call_address(_I64)
 
 

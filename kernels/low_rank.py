@@ -47,9 +47,9 @@ APART = PART + 16
 """Floats from a token's widened columns to the next one's: not the same sets of that cache."""
 TOKENS = 8 if TARGET in ("avx512vnni", "avx512") else 4
 """Whose chains the registers hold."""
-AHEAD = 2048
-"""Bytes of A that are fetched ahead."""
-_DOWN, _UP = (f"int64({', '.join(['int64'] * n)})" for n in (6, 11))
+AHEAD = 4096
+"""Bytes of A that are fetched ahead: at most to `end`, after which this thread reads no more of it."""
+_DOWN, _UP = (f"int64({', '.join(['int64'] * n)})" for n in (7, 11))
 _record_size = jit(record_size)
 
 
@@ -93,13 +93,13 @@ def _down_some(load, size: int, M: int):
     together, vector, lines = 2 * M, 16 * size, 32 * size // 64
 
     @jit
-    def down_some(a, columns, x, s, lds):
+    def down_some(a, columns, end, x, s, lds):
         acc = stack_vectors(together)
         for i in range(together):
             put_f32(acc, i, splat_f32(0.0))
         for _ in range(columns // 2):
             for line in range(lines):
-                prefetch(a + AHEAD + 64 * line)
+                prefetch(min(a + AHEAD, end) + 64 * line)
             for p in range(2):
                 column = load(a + p * vector)
                 for m in range(M):
@@ -138,25 +138,25 @@ def _up_some(load, size: int, M: int, T: int):
 
 @cache
 def down(kind: str) -> Compiled:
-    """(a, columns, x, s, lds, tokens): s, float32 [tokens, lds], of a part's columns and 16 ranks, of tokens whose widened columns lie APART floats apart."""
+    """(a, columns, end, x, s, lds, tokens): s, float32 [tokens, lds], of a part's columns and 16 ranks, of tokens whose widened columns lie APART floats apart."""
     dtype, load = KINDS[kind]
     one, two, four, many = (_down_some(load, dtype.itemsize, M) for M in (1, 2, 4, TOKENS))
 
-    def low_rank_down(a, columns, x, s, lds, tokens):
+    def low_rank_down(a, columns, end, x, s, lds, tokens):
         done = 0
         while done < tokens:
             left, at, to = tokens - done, x + 4 * done * APART, s + 4 * done * lds
             if left >= TOKENS:
-                many(a, columns, at, to, lds)
+                many(a, columns, end, at, to, lds)
                 done += TOKENS
             elif left >= 4:
-                four(a, columns, at, to, lds)
+                four(a, columns, end, at, to, lds)
                 done += 4
             elif left >= 2:
-                two(a, columns, at, to, lds)
+                two(a, columns, end, at, to, lds)
                 done += 2
             else:
-                one(a, columns, at, to, lds)
+                one(a, columns, end, at, to, lds)
                 done += 1
         return 0
     low_rank_down.__name__ = low_rank_down.__qualname__ = f"low_rank_down_{kind}"

@@ -141,7 +141,7 @@ def test_open_form_and_what_goes_on_between(q4: Path) -> None:
         slot = fork.adapters[0][0].slot
         assert slot not in runtime.adapters._free
         sequence.adapters = fork.adapters = ()
-        del runtime.adapters._planned
+        runtime.adapters._planned = ()
         assert slot in runtime.adapters._free
         add(runtime, random_adapter(config, seed=3, only=lambda name: "attn_q" in name), "b")
         assert not same(run_with(runtime, IDS, ["b"]), run(runtime, IDS))

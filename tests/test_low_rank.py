@@ -56,7 +56,7 @@ def test_the_low_rank_product(kind: str, rank: int, columns: int, rows: int) -> 
             wide[:, :columns_here] = np.pad(x, ((0, 0), (0, ld - columns)))[first:first + n, 256 * part:256 * part + columns_here]
             s = np.full((n, ldu), 7, f32)
             for tile in range(len(packed_a)):
-                down(kc.at(packed_a[tile, 256 * part:]), columns_here, kc.at(wide), kc.at(s) + 64 * tile, ldu, n)
+                down(kc.at(packed_a[tile, 256 * part:]), columns_here, kc.at(packed_a[tile]), kc.at(wide), kc.at(s) + 64 * tile, ldu, n)
             assert same(s[:, :rank] + f32(0), expected[first:first + n] + f32(0)), (first, n)
             u += s
         wanted = naive_y(b, u[:, :rank], scales[0] * scales[1], y[:, :rows])

@@ -10,11 +10,11 @@ factor, and where its rows of u are. The runs of a row with several adapters sta
 """
 from __future__ import annotations
 
-from ....kernels.atomics import call_pointer6, call_pointer8, call_pointer11
+from ....kernels.atomics import call_pointer4, call_pointer7, call_pointer8, call_pointer11
 from ....kernels.compile_cache import compiled
 from ....kernels.deferred import jit
-from ....kernels.low_rank import APART, BLOCK, PART, TOKENS, widen
-from ....kernels.simd import load_f32x16, load_i64, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
+from ....kernels.low_rank import AHEAD, APART, BLOCK, PART, TOKENS, widen
+from ....kernels.simd import load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
 from ....kernels.team import announce, next_tile, wait_for_all
 
 # -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number
@@ -44,6 +44,8 @@ MOST = 4
 """Matrices of an op."""
 FETCHED = 32 << 10
 """Most bytes of B that are fetched ahead, into a second-level cache."""
+FETCHED_FOR = 32
+"""So many tokens share what is read of B often enough."""
 
 
 @jit
@@ -87,8 +89,9 @@ def _blocks(own, run):
 
 
 @jit
-def _part(own, run, x, part, blocks, m, tokens, records, floats, ldx, n_rows, float_at, to, ld, apart, more):
-    """The part's sums for rows [m, m + tokens) and all matrices, float32 [tokens, ld] each, `apart` floats apart. more: they are added to what is there."""
+def _part(own, run, x, part, end, blocks, m, tokens, records, floats, ldx, n_rows, float_at, to, ld, apart, more):
+    """The part's sums for rows [m, m + tokens) and all matrices, float32 [tokens, ld] each, `apart` floats apart. end: the block that this thread goes on to.
+    more: they are added to what is there."""
     n = min(PART // BLOCK, blocks - PART // BLOCK * part)
     s = stack_vectors(TOKENS)
     for of_floats in range(2):
@@ -102,14 +105,29 @@ def _part(own, run, x, part, blocks, m, tokens, records, floats, ldx, n_rows, fl
                     widen(records, floats if of_floats else 0, ldx, m + token, n_rows, blocks, PART // BLOCK * part, n, x + 4 * APART * token)
                 is_wide = True
             for tile in range(load_i64(pair + TILES)):
-                a, u = load_i64(pair + A) + (BLOCK * (tile * blocks + PART // BLOCK * part) << 4) * load_i64(pair + SIZE), to + 4 * (i * apart + 16 * tile)
+                block_bytes, u = 16 * BLOCK * load_i64(pair + SIZE), to + 4 * (i * apart + 16 * tile)
+                a = load_i64(pair + A) + tile * blocks * block_bytes
+                here, stop = a + PART // BLOCK * part * block_bytes, a + end * block_bytes - 128
                 if not more:
-                    call_pointer6(load_i64(pair + DOWN), a, BLOCK * n, x, u, ld, tokens)
+                    call_pointer7(load_i64(pair + DOWN), here, BLOCK * n, stop, x, u, ld, tokens)
                     continue
-                call_pointer6(load_i64(pair + DOWN), a, BLOCK * n, x, s, 16, tokens)
+                call_pointer7(load_i64(pair + DOWN), here, BLOCK * n, stop, x, s, 16, tokens)
                 for token in range(tokens):
                     so_far = load_f32x16(u + 4 * token * ld) if part > 0 else splat_f32(0.0)
                     store_f32x16(u + 4 * token * ld, so_far + load_f32x16(s + 64 * token))
+
+
+@jit
+def _fetch(own, run, first, end, blocks):
+    """Blocks [first, end) of A begin to come, of all matrices: what `down` does not fetch ahead of itself."""
+    for i in range(load_i64(own + N)):
+        pair = _pair(own, run, i)
+        if pair != 0:
+            block_bytes = 16 * BLOCK * load_i64(pair + SIZE)
+            for tile in range(load_i64(pair + TILES)):
+                a = load_i64(pair + A) + (tile * blocks + first) * block_bytes
+                for line in range(0, min((end - first) * block_bytes, AHEAD), 64):
+                    prefetch(a + line)
 
 
 @jit
@@ -127,10 +145,15 @@ def _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at):
         first, last = _rows(own, run)
         blocks, groups = _blocks(own, run), (last - first + TOKENS - 1) // TOKENS
         n = (blocks * BLOCK + PART - 1) // PART * groups
-        for unit in range(max(start - at, 0), min(end - at, n)):
+        low, high = max(start - at, 0), min(end - at, n)
+        if low < high:
+            last_block = min((high - 1) // groups * (PART // BLOCK) + PART // BLOCK, blocks)
+            _fetch(own, run, low // groups * (PART // BLOCK), last_block, blocks)
+        for unit in range(low, high):
             part, m = unit // groups, first + unit % groups * TOKENS
             to = shared + 4 * (part * MOST * total + load_i64(run + AT) + (m - first) * load_i64(run + LD))
-            _part(own, run, x, part, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD), total, False)
+            _part(own, run, x, part, last_block, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD), total,
+                  False)
         at += n
 
 
@@ -149,7 +172,7 @@ def _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at):
             if at == mine:
                 to = load_i64(adapters + SHARED) + 4 * (load_i64(run + AT) + (m - first) * load_i64(run + LD))
                 for part in range((blocks * BLOCK + PART - 1) // PART):
-                    _part(own, run, x, part, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD),
+                    _part(own, run, x, part, blocks, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD),
                           load_i64(adapters + TOTAL), True)
                 mine = next_tile(team, 0, 1)
             at += 1
@@ -184,11 +207,16 @@ def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, 
     return own
 
 
+@jit
+def fetch(adapters, table, tile0, tile1, n_tokens):
+    """What tiles [tile0, tile1) will read of B starts to come, while the base is computed, or other tiles' sums are added."""
+    if n_tokens < FETCHED_FOR and table != 0 and tile0 < tile1:
+        call_pointer4(load_i64(adapters + FETCH), adapters, table, tile0, tile1)
+
+
 @compiled("int64(int64, int64, int64, int64)")
 def low_rank_fetch(adapters, table, tile0, tile1):
-    """What tiles [tile0, tile1) will read of B starts to come while their base is computed."""
-    if table == 0:
-        return 0
+    """See `fetch`."""
     for r in range(load_i64(adapters + N_RUNS)):
         pair = load_i64(table + load_i64(load_i64(adapters + RUNS) + 8 * RUN_WORDS * r + SLOT))
         if pair != 0:
