@@ -138,7 +138,8 @@ def _up_some(load, size: int, M: int, T: int):
 
 @cache
 def down(kind: str) -> Compiled:
-    """(a, columns, end, x, s, lds, tokens): s, float32 [tokens, lds], of a part's columns and 16 ranks, of tokens whose widened columns lie APART floats apart."""
+    """(a, columns, end, x, s, lds, tokens): s, float32 [tokens, lds], of a part's columns and 16 ranks. x: the tokens' widened columns, APART floats apart.
+    end: where this thread stops reading A, less 128 bytes."""
     dtype, load = KINDS[kind]
     one, two, four, many = (_down_some(load, dtype.itemsize, M) for M in (1, 2, 4, TOKENS))
 

@@ -20,7 +20,8 @@ from ...kernels import low_rank as kernels
 from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
-from ..errors import OptionError, quoted
+from ..errors import OptionError, OutOfMemoryError, quoted
+from .adapter_memory import Reserve
 from .layout import aligned
 from .ops import low_rank as f
 from .ops.common import LOW_RANK
@@ -68,6 +69,11 @@ class Loaded:
         self._digest: str | None = None
         self._parts: dict[str, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], str]] = {}
 
+    def forget_source(self) -> None:
+        """Its numbers are here, packed: the ones that were read from a file need not stay."""
+        self._digest = self.digest
+        self.source.pairs = {}
+
     @property
     def digest(self) -> str:
         """Of names, shapes, numbers and scales (Adapter.digest), as they were taken last."""
@@ -83,8 +89,9 @@ Use = tuple[tuple[Loaded, float], ...]
 class Adapters:
     """Of a runtime. .by_name: {name: Loaded}; .default: what sequences have that ask for none of their own."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int):
+    def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int, reserve: Reserve):
         self._config, self._targets, self._pool, self._n_threads = config, targets(config), pool, n_threads
+        self._reserve = reserve
         self.by_name: dict[str, Loaded] = {}
         self.default: Use = ()
         self._free = list(range(SLOTS))[::-1]
@@ -118,15 +125,20 @@ class Adapters:
     # -- coming and going -----------------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, source: AdapterLike, scale: float = 1.0, path: str = "") -> Loaded:
-        """Between two steps. source: checked against the model. OptionError: the name is taken, or there are too many."""
+        """Between two steps. source: checked against the model. OptionError: the name is taken, or there are too many. OutOfMemoryError."""
         if name in self.by_name:
             raise OptionError(f"there is an adapter called {quoted(name)} already: give another name, or remove it first")
         if not self._free:
             raise OptionError(f"{SLOTS} adapters are loaded, and no more are taken: remove one first")
-        loaded = Loaded(self._free.pop(), name, source, factor(scale, name), path)
-        weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free)
-        size = memory_of(source, self._config)
-        memory = Arena(size, f"adapter {quoted(name)}", huge=size >= HUGE)
+        scale, size = factor(scale, name), memory_of(source, self._config)
+        self._reserve.take(size, name)
+        try:
+            memory = Arena(size, f"adapter {quoted(name)}", huge=size >= HUGE)
+        except OutOfMemoryError:
+            self._reserve.give(size)
+            raise
+        loaded = Loaded(self._free.pop(), name, source, scale, path)
+        weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free, self._reserve, size)
         for key, pair in source.pairs.items():
             kind = _kind(pair)
             dtype, rank, target = kernels.KINDS[kind][0], len(pair.a), self._targets[key]
@@ -151,8 +163,9 @@ class Adapters:
     def update(self, name: str) -> None:
         """Take its numbers over again, whose shapes are what they were. Between two steps; sequences keep the keys and values that the old ones gave, so
         texts under way become private."""
-        self._take_numbers(self[name])
-        self._pool.era += 1
+        if self[name].source.pairs:  # else it was read from a file, and has its numbers here only
+            self._take_numbers(self[name])
+            self._pool.era += 1
 
     def _take_numbers(self, loaded: Loaded) -> None:
         loaded._digest = None
@@ -264,10 +277,11 @@ def factor(scale: Any, name: str) -> float:
     return float(np.float32(scale))
 
 
-def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int]) -> None:
+def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int], reserve: Reserve, size: int) -> None:
     for table in tables.values():
         table[slot] = 0
     free.append(slot)
+    reserve.give(size)
 
 
 def memory_of(source: AdapterLike, config: ModelConfig) -> int:
