@@ -38,21 +38,30 @@ class State:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def folder_of(output: Path) -> Path:
+    """Where the checkpoints of an output are."""
+    return output.with_name(output.name + ".training")
+
+
+def check_new(output: Path) -> None:
+    """FileError: a directory, or it exists already and is not being trained."""
+    with paths(output):
+        if output.is_dir():
+            raise FileError(f"{shown(output)}: is a directory: expected a file's name")
+        if os.path.lexists(output) and not folder_of(output).is_dir():
+            raise FileError(f"{shown(output)}: exists already: move it away, or choose another name")
+
+
 class Checkpoints:
     """Of one output; a context manager that holds the lock. FileError: the output exists already, can't be written, or is being trained by another run."""
 
     def __init__(self, output: Path) -> None:
-        self.output, self.folder = output, output.with_name(output.name + ".training")
+        self.output, self.folder = output, folder_of(output)
         self._lock: int | None = None
         self._next = 0
         self.note: str | None = None
         """A line about a checkpoint that could not be used."""
-        with paths(output):
-            begun = self.folder.is_dir()
-            if output.is_dir():
-                raise FileError(f"{shown(output)}: is a directory: expected a file's name")
-            if os.path.lexists(output) and not begun:
-                raise FileError(f"{shown(output)}: exists already: move it away, or choose another name")
+        check_new(output)
         with writing(self.folder, "the checkpoint"):
             self.folder.mkdir(exist_ok=True)
         self._hold()

@@ -1,9 +1,9 @@
 """The loop: steps of the optimiser, validation, checkpoints.
 
     Order: rows of a step ─► Gradients.accumulate, micro-batch by micro-batch ─► norm, clip ─► Optimiser.step ─► record ─► checkpoint, now and then
-                                                                                                      the end ─► the adapter's file
+                                                                                                      the end ─► the adapter's file, or the model's
 
-The same model, data and options give the same adapter, bit for bit, however a step is cut, on any number of threads, and whether the run was killed and begun
+The same model, data and options give the same file, bit for bit, however a step is cut, on any number of threads, and whether the run was killed and begun
 again or not: a checkpoint holds all that a step depends on, and what it does not hold is a function of the seed and the step's number.
 """
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Progress:
 
 
 class Loop:
-    """One run. weights: the adapter's arrays, which change in place; gradients: of them, by the same names. bound: what the run depends on.
+    """One run. weights: the arrays that are trained, which change in place (vectors don't decay); gradients: of them, by the same names. bound: what the run
+    depends on.
 
     most_tokens: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
     """
@@ -75,7 +76,7 @@ class Loop:
         self.gradients, self.weights, self.valid, self.options = gradients, weights, valid, options
         self.order = Order(data, options)
         self.steps = self.order.steps
-        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay)
+        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay, plain={name for name, w in weights.items() if w.ndim < 2})
         self.history: list[dict[str, Any]] = []
         self._bound, self._checkpoints, self._most_tokens, self._seen = dict(bound or {}), checkpoints, most_tokens, seen
         self._warm = warmup_steps(options.warmup, self.steps)

@@ -5,15 +5,20 @@
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UnsupportedError
+from ..errors import ClosedError, FileError, OutOfMemoryError, UnsupportedError
 from ..files import NewFile, shown, writing
+from ..gguf.file import model_digest, open_gguf
+from ..run.weights import available_memory
+from ..units import size
 from .gradients import check
 
 if TYPE_CHECKING:
@@ -47,15 +52,23 @@ def why_not(model: Core) -> str:
 
 
 class ModelWeights:
-    """Of one model. .arrays: {tensor: float32, its shape}, C-contiguous. The model's own file stays as it is. UnsupportedError."""
+    """Of one model. .arrays: {tensor: float32, its shape}, C-contiguous. The model's own file stays as it is. copies: how many of all of them there will be:
+    weights, gradients, moments. UnsupportedError; FileError; OutOfMemoryError: so many don't fit."""
 
-    def __init__(self, model: Core) -> None:
+    def __init__(self, model: Core, copies: int = 1) -> None:
         check(model)
         if why := why_not(model):
             raise UnsupportedError(f"{shown(model.path)}: {why}")
-        self.model, self._gguf = model, model.runtime.gguf
+        self.model, self._gguf = model, open_gguf(model.runtime.gguf.path)  # the model has closed its own
+        if model_digest(self._gguf) != model.runtime.digest:
+            raise FileError(f"{shown(model.path)}: was changed since it was loaded: load it again")
         shapes = dict(model.config.tensor_shapes())
-        self.arrays = {name: self._read(name, shapes[name]) for name in trained_tensors(model.config)}
+        names, free = trained_tensors(model.config), available_memory()
+        needed = 4 * copies * sum(math.prod(shapes[name]) for name in names)
+        if free is not None and needed > free:
+            raise OutOfMemoryError(f"{shown(model.path)}: training all weights takes {size(needed)} beside the model ({copies} numbers for each weight), and "
+                                   f"{size(free)} are free: train an adapter, or a smaller model")
+        self.arrays = {name: self._read(name, shapes[name]) for name in names}
 
     def _read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return self._gguf.data(name).view("<f4").astype(np.float32).reshape(shape)
@@ -73,8 +86,8 @@ class ModelWeights:
         return found.hexdigest()
 
     def put_back(self) -> None:
-        """The model has the numbers of its file again, one tensor after the other."""
-        with self.model.scheduler.alone() as runtime:
+        """The model has the numbers of its file again. Nothing where it was closed."""
+        with contextlib.suppress(ClosedError), self.model.scheduler.alone() as runtime:
             for name, array in self.arrays.items():
                 runtime.rewrite({name: self._read(name, array.shape)})
 

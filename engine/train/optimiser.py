@@ -9,7 +9,7 @@ step of Adam is PyTorch's: decay first, then the bias-corrected moments.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,22 +54,23 @@ def clip_factor(norm: float, most: float) -> float:
 
 
 class Optimiser(ABC):
-    """weights: float32 arrays that `step` changes in place. moments: what it remembers of them, by name, for checkpoints."""
+    """weights: float32 arrays that `step` changes in place; those named in `plain` don't decay. moments: what it remembers of them, by name, for
+    checkpoints."""
 
     name = ""
     kept: tuple[str, ...] = ()
     """Moments of each weight."""
 
-    def __init__(self, weights: Arrays, weight_decay: float = 0.0) -> None:
-        self.weights, self.weight_decay, self.steps = weights, weight_decay, 0
+    def __init__(self, weights: Arrays, weight_decay: float = 0.0, plain: Collection[str] = ()) -> None:
+        self.weights, self.weight_decay, self.plain, self.steps = weights, weight_decay, plain, 0
         self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
 
     @in_default_floats
     def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> None:
         """One step down. gradients: as weights; factor: they are multiplied with it first."""
         self.steps += 1
-        numbers = self._numbers(rate)
         for name in sorted(self.weights):
+            numbers = self._numbers(rate, 0.0 if name in self.plain else self.weight_decay)
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
             moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
             for start in range(0, len(w), PIECE):
@@ -80,8 +81,8 @@ class Optimiser(ABC):
                 self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
 
     @abstractmethod
-    def _numbers(self, rate: float) -> dict[str, float]:
-        """What is the same for all elements of a step."""
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
+        """What is the same for all elements of an array in a step."""
 
     @abstractmethod
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
@@ -94,16 +95,16 @@ class AdamW(Optimiser):
     name, kept = "adamw", ("m", "v")
     BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
-    def _numbers(self, rate: float) -> dict[str, float]:
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
         c1, c2 = 1.0 - power(self.BETA1, self.steps), 1.0 - power(self.BETA2, self.steps)
-        return {"size": rate / c1, "root": float(np.sqrt(np.float64(c2))), "keep": 1.0 - rate * self.weight_decay}
+        return {"size": rate / c1, "root": float(np.sqrt(np.float64(c2))), "keep": 1.0 - rate * decay}
 
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
         m32, v32 = moments
         m = m32.astype(np.float64) * self.BETA1 + g * (1.0 - self.BETA1)
         v = v32.astype(np.float64) * self.BETA2 + (g * g) * (1.0 - self.BETA2)
         new = w.astype(np.float64)
-        if self.weight_decay:
+        if n["keep"] != 1.0:
             new *= n["keep"]
         new -= (m * n["size"]) / (np.sqrt(v) / n["root"] + self.EPS)
         m32[:], v32[:], w[:] = m, v, new
@@ -114,12 +115,12 @@ class SGD(Optimiser):
 
     name = "sgd"
 
-    def _numbers(self, rate: float) -> dict[str, float]:
-        return {"rate": rate}
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
+        return {"rate": rate, "decay": decay}
 
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
         old = w.astype(np.float64)
-        w[:] = old - (g + old * self.weight_decay) * n["rate"]
+        w[:] = old - (g + old * n["decay"]) * n["rate"]
 
 
 OPTIMISERS: dict[str, type[Optimiser]] = {kind.name: kind for kind in (AdamW, SGD)}
