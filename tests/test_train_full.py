@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,12 @@ LONG = pytest.mark.skipif(not os.environ.get("LLAMINA_LONG"), reason="one page m
 class FullTwin(Twin):
     """The float64 model, with something added to its tensors."""
 
+    _model: Any
+    _weight: Any
+
     def along(self, directions: dict[str, np.ndarray], h: float = 1e-5) -> float:
         """The loss's derivative along {tensor: direction}, all at once."""
-        weight, bias, values = self._weight, getattr(self._model, "bias", None), []
+        weight, bias, values = self._weight, self._model.bias, []
         for step in h, -h:
             def moved(name: str, found: np.ndarray, step: float = step) -> np.ndarray:
                 return found + step * directions[name] if name in directions else found

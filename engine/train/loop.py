@@ -32,9 +32,10 @@ SAVE_SECONDS = 60.0
 
 
 class Gradient(Protocol):
-    """What gradients.py's class is to the loop."""
+    """What gradients.py's and full.py's classes are to the loop."""
 
-    arrays: dict[str, np.ndarray]
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
 
     def zero(self) -> None: ...
 
