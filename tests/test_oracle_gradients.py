@@ -16,6 +16,7 @@ from llamina.engine.gguf.file import open_gguf
 from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.model_weights import ModelWeights
+from llamina.engine.train.optimiser import clip_factor, gradient_norm, make
 from llamina.kernels.formats import registry
 from train_cases import opened, random_adapter, random_rows
 
@@ -100,3 +101,29 @@ def test_gradients_of_all_weights_are_torchs(name: str, tmp_path: Path) -> None:
         theirs = theirs[orders[tensor]] if tensor in orders else theirs
         x, y = array.astype(np.float64), theirs.astype(np.float64)
         assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y) and y.any(), tensor
+
+
+def test_forty_steps_are_torchs(tmp_path: Path) -> None:
+    """AdamW on all weights, clipped, vectors without decay: the losses of both, step by step."""
+    folder, model = checkpoint("llama", tmp_path / "hf")
+    convert(folder, tmp_path / "m.gguf", "f32")
+    model.get_input_embeddings().padding_idx = None
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    theirs = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
+    with opened(tmp_path / "m.gguf") as ours:
+        weights = ModelWeights(ours)
+        found, batches = FullGradients(weights), [random_rows(ours.config.n_vocab, [20, 9, 33], seed) for seed in range(4)]
+        adam = make("adamw", weights.arrays, weight_decay=0.1, plain={name for name, array in weights.arrays.items() if array.ndim < 2})
+        losses = []
+        for step in range(40):
+            rows = batches[step % 4]
+            found.zero()
+            said = found.accumulate(rows, float(sum(row.targets for row in rows)), step)
+            adam.step(found.arrays, 3e-3, clip_factor(gradient_norm(found.arrays), 1.0))
+            loss = mean_loss(model, rows)
+            theirs.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            theirs.step()
+            losses.append((float(said.nll.mean()), float(loss.detach())))
+    assert losses[-1][0] < losses[0][0] - 1 and all(abs(a - b) < 1e-3 * b for a, b in losses), losses

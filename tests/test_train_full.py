@@ -1,20 +1,25 @@
 """Gradients of all weights of a model: right for every tensor, the same bits however rows are divided, and no trace in the model afterwards."""
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import targets
 from llamina.engine.errors import NumericError, UnsupportedError
 from llamina.engine.run.feed import Feed
 from llamina.engine.train.full import FullGradients
 from llamina.engine.train.model_weights import ModelWeights
+from llamina.kernels.target import EMULATION
 from naive_gradients import Twin
 from page_cases import write_case
 from small_models import write_small_model
-from train_cases import LENGTHS, opened, random_rows
+from train_cases import LENGTHS, found_digest, full_gradients, opened, random_rows
 
 LONG = pytest.mark.skipif(not os.environ.get("LLAMINA_LONG"), reason="one page more: LLAMINA_LONG=1 runs it")
 
@@ -61,22 +66,27 @@ def test_gradients_are_the_slopes_of_a_float64_model(name: str, tmp_path: Path) 
             assert abs(twin.along(along) - slope) < 3e-6 * size, part
 
 
-def sums(path: Path, threads: int, split: int) -> dict[str, np.ndarray]:
-    with opened(path, threads) as model:
-        rows, found = random_rows(model.config.n_vocab, LENGTHS), FullGradients(ModelWeights(model))
-        for start in range(0, len(rows), split):
-            found.accumulate(rows[start:start + split], float(sum(row.targets for row in rows)), 0)
-        return found.arrays
-
-
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 def test_bits_do_not_depend_on_threads_and_micro_batches(name: str, tmp_path: Path) -> None:
     path = write_case(tmp_path / "m.gguf", name)
-    expected = sums(path, 1, 8)
+    expected = full_gradients(path, 1)
     assert ("output.weight" in expected) == (name == "llama") and all(array.any() for array in expected.values())
-    for threads, split in ((2, 8), (3, 2), (1, 1)):
-        for name, array in sums(path, threads, split).items():
+    for threads, split in ((2, 0), (3, 2), (1, 1)):
+        for name, array in full_gradients(path, threads, split).items():
             assert (array.view(np.uint32) == expected[name].view(np.uint32)).all(), (threads, split, name)
+
+
+@pytest.mark.skipif(not targets.ALL, reason="compiles everything anew: LLAMINA_ALL_TARGETS=1 runs it")
+@pytest.mark.parametrize("target", ["avx512", "avx2", "generic"])
+def test_every_target_has_the_same_bits(target: str, tmp_path: Path) -> None:
+    targets.needs(target)
+    path = write_case(tmp_path / "m.gguf", "qwen3")
+    expected = found_digest(full_gradients(path, 1))
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "NUMBA_CPU_"))}
+    done = subprocess.run([sys.executable, "train_cases.py", path, "full"], cwd=Path(__file__).parent, env={**plain, **EMULATION[target]}, capture_output=True,
+                          text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"target": target, "digest": expected}
 
 
 def test_another_order_gives_other_bits(tmp_path: Path) -> None:

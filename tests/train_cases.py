@@ -1,6 +1,6 @@
 """Training in tests: adapters with random pairs, rows of random tokens, gradients of a model file.
 
-As a script, in a process with another CPU target:  python train_cases.py MODEL  prints {"target": "avx2", "digest": of the gradients}.
+As a script, in a process with another CPU target:  python train_cases.py MODEL [full]  prints {"target": "avx2", "digest": of the gradients}.
 """
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.run.scheduler import Scheduler
 from llamina.engine.train.adapter import Adapter, Pair
+from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.model_weights import ModelWeights
 from llamina.engine.train.rows import Row
 
 LENGTHS = [37, 70, 2, 9]
@@ -72,6 +74,15 @@ def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, 
         return found.arrays, np.concatenate(nll)
 
 
+def full_gradients(path: Path, threads: int, split: int = 0) -> dict[str, np.ndarray]:
+    """Of all weights, of random rows, `split` at a time (0: all)."""
+    with opened(path, threads) as model:
+        rows, found = random_rows(model.config.n_vocab, LENGTHS), FullGradients(ModelWeights(model))
+        for start in range(0, len(rows), split or len(rows)):
+            found.accumulate(rows[start:start + (split or len(rows))], float(sum(row.targets for row in rows)), 0)
+        return found.arrays
+
+
 def found_digest(arrays: dict[str, np.ndarray]) -> str:
     found = hashlib.sha256()
     for name in sorted(arrays):
@@ -82,7 +93,8 @@ def found_digest(arrays: dict[str, np.ndarray]) -> str:
 def main() -> None:
     from llamina.kernels.target import TARGET
 
-    print(json.dumps({"target": TARGET, "digest": found_digest(gradients(Path(sys.argv[1]), LENGTHS, threads=2)[0])}))
+    path, full = Path(sys.argv[1]), sys.argv[2:] == ["full"]
+    print(json.dumps({"target": TARGET, "digest": found_digest(full_gradients(path, 2) if full else gradients(path, LENGTHS, threads=2)[0])}))
 
 
 if __name__ == "__main__":
