@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,9 +129,13 @@ def test_what_is_drawn(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 99}))
     with pytest.raises(FormatError, match="field 'vocab_size' is 99, but .* has 2048 tokens"):
         open_config(tmp_path, "demo")
+    shutil.copy(Path(__file__).parent / "trained" / "tokenizer.json", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 2052}))
+    with open_config(tmp_path) as source:
+        assert source.metadata["tokenizer.ggml.tokens"][-1] == "[PAD2051]" and source.tensors[0].shape == (2052, 64)
     experts = {**CONFIG, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
     (tmp_path / "config.json").write_text(json.dumps(experts))
-    with pytest.raises(UnsupportedError, match="architecture llama can't be begun: how 'blk.0"):
+    with pytest.raises(UnsupportedError, match="architecture llama can't be begun: layer 0 has blocks that training does not know: Experts"):
         open_config(tmp_path, "demo")
 
 

@@ -81,6 +81,7 @@ def open_config(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     fields = Fields(path, {**values, "vocab_size": n} if silent else values)
     model = read_config(fields, folder.resolve().name)
     config = model.config()
+    _check(path, config)
     if isinstance(vocab, Vocab):
         vocab.fit(config.n_vocab)
     std = fields.number("initializer_range", STD)
@@ -88,6 +89,13 @@ def open_config(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
     notes = [*model.notes, f"weights drawn from seed {seed}, standard deviation {std:g}"]
     source = assemble("config", path, config, found, [], cast(Vocab, vocab), [path, *read], notes, templates, keys=model.keys)
     return source if isinstance(vocab, Vocab) else replace(source, vocabulary=None)
+
+
+def _check(path: Path, config: ModelConfig) -> None:
+    from ...engine.train.gradients import why_not  # here: it needs the compiler
+    if why := why_not(config):
+        raise UnsupportedError(f"{shown(path)}: a model of architecture {config.architecture} can't be begun: {why}; dense models of attention and feed-forward "
+                               "blocks can be trained")
 
 
 def _weights(config: ModelConfig, seed: int, std: float) -> dict[str, Rows]:
@@ -101,8 +109,7 @@ def _weights(config: ModelConfig, seed: int, std: float) -> dict[str, Rows]:
             joins = config.architecture == "gpt2" and tensor.name.endswith(_JOINS)
             found[tensor.name] = Drawn(tensor.name, tensor.shape, seed, std / float(np.sqrt(2.0 * config.n_layers)) if joins else std)
         elif not tensor.name.startswith("rope_"):
-            raise UnsupportedError(f"a model of architecture {config.architecture} can't be begun: how '{tensor.name}' is drawn is not known; dense models of "
-                                   "attention and feed-forward blocks can")
+            raise UnsupportedError(f"a model of architecture {config.architecture} can't be begun: how '{tensor.name}' is drawn is not known")
     return found
 
 
