@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from llamina import convert, load
 from llamina.convert.sources import open_config
-from llamina.engine.errors import FormatError, OptionError, UnsupportedError
+from llamina.engine.errors import FileError, FormatError, OptionError, UnsupportedError
 from llamina.engine.score.perplexity import perplexity
+from llamina.engine.train.model_weights import ModelWeights
 from llamina.engine.train.normal import inverse, normal
 from test_demo import demo
 
@@ -107,6 +108,25 @@ def test_refused(run: Any, folder: Path, tmp_path: Path, arguments: list[str], m
     given = [] if "--tokenizer" in arguments else ["--tokenizer", "demo"]
     result = run("train", str(folder / "config.json"), str(folder / "d.txt"), "-o", str(tmp_path / "m.gguf"), *given, *arguments)
     assert result.code and message in result.err.splitlines()[-1] and not os.listdir(tmp_path)
+
+
+def test_numbers_that_run_away(run: Any, folder: Path, tmp_path: Path) -> None:
+    """Told with step and rows; nothing is written, and nothing is left behind."""
+    result = run(*command(folder, tmp_path / "m.gguf", "--lr", "1e38", "--clip", "0", "--schedule", "constant", "--warmup", "0"))
+    assert result.code == 1 and not os.listdir(tmp_path)
+    last = result.err.splitlines()[-1]
+    assert "of 6 (" in last and "d.txt, line " in last and "Train with a lower learning rate (--lr, now 1e+38)" in last, last
+
+
+def test_another_beginning_is_refused(run: Any, folder: Path, tmp_path: Path) -> None:
+    """A run that was interrupted goes on as it was begun, or not at all."""
+    out = tmp_path / "m.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelWeights, "save", lambda self, path: (_ for _ in ()).throw(FileError("no room")))
+        assert run(*command(folder, out)).code == 1
+    assert sorted(os.listdir(tmp_path / "m.gguf.training")) == ["checkpoint-0", "lock"]
+    result = run(*command(folder, out, "--seed", "4"))
+    assert result.code == 2 and "was begun with other " in result.err and run(*command(folder, out)).code == 0 and os.listdir(tmp_path) == ["m.gguf"]
 
 
 def test_a_tokenizer_is_for_new_models(run: Any, folder: Path) -> None:

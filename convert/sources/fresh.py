@@ -94,8 +94,8 @@ def open_config(path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] 
 def _check(path: Path, config: ModelConfig) -> None:
     from ...engine.train.gradients import why_not  # here: it needs the compiler
     if why := why_not(config):
-        raise UnsupportedError(f"{shown(path)}: a model of architecture {config.architecture} can't be begun: {why}; dense models of attention and feed-forward "
-                               "blocks can be trained")
+        raise UnsupportedError(f"{shown(path)}: a model of architecture {config.architecture} can't be begun: {why}; dense models of attention and "
+                               "feed-forward blocks can be trained")
 
 
 def _weights(config: ModelConfig, seed: int, std: float) -> dict[str, Rows]:

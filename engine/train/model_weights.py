@@ -102,7 +102,7 @@ class ModelWeights:
                 array = self.arrays.get(info.name)
                 new.file.write(gguf.data(info.name).data if array is None else np.ascontiguousarray(array, "<f4").data)
             new.file.write(b"\0" * (-new.file.tell() % gguf.alignment))
-        gguf.check()
+            gguf.check()
 
     def __repr__(self) -> str:
         return f"<llamina.train.ModelWeights of {Path(self.model.path).name}: {len(self.arrays)} tensors, {self.n_parameters:,} numbers>"
