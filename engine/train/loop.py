@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAVE_SECONDS = 60.0
+_SOME = 1 << 20
 
 
 class Gradient(Protocol):
@@ -132,6 +133,17 @@ class Loop:
             self._accumulated(part, self._targets(rows), self.step)
             seconds = time.perf_counter() - start
         return seconds / sum(len(row.ids) for row in part)
+
+    def between(self) -> float:
+        """Seconds that a step takes beside its tokens, for norm and optimiser: of some weights, as many times as there are more."""
+        total = sum(w.size for w in self.weights.values())
+        some = {"w": np.full(min(total, _SOME), 0.1, np.float32)}
+        optimiser, seconds = make(self.options.optimizer, some, weight_decay=self.options.weight_decay), 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            optimiser.step(some, 1e-3, clip_factor(gradient_norm(some), 1e-3))
+            seconds = time.perf_counter() - start
+        return seconds * total / some["w"].size
 
     def largest(self) -> int:
         """Tokens of a micro-batch, at most."""

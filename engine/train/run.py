@@ -184,7 +184,7 @@ class Run:
         median, longest = lengths(data)
         most = self.loop.largest()
         left = self.loop.steps - self.loop.step
-        seconds = self.loop.measure() * order.tokens * left / self.loop.steps if measured and left else None
+        seconds = self.loop.measure() * order.tokens * left / self.loop.steps + self.loop.between() * left if measured and left else None
         n, full = self.learned.n_parameters, isinstance(self.learned, ModelWeights)
         parts = f"{len(self.learned.arrays)} tensors" if isinstance(self.learned, ModelWeights) else f"{len(self.learned.pairs)} pairs"
         memory = {"weights" if full else "adapter": 4 * n, "gradients": 4 * n, "moments": self._moments * 4 * n,
