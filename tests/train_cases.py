@@ -17,6 +17,7 @@ from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.run.scheduler import Scheduler
+from llamina.engine.train import optimiser
 from llamina.engine.train.adapter import Adapter, Pair
 from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
@@ -83,6 +84,19 @@ def full_gradients(path: Path, threads: int, split: int = 0) -> dict[str, np.nda
         return found.arrays
 
 
+def full_step(path: Path, many: int) -> str:
+    """Digest of all weights after a step of AdamW. many: from how many numbers of an array on kernels make it."""
+    before, optimiser.MANY = optimiser.MANY, many
+    try:
+        with opened(path) as model:
+            weights = ModelWeights(model).arrays
+        gradients = full_gradients(path, 2)
+        optimiser.make("adamw", weights).step(gradients, 1e-3, optimiser.clip_factor(optimiser.gradient_norm(gradients), 0.1))
+        return found_digest({**weights, **gradients})
+    finally:
+        optimiser.MANY = before
+
+
 def found_digest(arrays: dict[str, np.ndarray]) -> str:
     found = hashlib.sha256()
     for name in sorted(arrays):
@@ -94,7 +108,7 @@ def main() -> None:
     from llamina.kernels.target import TARGET
 
     path, full = Path(sys.argv[1]), sys.argv[2:] == ["full"]
-    print(json.dumps({"target": TARGET, "digest": found_digest(full_gradients(path, 2) if full else gradients(path, LENGTHS, threads=2)[0])}))
+    print(json.dumps({"target": TARGET, "digest": full_step(path, 8) if full else found_digest(gradients(path, LENGTHS, threads=2)[0])}))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.backward import adam
 from ...kernels.float_env import in_default_floats
 
+MANY = 1 << 18
+"""Numbers of an array from which on a kernel does the same operations (kernels/backward/adam.py); adapters' are fewer, and need no compiling."""
 PIECE = 1 << 15  # elements at once: what is between two operations stays in the second-level cache
 Arrays = Mapping[str, np.ndarray]
 
@@ -39,6 +42,9 @@ def gradient_norm(gradients: Arrays) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         for name in sorted(gradients):
             flat = gradients[name].reshape(-1)
+            if len(flat) >= MANY and flat.dtype == np.float32:
+                total = np.float64(adam.squares.ctypes(flat.ctypes.data, len(flat), float(total)))
+                continue
             for start in range(0, len(flat), PIECE):
                 g = flat[start:start + PIECE].astype(np.float64)
                 chain = np.empty(len(g) + 1, np.float64)
@@ -73,12 +79,17 @@ class Optimiser(ABC):
             numbers = self._numbers(rate, 0.0 if name in self.plain else self.weight_decay)
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
             moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
-            for start in range(0, len(w), PIECE):
+            done = self._many(w, g, moments, numbers, factor) if len(w) >= MANY and g.dtype == np.float32 else 0
+            for start in range(done, len(w), PIECE):
                 piece = slice(start, start + PIECE)
                 gradient = g[piece].astype(np.float64)
                 if factor != 1.0:
                     gradient *= factor
                 self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
+
+    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
+        """As _piece on the beginning of long arrays -> how many numbers that was."""
+        return 0
 
     @abstractmethod
     def _numbers(self, rate: float, decay: float) -> dict[str, float]:
@@ -108,6 +119,12 @@ class AdamW(Optimiser):
             new *= n["keep"]
         new -= (m * n["size"]) / (np.sqrt(v) / n["root"] + self.EPS)
         m32[:], v32[:], w[:] = m, v, new
+
+    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
+        (m, v), whole = moments, len(w) // 8 * 8
+        numbers = np.array([factor, n["keep"], n["size"], n["root"], self.BETA1, 1.0 - self.BETA1, self.BETA2, 1.0 - self.BETA2, self.EPS])
+        adam.adamw.ctypes(w.ctypes.data, g.ctypes.data, m.ctypes.data, v.ctypes.data, whole, numbers.ctypes.data)
+        return whole
 
 
 class SGD(Optimiser):
