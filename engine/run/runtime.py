@@ -177,6 +177,11 @@ class Runtime(Looking):
         return self._pool.page_bytes
 
     @property
+    def free_pages(self) -> int:
+        """Of `page_bytes`, that can still be had."""
+        return self._pool.free_pages
+
+    @property
     def kv_name(self) -> str:
         """How keys and values are kept."""
         return self.kv.name

@@ -17,7 +17,7 @@ from ...kernels.float_env import in_default_floats
 from .backward import Backward
 from .factors import Parts
 from .forward import Batch, Forward
-from .gradients import check_row, ends, memory_of
+from .gradients import check_row, ends, memory_of, most_pages
 from .ops import Ops, rows_of
 from .rows import Row, RowLosses
 
@@ -137,8 +137,13 @@ class FullGradients:
         for id, row in zip(ids.tolist(), rows):
             to[id] += row
 
-    def memory(self, tokens: int, longest: int | None = None) -> int:
-        """Bytes that a micro-batch of so many tokens takes beside model, weights and `arrays`, its KV pages included. longest: of its rows."""
+    def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
+        """Bytes that a micro-batch of so many tokens takes beside model, weights and `arrays`, its KV pages included. longest: of its at most so many rows."""
         config = self._model.config
         widest = max(norm.dim for norm in config.norms())
-        return memory_of(self._model.runtime, tokens, longest, 0, self._threads) + tokens * 4 * (10 * widest + config.dim)
+        return memory_of(self._model.runtime, tokens, longest, rows, 0, self._threads) + tokens * 4 * (10 * widest + config.dim)
+
+    @property
+    def most_pages(self) -> int:
+        """As Gradients.most_pages."""
+        return most_pages(self._model.runtime)

@@ -112,8 +112,13 @@ def check_row(row: Row) -> None:
         raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
 
 
-def memory_of(runtime: Runtime, tokens: int, longest: int | None, first_layer: int, threads: int | None) -> int:
-    """Bytes that a micro-batch of so many tokens takes to go back to first_layer, its KV pages included. longest: of its rows."""
+def most_pages(runtime: Runtime) -> int:
+    """Of 64 positions, for which the KV cache has room."""
+    return max(1, runtime.free_pages // runtime.plan.layout.rows)
+
+
+def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, first_layer: int, threads: int | None) -> int:
+    """Bytes that a micro-batch of so many tokens takes to go back to first_layer, its KV pages included. longest: of its at most so many rows."""
     config, most = runtime.config, min(longest or tokens, tokens)
     ld, half = round_up(config.dim), 0
     for i, blocks in enumerate(config.layers):
@@ -124,10 +129,11 @@ def memory_of(runtime: Runtime, tokens: int, longest: int | None, first_layer: i
         half = max(half, columns)
     widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
     heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
-    rows = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
+    kept = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
     threads = threads or runtime.n_threads
     logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
-    return rows + threads * max(SCRATCH, heads) + 2 * logits + -(-tokens // PAGE) * runtime.page_bytes
+    pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, most_pages(runtime))
+    return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
 
 
 class Gradients:
@@ -213,6 +219,12 @@ class Gradients:
         cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1), n]
         return np.concatenate([dropout_mask(self._seed, step, tensor, int(numbers[a]), b - a, width, self._dropout) for a, b in pairwise(cuts)])
 
-    def memory(self, tokens: int, longest: int | None = None) -> int:
-        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included. longest: of its rows."""
-        return memory_of(self._model.runtime, tokens, longest, self._first_layer, self._threads)
+    def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
+        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
+        of its at most so many rows."""
+        return memory_of(self._model.runtime, tokens, longest, rows, self._first_layer, self._threads)
+
+    @property
+    def most_pages(self) -> int:
+        """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
+        return most_pages(self._model.runtime)

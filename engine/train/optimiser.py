@@ -72,9 +72,11 @@ class Optimiser(ABC):
         self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
 
     @in_default_floats
-    def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> None:
-        """One step down. gradients: as weights; factor: they are multiplied with it first."""
+    @np.errstate(over="ignore", invalid="ignore")
+    def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> bool:
+        """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether weights and moments are all finite after it."""
         self.steps += 1
+        finite = True
         for name in sorted(self.weights):
             numbers = self._numbers(rate, 0.0 if name in self.plain else self.weight_decay)
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
@@ -86,6 +88,9 @@ class Optimiser(ABC):
                 if factor != 1.0:
                     gradient *= factor
                 self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
+            for start in range(0, len(w), PIECE):
+                finite = finite and all(bool(np.isfinite(x[start:start + PIECE]).all()) for x in (w, *moments))
+        return finite
 
     def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
         """As _piece on the beginning of long arrays -> how many numbers that was."""
