@@ -190,6 +190,10 @@ class Runtime(Looking):
         """How many KV pages are owned, shared, free and cached."""
         return self._pool.census()
 
+    def keep_at_most(self, size: int) -> None:
+        """Keep about so many bytes of beginnings that no sequence holds: work on many rows needs few of them, and would fill all memory in time."""
+        self._pool.most_idle = size // self._pool.page_bytes
+
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""
         self._pool.clear_prefix_cache()
