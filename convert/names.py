@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ..engine.architectures.config import ModelConfig
-from ..engine.architectures.hf import hf_tensors, interleaved_order, row_orders
+from ..engine.architectures.hf import hf_tensors, interleaved_order, of_text, row_orders
 from ..engine.architectures.state_blocks import Delta
 
 __all__ = ["META_SPLIT_AXIS", "from_meta", "hf_tensors", "interleaved_order", "is_hf", "norm_gains", "of_other_part", "of_text", "row_orders", "to_meta",
@@ -42,11 +42,6 @@ def without_effect(name: str) -> bool:
 def is_hf(name: str) -> bool:
     """Whether a tensor's name is of Hugging Face's kind."""
     return _HF.match(name) is not None
-
-
-def of_text(name: str) -> str:
-    """The name in the text part of a model of several parts: "language_model.model.x" and "model.language_model.x" are "model.x"."""
-    return name.removeprefix("language_model.") if name.startswith("language_model.") else name.replace("model.language_model.", "model.", 1)
 
 
 def of_other_part(name: str) -> bool:

@@ -12,6 +12,7 @@ from checkpoints import write_safetensors
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import FormatError, LlaminaError, OptionError, UnsupportedError
 from llamina.engine.gguf.file import open_gguf
+from llamina.engine.train import peft
 from llamina.engine.train.adapter import Adapter, Pair, scale_of
 from small_models import write_family, write_small_model
 
@@ -107,6 +108,20 @@ def test_tensors_that_are_no_pair(tmp_path: Path, config: ModelConfig, name: str
     write_safetensors(folder / "adapter_model.safetensors", {name: np.ones((4, 64), np.float32)})
     with pytest.raises(UnsupportedError, match=says):
         Adapter.read(folder, config)
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "", "base_model.model.language_model.", "language_model.",
+                                    ("model.", "model.language_model.")], ids=str)
+def test_names_of_models_of_several_parts(tmp_path: Path, config: ModelConfig, prefix: Any) -> None:
+    """What convert reads as a tensor of the text's part is one here, too."""
+    folder, adapter = write_peft(tmp_path / "a", config, random_adapter(config)), random_adapter(config)
+    file, start = folder / "adapter_model.safetensors", "base_model.model."
+    tensors = {}
+    for name, values, _ in peft._tensors(file):
+        bare = name.removeprefix(start)
+        tensors[start + bare.replace(prefix[0], prefix[1], 1) if isinstance(prefix, tuple) else prefix + bare] = values
+    write_safetensors(file, tensors)
+    assert same(Adapter.read(folder, config), adapter)
 
 
 def test_folders_that_are_not_whole(tmp_path: Path, config: ModelConfig) -> None:

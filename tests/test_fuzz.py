@@ -18,9 +18,10 @@ from llamina.engine.errors import FileError
 
 CASES = int(os.environ.get("LLAMINA_FUZZ", 0))
 SEED = int(os.environ.get("LLAMINA_FUZZ_SEED", 0))
-SHORT = {"gguf": 150, "checkpoints": 150, "sessions": 150, "journals": 60, "guard": 120}
+SHORT = {"gguf": 150, "checkpoints": 150, "sessions": 150, "journals": 60, "guard": 120, "training": 60, "rows": 300}
 LEAST = {"gguf": {"ran", "FormatError", "UnsupportedError"}, "checkpoints": {"opened", "FormatError"}, "sessions": {"taken up", "recomputed", "FormatError"},
-         "journals": {"went on", "FormatError", "OptionError"}, "guard": {"Q4_0", "F16", "Q6_K"}}
+         "journals": {"went on", "FormatError", "OptionError"}, "guard": {"Q4_0", "F16", "Q6_K"},
+         "training": {"from 2", "went on from one that was damaged", "FormatError"}, "rows": {"text", "label", "FormatError", "OptionError"}}
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc of Linux")
 
 

@@ -2,7 +2,9 @@
 the tests' own pages, and what `convert` makes of transformers' checkpoints (extra `oracle`). With a float32 KV cache in both, what differs is the order of
 sums.
 
-What llama.cpp has no place for is left out: YaRN whose corrections are not whole pairs (gpt-oss), heads of OLMoE that share keys, fused rows of Qwen's experts.
+What llama.cpp has no place for is left out: YaRN whose corrections are not whole pairs (gpt-oss), heads of OLMoE that share keys, fused rows of Qwen's experts;
+and what it dies of: Granite's hybrids without experts (it wants twice the width), sizes of Nemotron's experts and of Falcon's groups that are no multiple of
+its blocks, V2-Lite's page of three layers (it knows that model by its 27).
 """
 from __future__ import annotations
 
@@ -24,12 +26,13 @@ IDS = random_ids(200)
 NO_YARN = {"rope.scaling.type": None, "rope.scaling.factor": None, "rope.scaling.original_context_length": None}
 PAGES: dict[str, dict[str, Any]] = {
     "mixtral": {}, "qwen2moe": {}, "qwen3moe": {}, "olmoe": {"attention.head_count_kv": 6}, "granitemoe": {}, "granitemoe shared": {}, "gpt-oss": NO_YARN,
-    "lfm2": {}, "lfm2 odd": {}, "lfm2moe": {}, "qwen35": {"nextn_predict_layers": None}, "qwen35 wide": {}, "qwen35moe": {}}
+    "lfm2": {}, "lfm2 odd": {}, "lfm2moe": {}, "qwen35": {"nextn_predict_layers": None}, "qwen35 wide": {}, "qwen35moe": {},
+    "qwen3next": {}, "granitehybrid": {}, "nemotron_h": {}, "falcon-h1": {}, "deepseek2 sigmoid": {}}
 """Case -> keys that differ from it."""
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {"num_key_value_heads": 6}, "granitemoe": {}, "granitemoe shared": {},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}, "lfm2": {}, "lfm2_moe": {"routed_scaling_factor": 1.0}, "qwen35": {},
-    "qwen35 tied": {}, "qwen35_moe": {}}
+    "qwen35 tied": {}, "qwen35_moe": {}, "qwen3_next": {}, "nemotron_h": {}, "nemotron_h experts": {}, "falcon_h1": {}, "deepseek_v2": {}, "glm4 lite": {}}
 
 
 def distance(path: Path, peer: llamacpp.LlamaCpp) -> float:

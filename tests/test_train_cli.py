@@ -138,6 +138,11 @@ def test_show_obeys_nothing(run: Any, tmp_path: Path) -> None:
     (["-o", "a.gguf", "--rank", "1000"], 2, "rank must be at most 256, the smaller side of blk.0.attn_q.weight (256 x 256)"),
     (["-o", "a.gguf", "--targets", "attn_p"], 2, "no layer has a matrix 'attn_p': choose from all-linear, attn_q"),
     (["-o", "a.gguf", "--layers", "7"], 2, "layers must be at most 6"), ([], 2, "where does the adapter go?"), (["-o", "-"], 2, "are files"),
+    (["-o", ""], 1, "is a directory"), (["-o", ".."], 1, "is a directory"),
+    (["-o", "a.gguf", "--log", "./a.gguf"], 2, "--log ./a.gguf: is what --output writes"),
+    (["-o", "a.gguf", "--epochs", "3000000000"], 2, "at most 2147483648"),
+    (["-o", "a.gguf", "--log", "b.svg", "--plot", "b.svg"], 2, "--plot b.svg: is what --log writes"),
+    (["-o", "a.gguf", "--log", ""], 1, "is a directory: expected a log"),
     (["-o", "a.gguf", "--context", "8"], 1, "line 1: has "), (["-o", "d.jsonl"], 2, "is the input"),
     (["-o", "a.gguf", "--memory", "1MB"], 1, "training takes "),
 ])
@@ -146,6 +151,18 @@ def test_refused(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch, argument
     result = run("train", "demo", data.name, *arguments)
     assert result.code == code and message in result.err and result.err.count("\n") == 1
     assert os.listdir(data.parent) == ["d.jsonl"], "nothing is left behind"
+
+
+def test_outputs_are_apart(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of `llamina eval`; and a picture that can't be drawn is told before anything is computed."""
+    monkeypatch.chdir(data.parent)
+    result = run("eval", "demo", data.name, "-o", "r.json", "--samples", "./r.json")
+    assert result.code == 2 and "--samples ./r.json: is what --output writes: choose another name" in result.err
+    pytest.importorskip("matplotlib", reason="pictures are drawn by the extra plot")
+    for command in (["train", "demo", data.name, "-o", "a.gguf"], ["eval", "demo", data.name]):
+        result = run(*command, "--plot", "loss.gguf")
+        assert result.code == 1 and "loss.gguf: no picture is drawn as 'gguf': choose from" in result.err and result.err.count("\n") == 1
+    assert os.listdir(data.parent) == ["d.jsonl"]
 
 
 def test_adapters_in_use_are_no_base(model: Model) -> None:

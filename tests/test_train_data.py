@@ -74,6 +74,18 @@ def test_a_template_that_rewrites_earlier_turns(model: Any) -> None:
     assert "an example for each turn" in (found.note() or "")
 
 
+def test_what_checkpoints_are_bound_to(model: Any) -> None:
+    """The rows, the chat template's text, and the examples to the token: a template may write what neither says, such as the date."""
+    rows = [{"messages": [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}]}]
+    mine = SimpleNamespace(**{**vars(model), "chat_template": ChatTemplate(FORGETFUL, model.tokenizer)})
+    dated = SimpleNamespace(**{**vars(model), "chat_template": ChatTemplate("{{ strftime_now('%Y') }}" + FORGETFUL, model.tokenizer)})
+    found = [read(one, rows).bound() for one in (model, mine, dated)]
+    assert len({b["rows"] for b in found}) == 1 and len({b["chat_template"] for b in found}) == len({b["examples"] for b in found}) == 3
+    plain = read(mine, [{"text": "One"}]).bound()
+    assert plain["chat_template"] is None and plain == read(model, [{"text": "One"}]).bound() != read(model, [{"text": "Two"}]).bound()
+    assert read(model, rows).bound()["examples"] != read(model, rows, loss="all").bound()["examples"], "what is learned counts, too"
+
+
 def test_completions_as_eval_scores_them(model: Any) -> None:
     """The same ids, and the same border, as `llamina eval` has for such rows; the end of the text is learned, too."""
     rows = [{"prompt": "The sky is", "target": "blue"}, {"prompt": "Grass is ", "target": "green"}]

@@ -9,15 +9,16 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import adapters
 import numpy as np
 from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.run.scheduler import Scheduler
-from llamina.engine.train.adapter import Adapter, Pair
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.rows import Row
 
@@ -43,11 +44,8 @@ def opened(path: Path, threads: int = 1, **options: Any) -> Iterator[Any]:
             runtime.close()
 
 
-def random_adapter(config: ModelConfig, rank: int = 4, scale: float = 2.0, seed: int = 3) -> Adapter:
-    rng = np.random.default_rng(seed)
-    shapes = {m.tensor: (m.whole or m.rows, m.columns) for block in config.blocks() for m in block.matrices()}
-    return Adapter(config.architecture, {name: Pair((rng.standard_normal((rank, columns)) / columns**0.5).astype(np.float32),
-                             (rng.standard_normal((rows, rank)) * 0.1).astype(np.float32), scale) for name, (rows, columns) in shapes.items()})
+random_adapter = partial(adapters.random_adapter, only=lambda name: name != "output.weight")
+"""Of the layers' matrices: those that are trained."""
 
 
 def random_rows(n_vocab: int, lengths: list[int], seed: int = 5) -> list[Row]:

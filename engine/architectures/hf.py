@@ -26,6 +26,11 @@ def hf_tensors(page: Page, config: ModelConfig) -> dict[str, Tensor]:
     return found
 
 
+def of_text(name: str) -> str:
+    """The name in the text part of a model of several parts: "language_model.model.x" and "model.language_model.x" are "model.x"."""
+    return name.removeprefix("language_model.") if name.startswith("language_model.") else name.replace("model.language_model.", "model.", 1)
+
+
 def row_orders(page: Page, config: ModelConfig) -> dict[str, np.ndarray]:
     """Tensor -> the rows of Hugging Face's that its rows are, for queries' and keys' matrices, biases and gains, where the two pair dimensions otherwise."""
     found: dict[str, np.ndarray] = {}

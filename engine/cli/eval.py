@@ -74,10 +74,11 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     from ..score.job import ScoreJob
     from ..score.prompts import Prompts
     from ..score.template import unescaped
-    from .scoring import check_names, check_other, journal_for, labels_of, run_job, summary, tell_resumed
+    from .scoring import check_apart, check_names, check_other, journal_for, labels_of, run_job, summary, tell_resumed
     check_names(source, *filter(None, (output, samples, shots_from, plot)))
     for name in output, samples, plot:
         check_other(name, source)
+    check_apart(output=output, samples=samples, plot=plot)
     if output == "-" or samples == "-":
         raise OptionError("results and samples go to files: for standard output give --json")
     if limit is not None and limit < 1:
@@ -138,7 +139,7 @@ def _plotter(path: str | None) -> Any:
     if path is None:
         return None
     from ..score.plot import draw, need_matplotlib
-    need_matplotlib()
+    need_matplotlib(path)
     return draw
 
 

@@ -86,11 +86,12 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
     from ..score.template import unescaped
     from ..train.data import Reading
     from ..train.options import Options
-    from .scoring import check_names, check_other, labels_of
+    from .scoring import check_apart, check_names, check_other, labels_of
     check_names(*filter(None, (data, valid, output, log, plot)))
     for name in output, log, plot:
         for given in filter(None, (data, valid)):
             check_other(name, given)
+    check_apart(output=output, log=log, plot=plot)
     options = Options(layers=training.pop("last_layers"), **training)
     system = system_message(system, system_file)
     reading = Reading(context, loss, long, None if template is None else unescaped(template), None if delimiter is None else unescaped(delimiter),
@@ -103,7 +104,7 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
         raise OptionError(f"show must be a whole number above 0, found {show}")
     if plot is not None:
         from ..score.plot import need_matplotlib
-        need_matplotlib()
+        need_matplotlib(plot)
     with Progress(quiet, verbose) as progress, open_model(model, threads, context, progress, kv=kv) as loaded:
         loaded.scheduler.reading = None
         use_template(loaded, chat_template)
@@ -145,10 +146,12 @@ def _train(model: Model, data: str, valid: str | None, output: str | None, readi
             for record in run.records():
                 if "valid_loss" in record:
                     progress.note(f"step {record['step']}: validation loss {record['valid_loss']:.4f}, accuracy {100 * record['valid_accuracy']:.1f} %")
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             progress.clear()
             if not progress.quiet:
-                tell(f"[stopped after step {run.loop.step} of {run.loop.steps}: the same command goes on from there]")
+                tell(f"[stopped after step {run.loop.kept} of {run.loop.steps}: the same command goes on from there]")
+            if isinstance(stop, SystemExit):
+                raise
             raise click.exceptions.Exit(130) from None
         progress.clear()
         trained = run.finish()
@@ -181,7 +184,7 @@ def summary(run: Run) -> str:
     from ..train.curve import losses
     training, validation = losses(run.loop.history)
     state = run.loop.progress
-    parts = [f"{run.loop.steps} steps in {duration(state.seconds)} ({state.speed:.0f} tokens/s)"]
+    parts = [f"{run.loop.steps} step{'' if run.loop.steps == 1 else 's'} in {duration(state.seconds)} ({state.speed:.0f} tokens/s)"]
     for name, points in ("loss", training), ("validation loss", validation):
         if points:
             parts.append(f"{name} {points[0][1]:.4f} to {points[-1][1]:.4f}")

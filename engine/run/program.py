@@ -62,11 +62,10 @@ class Program:
 
     def _fill(self, placed: list[Placed]) -> None:
         for p in placed:
-            number = self._placed.index(p)
             first = (p.address - self._words.ctypes.data) // 8
             op, words = OPS[p.stage.op], self._words[first:first + (p.end - p.address) // 8]
             if not words[OP // 8]:
-                assert words[NUMBER // 8] == number
+                assert self._placed[words[NUMBER // 8]] is p
                 op.fill(words, p.stage, self._layout)
                 words[OP // 8] = op.address(p.stage)
 

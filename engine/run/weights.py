@@ -76,12 +76,12 @@ def keeps_rows(gguf: GGUFFile, config: ModelConfig) -> bool:
 class Arena:
     """Zeroed, page-aligned anonymous memory, backed by huge pages where the system has them; matrices are laid one after the other."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, what: str = "the weights", huge: bool = True):
         try:
             self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
         except (OSError, ValueError, OverflowError) as error:
-            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for the weights: {error}") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for {what}: {error}") from None
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)

@@ -1,20 +1,24 @@
 """Pictures of an evaluation's results in files: the confusion matrix and the calibration, by matplotlib (extra `plot`). A notebook's are picture.py's."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedError
-from ..files import writing
+from ..errors import UnsupportedError, quoted
+from ..files import shown, writing
 
 MOST_LABELS = 30
 
 
-def need_matplotlib() -> Any:
-    """matplotlib.figure, or UnsupportedError that says what to install."""
+def need_matplotlib(path: str | None = None) -> Any:
+    """matplotlib.figure, or UnsupportedError that says what to install, or that no picture is called like this."""
     try:
-        from matplotlib import figure
+        from matplotlib import backend_bases, figure
     except ImportError:
         raise UnsupportedError('pictures are drawn by matplotlib, which is not installed: pip install "llamina[plot]"') from None
+    known = backend_bases.FigureCanvasBase.get_supported_filetypes()
+    if path is not None and (end := Path(path).suffix.lower().lstrip(".")) and end not in known:
+        raise UnsupportedError(f"{shown(path)}: no picture is drawn as {quoted(end)}: choose from {', '.join(sorted(known))}")
     return figure
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,34 +43,67 @@ class Checkpoints:
     """Of one output; a context manager that holds the lock. FileError: the output exists already, can't be written, or is being trained by another run."""
 
     def __init__(self, output: Path) -> None:
+        if not output.name or output.name == "..":
+            raise FileError(f"{shown(output)}: is a directory: expected a file's name")
         self.output, self.folder = output, output.with_name(output.name + ".training")
         self._lock: int | None = None
         self._next = 0
         self.note: str | None = None
         """A line about a checkpoint that could not be used."""
         with paths(output):
-            begun = self.folder.is_dir()
             if output.is_dir():
                 raise FileError(f"{shown(output)}: is a directory: expected a file's name")
-            if os.path.lexists(output) and not begun:
-                raise FileError(f"{shown(output)}: exists already: move it away, or choose another name")
+            if os.path.lexists(output) and not self.folder.is_dir():
+                raise self._exists()
+        while not self._hold():
+            pass
+        if os.path.lexists(output) and not self._begun():  # done by a run that ended, or was killed, while we came: there is nothing to go on with
+            self.close()
+            raise self._exists()
+
+    def _exists(self) -> FileError:
+        return FileError(f"{shown(self.output)}: exists already: move it away, or choose another name")
+
+    def _begun(self) -> bool:
+        """Whether a checkpoint is there."""
+        return any(os.path.lexists(self.folder / name) for name in _NAMES)
+
+    def _hold(self) -> bool:
+        """Whether the lock that the folder has is ours now. It is not where a run that ended took the folder away between two of our steps."""
+        path = self.folder / "lock"
         with writing(self.folder, "the checkpoint"):
             self.folder.mkdir(exist_ok=True)
-        self._hold()
+        try:
+            with writing(path):
+                try:
+                    self._lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+                except FileNotFoundError:
+                    return False
+                if not held(self._lock):
+                    raise FileError(f"{shown(self.folder)}: another run is training it: wait for it, or choose another output")
+                try:
+                    ours = os.path.samestat(os.fstat(self._lock), os.stat(path, follow_symlinks=False))
+                except FileNotFoundError:
+                    ours = False
+            if ours:
+                return True
+        except BaseException:
+            self._let_go()
+            raise
+        self._let_go()
+        return False
 
-    def _hold(self) -> None:
-        with writing(self.folder / "lock"):
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
-        if not held(self._lock):
-            os.close(self._lock)  # and nothing else: the folder is the other run's, also where it holds no checkpoint yet
+    def _let_go(self) -> None:
+        """Of the lock, and of nothing else: the folder is the other run's, also where it holds no checkpoint yet."""
+        if self._lock is not None:
+            os.close(self._lock)
             self._lock = None
-            raise FileError(f"{shown(self.folder)}: another run is training it: wait for it, or choose another output")
 
     # -- reading --------------------------------------------------------------------------------------------------------------------------
 
-    def load(self, bound: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> State | None:
-        """The newest whole checkpoint; None if there is none. shapes: of all arrays. OptionError names what another run did otherwise; FormatError: there are
-        checkpoints, and none is whole."""
+    def load(self, bound: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], steps: int) -> State | None:
+        """The newest whole checkpoint; None if there is none. shapes: of all arrays; steps: of the whole run. OptionError names what another run did
+        otherwise; FormatError: there are checkpoints, and none is whole."""
         found: list[tuple[int, int, dict[str, Any], dict[str, np.ndarray]]] = []
         damaged: list[str] = []
         for i, name in enumerate(_NAMES):
@@ -91,8 +125,9 @@ class Checkpoints:
             keys, values = different
             raise OptionError(f"{shown(self.output)}: was begun with other {keys[-1]} ({values}): go on as it was begun, or remove "
                               f"{shown(self.folder)} to begin anew")
-        if {name: a.shape for name, a in arrays.items()} != dict(shapes):
-            raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays than these options make: remove {shown(self.folder)} to begin anew")
+        if {name: a.shape for name, a in arrays.items()} != dict(shapes) or step > steps:
+            raise FormatError(f"{shown(self.folder / _NAMES[i])}: holds other arrays or steps than these options make: remove {shown(self.folder)} to begin "
+                              "anew")
         if damaged:
             self.note = f"{damaged[0]}: going on from the one of step {step}"
         return State(step, header["history"], arrays)
@@ -125,17 +160,46 @@ class Checkpoints:
         if self._lock is None:
             return
         with contextlib.suppress(OSError):
-            if not any((self.folder / name).exists() for name in _NAMES):
+            if not self._begun():
                 (self.folder / "lock").unlink()
                 self.folder.rmdir()
-        os.close(self._lock)
-        self._lock = None
+        self._let_go()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _entries(header: Any, size: int) -> list[tuple[str, tuple[int, ...]]] | None:
+    """(name, shape) of a checkpoint's arrays; None if the header is none of ours, or has other than `size` bytes of them."""
+    if not isinstance(header, dict) or header.get("llamina_training") != VERSION or not isinstance(header.get("bound"), dict):
+        return None
+    step, history, arrays = (header.get(key) for key in ("step", "history", "arrays"))
+    if type(step) is not int or step < 0 or not isinstance(history, list) or not all(map(_is_record, history)) or not isinstance(arrays, list):
+        return None
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for entry in arrays:
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str) or not isinstance(entry[1], list):
+            return None
+        name, shape = entry
+        if len(shape) > 8 or not all(type(n) is int and 0 <= n <= size for n in shape):
+            return None
+        found.append((name, tuple(shape)))
+    return found if sum(4 * math.prod(shape) for _, shape in found) == size and len(dict(found)) == len(found) else None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_record(record: Any) -> bool:
+    """Of a step, or of a validation: what the loop and who shows it read of one."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0 or not ("loss" in record or "valid_loss" in record):
+        return False
+    numbers = [record[key] for key in ("loss", "valid_loss") if key in record] + ([record.get("valid_accuracy")] if "valid_loss" in record else [])
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -148,12 +212,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             digest = hashlib.sha256(head)
             left = os.fstat(file.fileno()).st_size - file.tell()
             try:
-                header = json.loads(head)
-                entries = [(str(name), tuple(int(n) for n in shape)) for name, shape in header["arrays"]]
-                whole = header["llamina_training"] == VERSION and sum(4 * int(np.prod(shape)) for _, shape in entries) == left
-            except (ValueError, RecursionError, KeyError, TypeError):
-                whole = False
-            if not whole:
+                header = json.loads(head, parse_constant=_no_constant)
+                entries = _entries(header, left)
+            except (ValueError, OverflowError, RecursionError):
+                entries = None
+            if entries is None:
                 raise FormatError(f"{where}: is no whole checkpoint of this version of llamina")
             arrays = {}
             for name, shape in entries:

@@ -42,6 +42,13 @@ def draw(history: History, path: str) -> None:
         sheet.savefig(path)
 
 
+def described(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> str:
+    """The curve in words, for who doesn't see it."""
+    parts = [f"{name} from {points[0][1]:.4f} (step {points[0][0]}) to {points[-1][1]:.4f} (step {points[-1][0]})"
+             for name, points in (("training loss", training), ("validation loss", validation)) if points]
+    return f"Loss in nats a token by step: {'; '.join(parts)}."
+
+
 def html(history: History, title: str) -> str:
     """For a notebook: the curve, and the validations as a table."""
     training, validation = losses(history)
@@ -61,5 +68,6 @@ def html(history: History, title: str) -> str:
                    for r in history if "valid_loss" in r)
     table = f"<table><tr><th>step</th><th>validation loss</th><th>accuracy</th></tr>{rows}</table>" if rows else ""
     return (f'<div role="figure" aria-label="{escape(title, quote=True)}"><p>{escape(title)}</p><svg width="{width + 10}" height="{height + 10}" '
-            f'viewBox="-5 -5 {width + 10} {height + 10}"><rect width="{width}" height="{height}" fill="none" stroke="grey"/>{line}{dots}'
+            f'viewBox="-5 -5 {width + 10} {height + 10}" role="img"><title>{escape(title)}</title>'
+            f'<desc>{escape(described(training, validation))}</desc><rect width="{width}" height="{height}" fill="none" stroke="grey"/>{line}{dots}'
             f'<text x="4" y="14" font-size="12" fill="currentColor">{most:.2f}</text></svg>{table}</div>')

@@ -8,6 +8,7 @@ are asked with the same template and the same blank between question and answer,
 """
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -74,6 +75,8 @@ class DataSet:
     """Conversations that became several examples."""
     labels: dict[str, str] = field(default_factory=dict)
     """Of rows with labels: name -> text."""
+    chat_template: str | None = None
+    """SHA-256 of the template that conversations were written by; None: there are none."""
 
     @property
     def tokens(self) -> int:
@@ -82,6 +85,18 @@ class DataSet:
     @property
     def targets(self) -> int:
         return sum(int(e.mask.sum()) for e in self.examples)
+
+    @property
+    def examples_digest(self) -> str:
+        """SHA-256 of what is trained, to the token: of all ids and masks. A template may write what no file says (the date)."""
+        found = hashlib.sha256()
+        for e in self.examples:
+            found.update(len(e.ids).to_bytes(8, "little") + e.ids.astype("<i4").tobytes() + e.mask.tobytes())
+        return found.hexdigest()
+
+    def bound(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"rows": self.digest, "chat_template": self.chat_template, "examples": self.examples_digest}
 
     def row_name(self, number: int) -> str:
         """Of an example, for messages."""
@@ -110,7 +125,7 @@ class _Reader:
         self._first_long: tuple[int, int] | None = None
 
     def read(self) -> DataSet:
-        found = DataSet(self._name, "", digest_of(self._path))
+        found = DataSet(self._name, "", "")
         texts: set[bytes] = set()
         for row in read_rows(self._path, self._format, self._name):
             if not self._kind:
@@ -132,6 +147,9 @@ class _Reader:
             self._seen(row.number + 1)
         if not self._kind:
             raise FormatError(f"{self._name}: has no rows")
+        if self._kind == "chat" or self._reading.chat:
+            found.chat_template = hashlib.sha256(self._model.chat_template.sources.encode(errors="surrogatepass")).hexdigest()
+        found.digest = self._prompts.task.digest if self._prompts is not None else digest_of(self._path)
         if self._first_long is not None:
             line, tokens = self._first_long
             raise FormatError(f"{self._name}, line {line}: has {tokens} tokens, {self._reading.context} are allowed (--context){self._others()}: "
@@ -186,6 +204,8 @@ class _Reader:
             raise OptionError(f"{self._name}: instructions (--system) stand in conversations, these rows are none: give --chat, too")
         if self._kind in TASKS:
             options: dict[str, Any] = {"labels": dict(reading.labels)} if reading.labels else {}
+            if self._kind != "label" or reading.labels:
+                options["limit"] = 1  # which labels there are is known when all rows have been seen; the rest is told by each row as it is read
             self._prompts = Prompts.open(str(self._path), name=self._name, chat=reading.chat, system=reading.system, template=reading.template,
                                          delimiter=" " if reading.delimiter is None else reading.delimiter, **options)
 

@@ -187,8 +187,9 @@ class Gradients:
         if len(mask) and mask[0]:
             raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
 
-    def memory(self, tokens: int, longest: int | None = None) -> int:
-        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included. longest: of its rows."""
+    def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
+        """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
+        of its at most so many rows."""
         runtime = self._model.runtime
         config, most = runtime.config, min(longest or tokens, tokens)
         ld, half = round_up(config.dim), 0
@@ -200,7 +201,13 @@ class Gradients:
             half = max(half, columns)
         widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
         heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
-        rows = 4 * tokens * ((config.n_layers - self._first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
+        kept = 4 * tokens * ((config.n_layers - self._first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
         threads = self._threads or runtime.n_threads
         logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
-        return rows + threads * max(SCRATCH, heads) + 2 * logits + -(-tokens // PAGE) * runtime.page_bytes
+        pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, self.most_pages)
+        return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
+
+    @property
+    def most_pages(self) -> int:
+        """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
+        return max(1, self._model.runtime._pool.free_pages // self._model.runtime.plan.layout.rows)

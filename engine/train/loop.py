@@ -8,15 +8,16 @@ again or not: a checkpoint holds all that a step depends on, and what it does no
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import LlaminaError, NumericError
+from ..errors import FileError, LlaminaError, NumericError
 from .checkpoint import Checkpoints, State
 from .data import DataSet
 from .optimiser import clip_factor, gradient_norm, make
@@ -65,11 +66,11 @@ class Progress:
 class Loop:
     """One run. weights: the adapter's arrays, which change in place; gradients: of them, by the same names. bound: what the run depends on.
 
-    most_tokens: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
+    most_tokens, most_pages: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
     """
 
     def __init__(self, gradients: Gradient, weights: Mapping[str, np.ndarray], data: DataSet, valid: DataSet | None, options: Options, *,
-                 bound: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None, most_tokens: int = 1024,
+                 bound: Mapping[str, Any] | None = None, checkpoints: Checkpoints | None = None, most_tokens: int = 1024, most_pages: int = 1 << 62,
                  seen: Callable[[Progress], object] = lambda progress: None) -> None:
         assert set(gradients.arrays) == set(weights)
         self.gradients, self.weights, self.valid, self.options = gradients, weights, valid, options
@@ -77,12 +78,13 @@ class Loop:
         self.steps = self.order.steps
         self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay)
         self.history: list[dict[str, Any]] = []
-        self._bound, self._checkpoints, self._most_tokens, self._seen = dict(bound or {}), checkpoints, most_tokens, seen
+        self._bound, self._checkpoints, self._seen = dict(bound or {}), checkpoints, seen
+        self._most_tokens, self._most_pages = most_tokens, most_pages
         self._warm = warmup_steps(options.warmup, self.steps)
         self._saved, self._saved_at = -1, time.monotonic()
         if checkpoints is not None:
             arrays = {**weights, **self.optimiser.moments}
-            state = checkpoints.load(self._bound, {name: a.shape for name, a in arrays.items()})
+            state = checkpoints.load(self._bound, {name: a.shape for name, a in arrays.items()}, self.steps)
             if state is not None:
                 for name, array in arrays.items():
                     array[...] = state.arrays[name]
@@ -95,7 +97,12 @@ class Loop:
         """How many are done."""
         return self.optimiser.steps
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    @property
+    def kept(self) -> int:
+        """From where another run would go on: the step of the newest checkpoint, 0 without one."""
+        return max(0, self._saved)
+
+    def run(self) -> Generator[dict[str, Any], None, None]:
         """Records as they are made: of each step, and of validations, which have "valid_loss". NumericError (a loss that isn't finite): the last checkpoint is
         kept. FileError: a checkpoint could not be written; the one before is kept."""
         try:
@@ -107,9 +114,12 @@ class Loop:
                 yield self._add(self._one())
                 if self._checkpoints is not None and self._save_now():
                     self.save()
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            if self._whole and self._checkpoints is not None and self.step > max(0, self._saved):
-                self.save()
+        except GeneratorExit:
+            with contextlib.suppress(FileError):  # whoever closes us early has something else to tell
+                self._save_what_is_done()
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            self._save_what_is_done()
             raise
         if self._checkpoints is not None and self._saved < self.step:
             self.save()
@@ -119,6 +129,10 @@ class Loop:
         assert self._checkpoints is not None
         self._checkpoints.save(self._bound, State(self.step, self.history, {**self.weights, **self.optimiser.moments}))
         self._saved, self._saved_at = self.step, time.monotonic()
+
+    def _save_what_is_done(self) -> None:
+        if self._whole and self._checkpoints is not None and self.step > self.kept:
+            self.save()
 
     def measure(self) -> float:
         """Seconds a token, by the next step's first micro-batch, whose gradients are forgotten again. What must be compiled is compiled before."""
@@ -131,11 +145,11 @@ class Loop:
             seconds = time.perf_counter() - start
         return seconds / sum(len(row.ids) for row in part)
 
-    def largest(self) -> int:
-        """Tokens of a micro-batch, at most."""
-        rows = self.options.micro_batch or self.options.batch
-        sizes = sorted((len(e.ids) for e in self.order.data.examples), reverse=True)[:min(rows, self.options.batch)]
-        return sum(sizes) if self.options.micro_batch else min(sum(sizes), max(self._most_tokens, sizes[0]))
+    def largest(self) -> tuple[int, int]:
+        """Tokens, and rows, of a micro-batch, at most."""
+        rows = min(self.options.micro_batch or self.options.batch, self.options.batch)
+        sizes = sorted((len(e.ids) for e in self.order.data.examples), reverse=True)[:rows]
+        return sum(sizes) if self.options.micro_batch else min(sum(sizes), max(self._most_tokens, sizes[0])), len(sizes)
 
     # -- a step ---------------------------------------------------------------------------------------------------------------------------
 
@@ -157,14 +171,16 @@ class Loop:
             raise self._stopped(rows, "the gradients are not finite")
         lr = rate(self.options.schedule, self.options.lr, step, self.steps, self._warm)
         self._whole = False
-        self.optimiser.step(self.gradients.arrays, lr, clip_factor(norm, self.options.clip))
+        if not self.optimiser.step(self.gradients.arrays, lr, clip_factor(norm, self.options.clip)):
+            self.optimiser.steps = step
+            raise self._stopped(rows, "the weights are not finite any more")
         seconds = time.perf_counter() - start
         self.progress.tokens, self.progress.seconds = self.progress.tokens + tokens, self.progress.seconds + seconds
         return {"step": self.step, "epoch": round(self.step / self.order.per_epoch, 4), "loss": mean(found), "accuracy": hits(found), "lr": lr, "norm": norm,
                 "tokens": tokens, "targets": targets}
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        return micro_batches(rows, self.options.micro_batch, self._most_tokens)
+        return micro_batches(rows, self.options.micro_batch, self._most_tokens, self._most_pages)
 
     @staticmethod
     def _targets(rows: Sequence[Row]) -> int:

@@ -65,10 +65,11 @@ class Optimiser(ABC):
         self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
 
     @in_default_floats
-    def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> None:
-        """One step down. gradients: as weights; factor: they are multiplied with it first."""
+    @np.errstate(over="ignore", invalid="ignore")
+    def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> bool:
+        """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether weights and moments are all finite after it."""
         self.steps += 1
-        numbers = self._numbers(rate)
+        numbers, finite = self._numbers(rate), True
         for name in sorted(self.weights):
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
             moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
@@ -78,6 +79,8 @@ class Optimiser(ABC):
                 if factor != 1.0:
                     gradient *= factor
                 self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
+                finite = finite and all(bool(np.isfinite(x[piece]).all()) for x in (w, *moments))
+        return finite
 
     @abstractmethod
     def _numbers(self, rate: float) -> dict[str, float]:

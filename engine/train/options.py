@@ -71,7 +71,7 @@ class Options:
         except TypeError:
             number = None
         if number is None or not least <= number <= most:
-            raise OptionError(f"{name} must be a whole number from {least} on, found {quoted(value)}")
+            raise OptionError(f"{name} must be a whole number from {least} on{f', at most {most}' if number and number > most else ''}, found {quoted(value)}")
         object.__setattr__(self, name, number)
 
     def _number(self, name: str, least: float, below: float = math.inf, above: bool = False) -> None:

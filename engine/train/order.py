@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..run.kv_cache import PAGE
 from .data import DataSet
 from .options import Options
 from .philox import permutation
@@ -66,15 +67,17 @@ def rows_of(data: DataSet, numbers: Sequence[int]) -> list[Row]:
     return rows
 
 
-def micro_batches(rows: Sequence[Row], most_rows: int | None, most_tokens: int) -> Iterator[list[Row]]:
-    """Rows in their order, at most so many at once; without a number of rows, at most so many tokens, but one row at least."""
+def micro_batches(rows: Sequence[Row], most_rows: int | None, most_tokens: int, most_pages: int = 1 << 62) -> Iterator[list[Row]]:
+    """Rows in their order, at most so many at once; without a number of rows, at most so many tokens. most_pages: of the KV cache, of which a row takes whole
+    ones. One row at least."""
     part: list[Row] = []
-    tokens = 0
+    tokens = pages = 0
     for row in rows:
-        if part and (len(part) >= most_rows if most_rows else tokens + len(row.ids) > most_tokens):
+        more = -(-len(row.ids) // PAGE)
+        if part and (pages + more > most_pages or (len(part) >= most_rows if most_rows else tokens + len(row.ids) > most_tokens)):
             yield part
-            part, tokens = [], 0
+            part, tokens, pages = [], 0, 0
         part.append(row)
-        tokens += len(row.ids)
+        tokens, pages = tokens + len(row.ids), pages + more
     if part:
         yield part

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...kernels.formats import registry
 from ..architectures.adapted import targets
-from ..architectures.hf import hf_tensors, row_orders
+from ..architectures.hf import hf_tensors, of_text, row_orders
 from ..architectures.pages import PAGES
 from ..errors import FileError, FormatError, OptionError, UnsupportedError, quoted, why
 from ..files import StableFile, read_file, shown
@@ -58,7 +58,7 @@ def read_peft(folder: Path, config: ModelConfig | None) -> Adapter:
         if not match:
             raise UnsupportedError(f"{shown(file)}: tensor {quoted(name)}: {_unknown(name)}")
         module = match[1]
-        ours = names.get(module) or names.get(module.replace("model.language_model.", "model.", 1))
+        ours = names.get(module) or names.get(of_text(module))
         if ours is None or ours not in allowed or ours in recurrent:
             raise UnsupportedError(f"{shown(file)}: tensor {quoted(name)} is of no matrix that llamina runs adapters of (architecture {config.architecture})")
         if match[2] == "B" and ours in orders:

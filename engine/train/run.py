@@ -113,12 +113,13 @@ class Run:
             self.data = open_data(model, data, reading, seen=reads)
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
                                                               None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
-            bound = {"base": model.digest, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION, "data": self.data.digest,
-                     "valid": self.valid.digest if self.valid else None, "reading": reading.bound(), "options": options.bound()}
+            ropes = sorted({a.rope.factors_for(model.context) for a in model.config.attentions() if a.rope})  # which of them, hangs on the context
+            bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION,
+                     "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
             self.loop = Loop(self.gradients, weights(self.adapter), self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
-                             seen=seen)
-            head = {"model": Path(model.path).name, "data": self.data.name, "steps": self.loop.steps, **bound}
+                             most_pages=self.gradients.most_pages, seen=seen)
+            head = {"model": Path(model.path).name, "steps": self.loop.steps, **bound}
             self.log = None if log is None else self._stack.enter_context(Log(Path(log), head, self.loop.history))
         except BaseException:
             self._stack.close()
@@ -132,11 +133,12 @@ class Run:
         budget = min(n for n in (None if allowed is None else allowed - self._fixed(), None if free is None else (free - self._fixed()) // 2, 1 << 62)
                      if n is not None)
         least = self._fixed() + self.gradients.memory(longest, longest)
+        rows = min(self.options.micro_batch or self.options.batch, self.options.batch)
         if allowed is not None and allowed < least:
             raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or fewer matrices (--targets, "
                                    "--layers), a lower rank, or shorter rows (--context, --long cut)")
         most = max(MICRO_TOKENS, longest)
-        while most > longest and self.gradients.memory(most, longest) > budget:
+        while most > longest and self.gradients.memory(most, longest, rows) > budget:
             most = max(longest, most // 2)
         return most
 
@@ -156,20 +158,21 @@ class Run:
         """What it will take; measured: compute a part of a step, and forget it, to tell the time."""
         data, order = self.data, self.loop.order
         median, longest = lengths(data)
-        most = self.loop.largest()
+        most, rows = self.loop.largest()
         left = self.loop.steps - self.loop.step
         seconds = self.loop.measure() * order.tokens * left / self.loop.steps if measured and left else None
         one = self.adapter.n_parameters * 4
         return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, self.adapter.n_parameters,
                     len(self.adapter.pairs), {"adapter": one, "gradients": one, "moments": self._moments * one,
-                                              "micro-batch": self.gradients.memory(most, longest)}, seconds)
+                                              "micro-batch": self.gradients.memory(most, longest, rows)}, seconds)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Train; see `Loop.run`."""
-        for record in self.loop.run():
-            if self.log is not None:
-                self.log.add(record)
-            yield record
+        with contextlib.closing(self.loop.run()) as records:
+            for record in records:
+                if self.log is not None:
+                    self.log.add(record)
+                yield record
 
     def finish(self) -> Trained:
         """Write the adapter, when all steps are done; the checkpoints go. FileError: they stay."""

@@ -2,7 +2,7 @@
 
     step s of n, w of them warm-up:   s < w: (s + 1) / (w + 1)      then x = (s - w) / (n - w):  1    1 - x    (1 + cos(pi x)) / 2
 
-The cosine is computed with `decimal` to 40 digits and rounded once, since libm's changes with the machine.
+The cosine is computed with `decimal` to 50 digits and rounded once, since libm's changes with the machine.
 """
 from __future__ import annotations
 

@@ -5,4 +5,5 @@
 A case is made from (seed, n) alone, so a finding is repeated by its number. `case` writes what it tries into `folder` and lets everything but LlaminaError
 escape; run.py counts, saves the folder of a finding, and watches time, memory and signals from another process. Short runs are in tests/test_fuzz.py.
 """
-KINDS = {"gguf": "gguf_files", "checkpoints": "checkpoint_files", "sessions": "session_files", "journals": "journal_files", "guard": "guard_pages"}
+KINDS = {"gguf": "gguf_files", "checkpoints": "checkpoint_files", "sessions": "session_files", "journals": "journal_files", "guard": "guard_pages",
+         "training": "training_files", "rows": "training_rows"}
