@@ -14,10 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import llamina
-
-from ..engine.cli.scoring import labels_of
-from ..engine.model import Model
+from ..engine.model import Model, load
 from ..engine.run.runtime import Feed
 from ..engine.score.border import join
 from ..engine.score.eval_work import EvalWork
@@ -71,14 +68,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("task", type=Path)
     parser.add_argument("--template", required=True)
-    parser.add_argument("--labels", required=True)
+    parser.add_argument("--labels", required=True, help="NAME=TEXT,…")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shots", default="0,5")
     asked = parser.parse_args()
-    with llamina.load(asked.model) as model:
+    with load(asked.model) as model:
         for shots in map(int, asked.shots.split(",")):
-            prompts = Prompts.open(str(asked.task), shots=shots, template=unescaped(asked.template), labels=labels_of(asked.labels), limit=asked.rows)
+            prompts = Prompts.open(str(asked.task), shots=shots, template=unescaped(asked.template), labels=dict(part.split("=") for part in asked.labels.split(",")), limit=asked.rows)
             work = EvalWork(prompts)
             fed = texts(model, work)
             own = own_tokens(fed) / work.count

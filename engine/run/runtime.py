@@ -63,9 +63,8 @@ class Runtime(Looking):
     """
 
     @in_default_floats
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
-                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None, adapters: int = 0):
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None, progress: Progress | None = None,
+                 memory: int | None = None, note: Callable[[str], None] | None = None, kv: str | None = None, adapters: int = 0):
         start = time.perf_counter()
         self.on_layers: Callable[[float], None] | None = None
         """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
