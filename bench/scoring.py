@@ -73,9 +73,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shots", default="0,5")
     asked = parser.parse_args()
+    labels = dict(part.split("=") for part in asked.labels.split(","))
     with load(asked.model) as model:
         for shots in map(int, asked.shots.split(",")):
-            prompts = Prompts.open(str(asked.task), shots=shots, template=unescaped(asked.template), labels=dict(part.split("=") for part in asked.labels.split(",")), limit=asked.rows)
+            prompts = Prompts.open(str(asked.task), shots=shots, template=unescaped(asked.template), labels=labels, limit=asked.rows)
             work = EvalWork(prompts)
             fed = texts(model, work)
             own = own_tokens(fed) / work.count
