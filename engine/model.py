@@ -366,6 +366,7 @@ class Model(LookInside, Adapted):
         data, valid: a file, or a list of rows: {"messages": …}, {"prompt": …, "completion": …}, {"text": …}, …. output: where the adapter goes; beside it
         checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model. progress: called with how far it
         is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train` (engine/train/options.py), and loss, long, template, context, … (data.py).
+        full=True: no adapter, but all weights of an F32 model: `output` is a model then, .weights are its arrays; afterwards this one has its file's again.
         Raises FileError, FormatError (a row, by its line), OptionError, UnsupportedError, NumericError (the loss is no number)."""
         from .train.run import train
         self._check_open()

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,49 @@ def sentence(i: int, n: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Any:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """cluster(journal, records, node, *command): a command on two nodes in a network namespace of its own, of which `node` is killed when the journal holds so
-    many records."""
+    many records (0: never; -1: while it loads the model)."""
     if not os.environ.get("LLAMINA_RAY"):
-        pytest.skip("starts a Ray cluster for each command, which takes a minute (set LLAMINA_RAY)")
+        pytest.skip("starts a Ray cluster, and a command on it takes half a minute (set LLAMINA_RAY)")
     pytest.importorskip("ray", reason='Ray is not installed: pip install "llamina[ray]"')
     namespace = ["unshare", "-rn"]
     if not shutil.which("unshare") or subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here (unshare -rn)")
+    log = tmp_path_factory.mktemp("cluster") / "log"
+    with open(log, "w") as told, subprocess.Popen([*namespace, sys.executable, str(HERE / "cluster_child.py")], stdin=subprocess.PIPE,
+                                                  stdout=subprocess.PIPE, stderr=told, text=True) as child:
+        def run_on_it(journal: Path, records: int, node: int, *command: str) -> Any:
+            assert child.stdin is not None and child.stdout is not None
+            print(json.dumps({"journal": str(journal), "records": records, "node": node, "command": command}), file=child.stdin, flush=True)
+            found = child.stdout.readline()
+            assert found, log.read_text()[-3000:]
+            return json.loads(found)
+        yield run_on_it
 
-    def run(journal: Path, records: int, node: int, *command: str) -> Any:
-        done = subprocess.run([*namespace, sys.executable, str(HERE / "cluster_child.py"), str(journal), str(records), str(node), *command],
-                              capture_output=True, text=True, timeout=400, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
-    return run
+
+LINES = [{"id": i, "text": sentence(i, 40 + i % 9), "label": ("good", "bad")[i % 2]} for i in range(3000)]
+PROMPTS = [{"id": i, "prompt": sentence(i, 5), "max_tokens": 30} for i in range(300)]
+COMMANDS: dict[str, list[str]] = {
+    "eval": ["eval", "demo", "IN", "--shots", "1"], "batch": ["batch", "IN", "--seed", "4"], "embed": ["embed", "demo", "IN", "--kind", "document"],
+    "classify": ["classify", "demo", "IN", "--labels", "good,bad", "--label-column", "label", "--calibrate", "contextual"],
+    "rerank": ["rerank", "demo", "a happy cat", "IN", "--judge", "the,a"]}
 
 
-@pytest.mark.parametrize("node", [0, 1])
-@pytest.mark.parametrize("command", ["eval", "classify", "batch"])
-def test_one_of_two_nodes_killed(cluster, run, tmp_path, command, node):
-    lines: list[Any] = [{"id": i, "text": sentence(i, 40 + i % 9), "label": ("good", "bad")[i % 2]} for i in range(3000)]
-    if command == "batch":
-        lines = [{"id": i, "prompt": sentence(i, 5), "max_tokens": 30} for i in range(300)] + [{"id": "bad", "prompt": 3}, "text"]
+@pytest.mark.parametrize("command, records, node", [("eval", 600, 0), ("classify", 600, 1), ("batch", 80, 1), ("embed", 600, 0),
+                                                    ("rerank", 200, 1), ("embed", 600, 1), ("eval", 600, 1), ("classify", -1, 1), ("embed", -1, 0)])
+def test_one_of_two_nodes_killed(cluster, run, tmp_path, command, records, node):
+    lines: list[Any] = [*PROMPTS, {"id": "bad", "prompt": 3}, "text"] if command == "batch" else LINES[:800] if command == "rerank" else LINES
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    argv = {"eval": ["eval", "demo", str(source), "--shots", "1"], "batch": ["batch", str(source), "--seed", "4"],
-            "classify": ["classify", "demo", str(source), "--labels", "good,bad", "--label-column", "label", "--calibrate", "contextual"]}[command]
-    one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
+    argv = [str(source) if part == "IN" else part for part in COMMANDS[command]]
+    end = "npy" if command == "embed" else "jsonl"
+    one, many = tmp_path / f"one.{end}", tmp_path / f"many.{end}"
     here = run(*argv, "-o", str(one))
-    assert here.code == 0
-    found = cluster(tmp_path / "many.jsonl.journal", 40, node, *argv, "-o", str(many))
-    assert found["code"] == 0 and found["killed"] and "lost" in found["err"], found
+    assert here.code == 0, here.err
+    found = cluster(tmp_path / f"many.{end}.journal", records, node, *argv, "-o", str(many))
+    assert found["code"] == 0 and found["killed"] and "lost" in found["err"] and "Traceback" not in found["err"], found
+    assert records > 0 or "while it loaded the model" in found["err"], found
     assert many.read_bytes() == one.read_bytes() and found["out"] == here.out
     assert not list(tmp_path.glob("*.journal"))
 

@@ -1,7 +1,8 @@
 """The tokenizer of a Hugging Face folder: its vocabulary, added tokens, special ids and chat templates (hf_template.py).
 
-tokenizer.model (SentencePiece) comes first, as it is the original; tokenizer.json is read where there is none. Added tokens come from tokenizer.json,
-tokenizer_config.json and added_tokens.json; ids from tokenizer_config.json, then generation_config.json and config.json.
+tokenizer.model (SentencePiece) comes first, as it is the original; tokenizer.json is read where there is none, and older files (older_tokenizers.py) where
+there is neither. Added tokens come from tokenizer.json, tokenizer_config.json and added_tokens.json; ids from tokenizer_config.json, then
+generation_config.json and config.json.
 """
 from __future__ import annotations
 
@@ -14,27 +15,29 @@ from ...engine.gguf.header import quote
 from ...engine.text.tokenizer.vocabulary import CONTROL
 from .base import Fields, read_json
 from .hf_template import read_templates
+from .older_tokenizers import NAMES, read_older
 from .tokenizer_json import LEADING_SPACE, steps
 from .vocabulary import Vocab, read_vocabulary_file
 
-_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def read_tokenizer(folder: Path, config: Fields, generation: Fields | None, given: Path | None) -> tuple[Vocab, dict[str, Any], list[Path]]:
     """The vocabulary, metadata with the chat templates, and the files read. given: a tokenizer file instead of the folder's."""
-    path = given or next((p for p in (folder / "tokenizer.model", folder / "tokenizer.json") if p.is_file()), None)
+    path = given or next((p for name in ("tokenizer.model", "tokenizer.json", *NAMES) if (p := folder / name).is_file()), None)
     if path is None:
-        raise FileError(f"{folder}: has neither tokenizer.model nor tokenizer.json: get one, or give one with --tokenizer")
-    vocab = read_vocabulary_file(path)
+        raise FileError(f"{folder}: has no tokenizer.model, tokenizer.json, {', '.join(NAMES[:-1])} or {NAMES[-1]}: get one, or give one with --tokenizer")
     beside = folder / "tokenizer.json"
     fast = read_json(beside) if beside.is_file() else {}
     settings = Fields(folder / "tokenizer_config.json", read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {})
+    vocab = read_older(path, config, settings) or read_vocabulary_file(path)
     own = vocab.from_json
-    if not own:
+    if not own or vocab.as_json is not None:
         for id, text, special in _added(folder, settings, fast):
             known = id < len(vocab.tokens) and vocab.tokens[id] == text
             if not known or special:
                 vocab.add(id, text, special)
+    if not own:
         vocab.add_bos, vocab.add_eos = settings.get("add_bos_token", bool, True), settings.get("add_eos_token", bool, False)
     elif vocab.model == "llama" and not _generic(vocab, settings):
         vocab.add_bos = settings.get("add_bos_token", bool, vocab.add_bos)
@@ -108,7 +111,7 @@ def _special_ids(vocab: Vocab, settings: Fields, config: Fields, generation: Fie
     """BOS, EOS, unknown and padding by the tokenizer's settings; failing that by the model's. Where generation ends at several tokens, the others
     become EOM (if that is its text) and EOT."""
     places = {text: id for id, text in reversed(list(enumerate(vocab.tokens)))}
-    for name, key in _NAMES.items():
+    for name, key in _SPECIAL.items():
         token = settings.values.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and text in places:

@@ -52,7 +52,8 @@ def reference(vocab: Vocab) -> Ids | None:
     if "other rules" in vocab.exceptions:
         return None
     if vocab.from_json:
-        return _fast(vocab.path, json.loads(vocab.path.read_bytes().decode("utf-8-sig")), vocab.add_space_prefix if vocab.model == "llama" else None)
+        values = vocab.as_json or json.loads(vocab.path.read_bytes().decode("utf-8-sig"))
+        return _fast(vocab.path, values, vocab.add_space_prefix if vocab.model == "llama" else None)
     if vocab.model != "llama":
         return None
     from sentencepiece import SentencePieceProcessor

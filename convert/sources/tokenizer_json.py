@@ -32,17 +32,19 @@ SPACE = "\u2581"
 LEADING_SPACE = "{} adds no space before a text that begins with one; GGUF's SentencePiece kind always adds one"
 
 
-def read_tokenizer_json(path: Path) -> Vocab:
-    """FormatError: damaged. UnsupportedError: a tokenizer that a GGUF file of a kind that llamina knows cannot express."""
-    reader = _Reader(path)
+def read_tokenizer_json(path: Path, made: dict[str, Any] | None = None) -> Vocab:
+    """made: what an older file is read as (older_tokenizers.py). FormatError: damaged. UnsupportedError: a tokenizer that a GGUF file of a kind that llamina
+    knows cannot express."""
+    reader = _Reader(path, made)
     vocab = reader.vocab()
+    vocab.as_json = made
     check_json(vocab, reader.json)
     return vocab
 
 
 class _Reader:
-    def __init__(self, path: Path) -> None:
-        self.path, self.json = path, read_json(path)
+    def __init__(self, path: Path, made: dict[str, Any] | None) -> None:
+        self.path, self.json = path, read_json(path) if made is None else made
 
     def fail(self, message: str) -> NoReturn:
         raise FormatError(f"{self.path}: {message}")

@@ -23,6 +23,8 @@ from ...engine.text.tokenizer.vocabulary import BYTE, BYTE_TEXT, CONTROL, NFC_KE
 
 MAX_FILE = 1 << 28
 PAD_SCORE = -10000.0
+SPM_UNIGRAM, SPM_BPE = 1, 2
+"""Kinds of SentencePiece models."""
 MAX_SPLITS = 1 << 27
 """Sum of the squares of the tokens' lengths of a tiktoken file; Llama 3's has 9 million."""
 
@@ -45,7 +47,8 @@ class Vocab:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     notes: list[str] = field(default_factory=list)
-    from_json: bool = False  # of a tokenizer.json
+    from_json: bool = False  # of a tokenizer.json, or read as one
+    as_json: dict[str, Any] | None = None  # of an older file: the tokenizer.json that it is read as
     exceptions: set[str] = field(default_factory=set)  # where ids may differ from those of the file's own library: check_vocabulary.EXCEPTIONS
     settings: dict[str, Any] = field(default_factory=dict)  # more keys below tokenizer.ggml.
     n_base: int = 0  # tokens of the vocabulary proper; those after it were added
@@ -172,7 +175,25 @@ def _message(data: bytes, what: str) -> Iterator[tuple[int, Any]]:
         at += length
 
 
-def _sentencepiece(path: Path, data: bytes) -> Vocab:
+@dataclass(frozen=True)
+class Spm:
+    """A SentencePiece model. kind: SPM_UNIGRAM, SPM_BPE, …; trainer, normalizer: fields of its settings, by number; rule: the name of its character map."""
+
+    tokens: list[str]
+    scores: list[float]
+    types: list[int]
+    trainer: dict[int, Any]
+    normalizer: dict[int, Any]
+    charsmap: bytes
+    rule: str
+
+    @property
+    def kind(self) -> Any:
+        return self.trainer.get(3, SPM_UNIGRAM)
+
+
+def read_spm(path: Path, data: bytes) -> Spm:
+    """FormatError: it is none. UnsupportedError: it writes spaces in a way that nothing here knows."""
     tokens: list[str] = []
     scores: list[float] = []
     types: list[int] = []
@@ -200,23 +221,30 @@ def _sentencepiece(path: Path, data: bytes) -> Vocab:
         raise FormatError(f"{path}: is no SentencePiece model, or a damaged one: {error}") from None
     if not tokens:
         raise FormatError(f"{path}: has no pieces: it is no SentencePiece model")
-    kind = trainer.get(3, 1)
-    if kind != 2:
-        name = {1: "unigram", 3: "word", 4: "char"}.get(kind, str(kind))
-        raise UnsupportedError(f"{path}: is a SentencePiece model of kind {name}; Llama's are BPE, and llamina knows no other")
     for id, type_ in enumerate(types):
         if not isinstance(type_, int) or not NORMAL <= type_ <= BYTE:
             raise FormatError(f"{path}: piece {id} is of type {type_!r}; known are 1 to 6")
-    vocab = Vocab(path, "llama", tokens, types, scores)
+    if trainer.get(24) or not normalizer.get(5, 1):
+        raise UnsupportedError(f"{path}: puts the space behind a word (treat_whitespace_as_suffix), or leaves spaces as they are, which GGUF can't say")
+    return Spm(tokens, scores, types, trainer, normalizer, charsmap, rule)
+
+
+def _sentencepiece(path: Path, data: bytes) -> Vocab:
+    model = read_spm(path, data)
+    if model.kind != SPM_BPE:
+        name = {SPM_UNIGRAM: "unigram", 3: "word", 4: "char"}.get(model.kind, str(model.kind))
+        raise UnsupportedError(f"{path}: is a SentencePiece model of kind {name}; Llama's are BPE, XLM-RoBERTa's and CamemBERT's unigram, and llamina knows no "
+                               "other")
+    vocab = Vocab(path, "llama", model.tokens, model.types, model.scores)
     for name, number, default in ("unknown", 40, 0), ("bos", 41, 1), ("eos", 42, 2), ("padding", 43, -1):
-        id = trainer.get(number, default)
-        if isinstance(id, int) and 0 <= id < len(tokens):  # absent: -1, as a 64-bit two's complement
+        id = model.trainer.get(number, default)
+        if isinstance(id, int) and 0 <= id < len(model.tokens):  # absent: -1, as a 64-bit two's complement
             vocab.ids[name] = id
-    vocab.add_space_prefix = bool(normalizer.get(3, 1))
-    vocab.remove_extra_whitespaces = bool(normalizer.get(4, 1))
-    if charsmap:
+    vocab.add_space_prefix = bool(model.normalizer.get(3, 1))
+    vocab.remove_extra_whitespaces = bool(model.normalizer.get(4, 1))
+    if model.charsmap:
         vocab.exceptions.add("normalised")
-        vocab.notes.append(f"{path.name} normalises characters ({rule[:40]!r}), which GGUF's SentencePiece kind cannot say: left out")
+        vocab.notes.append(f"{path.name} normalises characters ({model.rule[:40]!r}), which GGUF's SentencePiece kind cannot say: left out")
     return vocab
 
 

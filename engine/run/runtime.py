@@ -63,9 +63,8 @@ class Runtime(Looking):
     """
 
     @in_default_floats
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
-                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None, adapters: int = 0):
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None, progress: Progress | None = None,
+                 memory: int | None = None, note: Callable[[str], None] | None = None, kv: str | None = None, adapters: int = 0):
         start = time.perf_counter()
         self.on_layers: Callable[[float], None] | None = None
         """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
@@ -177,11 +176,6 @@ class Runtime(Looking):
         return self._pool.page_bytes
 
     @property
-    def free_pages(self) -> int:
-        """Of `page_bytes`, that can still be had."""
-        return self._pool.free_pages
-
-    @property
     def kv_name(self) -> str:
         """How keys and values are kept."""
         return self.kv.name
@@ -194,6 +188,10 @@ class Runtime(Looking):
     def kv_pages(self) -> Census:
         """How many KV pages are owned, shared, free and cached."""
         return self._pool.census()
+
+    def keep_at_most(self, size: int) -> None:
+        """Keep about so many bytes of beginnings that no sequence holds: work on many rows needs few of them, and would fill all memory in time."""
+        self._pool.most_idle = size // self._pool.page_bytes
 
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""

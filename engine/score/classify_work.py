@@ -105,7 +105,8 @@ class ClassifyWork(Work):
             for index, row in enumerate(rows):
                 numbers[index] = row
                 yield self._fields(row)
-        classifier = Classifier(model, self.labels, self.template, calibrate=self.calibrate, abstain=self.abstain, delimiter=self.delimiter)
+        classifier = self.of_model(model, lambda model: Classifier(model, self.labels, self.template, calibrate=self.calibrate, abstain=self.abstain,
+                                                                   delimiter=self.delimiter))
         for index, found in classifier.many(texts(), ordered=False):
             row = numbers.pop(index)
             if found.error is not None:

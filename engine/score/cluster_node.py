@@ -68,6 +68,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._model: Core | None = None
+        self._work: ClusterWork | None = None
 
     def load(self, loading: Loading, threads: int, template: bool) -> Facts | str:
         """What it has loaded, or why it couldn't."""
@@ -83,10 +84,12 @@ class Worker:
         return self._model.digest
 
     def work(self, attempt: int, work: ClusterWork, rows: list[Any]) -> tuple[int, list[tuple[int, dict[str, Any]]] | str]:
-        """(the attempt, the rows' records, or why there are none)."""
+        """(the attempt, the rows' records, or why there are none). The same work comes with every chunk: what it knows of the model is kept."""
         model = self._model
         assert model is not None
         try:
-            return attempt, list(work.records(model, rows))
+            if self._work != work:
+                self._work = work
+            return attempt, list(self._work.records(model, rows))
         except Exception as error:
             return attempt, str(own_error(error))

@@ -62,7 +62,7 @@ class EvalWork(Work):
     def _scored(self, model: Core, rows: Iterable[Row]) -> Records:
         bad: list[tuple[int, dict[str, Any]]] = []
         spans: dict[int, list[bool]] = {}
-        offsets = self._offsets(model)
+        offsets = self.of_model(model, self._offsets)
 
         def groups() -> Iterator[Group]:
             for row in rows:

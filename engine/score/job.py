@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ..errors import FileError, LlaminaError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..answers.core import Core
     from .table import Row
 
+Found = TypeVar("Found")
 Records = Iterator[tuple[int, dict[str, Any]]]
 """(a row's number, what was found)"""
 
@@ -28,6 +29,8 @@ class Work(ABC):
 
     count: int
     """How many rows there are."""
+    _known: Any = None
+    """(a model, what `of_model` found of it); never sent to other machines."""
 
     @abstractmethod
     def bound(self) -> Mapping[str, Any]:
@@ -40,6 +43,15 @@ class Work(ABC):
     @abstractmethod
     def records(self, model: Core, rows: Iterable[Row]) -> Records:
         """The record of each row, in any order; rows are taken as there is room."""
+
+    def of_model(self, model: Core, find: Callable[[Core], Found]) -> Found:
+        """What doesn't depend on the rows, such as a calibration: found once, however many chunks of rows the model is given."""
+        if self._known is None or self._known[0] is not model:
+            self._known = model, find(model)
+        return self._known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def failed(self, row: Row, error: LlaminaError) -> dict[str, Any]:
         """The record of a row that can't be computed."""
