@@ -44,7 +44,7 @@ def test_records_in_the_order_of_the_lines(source, tmp_path):
     last = run(source, tmp_path / "r.jsonl")[-1]
     found = records(tmp_path / "r.jsonl")
     assert [r["id"] for r in found[:8]] == [1, "a", 7, 7, "bad", {"k": [1]}, 13, 15] and found[-1] == {
-        "id": 56, "line": 56, "error": "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"}
+        "id": 56, "line": 56, "error": "is not JSON: Expecting property name enclosed in double quotes (at its end)"}
     assert found[4] == {"id": "bad", "line": 9, "error": '"prompt" must be a text or a list of ids, found int'}
     assert "has 201 tokens, the context 100" in found[6]["error"] and found[6]["line"] == 13
     assert (last.lines, last.done, last.errors, last.resumed) == (29, 29, 3, 0) and last.tokens == sum(r.get("generated_tokens", 0) for r in found)
