@@ -23,7 +23,7 @@ from .home.resolve import DEMO as DEMO
 from .home.resolve import resolve
 from .look.face import LookInside
 from .sampling.sampler import SamplingOptions, TokenLogprob, token_logprob
-from .train.face import Adapted
+from .train.face import Adapted, read_adapters
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,7 +45,7 @@ DEFAULT_MAX_TOKENS = 256
 @in_default_floats
 def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, context: int | None = None, draft: str | os.PathLike[str] | None = None,
          memory: int | str | None = None, kv: str | None = None, progress: Callable[[str, int, int], None] | None = None,
-         note: Callable[[str], None] | None = None) -> Model:
+         note: Callable[[str], None] | None = None, adapters: Iterable[tuple[str | os.PathLike[str], float]] = ()) -> Model:
     """Open a model: a .gguf file (the first shard of a split one), "demo", the small one that comes with the package, or one of the hub,
     "hf:org/repo/file.gguf" (see hub.py), which is downloaded once.
 
@@ -56,6 +56,7 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
     kv: what keys and values are kept as: "f16" (the default), "q8_0" (half the memory), "f32" (the default for files that are float32 throughout).
     progress: progress(what, done, total) is called while a file is downloaded and weights are read (bytes), and functions are compiled ("compiling NAME", n,
     n: the n-th). note: called with what was left out of the vocabulary, if anything was, and the memory plan, a line each, before anything is loaded.
+    adapters: (file or folder, scale) of each that `add_adapter` shall take in; one of scale 0 is only for who asks for it. Their memory is in the plan.
     Raises FileError, FormatError, UnsupportedError, TokenizerError, OutOfMemoryError, OptionError.
     """
     from .architectures.config import ModelConfig, check_tensors
@@ -73,24 +74,27 @@ def load(path: str | os.PathLike[str] = "demo", *, threads: int | None = None, c
                 note(f"vocabulary: {line}")
         with memory_errors(str(gguf.path)):
             from .run.runtime import Runtime
+            given, more = read_adapters(adapters, config)
             if draft is not None and allowed is not None:
-                for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed, kv, threads)
+                for_draft = share_with_draft(gguf, config, resolve(draft, progress), context, allowed - more, kv, threads)
                 allowed -= for_draft[0]
-            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv)
+            runtime = Runtime(gguf, config, threads=threads, context=context, progress=progress, memory=allowed, note=note, kv=kv, adapters=more)
     except BaseException:
         gguf.close()
         raise
     model = Model(gguf, tokenizer, runtime, time.perf_counter() - start - runtime.compile_seconds)
     if runtime.arena is None:  # else experts are still read
         gguf.close()  # nothing is read from it any more, whatever becomes of it
-    if draft is not None:
-        try:
+    try:
+        for adapter, scale in given:
+            model._take_adapter(adapter, scale, None, scale != 0, True)
+        if draft is not None:
             memory, context = for_draft or (None, model.context)
             model.draft = load(draft, threads=threads, context=context, progress=progress, memory=memory, note=note, kv=kv)
             check_draft(model, model.draft)
-        except BaseException:
-            model.close()
-            raise
+    except BaseException:
+        model.close()
+        raise
     return model
 
 
@@ -362,6 +366,7 @@ class Model(LookInside, Adapted):
         data, valid: a file, or a list of rows: {"messages": …}, {"prompt": …, "completion": …}, {"text": …}, …. output: where the adapter goes; beside it
         checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model. progress: called with how far it
         is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train` (engine/train/options.py), and loss, long, template, context, … (data.py).
+        full=True: no adapter, but all weights of an F32 model: `output` is a model then, .weights are its arrays; afterwards this one has its file's again.
         Raises FileError, FormatError (a row, by its line), OptionError, UnsupportedError, NumericError (the loss is no number)."""
         from .train.run import train
         self._check_open()

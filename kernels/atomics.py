@@ -180,8 +180,14 @@ def call_pointer5(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any,
 
 @intrinsic
 def call_pointer7(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
-    """`long f(int64, ...)` of seven arguments at an address: syscall()."""
+    """`long f(int64, ...)` of seven arguments at an address: syscall(), low_rank.py."""
     return types.int64(function, a, b, c, d, e, f, g), _call_address(_I64)
+
+
+@intrinsic
+def call_pointer8(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """`int64 f(int64 x 8)` at an address (low_rank.py)."""
+    return types.int64(function, a, b, c, d, e, f, g, h), _call_address(_I64)
 
 
 @intrinsic

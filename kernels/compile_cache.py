@@ -31,6 +31,7 @@ from . import native_code, trusted
 from .deferred import JIT_OPTIONS, Deferred, NumbaType, numba_ready
 from .interrupts import raised_at_the_end
 from .new_file import LEFTOVER, write_bytes
+from .pipeline import kernel_compiler, without_collector
 from .room import COMPILE, need_room
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -423,9 +424,10 @@ class Compiled:
         numba_ready()
         from numba.core import sigutils
         from numba.core.ccallback import CFunc
-        cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options))
+        cfunc: Any = CFunc(self.__wrapped__, sigutils.normalize_signature(self.signature), locals={}, options=dict(self.options),
+                           pipeline_class=kernel_compiler())
         cfunc._cache = self._store
-        with raised_at_the_end():
+        with raised_at_the_end(), without_collector():
             cfunc.compile()
         return cfunc
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .pipeline import kernel_compiler
 from .room import NUMBA, need_room
 
 JIT_OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -85,13 +86,16 @@ class Deferred:
 
     @property
     def _numba_type_(self) -> Any:
+        if (known := self.__dict__.get("_type")) is not None:
+            return known
         context = numba_ready()
         if "numba" not in self.__dict__ and "inner" not in self.__dict__:
             self.inner = self._make(self.py_func)
             if hasattr(self.inner, "_compiler"):
                 _for_compiled_callers_only(self.inner)
             context = numba_ready()
-        return context.resolve_value_type(self.__dict__.get("inner") or self.numba)
+        self._type = context.resolve_value_type(self.__dict__.get("inner") or self.numba)
+        return self._type
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.numba(*args, **kwargs)
@@ -109,7 +113,7 @@ def jit(function: Any = None, **options: Any) -> Any:
     """`@jit` or `@jit(inline="always")`: numba.njit with JIT_OPTIONS, later."""
     def make(function: Any) -> Any:
         import numba
-        return numba.njit(**JIT_OPTIONS, **options)(function)
+        return numba.njit(**JIT_OPTIONS, **options, pipeline_class=kernel_compiler())(function)
 
     def decorate(function: Any) -> Deferred:
         return Deferred(function, make, {**JIT_OPTIONS, **options})

@@ -1,14 +1,16 @@
 """The low-rank product of an adapter: u = A x, and y += scale * (B u), both in float32, in the one order that docs/exactness.md has.
 
-    x of a token (float row, or int8 records: d * q)  ──`down`──►  u [rank]  ──`up`, by tiles of 16 output rows──►  y of that token, after the base's matmul
+    x of some tokens, a part of 256 columns ──`widen`──► float32 ──`down`──► s of that part ──`sum`──► u [rank] ──`up`, by tiles of 16 output rows──►  y
 
-A lies as [tile of 16 ranks][column][16], B as [tile of 16 rows][rank][16], lane = rank or row, as float32 or as halves, which are widened as they are read:
-same bits. Ranks, rows and columns that are missing (to 16, 16 and 32) are zeros.
+x are float rows, or int8 records: d * q. A lies as [tile of 16 ranks][column][16], B as [tile of 16 rows][rank][16], lane = rank or row, as float32 or as
+halves, which are widened as they are read: same bits. Ranks, rows and columns that are missing (to 16, 16 and 32) are zeros.
 
-    u:  four chains, one for every fourth block of 32 columns: p[b % 4] = fma(a[c], x[c], p[b % 4]);  u = ((p0 + p1) + p2) + p3
+    s:  of columns [256 i, 256 i + 256), two chains, over the even columns and the odd ones: e = fma(a[c], x[c], e);  s[i] = e + o
+    u:  ((0 + s[0]) + s[1]) + …
     y:  t = fma(b[k], u[k], t) over the ranks in order;  y = fma(scale, t, y)
 
-Four chains, since one would wait for itself where a token is alone; several tokens share what is read of A and B. Neither enters an output's operations.
+Parts, since a lone token's are divided between the threads; two chains, since one would wait for itself. Several tokens share what is read of A and B. None of
+it enters an output's operations.
 """
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ from .simd import (
     load_f32,
     load_f32x16,
     load_i8x16_as_i32,
+    prefetch,
     put_f32,
     splat_f32,
     splat_load_f32,
@@ -38,16 +41,15 @@ from .target import TARGET
 
 KINDS: dict[str, tuple[np.dtype, Any]] = {"F32": (np.dtype(np.float32), load_f32x16), "F16": (np.dtype(np.float16), load_f16x16)}
 """How pairs are kept -> (NumPy's type, what loads 16 of them as float32)."""
-CHAINS = 4
-TILES = 4
-"""Tiles of ranks that share a token's widened columns."""
-CHUNK = 16
-"""Blocks of 32 columns that are widened at a time, a multiple of CHAINS: of 8 tokens they stay in a first-level cache."""
-_APART = CHUNK * BLOCK + 16
+PART = 256
+"""Columns of a part: of 8 tokens they stay in a first-level cache."""
+APART = PART + 16
 """Floats from a token's widened columns to the next one's: not the same sets of that cache."""
 TOKENS = 8 if TARGET in ("avx512vnni", "avx512") else 4
 """Whose chains the registers hold."""
-_KERNEL = f"int64({', '.join(['int64'] * 11)})"
+AHEAD = 4096
+"""Bytes of A that are fetched ahead: at most to `end`, after which this thread reads no more of it."""
+_DOWN, _UP = (f"int64({', '.join(['int64'] * n)})" for n in (7, 11))
 _record_size = jit(record_size)
 
 
@@ -68,7 +70,7 @@ def pack_b(b: np.ndarray, to: np.ndarray) -> None:
 
 
 @jit
-def _widen(records, floats, ldx, m, n_rows, blocks, first, n, out):
+def widen(records, floats, ldx, m, n_rows, blocks, first, n, out):
     """Blocks [first, first + n) of row m as float32 [n * 32]: of the rows at `floats`, or of the records of n_rows rows."""
     if floats != 0:
         x = floats + 4 * (m * ldx + BLOCK * first)
@@ -86,68 +88,27 @@ def _widen(records, floats, ldx, m, n_rows, blocks, first, n, out):
         r += size
 
 
-def _some_blocks(load, size: int, M: int, P: int):
-    """P of the chains of M tokens go on through n widened blocks, every fourth one from the chain's own on."""
-    together, vector = M * P, 16 * size
+def _down_some(load, size: int, M: int):
+    """s of M tokens."""
+    together, vector, lines = 2 * M, 16 * size, 32 * size // 64
 
     @jit
-    def go_on(a, n, chain, x, sums):
+    def down_some(a, columns, end, x, s, lds):
         acc = stack_vectors(together)
         for i in range(together):
-            put_f32(acc, i, load_f32x16(sums + 64 * i))
-        b = chain
-        while b + P <= n:
-            w, v = a + b * BLOCK * vector, x + 4 * BLOCK * b
-            for _ in range(BLOCK):
-                for p in range(P):
-                    column = load(w + p * BLOCK * vector)
-                    for m in range(M):
-                        i = p * M + m
-                        put_f32(acc, i, fma(column, splat_load_f32(v + 4 * (m * _APART + p * BLOCK)), get_f32(acc, i)))
-                w += vector
-                v += 4
-            b += CHAINS
-        for p in range(P):
-            if b + p < n:
-                w, v = a + (b + p) * BLOCK * vector, x + 4 * BLOCK * (b + p)
-                for _ in range(BLOCK):
-                    column = load(w)
-                    for m in range(M):
-                        put_f32(acc, p * M + m, fma(column, splat_load_f32(v + 4 * m * _APART), get_f32(acc, p * M + m)))
-                    w += vector
-                    v += 4
-        for i in range(together):
-            store_f32x16(sums + 64 * i, get_f32(acc, i))
-    return go_on
-
-
-def _down_some(load, size: int, M: int, P: int):
-    """u of M tokens from row m on."""
-    go_on, vector = _some_blocks(load, size, M, P), 16 * size
-    widened, sums_of_all = M * _APART // 16, TILES * CHAINS * M
-
-    @jit
-    def down_some(a, blocks, tiles, records, floats, ldx, m, n_rows, u, ldu):
-        x, sums = stack_vectors(widened), stack_vectors(sums_of_all)
-        for t0 in range(0, tiles, TILES):
-            n_tiles = min(TILES, tiles - t0)
-            for i in range(n_tiles * CHAINS * M):
-                store_f32x16(sums + 64 * i, splat_f32(0.0))
-            for first in range(0, blocks, CHUNK):
-                n = min(CHUNK, blocks - first)
-                for i in range(M):
-                    _widen(records, floats, ldx, m + i, n_rows, blocks, first, n, x + 4 * i * _APART)
-                for t in range(n_tiles):
-                    here, to = a + ((t0 + t) * blocks + first) * BLOCK * vector, sums + 64 * t * CHAINS * M
-                    for chain in range(0, CHAINS, P):
-                        go_on(here, n, chain, x, to + 64 * chain * M)
-            for t in range(n_tiles):
-                for i in range(M):
-                    s = sums + 64 * (t * CHAINS * M + i)
-                    total = load_f32x16(s)
-                    for chain in range(1, CHAINS):
-                        total = total + load_f32x16(s + 64 * chain * M)
-                    store_f32x16(u + 4 * (i * ldu + 16 * (t0 + t)), total)
+            put_f32(acc, i, splat_f32(0.0))
+        for _ in range(columns // 2):
+            for line in range(lines):
+                prefetch(min(a + AHEAD, end) + 64 * line)
+            for p in range(2):
+                column = load(a + p * vector)
+                for m in range(M):
+                    i = p * M + m
+                    put_f32(acc, i, fma(column, splat_load_f32(x + 4 * (m * APART + p)), get_f32(acc, i)))
+            a += 2 * vector
+            x += 8
+        for m in range(M):
+            store_f32x16(s + 4 * m * lds, get_f32(acc, m) + get_f32(acc, M + m))
     return down_some
 
 
@@ -177,30 +138,30 @@ def _up_some(load, size: int, M: int, T: int):
 
 @cache
 def down(kind: str) -> Compiled:
-    """(a, blocks, tiles, records, floats, ldx, m, n_rows, u, ldu, tokens): u, float32 [tokens, ldu], of rows m, m + 1, … of the input: the rows at `floats`,
-    float32 [n_rows, ldx], padded with zeros to 32, or, if that is 0, records of n_rows rows. blocks: of 32 columns; tiles: of 16 ranks."""
+    """(a, columns, end, x, s, lds, tokens): s, float32 [tokens, lds], of a part's columns and 16 ranks. x: the tokens' widened columns, APART floats apart.
+    end: where this thread stops reading A, less 128 bytes."""
     dtype, load = KINDS[kind]
-    one, two, four, many = (_down_some(load, dtype.itemsize, M, P) for M, P in ((1, 4), (2, 4), (4, 2), (TOKENS, 8 // TOKENS)))
+    one, two, four, many = (_down_some(load, dtype.itemsize, M) for M in (1, 2, 4, TOKENS))
 
-    def low_rank_down(a, blocks, tiles, records, floats, ldx, m, n_rows, u, ldu, tokens):
+    def low_rank_down(a, columns, end, x, s, lds, tokens):
         done = 0
         while done < tokens:
-            left, to = tokens - done, u + 4 * done * ldu
+            left, at, to = tokens - done, x + 4 * done * APART, s + 4 * done * lds
             if left >= TOKENS:
-                many(a, blocks, tiles, records, floats, ldx, m + done, n_rows, to, ldu)
+                many(a, columns, end, at, to, lds)
                 done += TOKENS
             elif left >= 4:
-                four(a, blocks, tiles, records, floats, ldx, m + done, n_rows, to, ldu)
+                four(a, columns, end, at, to, lds)
                 done += 4
             elif left >= 2:
-                two(a, blocks, tiles, records, floats, ldx, m + done, n_rows, to, ldu)
+                two(a, columns, end, at, to, lds)
                 done += 2
             else:
-                one(a, blocks, tiles, records, floats, ldx, m + done, n_rows, to, ldu)
+                one(a, columns, end, at, to, lds)
                 done += 1
         return 0
     low_rank_down.__name__ = low_rank_down.__qualname__ = f"low_rank_down_{kind}"
-    return compiled(_KERNEL)(low_rank_down)
+    return compiled(_DOWN)(low_rank_down)
 
 
 @cache
@@ -233,4 +194,4 @@ def up(kind: str) -> Compiled:
             t += 1
         return 0
     low_rank_up.__name__ = low_rank_up.__qualname__ = f"low_rank_up_{kind}"
-    return compiled(_KERNEL)(low_rank_up)
+    return compiled(_UP)(low_rank_up)

@@ -27,6 +27,7 @@ SLEEP_ARG, SPINS, YIELDS = CONSTANTS + 32, CONSTANTS + 40, CONSTANTS + 48
 SYSCALL_FN, FUTEX = CONSTANTS + 56, CONSTANTS + 64  # syscall() and the number of the futex call, 0 where there is none
 CLOCK = CONSTANTS + 72   # kernels/clock.py's words but the result, which each thread has for itself
 COUNTERS = 6 * LINE      # N_COUNTERS int64 side by side: a stage mostly uses one, and a barrier resets all with one line's traffic
+READY = COUNTERS + 8 * N_COUNTERS  # threads that have announced something in this stage
 SLEEPERS = 7 * LINE      # threads that sleep, or are about to, until a word changes
 LOST = SLEEPERS + 8      # nanoseconds that threads have waited in vain (waits longer than LATE), over all threads and runs
 BUSY = 8 * LINE          # above 0: waits are long, sleep at once; counted down by short ones
@@ -104,7 +105,7 @@ def _nanoseconds(team: int) -> int:
 
 @jit
 def reset_counters(team: int) -> None:
-    for i in range(N_COUNTERS):
+    for i in range(N_COUNTERS + 1):
         atomic_store(team + COUNTERS + 8 * i, 0)
 
 
@@ -132,6 +133,21 @@ def barrier(team: int, n_threads: int) -> bool:
         atomic_store(team + DECISION, 1)
         return True
     return False
+
+
+@jit
+def announce(team: int) -> None:
+    """This thread has done its part of what others of this stage will read: half of a barrier. Once a stage."""
+    atomic_add(team + READY, 1)
+    changed(team, team + READY)
+
+
+@jit
+def wait_for_all(team: int, n_threads: int) -> None:
+    """Until all threads have announced theirs: the other half. What they wrote before is visible. They all come: an abort shows at barriers only."""
+    ready = atomic_load(team + READY)
+    while ready != n_threads:
+        ready = wait_while(team, team + READY, ready)
 
 
 @jit

@@ -1,13 +1,15 @@
 """Digests of what every kernel computes from seeded inputs, to be compared between CPU targets: equal bits or not.
 
 As a script, in a process that compiles for another target:  python kernel_digests.py  prints one JSON object,
-{"target": "avx2", "digests": {"matmul Q4_0": "sha256 ...", ...}, "instructions": {"Q4_0": ["vpmaddubsw ymm", ...], ...}}.
+{"target": "avx2", "digests": {"matmul Q4_0": "sha256 ...", ...}, "instructions": {"Q4_0": ["vpmaddubsw ymm", ...], ...}}. With --few, of FEW's formats only.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import attention_calls
@@ -26,6 +28,10 @@ f32 = np.float32
 DOT = re.compile(r"\b(v?pdpbusds?|v?pmaddubsw|v?pmaddwd|[su]dot)\b.*?(?:%([xyz]mm)\d+|$)", re.M)
 
 
+FEW = ("BF16", "F16", "IQ4_XS", "MXFP4", "Q2_K", "Q4_0", "Q4_K", "Q6_K", "Q8_0")
+"""Formats that have every loop body, dot product and lookup between them (test_targets.py)."""
+
+
 def digest(a: Array) -> str:
     """sha256 of the bits of float32 or float64 values, all of which must be numbers (NaN has many)."""
     assert not np.isnan(a).any()
@@ -33,10 +39,10 @@ def digest(a: Array) -> str:
 
 
 def matmul_digest(name: str) -> str:
-    """Two matrices of random and one of extreme codes, activations of very different size, 141 tokens: enough for matmul_many.py, and 5 more."""
+    """Two matrices of random and three of extreme codes, activations of very different size, 141 tokens: enough for matmul_many.py, and 5 more."""
     columns, parts = 150 if name in ITEM else max(160, 2 * block_shape(name)[0]), []
     columns -= columns % block_shape(name)[0]
-    for seed, codes in ((0, None), (1, None), (2, 0xFF)):
+    for seed, codes in ((0, None), (1, None), (2, 0xFF), (3, 0x7F), (4, 0x80)):
         rng = np.random.default_rng(seed)
         data = random_rows(name, 37, columns, rng, codes)
         x = (rng.standard_normal((141, columns)) * 10.0 ** rng.uniform(-3, 3, (141, columns))).astype(f32)
@@ -68,7 +74,7 @@ def sampler_digest() -> str:
     return digest(np.concatenate(parts))
 
 
-def digests() -> dict[str, str]:
+def digests(formats: Iterable[str] = tuple(sorted(RUNNABLE))) -> dict[str, str]:
     """{kernel: sha256}"""
     rng = np.random.default_rng(100)
     x = (rng.standard_normal(1 << 14) * 10.0 ** rng.uniform(-8, 2, 1 << 14)).astype(f32)
@@ -98,7 +104,7 @@ def digests() -> dict[str, str]:
             8, 2, 40, kv, WINDOW=70, SOFT_CAP=20.0, SINKS=sinks, Q_NORM=gain[:40], NORM_EPS=1e-6, ROPE_KIND=HALVES, ROPE_DIM=32, ROPE_TABLE=table)
     result |= {f"gate {name}": digest(kernels.activate(kind, row, np.sqrt(np.abs(gain)))) for name, kind in gates.KINDS.items()}
     result["sampler"] = sampler_digest()
-    return result | {f"matmul {name}": matmul_digest(name) for name in sorted(RUNNABLE)}
+    return result | {f"matmul {name}": matmul_digest(name) for name in formats}
 
 
 def assembly(name: str) -> str:
@@ -123,7 +129,8 @@ def instructions(name: str, whole: bool) -> list[str]:
 
 
 def main() -> None:
-    print(json.dumps({"target": TARGET, "digests": digests(), "instructions": {"Q4_0": instructions("Q4_0", True), "Q8_0": instructions("Q8_0", False)}}))
+    found = digests(FEW) if "--few" in sys.argv else digests()
+    print(json.dumps({"target": TARGET, "digests": found, "instructions": {"Q4_0": instructions("Q4_0", True), "Q8_0": instructions("Q8_0", False)}}))
 
 
 if __name__ == "__main__":

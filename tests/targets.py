@@ -1,7 +1,7 @@
-"""Which other x86 targets the tests of whole models compile for: one for every width of registers, or all that this CPU can run.
+"""Which other x86 targets the tests compile everything for: one for every width of registers, or all that this CPU can run.
 
-Compiling every op anew is most of such a test's time. What differs between the targets of one width is the dot products, and test_targets.py compares every
-kernel on all of them; so whole models take one of each (LLAMINA_ALL_TARGETS=1: all).
+Compiling every op anew is most of such a test's time. What differs between the targets of one width is the dot products, and test_targets.py compares a
+kernel with each loop body on all of them; whole models, and every format's kernel, take one of each (LLAMINA_ALL_TARGETS=1: all).
 """
 from __future__ import annotations
 

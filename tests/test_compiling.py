@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import gc
 import os
+import re
 import signal
 
+import numba
 import pytest
-from llamina.kernels import compile_cache, deferred
+from llamina.kernels import compile_cache, deferred, matmul, pipeline
+from llamina.kernels.formats import registry
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process")
@@ -61,3 +66,39 @@ def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
 
     assert one_more_than_double.ctypes(20) == 41
     assert any("one_more_than_double" in name for name in modules) and not any("doubled_by_a_helper" in name for name in modules)
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_0"])
+def test_what_the_pipeline_leaves_out_changes_no_instruction(monkeypatch, name):
+    """A loop body's machine code with all of Numba's passes, and without those that kernels have no use for."""
+    def machine_code(compiler):
+        body = matmul._body(registry.packing(name), 2)
+
+        def kernel(w, tiles, x, tokens, out, ldo):
+            body(w, tiles, x, tokens, out, ldo)
+        compiled = numba.cfunc("void(int64, int64, int64, int64, int64, int64)", error_model="numpy", pipeline_class=compiler())(kernel)
+        return re.sub(r"\b_ZN\w+|\bcfunc\w+", "name", compiled._library.get_asm_str())
+    lean = machine_code(pipeline.kernel_compiler)
+    assert pipeline.kernel_compiler() is deferred.kernel_compiler()
+    monkeypatch.setattr(pipeline, "LEFT_OUT", set())
+    every = functools.cache(pipeline.kernel_compiler.__wrapped__)
+    monkeypatch.setattr(deferred, "kernel_compiler", every)
+    assert machine_code(every) == lean and len(lean) > 2000
+
+
+def test_the_collector_rests_while_something_is_compiled():
+    """And then does what it did before, within other such blocks and after failures."""
+    states = []
+    with pytest.raises(ZeroDivisionError), pipeline.without_collector():
+        with pipeline.without_collector():
+            states.append(gc.isenabled())
+        states.append(gc.isenabled())
+        1 / 0  # noqa: B018
+    assert states == [False, False] and gc.isenabled()
+    gc.disable()
+    try:
+        with pipeline.without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

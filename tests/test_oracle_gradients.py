@@ -1,5 +1,6 @@
 """Gradients of adapters against PyTorch's: tiny models of four families, float32 autograd through transformers' own class, with the pairs beside its matrices
-(extra `oracle`). F32: relative error of each matrix's gradient at most 1e-4. Q8_0, Q4_0: cosine to float32's on the dequantised weights at least 0.99."""
+(extra `oracle`). F32: relative error of each matrix's gradient at most 1e-4. Q8_0, Q4_0: cosine to float32's on the dequantised weights at least 0.99. And of
+all weights, every tensor of them: at most 1e-4."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +13,10 @@ from llamina.convert.convert import convert
 from llamina.engine.architectures.hf import hf_tensors, row_orders
 from llamina.engine.architectures.pages import PAGES
 from llamina.engine.gguf.file import open_gguf
+from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.model_weights import ModelWeights
+from llamina.engine.train.optimiser import clip_factor, gradient_norm, make
 from llamina.kernels.formats import registry
 from train_cases import opened, random_adapter, random_rows
 
@@ -30,13 +34,17 @@ def torch_gradients(model: Any, rows: list[Any], pairs: dict[str, tuple[Any, Any
         def add(module: Any, inputs: Any, out: Any, a: Any = a, b: Any = b, scale: float = scale) -> Any:
             return out + scale * (inputs[0] @ a.T) @ b.T
         model.get_submodule(name).register_forward_hook(add)
+    mean_loss(model, rows).backward()
+    return {name: (a.grad.numpy(), b.grad.numpy()) for name, (a, b) in leaves.items()}
+
+
+def mean_loss(model: Any, rows: list[Any]) -> Any:
     losses = []
     for row in rows:
         logp = torch.log_softmax(model(torch.tensor(row.ids[None].astype(np.int64))).logits[0], -1)
         wanted = np.flatnonzero(row.loss_mask)
         losses.append(-logp[wanted - 1, row.ids[wanted].astype(np.int64)])
-    torch.cat(losses).mean().backward()
-    return {name: (a.grad.numpy(), b.grad.numpy()) for name, (a, b) in leaves.items()}
+    return torch.cat(losses).mean()
 
 
 @pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
@@ -74,3 +82,48 @@ def test_gradients_are_torchs(name: str, format: str, tmp_path: Path) -> None:
                 assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y), tensor
             else:
                 assert (x * y).sum() >= 0.99 * np.linalg.norm(x) * np.linalg.norm(y), tensor
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi2"])
+def test_gradients_of_all_weights_are_torchs(name: str, tmp_path: Path) -> None:
+    folder, model = checkpoint(name, tmp_path / "hf")
+    convert(folder, tmp_path / "m.gguf", "f32")
+    with opened(tmp_path / "m.gguf") as ours:
+        config, page = ours.config, PAGES[ours.config.architecture]
+        orders, modules = row_orders(page, config), {t.name: hf for hf, t in hf_tensors(page, config).items()}
+        rows, found = random_rows(config.n_vocab, [70, 9, 33]), FullGradients(ModelWeights(ours))
+        found.accumulate(rows, float(sum(row.targets for row in rows)), 0)
+    model.zero_grad()
+    model.get_input_embeddings().padding_idx = None  # whose row PyTorch would not learn
+    mean_loss(model, rows).backward()
+    for tensor, array in found.arrays.items():
+        theirs = model.get_parameter(modules[tensor]).grad.numpy()
+        theirs = theirs[orders[tensor]] if tensor in orders else theirs
+        x, y = array.astype(np.float64), theirs.astype(np.float64)
+        assert np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y) and y.any(), tensor
+
+
+def test_forty_steps_are_torchs(tmp_path: Path) -> None:
+    """AdamW on all weights, clipped, vectors without decay: the losses of both, step by step."""
+    folder, model = checkpoint("llama", tmp_path / "hf")
+    convert(folder, tmp_path / "m.gguf", "f32")
+    model.get_input_embeddings().padding_idx = None
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    theirs = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3)
+    with opened(tmp_path / "m.gguf") as ours:
+        weights = ModelWeights(ours)
+        found, batches = FullGradients(weights), [random_rows(ours.config.n_vocab, [20, 9, 33], seed) for seed in range(4)]
+        adam = make("adamw", weights.arrays, weight_decay=0.1, plain={name for name, array in weights.arrays.items() if array.ndim < 2})
+        losses = []
+        for step in range(40):
+            rows = batches[step % 4]
+            found.zero()
+            said = found.accumulate(rows, float(sum(row.targets for row in rows)), step)
+            adam.step(found.arrays, 3e-3, clip_factor(gradient_norm(found.arrays), 1.0))
+            loss = mean_loss(model, rows)
+            theirs.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            theirs.step()
+            losses.append((float(said.nll.mean()), float(loss.detach())))
+    assert losses[-1][0] < losses[0][0] - 1 and all(abs(a - b) < 1e-3 * b for a, b in losses), losses

@@ -70,6 +70,26 @@ def test_every_protocol_and_what_is_told(server: Server) -> None:
     assert traces[0] == traces[2] != traces[1]
 
 
+def test_scales_that_a_server_is_told(server: Server) -> None:
+    """llama-server's POST /lora-adapters: what requests have that say nothing; what is not named is off; `lora` of a request still says otherwise."""
+    def scales() -> list[float]:
+        return [entry["scale"] for entry in server.http.get("/lora-adapters").json()]
+    wanted: dict[Any, Any] = {}
+    for use in USES[1:]:
+        wanted[repr(use)] = ask(server, use)[:2]
+    try:
+        for use, expected in ([{"id": 0, "scale": 1.0}], [1.0, 0.0]), ([{"name": "one", "scale": 0.5}], [0.5, 0.0]), ([], [0.0, 0.0]), \
+                ([{"id": 1, "scale": 1.0}], [0.0, 1.0]):
+            found = server.http.post("/lora-adapters", json=use)
+            assert found.status_code == 200 and found.json() == {"success": True} and scales() == expected
+            assert ask(server, None)[:2] == wanted[repr(use)] and ask(server, [])[:2] == wanted["[]"]
+            assert ask(server, USES[3])[:2] == wanted[repr(USES[3])]
+        for bad in {"id": 0, "scale": 1}, [{"id": 7, "scale": 1}], [{"id": 0, "scale": None, "path": "x"}], [3], [{"scale": 1.0}], "x", [{"id": 0}] * 300:
+            assert server.http.post("/lora-adapters", json=bad).status_code == 400 and scales() == [0.0, 1.0], bad
+    finally:
+        server.model.use_adapters([])
+
+
 def test_the_fingerprint_is_of_now(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the adapters there are; the file is not asked again, which may be gone."""
     digest = server.model.digest

@@ -1,7 +1,8 @@
 """Every x86 target that this CPU can run: the kernels' tests, equal bits, and the instructions that each is there for; code generation for the others.
 
 NUMBA_CPU_NAME and NUMBA_CPU_FEATURES make a child process compile for a lesser CPU (kernels/target.py). Children start two at a time and share the
-compile cache, so only the first run of all takes long.
+compile cache, so only the first run of all takes long. Two targets with registers of one width differ in their dot products alone: of each width one has
+every format's kernel compared and all kernels' tests run (targets.py), the others the formats that have every loop body (LLAMINA_ALL_TARGETS=1: everything).
 """
 from __future__ import annotations
 
@@ -18,14 +19,19 @@ import kernel_digests
 import pytest
 from llamina.kernels import bfloat16
 from llamina.kernels.dot import build_dot
+from llamina.kernels.formats import registry
+from llamina.kernels.formats.table import RUNNABLE
+from llamina.kernels.matmul import Packing
 from llamina.kernels.simd import I8, I32
 from llamina.kernels.target import EMULATION, FEATURES, HAS_BF16_DOT, TARGET, emulatable
 from llvmlite import binding as llvm
 from llvmlite import ir
+from targets import TAKEN
 
 HERE = Path(__file__).resolve().parent
 FILES = ["test_simd.py", "test_activations.py", "test_elementwise.py", "test_attention.py", "test_formats.py", "test_matmul.py"]
 OTHERS = emulatable(FEATURES)
+WHOLE = [t for t in OTHERS if t in TAKEN]
 
 EXPECTED = {
     "avx512vnni": {"Q4_0": {"vpdpbusd zmm"}, "Q8_0": {"vpdpbusd zmm"}},
@@ -49,8 +55,8 @@ def children() -> Any:
     with ThreadPoolExecutor(2) as pool:
         started: dict[tuple[str, str], Future[subprocess.CompletedProcess[str]]] = {}
         for target in OTHERS:
-            started["digests", target] = pool.submit(child, target, "kernel_digests.py")
-        for target in OTHERS:
+            started["digests", target] = pool.submit(child, target, "kernel_digests.py", *([] if target in WHOLE else ["--few"]))
+        for target in WHOLE:
             arguments = ["-m", "pytest", "-n0", "-v", "-x", "-p", "no:cacheprovider", "--tb=short", *FILES]
             started["tests", target] = pool.submit(child, target, *arguments)
         yield started
@@ -72,16 +78,27 @@ def test_digests_equal_on_every_target(children: Any, target: str) -> None:
     assert report["target"] == target
     different = [k for k, v in report["digests"].items() if v != own_report()["digests"][k]]
     assert len(report["digests"]) > 30 and not different
+    assert set(report["digests"]) == set(own_report()["digests"]) or target not in WHOLE
     assert {k: set(v) for k, v in report["instructions"].items()} == EXPECTED[target]
 
 
-@pytest.mark.skipif(not OTHERS, reason="this CPU runs the plain target only, or is no x86")
-@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.skipif(not WHOLE, reason="this CPU runs the plain target only, or is no x86")
+@pytest.mark.parametrize("target", WHOLE)
 def test_kernels_on_every_target(children: Any, target: str) -> None:
     """All of FILES, in a process that compiles for the target (test_simd.py makes sure that it does)."""
     done = children["tests", target].result()
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_few_formats_have_every_loop_body() -> None:
+    """What block_kernel builds from: which dot product, a zero point, minimums, scales of halves; floats of halves, and pairs where the CPU has them."""
+    def body(name: str) -> Any:
+        f: Any = registry.packing(name)
+        if not isinstance(f, Packing):
+            return "floats"
+        return f.zero == 128, f.zero > 0, f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
+    assert {body(name) for name in kernel_digests.FEW} == {body(name) for name in RUNNABLE}
 
 
 @pytest.mark.skipif(TARGET not in EXPECTED, reason=f"no expectation for {TARGET}")

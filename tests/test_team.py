@@ -27,7 +27,7 @@ from llamina.kernels.atomics import (
     set_float_env,
 )
 from llamina.kernels.compile_cache import compiled, jit
-from llamina.kernels.team import ABORTED, MAX_THREADS, Team, barrier, next_of_share, next_tile
+from llamina.kernels.team import ABORTED, MAX_THREADS, Team, announce, barrier, next_of_share, next_tile, wait_for_all
 
 ENTRY = "int64(int64, int64, int64, int64)"
 TILES = 97
@@ -54,10 +54,11 @@ def stages(tid: int, n_threads: int, team: int, args: int) -> int:
 
 @compiled(ENTRY)
 def mail(tid: int, n_threads: int, team: int, args: int) -> int:
-    """args: int64 [rounds, errors, letters of each thread…]: everybody reads everybody's letter of this round."""
+    """args: int64 [rounds, errors, letters of each thread…]: everybody reads everybody's letter of this round: half a barrier, then a whole one."""
     for i in range(atomic_load(args)):
         atomic_store(args + 16 + 8 * tid, i)
-        barrier(team, n_threads)
+        announce(team)
+        wait_for_all(team, n_threads)
         for other in range(n_threads):
             if atomic_load(args + 16 + 8 * other) != i:
                 atomic_add(args + 8, 1)

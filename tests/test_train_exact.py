@@ -97,7 +97,7 @@ def test_a_small_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(folder / "Q4_0.gguf", **options) as model:
         plan = model.memory_plan
     with load(folder / "Q4_0.gguf", **options, memory=plan.weights + 4 * plan.page_bytes) as model:
-        assert model.runtime.free_pages == 4
+        assert model.runtime._pool.free_pages == 4
         assert made(model, folder, micro_batch=8, context=256) == made(model, folder, context=256)
         assert model.train([{"text": "ab"}] * 40, batch=40, steps=1, rank=1).history[0]["targets"] > 80
         monkeypatch.setattr(Gradients, "most_pages", 1 << 40)
@@ -122,7 +122,7 @@ def test_memory_counts_the_pages_of_short_rows(model: Model) -> None:
     """Each row of two tokens takes a page of its own, so 300 take 300."""
     found = Gradients(model, random_adapter(model.config))
     page = model.runtime.plan.layout.rows * model.runtime.page_bytes
-    assert 290 * page <= found.memory(600, 2, 300) - found.memory(600, 2, 1) <= 295 * page and model.runtime.free_pages > 300
+    assert 290 * page <= found.memory(600, 2, 300) - found.memory(600, 2, 1) <= 295 * page and model.runtime._pool.free_pages > 300
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes (set LLAMINA_LONG)")

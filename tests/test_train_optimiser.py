@@ -42,6 +42,23 @@ def test_adamw_by_plain_numbers(decay: float) -> None:
     assert adam.steps == 3
 
 
+def test_kernels_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of long arrays: every element and the norm, where squares are subnormal or large, moments 0 and the last few are left over, too."""
+    sizes, found = {"a": (optimiser.PIECE + 13,), "b": (3, 1000)}, []
+    for many in (1 << 60, 8):
+        monkeypatch.setattr(optimiser, "MANY", many)
+        weights = arrays(1, sizes)
+        adam, norms = optimiser.make("adamw", weights, weight_decay=0.1, plain={"b"}), []
+        for step, scale in enumerate((0.1, 1e-30, 1e18)):
+            g = arrays(10 + step, sizes, scale)
+            g["a"][5:20] = 0
+            norms.append(optimiser.gradient_norm(g))
+            adam.step(g, 0.01, 0.3 if step == 1 else 1.0)
+        found.append((norms, {name: array.view(np.uint32).tolist() for name, array in {**weights, **adam.moments}.items()}))
+        assert math.isnan(optimiser.gradient_norm({"a": np.array([1, np.nan] * 8, np.float32)}))
+    assert found[0] == found[1]
+
+
 def test_sgd() -> None:
     weights = {"w": np.array([1.0, -2.0], np.float32)}
     optimiser.make("sgd", weights, weight_decay=0.5).step({"w": np.array([0.25, 0.5], np.float32)}, 0.125)

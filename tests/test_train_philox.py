@@ -23,14 +23,14 @@ def test_known_vectors(counter: tuple[int, ...], key: tuple[int, int], expected:
 def test_many_equal_one_by_one() -> None:
     """Rows longer than a piece, sites and seeds beyond 32 bits, against plain integers."""
     seed, step, site = (7 << 40) + 3, 5, "blk.0.attn_q.weight"
-    found = philox._rows(seed, step, site, 1 << 20, 3, 10)
+    found = philox.rows_of_words(seed, step, site, 1 << 20, 3, 10)
     import zlib
     for row in range(3):
         for column in range(10):
             counter = (column // 4, (1 << 20) + row, step, zlib.crc32(site.encode()))
             assert found[row, column] == philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32))[column % 4]
     wide = philox.words(1, 2, "x", 3, 4 * philox._PIECE + 7)
-    assert np.array_equal(wide[-3:], philox._rows(1, 2, "x", 3, 1, 4 * philox._PIECE + 7)[0, -3:])
+    assert np.array_equal(wide[-3:], philox.rows_of_words(1, 2, "x", 3, 1, 4 * philox._PIECE + 7)[0, -3:])
     assert len(np.unique(wide)) > len(wide) * 0.999
 
 

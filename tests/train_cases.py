@@ -1,6 +1,6 @@
 """Training in tests: adapters with random pairs, rows of random tokens, gradients of a model file.
 
-As a script, in a process with another CPU target:  python train_cases.py MODEL  prints {"target": "avx2", "digest": of the gradients}.
+As a script, in a process with another CPU target:  python train_cases.py MODEL [full]  prints {"target": "avx2", "digest": of the gradients}.
 """
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from llamina.engine.architectures.config import ModelConfig, check_tensors
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.run.scheduler import Scheduler
+from llamina.engine.train import optimiser
+from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
+from llamina.engine.train.model_weights import ModelWeights
 from llamina.engine.train.rows import Row
 
 LENGTHS = [37, 70, 2, 9]
@@ -70,6 +73,28 @@ def gradients(path: Path, lengths: list[int], split: int = 0, threads: int = 1, 
         return found.arrays, np.concatenate(nll)
 
 
+def full_gradients(path: Path, threads: int, split: int = 0) -> dict[str, np.ndarray]:
+    """Of all weights, of random rows, `split` at a time (0: all)."""
+    with opened(path, threads) as model:
+        rows, found = random_rows(model.config.n_vocab, LENGTHS), FullGradients(ModelWeights(model))
+        for start in range(0, len(rows), split or len(rows)):
+            found.accumulate(rows[start:start + (split or len(rows))], float(sum(row.targets for row in rows)), 0)
+        return found.arrays
+
+
+def full_step(path: Path, many: int) -> str:
+    """Digest of all weights after a step of AdamW. many: from how many numbers of an array on kernels make it."""
+    before, optimiser.MANY = optimiser.MANY, many
+    try:
+        with opened(path) as model:
+            weights = ModelWeights(model).arrays
+        gradients = full_gradients(path, 2)
+        optimiser.make("adamw", weights).step(gradients, 1e-3, optimiser.clip_factor(optimiser.gradient_norm(gradients), 0.1))
+        return found_digest({**weights, **gradients})
+    finally:
+        optimiser.MANY = before
+
+
 def found_digest(arrays: dict[str, np.ndarray]) -> str:
     found = hashlib.sha256()
     for name in sorted(arrays):
@@ -80,7 +105,8 @@ def found_digest(arrays: dict[str, np.ndarray]) -> str:
 def main() -> None:
     from llamina.kernels.target import TARGET
 
-    print(json.dumps({"target": TARGET, "digest": found_digest(gradients(Path(sys.argv[1]), LENGTHS, threads=2)[0])}))
+    path, full = Path(sys.argv[1]), sys.argv[2:] == ["full"]
+    print(json.dumps({"target": TARGET, "digest": full_step(path, 8) if full else found_digest(gradients(path, LENGTHS, threads=2)[0])}))
 
 
 if __name__ == "__main__":

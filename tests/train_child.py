@@ -33,8 +33,9 @@ def adapter() -> Adapter:
 def run_to_the_end(folder: Path, **options: Any) -> tuple[int, str, str]:
     """-> (step that it went on from, SHA-256 of the adapter's file, of the log). As `llamina train` does it, but for the model. FileError."""
     run = object.__new__(Run)
-    run.adapter, run.output = adapter(), folder / "a.gguf"
-    w = {f"{name}.{end}": x for name, pair in run.adapter.pairs.items() for end, x in (("lora_a", pair.a), ("lora_b", pair.b))}
+    learned = run.learned = adapter()
+    run.output = folder / "a.gguf"
+    w = {f"{name}.{end}": x for name, pair in learned.pairs.items() for end, x in (("lora_a", pair.a), ("lora_b", pair.b))}
     with Checkpoints(run.output) as run.checkpoints:
         run.loop = Loop(Quadratic(w), w, data(), data(5, 1), Options(**{"batch": 8, "save_every": 1, "lr": 0.05, **options}), checkpoints=run.checkpoints)
         with Log(folder / "log.jsonl", {"x": 1}, run.loop.history) as run.log:

@@ -17,6 +17,13 @@ from .child import Child, PeerError
 VARIABLE = "LLAMINA_PEER_TRANSFORMERS"
 
 
+def shape_of(c: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of transformers' LlamaConfig."""
+    return {"hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
+            "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab_size": c.n_vocab, "max_position_embeddings": 4096,
+            "tie_word_embeddings": c.tied_output}
+
+
 class _Peer(Child):
     """A child with one way to run: no settings to choose the best of."""
 
@@ -36,11 +43,7 @@ class _SameShape(_Peer):
     def ask(self, do: str, **arguments: Any) -> Any:
         if do == "load":
             with open_gguf(arguments.pop("model")) as gguf:
-                c = ModelConfig.from_gguf(gguf)
-            arguments |= {**self.more, "shape": {
-                "hidden_size": c.dim, "intermediate_size": c.ffn_dim, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
-                "num_key_value_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab_size": c.n_vocab, "max_position_embeddings": 4096,
-                "tie_word_embeddings": c.tied_output}}
+                arguments |= {**self.more, "shape": shape_of(ModelConfig.from_gguf(gguf))}
         return super().ask(do, **arguments)
 
 

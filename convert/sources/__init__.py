@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from .base import Source, SourceTensor
 from .detect import KINDS, open_source
+from .fresh import open_config
 
-__all__ = ["KINDS", "Source", "SourceTensor", "open_source"]
+__all__ = ["KINDS", "Source", "SourceTensor", "open_config", "open_source"]

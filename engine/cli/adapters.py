@@ -1,7 +1,7 @@
 """--lora, --control-vector and --layers of every command that computes with a model: what it takes in once it is loaded. Click keeps them
 (`context.meta`); open_model asks for them.
 
-    --lora a.gguf --lora b.gguf=0.5 ──► Extras.lora [("a.gguf", 1.0), ("b.gguf", 0.5)] ──► model.add_adapter(…)
+    --lora a.gguf --lora b.gguf=0.5 ──► Extras.lora [("a.gguf", 1.0), ("b.gguf", 0.5)] ──► load(…, adapters=), in whose memory plan they are
     --control-vector v.gguf=-1.5 --layers 10-20 ──► model.control(…)
 """
 from __future__ import annotations
@@ -83,10 +83,8 @@ def asked_for() -> Extras:
     return found
 
 
-def take_in(model: Model, given: Extras) -> None:
+def steer(model: Model, given: Extras) -> None:
     """FileError, FormatError, UnsupportedError, OptionError."""
-    for path, scale in given.lora:
-        model.add_adapter(path, scale, default=scale != 0)
     if given.control:
         model.control(*given.control, layers=given.layers)
 

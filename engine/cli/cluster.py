@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .adapters import Extras, asked_for, take_in
+from .adapters import Extras, asked_for, steer
 from .options import open_model, read_text, use_template
 from .progress import Progress
 
@@ -50,8 +50,9 @@ class Loading:
 
     def __call__(self, threads: int) -> tuple[Model, dict[str, Any]]:
         from ..model import load
-        model = load(self.name, threads=threads, context=self.context, draft=self.draft, memory=self.memory, kv=self.kv)
-        take_in(model, self.extras)
+        model = load(self.name, threads=threads, context=self.context, draft=self.draft, memory=self.memory, kv=self.kv,
+                     adapters=self.extras.lora)
+        steer(model, self.extras)
         model.speculate = self.speculate
         if self.template is not None:
             from ..text.chat_template import ChatTemplate

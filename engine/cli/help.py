@@ -24,7 +24,7 @@ COMMANDS = {
     },
     "Make and measure": {
         "convert": "Make a GGUF file of a checkpoint, or a smaller one.",
-        "train": "Teach a model by examples, into an adapter.",
+        "train": "Teach a model by examples: an adapter, or all of its weights.",
         "importance": "Measure which columns of a model matter.",
         "eval": "Measure how good a model is at a task.",
         "lm-eval": "Run lm-evaluation-harness on a model.",

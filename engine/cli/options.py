@@ -14,7 +14,7 @@ import click
 from ..errors import FileError, OptionError
 from ..files import bounded, read_stream, reason, shown
 from . import debug_option
-from .adapters import adapter_options, asked_for, take_in
+from .adapters import adapter_options, asked_for, steer
 from .sampling_options import combine, grammar_options, sampling_options, speculation_options
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ def open_model(name: str, threads: int | None, context: int | None, progress: Pr
         progress.stage("asking the hub")
         check_before_download(name)
     note = progress.note if progress.verbose or memory else None
-    model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note)
+    model = load(name, threads=threads, context=context, draft=draft, memory=memory, kv=kv, progress=progress.loading, note=note,
+                 adapters=asked_for().lora if adapters else ())
     if adapters:
-        take_in(model, asked_for())
+        steer(model, asked_for())
     model.speculate = not no_speculation
     model.scheduler.reading = progress.reading if progress.shows else None
     progress.note(compile_cache.cache_note())

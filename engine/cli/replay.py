@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import LlaminaError, UnsupportedError
-from .adapters import adapter_options, asked_for, take_in
+from .adapters import adapter_options, asked_for, steer
 from .options import complete_model
 from .progress import Progress
 
@@ -42,8 +42,8 @@ def command(file: str, model: str | None, threads: int | None, quiet: bool) -> N
     with Progress(quiet) as progress:
         for (_, context, kv), records in groups.items():
             path = model or journal.model_path(records[0][1])
-            loaded = load(path, context=context, kv=kv, threads=threads, progress=progress.loading)
-            take_in(loaded, asked_for())
+            loaded = load(path, context=context, kv=kv, threads=threads, progress=progress.loading, adapters=asked_for().lora)
+            steer(loaded, asked_for())
             progress.clear()
             for n, kept, found in asyncio.run(_replay(loaded, records)):
                 if found:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import FileError, OptionError, UnsupportedError
-from .adapters import asked_for, take_in
+from .adapters import asked_for, steer
 from .options import complete_model, run_options
 from .progress import Progress, tell
 
@@ -64,8 +64,8 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
         raise OptionError("--lora and --control-vector go with one model: name it")
 
     def make(path: str, memory: int | None) -> Any:
-        loaded = load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading)
-        take_in(loaded, adapters)
+        loaded = load(path, threads=threads, context=context, kv=kv, memory=memory, progress=progress.loading, adapters=adapters.lora)
+        steer(loaded, adapters)
         return loaded
     with Progress(quiet, verbose) as progress:
         registry = Registry(make, parallel, queue, parse_memory(memory), {"context": context, "kv": kv})

@@ -1,6 +1,7 @@
-"""`llamina train`: teach a model by examples, into an adapter."""
+"""`llamina train`: teach a model by examples, into an adapter, or all of its weights."""
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from . import debug_option
 from .help import Command
 from .options import complete_model, open_model, system_message, use_template
 from .progress import Progress, duration, tell
+from .train_begin import begun, is_config
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -25,7 +27,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.command("train", cls=Command)
 @click.argument("model", metavar="MODEL", shell_complete=complete_model)
 @click.argument("data", metavar="DATA")
-@click.option("-o", "--output", metavar="PATH", help="Where the adapter goes, as GGUF. Beside it, until it is done, PATH.training keeps checkpoints.")
+@click.option("-o", "--output", metavar="PATH",
+              help="Where the adapter (--full: the model) goes, as GGUF. Beside it, until it is done, PATH.training keeps checkpoints.")
 @click.option("--valid", metavar="FILE", help="Rows that are not learned: their loss and accuracy are told.")
 @click.option("--show", type=int, metavar="N", help="Print the first N examples as the model reads them, with what is learned marked, and train nothing.")
 @click.option("--loss", type=click.Choice(["assistant", "completion", "all"]),
@@ -39,6 +42,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.option("--system", metavar="TEXT", help="Instructions before conversations that have none.")
 @click.option("--system-file", metavar="FILE", help="Read them from a file.")
 @click.option("--chat-template", metavar="FILE", help="A chat template (Jinja) instead of the model's own.")
+@click.option("--full", is_flag=True, help="Train all weights of a model in F32, or of a new one by its config.json, not an adapter: -o is the model then.")
+@click.option("--tokenizer", metavar="FILE", help="Of a new model: tokenizer.model, tokenizer.json, or a GGUF model that has one.  [default: the folder's]")
 @click.option("--rank", type=int, default=16, show_default=True, metavar="N", help="Of each pair of matrices: how much can be learned.")
 @click.option("--alpha", type=float, default=32.0, show_default=True, metavar="X", help="A pair counts alpha / rank times.")
 @click.option("--targets", default="all-linear", show_default=True, metavar="NAMES", help="Which matrices, with commas: attn_q,attn_v,ffn_down, …")
@@ -70,8 +75,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 def command(model: str, data: str, output: str | None, valid: str | None, show: int | None, loss: str | None, long: str, template: str | None,
             delimiter: str | None, labels: str | None, chat: bool, system: str | None, system_file: str | None, chat_template: str | None,
             log: str | None, plot: str | None, context: int, memory: str | None, kv: str | None, threads: int | None, quiet: bool, verbose: bool,
-            **training: Any) -> None:
-    """Teach MODEL what the rows of DATA say, into a small adapter; the model's file stays as it is.
+            tokenizer: str | None, **training: Any) -> None:
+    """Teach MODEL what the rows of DATA say, into a small adapter, or all of its weights (--full); the model's file stays as it is.
 
     DATA is a .jsonl (or .csv, .tsv, .txt) file whose rows say by their keys what they are: {"messages", "tools"}, {"prompt", "completion"}, {"text"}, or rows
     of `llamina eval`. The adapter has the same bytes on every machine, on any number of threads. Interrupted, even by kill -9, the same command goes on
@@ -82,6 +87,8 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
       llamina train model.gguf data.jsonl --show 3
       llamina train model.gguf data.jsonl -o adapter.gguf --valid valid.jsonl --epochs 3
       llamina generate model.gguf --lora adapter.gguf -p "Hello"
+      llamina train model.f32.gguf data.jsonl --full -o new.gguf --lr 1e-4
+      llamina train config.json stories.txt --full --tokenizer demo -o new.gguf --lr 1e-3
     """
     from ..score.template import unescaped
     from ..train.data import Reading
@@ -97,15 +104,21 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
     reading = Reading(context, loss, long, None if template is None else unescaped(template), None if delimiter is None else unescaped(delimiter),
                       labels_of(labels) if labels else None, chat, system)
     if show is None and output is None:
-        raise OptionError("where does the adapter go? Give its name with -o, or look at the data with --show 3")
+        raise OptionError(f"where does the {'model' if options.full else 'adapter'} go? Give its name with -o, or look at the data with --show 3")
     if output == "-" or data == "-" or valid == "-":
-        raise OptionError("the adapter and the data are files: give their names")
+        raise OptionError("what is trained and the data are files: give their names")
     if show is not None and show < 1:
         raise OptionError(f"show must be a whole number above 0, found {show}")
     if plot is not None:
         from ..score.plot import need_matplotlib
         need_matplotlib(plot)
-    with Progress(quiet, verbose) as progress, open_model(model, threads, context, progress, kv=kv) as loaded:
+    if tokenizer is not None and not is_config(model):
+        raise OptionError(f"--tokenizer is for new models, by a config.json: {model} has its own")
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet, verbose))
+        if is_config(model):
+            model = stack.enter_context(begun(model, tokenizer, options.seed, options.full, None if show else output, progress))
+        loaded = stack.enter_context(open_model(model, threads, context, progress, kv=kv))
         loaded.scheduler.reading = None
         use_template(loaded, chat_template)
         if show is not None:

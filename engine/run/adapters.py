@@ -20,11 +20,13 @@ from ...kernels import low_rank as kernels
 from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
-from ..errors import OptionError, quoted
+from ..errors import OptionError, OutOfMemoryError, quoted
+from .adapter_memory import Reserve
 from .layout import aligned
 from .ops import low_rank as f
 from .ops.common import LOW_RANK
 from .watch import merged
+from .weights import Arena
 
 if TYPE_CHECKING:
     from .page_pool import PagePool
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 SLOTS = 256
 """Most adapters at once."""
-OWN_ROWS = 2
-"""So few rows' u is made by every thread for itself: sooner done than a barrier."""
+FEW_ROWS = 32
+"""So few rows' u is made by parts of the columns, if there are not groups of tokens for all threads."""
+
+
+HUGE = 2 << 20
+"""Bytes from which on an adapter lies in huge pages, so that reading it does not wait for addresses."""
 
 
 class PairLike(Protocol):
@@ -63,6 +69,11 @@ class Loaded:
         self._digest: str | None = None
         self._parts: dict[str, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], str]] = {}
 
+    def forget_source(self) -> None:
+        """Its numbers are here, packed: the ones that were read from a file need not stay."""
+        self._digest = self.digest
+        self.source.pairs = {}
+
     @property
     def digest(self) -> str:
         """Of names, shapes, numbers and scales (Adapter.digest), as they were taken last."""
@@ -78,8 +89,9 @@ Use = tuple[tuple[Loaded, float], ...]
 class Adapters:
     """Of a runtime. .by_name: {name: Loaded}; .default: what sequences have that ask for none of their own."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int):
-        self._targets, self._pool, self._n_threads = targets(config), pool, n_threads
+    def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int, reserve: Reserve):
+        self._config, self._targets, self._pool, self._n_threads = config, targets(config), pool, n_threads
+        self._reserve = reserve
         self.by_name: dict[str, Loaded] = {}
         self.default: Use = ()
         self._free = list(range(SLOTS))[::-1]
@@ -88,7 +100,8 @@ class Adapters:
             for matrix in target.matrices:
                 self._tables[matrix.key] = table = np.zeros(SLOTS, np.int64)
                 weights.descriptors[matrix.key][LOW_RANK // 8] = table.ctypes.data
-        self._words, self._u = np.zeros(f.WORDS, np.int64), np.zeros(0, np.float32)
+        self._parts = -(-max((target.columns for target in self._targets.values()), default=0) // kernels.PART)
+        self._words, self._u = np.zeros(f.WORDS, np.int64), aligned(0)
         self._planned: tuple[Any, ...] = ()
         self._control: dict[str, Any] = {}
         self.control_digest = ""
@@ -112,23 +125,30 @@ class Adapters:
     # -- coming and going -----------------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, source: AdapterLike, scale: float = 1.0, path: str = "") -> Loaded:
-        """Between two steps. source: checked against the model. OptionError: the name is taken, or there are too many."""
+        """Between two steps. source: checked against the model. OptionError: the name is taken, or there are too many. OutOfMemoryError."""
         if name in self.by_name:
             raise OptionError(f"there is an adapter called {quoted(name)} already: give another name, or remove it first")
         if not self._free:
             raise OptionError(f"{SLOTS} adapters are loaded, and no more are taken: remove one first")
-        loaded = Loaded(self._free.pop(), name, source, factor(scale, name), path)
-        weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free)
+        scale, size = factor(scale, name), memory_of(source, self._config)
+        self._reserve.take(size, name)
+        try:
+            memory = Arena(size, f"adapter {quoted(name)}", huge=size >= HUGE)
+        except OutOfMemoryError:
+            self._reserve.give(size)
+            raise
+        loaded = Loaded(self._free.pop(), name, source, scale, path)
+        weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free, self._reserve, size)
         for key, pair in source.pairs.items():
-            kind = pair.stored if pair.stored in kernels.KINDS else "F32"
+            kind = _kind(pair)
             dtype, rank, target = kernels.KINDS[kind][0], len(pair.a), self._targets[key]
-            a = _zeros((-(-rank // ROWS), -(-target.columns // 32) * 32, ROWS), dtype)
+            a = _zeros(memory, (-(-rank // ROWS), -(-target.columns // 32) * 32, ROWS), dtype)
             parts = []
             for matrix in target.matrices:
-                b, words = _zeros((-(-matrix.rows // ROWS), rank, ROWS), dtype), np.zeros(f.PAIR_WORDS, np.int64)
+                b, words = _zeros(memory, (-(-matrix.rows // ROWS), rank, ROWS), dtype), np.zeros(f.PAIR_WORDS, np.int64)
                 rows = None if len(target.matrices) == 1 and not matrix.period else target.rows_of(matrix)
                 for word, value in ((f.DOWN, kernels.down(kind).address), (f.UP, kernels.up(kind).address), (f.A, a.ctypes.data), (f.B, b.ctypes.data),
-                                    (f.BLOCKS, a.shape[1] // 32), (f.TILES, len(a)), (f.RANK, rank)):
+                                    (f.BLOCKS, a.shape[1] // 32), (f.TILES, len(a)), (f.RANK, rank), (f.SIZE, dtype.itemsize)):
                     words[word // 8] = value
                 parts.append((b, words, rows))
                 loaded.nbytes += b.nbytes
@@ -143,8 +163,9 @@ class Adapters:
     def update(self, name: str) -> None:
         """Take its numbers over again, whose shapes are what they were. Between two steps; sequences keep the keys and values that the old ones gave, so
         texts under way become private."""
-        self._take_numbers(self[name])
-        self._pool.era += 1
+        if self[name].source.pairs:  # else it was read from a file, and has its numbers here only
+            self._take_numbers(self[name])
+            self._pool.era += 1
 
     def _take_numbers(self, loaded: Loaded) -> None:
         loaded._digest = None
@@ -199,6 +220,8 @@ class Adapters:
         """rows: how many of a step's in a row have which adapters -> address for the step's word ADAPTERS; 0: none has one."""
         if not any(use for _, use in rows):
             return 0
+        if self._planned and self._planned[1] == rows:
+            return self._words.ctypes.data
         runs, at, total = [], 0, 0
         merged: list[tuple[int, Use]] = []
         for n, use in rows:
@@ -211,13 +234,20 @@ class Adapters:
                 runs.append((at, at + n, 8 * loaded.slot, int(np.float32(scale).view(np.uint32)), total, loaded.ld))
                 total += n * loaded.ld
             at += n
-        own = at <= OWN_ROWS or self._n_threads == 1
-        size = -(-f.MOST * total // 32) * 32
-        if len(self._u) < size * (self._n_threads if own else 1):
-            self._u = _zeros((size * (self._n_threads if own else 1),), np.dtype(np.float32))
+        rows_of_u = sum(n * len(use) for n, use in merged)
+        groups = sum(-(-n // kernels.TOKENS) * len(use) for n, use in merged)
+        parted = rows_of_u <= FEW_ROWS and groups < 2 * self._n_threads
+        u = 4 * f.MOST * total
+        own = 8 * f.OWN_WORDS + parted * u + -u % 64
+        size = own * self._n_threads + u * (self._parts if parted else 1)
+        if len(self._u) < size:
+            self._u = aligned(size)
         table = np.array(runs, np.int64)
         self._planned = table, rows
-        for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.U, self._u.ctypes.data), (f.TOTAL, total), (f.OWN, 4 * size if own else 0)):
+        at_u = self._u.ctypes.data
+        for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.TOTAL, total), (f.PARTED, parted), (f.SHARED, at_u + own * self._n_threads),
+                            (f.OWN, at_u), (f.OWN_BYTES, own), (f.BEGIN, f.low_rank_begin.address), (f.FETCH, f.low_rank_fetch.address),
+                            (f.ADD, f.low_rank_add.address)):
             self._words[word // 8] = value
         return self._words.ctypes.data
 
@@ -247,12 +277,28 @@ def factor(scale: Any, name: str) -> float:
     return float(np.float32(scale))
 
 
-def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int]) -> None:
+def _let_go(slot: int, tables: dict[str, np.ndarray], free: list[int], reserve: Reserve, size: int) -> None:
     for table in tables.values():
         table[slot] = 0
     free.append(slot)
+    reserve.give(size)
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Aligned to a cache line, with room behind: kernels fetch ahead."""
-    return aligned(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+def memory_of(source: AdapterLike, config: ModelConfig) -> int:
+    """Bytes that its numbers take once they are packed."""
+    return sum(size for key, pair in source.pairs.items() for size in _sizes(pair, targets(config)[key]))
+
+
+def _sizes(pair: PairLike, target: Any) -> list[int]:
+    """Bytes of A, then of each matrix's B, each on a cache line."""
+    dtype, rank = kernels.KINDS[_kind(pair)][0], len(pair.a)
+    shapes = [(-(-rank // ROWS), -(-target.columns // 32) * 32), *((-(-matrix.rows // ROWS), rank) for matrix in target.matrices)]
+    return [-(-n * m * ROWS * dtype.itemsize // 128) * 128 for n, m in shapes]
+
+
+def _kind(pair: PairLike) -> str:
+    return pair.stored if pair.stored in kernels.KINDS else "F32"
+
+
+def _zeros(memory: Arena, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    return memory.take(int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..architectures.config import ModelConfig
     from .adapters import Adapters, Use
     from .layout import Layout
+    from .page_pool import PagePool
     from .program import Placed, Program
     from .weights import Weights
 
@@ -73,6 +74,7 @@ class Looking(ABC):
     _entry: int
     _x: np.ndarray
     _tokens: np.ndarray
+    _pool: PagePool
     _logit_columns: int
 
     def _opened(self, observe: Collection[str], first: int, last: int) -> tuple[set[int], list[int]]:
@@ -117,12 +119,27 @@ class Looking(ABC):
 
     def unembed_padded(self, rows: np.ndarray, use: Use | None = None) -> np.ndarray:
         """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default)."""
+        return self._end_of(rows, use, False, self._logit_columns)
+
+    def normed(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the stream after the final norm, float32 [n, dim rounded up to 32]: what the output matrix reads. The bits are those of a step."""
+        return self._end_of(rows, (), True, self._layout.ld)
+
+    def rewrite(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Other numbers for tensors of an F32 model (Weights.rewrite). Between two steps; what the prefix cache knows is forgotten, and texts under way become
+        private: they go on with the keys and values that the old numbers gave."""
+        for name, values in tensors.items():
+            self._weights.rewrite(name, values)
+        self._pool.era += 1
+        self._pool.clear_prefix_cache()
+
+    def _end_of(self, rows: np.ndarray, use: Use | None, hidden: bool, columns: int) -> np.ndarray:
         n, s = len(rows), self._step
         assert 0 < n <= self.max_logits
         self._x[:n, :self.config.dim] = rows
         self._tokens[3, :n] = np.arange(n)
-        logits = np.empty((n, self._logit_columns), np.float32)
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, logits.shape[1], 0, 0
+        logits = np.empty((n, columns), np.float32)
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, columns, hidden, 0
         s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default if use is None else use)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)

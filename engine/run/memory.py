@@ -47,6 +47,8 @@ class MemoryPlan:
     all_experts: int = 0
     on_disk: int = 0
     """Of a table that stays in the file, and of which tokens' rows are read."""
+    adapters: int = 0
+    """Bytes in `weights` of low-rank adapters."""
 
     @property
     def context_bytes(self) -> int:
@@ -68,8 +70,9 @@ class MemoryPlan:
     def __str__(self) -> str:
         positions = "" if self.layout.windowed or self.layout.slot else f" ({self.pages * PAGE} positions)"
         some = f" (places for {size(self.experts)} of {size(self.all_experts)} of experts: the others are read when they are needed)" if self.experts else ""
-        return (f"memory: weights {size(self.weights - self.buffers)}{some}, buffers {size(self.buffers)}, KV cache up to {size(self.kv)}{positions}; "
-                f"a full context of {self.context} takes {size(self.context_bytes)}{self.groups}"
+        adapters = f", adapters {size(self.adapters)}" if self.adapters else ""
+        return (f"memory: weights {size(self.weights - self.buffers - self.adapters)}{some}{adapters}, buffers {size(self.buffers)}, "
+                f"KV cache up to {size(self.kv)}{positions}; a full context of {self.context} takes {size(self.context_bytes)}{self.groups}"
                 + (f"; {size(self.on_disk)} of per-layer embeddings stay in the file" if self.on_disk else ""))
 
     @property
@@ -82,15 +85,16 @@ class MemoryPlan:
                 f"with a full context. Allow {size(more)} more, or ask for this context (context={self.context})")
 
 
-def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None, threads: int = 1) -> MemoryPlan:
+def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory: int | None = None, kv: str | None = None, threads: int = 1,
+         adapters: int = 0) -> MemoryPlan:
     """All that the model will take is inside `memory` bytes: weights, the buffers of a step on so many threads, the KV cache (at least one full context). The
     KV cache gets what is left, without `memory` half of what is free. Steps get fewer tokens if need be, which costs time and changes nothing else.
 
     context None: as trained, at most 4096, or what fits into `memory` (then .shortage says so). kv: a name of kv_cache.KV_TYPES. Raises OutOfMemoryError if
-    it can't be, OptionError.
+    it can't be, OptionError. adapters: bytes of those that it will have.
     """
     kind = kv_type(config, kv)
-    matrices, places, whole = weight_bytes(gguf, config), 0, 0
+    matrices, places, whole = weight_bytes(gguf, config) + adapters, 0, 0
     wanted = context or min(config.context_length, DEFAULT_CONTEXT)
     if config.positions is not None and wanted > config.positions:
         raise OptionError(f"{gguf.path}: has embeddings of {config.positions} positions: a context of {wanted} can't be computed; ask for at most that many")
@@ -113,20 +117,21 @@ def plan(gguf: GGUFFile, config: ModelConfig, context: int | None = None, memory
     least = matrices + step.bytes(fewest)
     fits = 0 if memory is None else layout.positions((memory - least) // one_page, wanted)
     if memory is not None and not tokens and context is None and fits > 0 and (free is None or least + layout.bytes(PAGE) <= free):
-        found = plan(gguf, config, fits, memory, kv, threads)
+        found = plan(gguf, config, fits, memory, kv, threads, adapters)
         return replace(found, wanted=wanted)
     if not tokens:
         have, what = (free, "are free") if memory is None or free is not None and free < memory else (memory, "are allowed")
-        raise OutOfMemoryError(f"{gguf.path}: weights ({size(matrices)}), buffers ({size(step.bytes(8))}) and a context of {wanted} positions "
-                               f"({size(needed * one_page)}) don't fit into the {size(have or 0)} that {what}; allow more, use a smaller context or a "
-                               "smaller quantisation")
+        beside = f", adapters ({size(adapters)})" if adapters else ""
+        raise OutOfMemoryError(f"{gguf.path}: weights ({size(matrices - adapters)}){beside}, buffers ({size(step.bytes(8))}) and a context of {wanted} "
+                               f"positions ({size(needed * one_page)}) don't fit into the {size(have or 0)} that {what}; allow more, use a smaller context or "
+                               "a smaller quantisation")
     weights = matrices + step.bytes(tokens)
     if memory is not None:
         pages = (memory - weights) // one_page
     else:
         pages = max(needed, ((free - weights) // 2 if free is not None else 16 * needed * one_page) // one_page)
     return MemoryPlan(weights, pages * one_page, wanted, pages, one_page, step.bytes(tokens), tokens, step.logits(tokens), wanted, layout, places,
-                      whole if places else 0, gguf.tensors[config.per_layer.table].n_bytes if config.per_layer else 0)
+                      whole if places else 0, gguf.tensors[config.per_layer.table].n_bytes if config.per_layer else 0, adapters)
 
 
 def _places(gguf: GGUFFile, config: ModelConfig, room: int, step: StepMemory, most: int) -> int:

@@ -318,6 +318,26 @@ class PagePool:
         self.claimed += 1
         return True
 
+    def give_up(self, units: int, least: int) -> int:
+        """The budget becomes so many units smaller, if at least `least` remain and nobody was promised them -> how many it could give; fewer than asked: none
+        were given."""
+        with self.lock:
+            self.collect()
+            left = max(0, min(self._left(), self.max_pages - least))
+            if units > left:
+                return left
+            self.max_pages -= units
+            while self.claimed > self.max_pages:
+                if self._free:
+                    self._free.pop()
+                    self.claimed -= 1
+                elif self._free_states:
+                    self._free_states.pop()
+                    self.claimed -= self.layout.slot
+                else:
+                    self._recycle(self.prefix.evict())
+            return units
+
     def promise(self, pages: int) -> None:
         """Keep pages for somebody (fewer for a negative number). OutOfMemoryError."""
         with self.lock:

@@ -25,6 +25,7 @@ from ..architectures.config import ModelConfig, read_vector
 from ..errors import AbortedError, ClosedError, ContextFullError, NumericError, OptionError, OutOfMemoryError
 from ..gguf.file import GGUFFile, model_digest
 from . import kv_cache, thread_choice
+from .adapter_memory import Reserve
 from .adapters import Adapters, key_of
 from .expert_arena import ExpertArena
 from .feed import Feed as Feed
@@ -57,14 +58,14 @@ class Runtime(Looking):
 
     context: most positions of a sequence (default: the trained context, at most 4096). memory: bytes that weights and KV cache may take together
     (default: half of what is free beside the weights goes to the KV cache). kv: what keys and values are kept as, a name of kv_cache.KV_TYPES (default:
-    f16; f32 for files that are float32 throughout). note: called with the memory plan before anything is loaded.
+    f16; f32 for files that are float32 throughout). adapters: bytes of those that it will have. note: called with the memory plan before anything is loaded.
     Raises FormatError (NaN among the weights), OutOfMemoryError, OptionError.
     """
 
     @in_default_floats
     def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
                  progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None):
+                 kv: str | None = None, adapters: int = 0):
         start = time.perf_counter()
         self.on_layers: Callable[[float], None] | None = None
         """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
@@ -78,7 +79,7 @@ class Runtime(Looking):
         if not thread_choice.known_threads(gguf, threads):
             choices = thread_choice.candidates(default_threads(), usable_threads())
         self.kv = kv_cache.kv_type(config, kv)
-        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads)
+        self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads, adapters)
         if note:
             note(str(self.plan))
             if self.plan.shortage:
@@ -87,6 +88,7 @@ class Runtime(Looking):
         self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
+        self._reserve = Reserve(self, self._pool, memory is not None)
         compiled_before = compile_cache.stats.seconds
         self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
         """Of experts that don't all fit into memory."""
@@ -133,7 +135,7 @@ class Runtime(Looking):
         names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
-        self.adapters = Adapters(config, self._weights, self._pool, self.n_threads)
+        self.adapters = Adapters(config, self._weights, self._pool, self.n_threads, self._reserve)
         self.program = Program(self._layout)
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
@@ -175,11 +177,6 @@ class Runtime(Looking):
     def page_bytes(self) -> int:
         """Memory of a page: 64 positions of all layers, or, with windows, of one layer (kv_groups.py)."""
         return self._pool.page_bytes
-
-    @property
-    def free_pages(self) -> int:
-        """Of `page_bytes`, that can still be had."""
-        return self._pool.free_pages
 
     @property
     def kv_name(self) -> str:

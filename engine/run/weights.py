@@ -26,7 +26,7 @@ from ...kernels.matmul import ROWS
 from .. import units
 from ..architectures.config import ModelConfig
 from ..architectures.spec import Matrix
-from ..errors import FormatError, OutOfMemoryError
+from ..errors import FormatError, NumericError, OutOfMemoryError
 from ..gguf.file import GGUFFile
 from .ops.common import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, MATRIX_BYTES, TILES, WEIGHTS
 
@@ -76,12 +76,12 @@ def keeps_rows(gguf: GGUFFile, config: ModelConfig) -> bool:
 class Arena:
     """Zeroed, page-aligned anonymous memory, backed by huge pages where the system has them; matrices are laid one after the other."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, what: str = "the weights", huge: bool = True):
         try:
             self._map = mmap.mmap(-1, size + _HUGE, **_PRIVATE)
         except (OSError, ValueError, OverflowError) as error:
-            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for the weights: {error}") from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+            raise OutOfMemoryError(f"cannot reserve {units.size(size)} for {what}: {error}") from None
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
@@ -196,7 +196,7 @@ class Weights:
     """All of a model's weights; ready for the forward pass after `wait`.
 
     .descriptors: {Matrix.key: int64 [8]} of every matrix (ops/common.py's layout); .gains: {tensor: float32 row} of the norms, padded to 32;
-    .kept: {tensor: float32 rows} of what no kernel reads;
+    .kept: {tensor: float32 rows} of what no kernel reads; .biases: {Matrix.key: float32 row, or one for each expert};
     .experts_at: {Matrix.key: int64 [experts]}, addresses of each expert's part; .nbytes: memory of the retiled matrices, and of the embedding's rows where
     they are kept.
     """
@@ -231,7 +231,7 @@ class Weights:
                 self.gains[norm.tensor] *= np.float32(norm.factor)
         self.gains |= {r.kernel.name: self.kernel(r.kernel.name) for r in config.recurrents()}
         self.kept = {tensor.name: self._rows(tensor.name) for tensor in config.kept()}
-        self._biases: list[np.ndarray] = []
+        self.biases: dict[str, np.ndarray] = {}
         self.experts_at = {m.key: targets[m.key].ctypes.data + expert_bytes(self._gguf, m) * np.arange(m.experts, dtype=np.int64)
                            for m in config.matrices() if m.experts and m.key in targets} | self._elsewhere
         self.descriptors = {m.key: self._descriptor(m, targets.get(m.key)) for m in config.matrices()}
@@ -282,6 +282,28 @@ class Weights:
             if bad:
                 raise self._refuse(EMBEDDING, int(ids[bad - 1]))
         return compiled
+
+    def rewrite(self, name: str, values: np.ndarray) -> None:
+        """Other numbers for a tensor of a model whose matrices are F32, between two steps: float32 of its shape, C-contiguous; everything that was made of it
+        when it was loaded is made again, where it is. NumericError: NaN or infinity."""
+        if not np.isfinite(values).all():
+            raise NumericError(f"{self._gguf.path}: tensor {name!r} would hold NaN or infinity")
+        for m in self.config.matrices():
+            if m.tensor == name:
+                assert self._gguf.tensors[name].format.name == "F32" and not m.experts and not m.period
+                to = int(self.descriptors[m.key][WEIGHTS // 8])
+                registry.retiler("F32").ctypes(address(values) + 4 * m.first * m.columns, 4 * m.columns, m.rows, m.columns, 0, -(-m.rows // ROWS), to)
+            if m.bias == name:
+                self.biases[m.key][:m.rows] = values[m.first:m.first + m.rows]
+        if name == EMBEDDING and isinstance(self._embedding, np.ndarray):
+            self._embedding[:] = values.view(np.uint8)
+        factors = {norm.tensor: norm.factor for norm in self.config.norms()}
+        if name in self.gains:
+            self.gains[name][:values.size] = values.reshape(-1)
+            if factors.get(name, 1.0) != 1:
+                self.gains[name] *= np.float32(factors[name])
+        if name in self.kept:
+            self.kept[name][:] = values
 
     def _rows(self, name: str) -> np.ndarray:
         """A whole tensor, float32, in its shape."""
@@ -343,11 +365,11 @@ class Weights:
             whole = self.vector(matrix.bias, matrix.experts * rows, 0, 1).reshape(matrix.experts, rows)
             padded = np.zeros((matrix.experts, ROWS * tiles), np.float32)
             padded[:, :matrix.rows] = whole[:, matrix.first:matrix.first + matrix.rows]
-            self._biases.append(padded)
+            self.biases[matrix.key] = padded
             words[BIAS // 8] = padded.ctypes.data
         elif matrix.bias:
-            self._biases.append(self.vector(matrix.bias, matrix.rows, matrix.first, ROWS))
-            words[BIAS // 8] = self._biases[-1].ctypes.data
+            self.biases[matrix.key] = self.vector(matrix.bias, matrix.rows, matrix.first, ROWS)
+            words[BIAS // 8] = self.biases[matrix.key].ctypes.data
         return words
 
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import quoted
 from ..text.messages import normalise
+from .asked import adapter_scales
 from .call import Call
 from .conversation import MAX_TOOLS, ChatAsked, read_messages, read_tools, template_options, with_begun
 from .errors import ApiError
@@ -109,10 +110,14 @@ async def props(request: Request) -> Response:
 
 
 async def lora_adapters(request: Request) -> Response:
-    """The adapters that a request's `lora` may name, by id or name; scale: what a request has that names none."""
+    """The adapters that a request's `lora` may name, by id or name; scale: what a request has that names none, which a POST sets."""
     async with Call(request) as call:
         served = await call.model(request.query_params.get("model"))
         model, _ = served.loaded
+        if request.method == "POST":
+            scales = adapter_scales(await call.entries(256), "the body")
+            await call.make(lambda: model.use_adapters(scales))
+            return JSONResponse({"success": True})
         found = await call.make(lambda: model.adapters)  # the digest takes its time at first
         return JSONResponse([{"id": i, "name": name, "path": Path(entry["path"]).name, "scale": entry["default"], "sha256": entry["digest"]}
                              for i, (name, entry) in enumerate(found.items())])

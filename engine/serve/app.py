@@ -79,6 +79,7 @@ def routes() -> list[Route]:
             *[Route(path, llama_server.completion, methods=["POST"]) for path in ("/completion", "/completions")], Route("/metrics", metrics, methods=["GET"]),
             *[Route(path, endpoint, methods=["POST"]) for path, endpoint in (
                 ("/tokenize", about.tokenize), ("/detokenize", about.detokenize), ("/apply-template", about.apply_template), ("/trace", inside.trace),
+                ("/lora-adapters", about.lora_adapters),
                 ("/api/chat", ollama.chat), ("/api/generate", ollama.generate), ("/api/show", ollama.show), ("/api/embed", embeddings.ollama_embed),
                 ("/api/embeddings", embeddings.ollama_embeddings))],
             *[Route(path, endpoint, methods=["GET"]) for path, endpoint in (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,17 +73,21 @@ def sampling(body: Fields, n_vocab: int, defaults: Mapping[str, Any], texts: boo
 
 def adapters(body: Fields) -> dict[Any, float] | None:
     """`lora`: llama-server's [{"id": number, "scale": factor}, …], or with a "name" for the id: those, and no others. None: not said. ApiError."""
-    if (given := body.list("lora", None, 256)) is None:
-        return None
+    given = body.list("lora", None, 256)
+    return None if given is None else adapter_scales(given, "lora")
+
+
+def adapter_scales(given: Sequence[Any], where: str) -> dict[Any, float]:
+    """{id or name: scale}. where: what the list is called. ApiError."""
     found: dict[Any, float] = {}
     for i, entry in enumerate(given):
-        fields = Fields(entry, f"lora[{i}].") if isinstance(entry, dict) else None
+        fields = Fields(entry, f"{where}[{i}].") if isinstance(entry, dict) else None
         if fields is None:
-            raise ApiError(400, f"lora[{i}] must be an object with id (or name) and scale, found {quoted(entry, 60)}", "lora")
+            raise ApiError(400, f"{where}[{i}] must be an object with id (or name) and scale, found {quoted(entry, 60)}", where)
         id, name, scale = fields.integer("id", None, 0, 255), fields.text("name", most=200), fields.number("scale", 1.0, -1e6, 1e6)
         fields.done()
         if (id is None) == (name is None):
-            raise ApiError(400, f"lora[{i}] must have one of id and name", "lora")
+            raise ApiError(400, f"{where}[{i}] must have one of id and name", where)
         found[name if id is None else id] = scale
     return found
 

@@ -63,6 +63,14 @@ class Call:
         self._body = parse_json(raw or b"{}") if len(raw) < LARGE else await self.make(lambda: parse_json(raw))
         return Fields(self._body)
 
+    async def entries(self, most: int) -> list[Any]:
+        """A body that is a list."""
+        raw = await self.request.body()
+        found = parse_json(raw) if len(raw) < LARGE else None
+        if not isinstance(found, list) or len(found) > most:
+            raise ApiError(400, f"the body must be a JSON array of at most {most} entries")
+        return found
+
     async def model(self, name: Any) -> Served:
         self.served = await self.server.registry.acquire(name)
         return self.served

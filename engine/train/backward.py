@@ -1,32 +1,45 @@
-"""The way back through a layer: from the gradient of the stream after it to that of the stream before it, and the pairs' gradients on the way.
+"""The way back through a layer: from the gradient of the stream after it to that of the stream before it, and the gradients of what is trained on the way.
 
 Of matrices that read the same rows, the gradient of these is one chain: over the rows of q, then k, then v (gate, then up; beside attention, all of them), then
 over the ranks of their pairs, in the same order.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..architectures.blocks import Attention, Mlp
-from .factors import FactorsOf, Parts, of_tensors
+from .factors import Parts, of_tensors
 from .forward import Batch, Kept
 from .ops import Ops, padded, rows_of
 
 if TYPE_CHECKING:
-    from ..architectures.spec import Addend
+    from ..architectures.spec import Addend, Norm
+
+
+class Learned(Protocol):
+    """What is trained of a tensor: its pair, or its own numbers."""
+
+    def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None: ...
+
+
+def _nothing(norm: Norm, x: np.ndarray, dy: np.ndarray) -> None:
+    pass
 
 
 class Backward:
-    """Through the layers of one micro-batch. kv: the type that keys and values are kept as."""
+    """Through the layers of one micro-batch. learned: of tensors, or None; gains: called with each norm of rows, what it read and the gradient of what it made.
+    kv: the type that keys and values are kept as."""
 
-    def __init__(self, ops: Ops, batch: Batch, factors: FactorsOf, kv: str) -> None:
-        self._ops, self._batch, self._factors, self._half = ops, batch, factors, kv == "f16"
+    def __init__(self, ops: Ops, batch: Batch, learned: Callable[[str], Learned | None], kv: str,
+                 gains: Callable[[Norm, np.ndarray, np.ndarray], None] | None = None) -> None:
+        self._ops, self._batch, self._learned, self._half, self._gains, self._of_heads = ops, batch, learned, kv == "f16", gains or _nothing, gains is not None
 
     def layer(self, blocks: tuple[object, ...], kept: Kept, stream: np.ndarray, d: np.ndarray, below: bool) -> None:
         """stream: before the layer. d: the gradient of the stream after it becomes, in place, that of the one before it. below: whether that is wanted at all:
-        if not, only the pairs' gradients are computed."""
+        if not, only those of what is trained are computed."""
         attention, mlp = blocks
         assert isinstance(attention, Attention) and isinstance(mlp, Mlp)
         if attention.parallel:
@@ -55,12 +68,13 @@ class Backward:
         if below:
             self._join(mlp.norm, stream, dn, d)
 
-    def _join(self, norm: object, x: np.ndarray, dn: np.ndarray, d: np.ndarray) -> None:
+    def _join(self, norm: Norm | None, x: np.ndarray, dn: np.ndarray, d: np.ndarray) -> None:
         """The gradient of normed rows joins that of the stream they were made of."""
         if norm is None:
             d += dn
         else:
-            self._ops.norm_back(norm, x, dn, d)  # type: ignore[arg-type]
+            self._gains(norm, x, dn)
+            self._ops.norm_back(norm, x, dn, d)
 
     def _left(self, addend: Addend, made: np.ndarray | None, d: np.ndarray) -> np.ndarray:
         """The gradient of what a block made, from that of the stream it has joined."""
@@ -69,6 +83,7 @@ class Backward:
         if addend.norm is None:
             return d
         assert made is not None
+        self._gains(addend.norm, made, d)
         out = rows_of(*made.shape)
         self._ops.norm_back(addend.norm, made, d, out)
         return out
@@ -98,20 +113,36 @@ class Backward:
         q = kept["attn.hook_rot_q"]
         dq, dk, dv = rows_of(*q.shape), rows_of(*k.shape), rows_of(*v.shape)
         ops.attention_back(a, batch.items, q, k, v, kept["attn.hook_z"], dz, dq, dk, dv)
-        ops.heads_back(a, True, kept.get("attn.hook_q"), dq, batch.positions)
-        ops.heads_back(a, False, kept.get("attn.hook_k"), dk, batch.positions)
+        for query, name, dx in (True, "attn.hook_q", dq), (False, "attn.hook_k", dk):
+            if self._of_heads and a.qk_norm:
+                self._head_gains(a, query, kept[name], dx)
+            ops.heads_back(a, query, kept.get(name), dx, batch.positions)
         dn = rows_of(n, a.dim)
         self._matrices([(a.q, dq), (a.k, dk), (a.v, dv)], kept["ln1.hook_normalized"], dn if below else None)
         return dn
 
+    def _head_gains(self, a: Attention, query: bool, x: np.ndarray, d: np.ndarray) -> None:
+        """Of the norm of a layer's queries or keys: x, the projection's rows; d, the gradient of what attention reads."""
+        norm, batch = a.q_norm if query else a.k_norm, self._batch
+        assert norm is not None
+        if a.norm_last:
+            x, dy = self._ops.turned(a, x, batch.positions), self._ops.of_position(a, query, d, batch.positions)
+        else:
+            dy = padded(d)
+            self._ops.heads_back(a, query, None, dy, batch.positions, normed=False)
+        heads = (a.heads if query else a.kv_heads) if a.qk_norm == "head" else 1
+        if heads > 1:  # a token's heads one after the other
+            x, dy = (padded(rows[:, :heads * norm.dim].reshape(-1, norm.dim)) for rows in (x, dy))
+        self._gains(norm, x, dy)
+
     def _matrices(self, parts: Parts, x: np.ndarray, dx: np.ndarray | None) -> None:
-        """Matrices that read x: dx goes on, the pairs' gradients too."""
+        """Matrices that read x: dx goes on, the gradients of what is trained of them, too."""
         if dx is not None:
             for matrix, dy in parts:
                 self._ops.through_weights(matrix, dy, dx)
         for tensor, its in of_tensors(parts).items():
-            if factors := self._factors(tensor):
-                factors.backward(x, its, dx)
+            if learned := self._learned(tensor):
+                learned.backward(x, its, dx)
 
 
 def _scaled(d: np.ndarray, factor: float) -> np.ndarray:

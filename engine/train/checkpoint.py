@@ -39,30 +39,41 @@ class State:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def folder_of(output: Path) -> Path:
+    """Where the checkpoints of an output are."""
+    return output.with_name(output.name + ".training")
+
+
+def check_new(output: Path) -> None:
+    """FileError: a directory, or it exists already and is not being trained."""
+    with paths(output):
+        if output.is_dir():
+            raise FileError(f"{shown(output)}: is a directory: expected a file's name")
+        if os.path.lexists(output) and not folder_of(output).is_dir():
+            raise exists(output)
+
+
+def exists(output: Path) -> FileError:
+    return FileError(f"{shown(output)}: exists already: move it away, or choose another name")
+
+
 class Checkpoints:
     """Of one output; a context manager that holds the lock. FileError: the output exists already, can't be written, or is being trained by another run."""
 
     def __init__(self, output: Path) -> None:
         if not output.name or output.name == "..":
             raise FileError(f"{shown(output)}: is a directory: expected a file's name")
-        self.output, self.folder = output, output.with_name(output.name + ".training")
+        self.output, self.folder = output, folder_of(output)
         self._lock: int | None = None
         self._next = 0
         self.note: str | None = None
         """A line about a checkpoint that could not be used."""
-        with paths(output):
-            if output.is_dir():
-                raise FileError(f"{shown(output)}: is a directory: expected a file's name")
-            if os.path.lexists(output) and not self.folder.is_dir():
-                raise self._exists()
+        check_new(output)
         while not self._hold():
             pass
         if os.path.lexists(output) and not self._begun():  # done by a run that ended, or was killed, while we came: there is nothing to go on with
             self.close()
-            raise self._exists()
-
-    def _exists(self) -> FileError:
-        return FileError(f"{shown(self.output)}: exists already: move it away, or choose another name")
+            raise exists(self.output)
 
     def _begun(self) -> bool:
         """Whether a checkpoint is there."""

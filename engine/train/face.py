@@ -13,6 +13,7 @@ from ..answers.core import Core
 from ..errors import OptionError, quoted
 
 if TYPE_CHECKING:  # what compiles is imported by who uses it: a tokenizer needs no compiler
+    from ..architectures.config import ModelConfig
     from .adapter import Adapter
     from .tokens import TokenGradients
 
@@ -25,20 +26,33 @@ class Adapted(Core):
 
         default: answers and everything else have it from now on, at this scale, unless they say otherwise (`adapters=`); False: only who asks for it by name,
         {"name": scale} or ["name"], which is this scale then. What was computed before is not computed again. FileError, FormatError (damaged, or of another
-        model), UnsupportedError, OptionError."""
-        self._check_open()
-        from ..run.adapters import factor
+        model), UnsupportedError, OptionError, OutOfMemoryError (no memory is left of what the model was allowed)."""
         from .adapter import given
+        self._check_open()
         adapter = given(source, self.config)
+        return self._take_adapter(adapter, scale, name, default, adapter is not source)
+
+    def _take_adapter(self, adapter: Adapter, scale: float, name: str | None, default: bool, read: bool) -> str:
+        """read: from a file, so that nobody else has its numbers."""
+        from ..run.adapters import factor
         called = name if name is not None else self._name_of(adapter)
         if not isinstance(called, str) or not called or len(called) > 200 or not called.isprintable():
             raise OptionError(f"an adapter's name must be 1 to 200 printable characters, found {quoted(called)}")
         scale = factor(scale, called)
         with self.scheduler.alone() as runtime:
             loaded = runtime.adapters.add(called, adapter, scale, adapter.path)
+            if read:
+                loaded.forget_source()
             if default:
                 runtime.adapters.use_by_default(loaded, scale)
         return called
+
+    def use_adapters(self, scales: Mapping[str, float] | list[str]) -> None:
+        """What everything has from now on that asks for none of its own: these, and no others ([]: none). {name: scale}, or names, at the scales that they were
+        added with. OptionError."""
+        self._check_open()
+        with self.scheduler.alone() as runtime:
+            runtime.adapters.default = runtime.adapters.chosen(scales)
 
     def remove_adapter(self, name: str) -> None:
         """Let it go: no new text has it. Texts under way keep it. OptionError."""
@@ -83,3 +97,14 @@ class Adapted(Core):
         while f"{stem}-{n}" in taken:
             n += 1
         return f"{stem}-{n}"
+
+
+def read_adapters(asked: Iterable[tuple[str | os.PathLike[str], float]], config: ModelConfig) -> tuple[list[tuple[Adapter, float]], int]:
+    """-> (adapter, scale) of each (path, scale), checked against the model, and how many bytes they will take. Raises as `add_adapter`."""
+    asked = list(asked)
+    if not asked:
+        return [], 0
+    from ..run.adapters import memory_of
+    from .adapter import given
+    found = [(given(path, config), scale) for path, scale in asked]
+    return found, sum(memory_of(adapter, config) for adapter, _ in found)

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from ..answers.core import Core
     from ..architectures.config import ModelConfig
     from ..run.adapters import Adapters
+    from ..run.runtime import Runtime
     from .adapter import Adapter
+    from .full import Sums
 
 
 def why_not(config: ModelConfig) -> str:
@@ -61,8 +63,9 @@ def why_not(config: ModelConfig) -> str:
     return ""
 
 
-def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) -> tuple[RowLosses, np.ndarray]:
-    """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time."""
+def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float, sums: Sums | None = None) -> tuple[RowLosses, np.ndarray]:
+    """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time. sums: to which the output matrix's and the final norm's
+    gradients are added."""
     runtime = ops.runtime
     output, n, most = runtime.config.output, len(batch.targets), runtime.max_logits
     assert output.matrix is not None
@@ -71,6 +74,7 @@ def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) 
         places, targets = batch.places[start:start + most], batch.targets[start:start + most].copy()
         x = rows_of(len(places), runtime.config.dim)
         x[:] = stream[places]
+        normed = runtime.normed(x[:, :runtime.config.dim]) if divisor and sums else x
         logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
         numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
         nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
@@ -78,6 +82,9 @@ def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float) 
         if divisor:
             dn, dx = rows_of(*x.shape), rows_of(*x.shape)
             ops.through_weights(output.matrix, logits, dn)
+            if sums:
+                sums.backward(normed, [(output.matrix, logits)], None)
+                sums.norm(output.norm, x, dn)
             ops.norm_back(output.norm, x, dn, dx)
             d[places] = dx
     if not np.isfinite(nll).all():
@@ -94,6 +101,39 @@ def check(model: Core) -> None:
     """UnsupportedError unless the model can be gone through backwards."""
     if why := why_not(model.config):
         raise UnsupportedError(f"{model.path}: can't be trained: {why}; dense models of attention and feed-forward blocks can")
+
+
+def check_row(row: Row) -> None:
+    """OptionError: its ids and its mask are no row."""
+    ids, mask = np.asarray(row.ids), np.asarray(row.loss_mask)
+    if ids.ndim != 1 or mask.shape != ids.shape or mask.dtype != np.bool_:
+        raise OptionError(f"{row.name or 'a row'}: ids and loss_mask must be equally long and of one dimension, found {list(ids.shape)} and {list(mask.shape)}")
+    if len(mask) and mask[0]:
+        raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
+
+
+def most_pages(runtime: Runtime) -> int:
+    """Of 64 positions, for which the KV cache has room."""
+    return max(1, runtime._pool.free_pages // runtime.plan.layout.rows)
+
+
+def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, first_layer: int, threads: int | None) -> int:
+    """Bytes that a micro-batch of so many tokens takes to go back to first_layer, its KV pages included. longest: of its at most so many rows."""
+    config, most = runtime.config, min(longest or tokens, tokens)
+    ld, half = round_up(config.dim), 0
+    for i, blocks in enumerate(config.layers):
+        names, columns = read_back(blocks), 0
+        for placed in runtime.program.open[i]:
+            for site in (*placed.stage.before, *placed.stage.after):
+                columns += round_up(site.columns) * (site.name.split(".", 2)[2] in names)
+        half = max(half, columns)
+    widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
+    heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
+    kept = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
+    threads = threads or runtime.n_threads
+    logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
+    pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, most_pages(runtime))
+    return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
 
 
 class Gradients:
@@ -145,7 +185,7 @@ class Gradients:
     @in_default_floats
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
         for row in rows:
-            self._check(row)
+            check_row(row)
         with self._model.scheduler.alone() as runtime:
             batch = Batch(rows, runtime.max_batch)
             if not batch.n:
@@ -179,35 +219,12 @@ class Gradients:
         cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1), n]
         return np.concatenate([dropout_mask(self._seed, step, tensor, int(numbers[a]), b - a, width, self._dropout) for a, b in pairwise(cuts)])
 
-    def _check(self, row: Row) -> None:
-        ids, mask = np.asarray(row.ids), np.asarray(row.loss_mask)
-        if ids.ndim != 1 or mask.shape != ids.shape or mask.dtype != np.bool_:
-            raise OptionError(f"{row.name or 'a row'}: ids and loss_mask must be equally long and of one dimension, found {list(ids.shape)} and "
-                              f"{list(mask.shape)}")
-        if len(mask) and mask[0]:
-            raise OptionError(f"{row.name or 'a row'}: its first token is a target, but nothing is before it: begin with BOS, or do not count it")
-
     def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
         """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
         of its at most so many rows."""
-        runtime = self._model.runtime
-        config, most = runtime.config, min(longest or tokens, tokens)
-        ld, half = round_up(config.dim), 0
-        for i, blocks in enumerate(config.layers):
-            names, columns = read_back(blocks), 0
-            for placed in runtime.program.open[i]:
-                for site in (*placed.stage.before, *placed.stage.after):
-                    columns += round_up(site.columns) * (site.name.split(".", 2)[2] in names)
-            half = max(half, columns)
-        widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
-        heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
-        kept = 4 * tokens * ((config.n_layers - self._first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
-        threads = self._threads or runtime.n_threads
-        logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
-        pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, self.most_pages)
-        return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
+        return memory_of(self._model.runtime, tokens, longest, rows, self._first_layer, self._threads)
 
     @property
     def most_pages(self) -> int:
         """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
-        return max(1, self._model.runtime.free_pages // self._model.runtime.plan.layout.rows)
+        return most_pages(self._model.runtime)

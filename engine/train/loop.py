@@ -1,9 +1,9 @@
 """The loop: steps of the optimiser, validation, checkpoints.
 
     Order: rows of a step ─► Gradients.accumulate, micro-batch by micro-batch ─► norm, clip ─► Optimiser.step ─► record ─► checkpoint, now and then
-                                                                                                      the end ─► the adapter's file
+                                                                                                      the end ─► the adapter's file, or the model's
 
-The same model, data and options give the same adapter, bit for bit, however a step is cut, on any number of threads, and whether the run was killed and begun
+The same model, data and options give the same file, bit for bit, however a step is cut, on any number of threads, and whether the run was killed and begun
 again or not: a checkpoint holds all that a step depends on, and what it does not hold is a function of the seed and the step's number.
 """
 from __future__ import annotations
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAVE_SECONDS = 60.0
+_SOME = 1 << 20
 
 
 class Gradient(Protocol):
-    """What gradients.py's class is to the loop."""
+    """What gradients.py's and full.py's classes are to the loop."""
 
-    arrays: dict[str, np.ndarray]
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
 
     def zero(self) -> None: ...
 
@@ -64,7 +66,8 @@ class Progress:
 
 
 class Loop:
-    """One run. weights: the adapter's arrays, which change in place; gradients: of them, by the same names. bound: what the run depends on.
+    """One run. weights: the arrays that are trained, which change in place (vectors don't decay); gradients: of them, by the same names. bound: what the run
+    depends on.
 
     most_tokens, most_pages: of a micro-batch. seen: called with Progress after each micro-batch. UnsupportedError, OptionError, FormatError, FileError.
     """
@@ -76,7 +79,7 @@ class Loop:
         self.gradients, self.weights, self.valid, self.options = gradients, weights, valid, options
         self.order = Order(data, options)
         self.steps = self.order.steps
-        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay)
+        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay, plain={name for name, w in weights.items() if w.ndim < 2})
         self.history: list[dict[str, Any]] = []
         self._bound, self._checkpoints, self._seen = dict(bound or {}), checkpoints, seen
         self._most_tokens, self._most_pages = most_tokens, most_pages
@@ -144,6 +147,17 @@ class Loop:
             self._accumulated(part, self._targets(rows), self.step)
             seconds = time.perf_counter() - start
         return seconds / sum(len(row.ids) for row in part)
+
+    def between(self) -> float:
+        """Seconds that a step takes beside its tokens, for norm and optimiser: of some weights, as many times as there are more."""
+        total = sum(w.size for w in self.weights.values())
+        some = {"w": np.full(min(total, _SOME), 0.1, np.float32)}
+        optimiser, seconds = make(self.options.optimizer, some, weight_decay=self.options.weight_decay), 0.0
+        for _ in range(2):
+            start = time.perf_counter()
+            optimiser.step(some, 1e-3, clip_factor(gradient_norm(some), 1e-3))
+            seconds = time.perf_counter() - start
+        return seconds * total / some["w"].size
 
     def largest(self) -> tuple[int, int]:
         """Tokens, and rows, of a micro-batch, at most."""

@@ -15,6 +15,7 @@ from ...kernels.backward.unpack import unpacker
 from ..architectures.blocks import Attention
 from ..architectures.spec import Matrix, Norm, round_up
 from ..run.ops.common import COLUMNS, WEIGHTS
+from ..run.rope import query_scales
 
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
@@ -77,6 +78,11 @@ class Ops:
             c.MULTIPLY: self._multiply, c.A: a.ctypes.data, c.A_I: a_i, c.A_K: a_k, c.W: w.ctypes.data, c.LD_W: w.strides[0], c.OUT: out.ctypes.data,
             c.LD_OUT: out.strides[0], c.ROWS: rows, c.N: columns, c.K: depth}))
 
+    def sums(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """out[c] goes on over i of rows[i, c], one chain of additions. out: float32 [columns]."""
+        ones, rows = np.ones(len(rows), np.float32), rows if rows.shape[1] % 32 == 0 else padded(rows)
+        self.product(ones, 0, 4, rows, out[None, :], 1, len(out), len(rows))
+
     def through_weights(self, matrix: Matrix, dy: np.ndarray, dx: np.ndarray) -> None:
         """dx goes on over the matrix's rows r of dy[m, r] × W[r, c]."""
         t, descriptor = weights, self.runtime._layout.matrix(matrix)
@@ -94,16 +100,40 @@ class Ops:
             n.X: x.ctypes.data, n.GAIN: self.runtime._layout.gain(norm), n.LAYER_NORM: norm.kind == "layer", n.DIM: norm.dim, n.LD: x.shape[1],
             n.DY: dy.ctypes.data, n.DX: dx.ctypes.data, n.N_TOKENS: len(x)}, {n.EPS: norm.eps}))
 
-    def heads_back(self, a: Attention, query: bool, before: np.ndarray | None, d: np.ndarray, positions: np.ndarray) -> None:
-        """d, gradients of a layer's queries (or keys) as attention reads them, become those of the projection's rows, which are `before` if there are norms."""
+    def heads_back(self, a: Attention, query: bool, before: np.ndarray | None, d: np.ndarray, positions: np.ndarray, normed: bool = True) -> None:
+        """d, gradients of a layer's queries (or keys) as attention reads them, become those of the projection's rows, which are `before` if there are norms.
+        normed: if not, only position factor and RoPE are undone."""
         n, layout = norms, self.runtime._layout
-        norm = a.q_norm if query else a.k_norm
+        norm = (a.q_norm if query else a.k_norm) if normed else None
         whole = a.qk_norm == "whole" and norm is not None
         self._run(n.heads_back.address, _words(n.HEADS_WORDS, {
             n.GEOMETRY: layout.geometry_of(a), n.HEADS_X: before.ctypes.data if before is not None else 0, n.HEADS_GAIN: layout.gain(norm),
             n.HEADS: a.heads if query else a.kv_heads, n.HEADS_LD: d.shape[1], n.HEADS_D: d.ctypes.data, n.HEADS_TOKENS: len(d),
             n.HEADS_POSITIONS: positions.ctypes.data, n.IS_QUERY: query, n.HEADS_ROOM: self._room_for((4 * a.head_dim + 128) * self.threads),
             n.WHOLE: norm.dim if whole and norm else 0}, {n.WHOLE_EPS: norm.eps if norm else 0.0}))
+
+    def turned(self, a: Attention, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Queries' or keys' rows after RoPE."""
+        out, n = padded(rows), len(rows)
+        if a.rope:
+            half, used = a.rope.dims // 2, rows.shape[1] // a.head_dim * a.head_dim
+            table = self.runtime._layout.tables[a.rope].rows[positions]
+            first, second, cosine, sine = ((slice(0, half), slice(half, 2 * half), slice(0, half), slice(half, 2 * half)) if a.rope.kind == "halves" else
+                                           (slice(0, 2 * half, 2), slice(1, 2 * half, 2), slice(0, 2 * half, 2), slice(1, 2 * half, 2)))
+            angles, heads = table.reshape(n, 1, -1), rows[:, :used].reshape(n, -1, a.head_dim)
+            x, y, c, s = heads[:, :, first], heads[:, :, second], angles[:, :, cosine], angles[:, :, sine]
+            whole = heads.copy()
+            whole[:, :, first], whole[:, :, second] = x * c - y * s, x * s + y * c
+            out[:, :used] = whole.reshape(n, used)
+        return out
+
+    def of_position(self, a: Attention, query: bool, d: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Gradients of queries (or keys) before they are multiplied by what their positions ask for (Attention.temperature)."""
+        if not query or not a.temperature:
+            return padded(d)
+        out = padded(d)
+        out *= query_scales(*a.temperature, self.runtime.context)[positions, None]
+        return out
 
     def gate_back(self, activation: str, gate: np.ndarray, up: np.ndarray | None, d: np.ndarray) -> None:
         """gate and up become their gradients."""

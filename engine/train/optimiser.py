@@ -9,13 +9,16 @@ step of Adam is PyTorch's: decay first, then the bias-corrected moments.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from ...kernels.backward import adam
 from ...kernels.float_env import in_default_floats
 
+MANY = 1 << 18
+"""Numbers of an array from which on a kernel does the same operations (kernels/backward/adam.py); adapters' are fewer, and need no compiling."""
 PIECE = 1 << 15  # elements at once: what is between two operations stays in the second-level cache
 Arrays = Mapping[str, np.ndarray]
 
@@ -39,6 +42,9 @@ def gradient_norm(gradients: Arrays) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         for name in sorted(gradients):
             flat = gradients[name].reshape(-1)
+            if len(flat) >= MANY and flat.dtype == np.float32:
+                total = np.float64(adam.squares.ctypes(flat.ctypes.data, len(flat), float(total)))
+                continue
             for start in range(0, len(flat), PIECE):
                 g = flat[start:start + PIECE].astype(np.float64)
                 chain = np.empty(len(g) + 1, np.float64)
@@ -54,14 +60,15 @@ def clip_factor(norm: float, most: float) -> float:
 
 
 class Optimiser(ABC):
-    """weights: float32 arrays that `step` changes in place. moments: what it remembers of them, by name, for checkpoints."""
+    """weights: float32 arrays that `step` changes in place; those named in `plain` don't decay. moments: what it remembers of them, by name, for
+    checkpoints."""
 
     name = ""
     kept: tuple[str, ...] = ()
     """Moments of each weight."""
 
-    def __init__(self, weights: Arrays, weight_decay: float = 0.0) -> None:
-        self.weights, self.weight_decay, self.steps = weights, weight_decay, 0
+    def __init__(self, weights: Arrays, weight_decay: float = 0.0, plain: Collection[str] = ()) -> None:
+        self.weights, self.weight_decay, self.plain, self.steps = weights, weight_decay, plain, 0
         self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
 
     @in_default_floats
@@ -69,22 +76,29 @@ class Optimiser(ABC):
     def step(self, gradients: Arrays, rate: float, factor: float = 1.0) -> bool:
         """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether weights and moments are all finite after it."""
         self.steps += 1
-        numbers, finite = self._numbers(rate), True
+        finite = True
         for name in sorted(self.weights):
+            numbers = self._numbers(rate, 0.0 if name in self.plain else self.weight_decay)
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
             moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
-            for start in range(0, len(w), PIECE):
+            done = self._many(w, g, moments, numbers, factor) if len(w) >= MANY and g.dtype == np.float32 else 0
+            for start in range(done, len(w), PIECE):
                 piece = slice(start, start + PIECE)
                 gradient = g[piece].astype(np.float64)
                 if factor != 1.0:
                     gradient *= factor
                 self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
-                finite = finite and all(bool(np.isfinite(x[piece]).all()) for x in (w, *moments))
+            for start in range(0, len(w), PIECE):
+                finite = finite and all(bool(np.isfinite(x[start:start + PIECE]).all()) for x in (w, *moments))
         return finite
 
+    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
+        """As _piece on the beginning of long arrays -> how many numbers that was."""
+        return 0
+
     @abstractmethod
-    def _numbers(self, rate: float) -> dict[str, float]:
-        """What is the same for all elements of a step."""
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
+        """What is the same for all elements of an array in a step."""
 
     @abstractmethod
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
@@ -97,19 +111,25 @@ class AdamW(Optimiser):
     name, kept = "adamw", ("m", "v")
     BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
-    def _numbers(self, rate: float) -> dict[str, float]:
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
         c1, c2 = 1.0 - power(self.BETA1, self.steps), 1.0 - power(self.BETA2, self.steps)
-        return {"size": rate / c1, "root": float(np.sqrt(np.float64(c2))), "keep": 1.0 - rate * self.weight_decay}
+        return {"size": rate / c1, "root": float(np.sqrt(np.float64(c2))), "keep": 1.0 - rate * decay}
 
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
         m32, v32 = moments
         m = m32.astype(np.float64) * self.BETA1 + g * (1.0 - self.BETA1)
         v = v32.astype(np.float64) * self.BETA2 + (g * g) * (1.0 - self.BETA2)
         new = w.astype(np.float64)
-        if self.weight_decay:
+        if n["keep"] != 1.0:
             new *= n["keep"]
         new -= (m * n["size"]) / (np.sqrt(v) / n["root"] + self.EPS)
         m32[:], v32[:], w[:] = m, v, new
+
+    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
+        (m, v), whole = moments, len(w) // 8 * 8
+        numbers = np.array([factor, n["keep"], n["size"], n["root"], self.BETA1, 1.0 - self.BETA1, self.BETA2, 1.0 - self.BETA2, self.EPS])
+        adam.adamw.ctypes(w.ctypes.data, g.ctypes.data, m.ctypes.data, v.ctypes.data, whole, numbers.ctypes.data)
+        return whole
 
 
 class SGD(Optimiser):
@@ -117,12 +137,12 @@ class SGD(Optimiser):
 
     name = "sgd"
 
-    def _numbers(self, rate: float) -> dict[str, float]:
-        return {"rate": rate}
+    def _numbers(self, rate: float, decay: float) -> dict[str, float]:
+        return {"rate": rate, "decay": decay}
 
     def _piece(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float]) -> None:
         old = w.astype(np.float64)
-        w[:] = old - (g + old * self.weight_decay) * n["rate"]
+        w[:] = old - (g + old * n["decay"]) * n["rate"]
 
 
 OPTIMISERS: dict[str, type[Optimiser]] = {kind.name: kind for kind in (AdamW, SGD)}

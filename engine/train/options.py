@@ -1,9 +1,9 @@
-"""How an adapter is trained: all that changes its numbers, and what only changes when they come. Checked when they are made."""
+"""How an adapter, or a model, is trained: all that changes its numbers, and what only changes when they come. Checked when they are made."""
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import OptionError, quoted
@@ -11,13 +11,15 @@ from .optimiser import OPTIMISERS
 from .schedule import SCHEDULES
 
 _HARMLESS = ("micro_batch", "eval_every", "save_every")
+_OF_ADAPTERS = ("rank", "alpha", "targets", "layers", "dropout", "rslora")
 MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Options:
     """rank, alpha, rslora: of every pair; its product is multiplied with alpha / rank (rslora: alpha / sqrt(rank)). targets: "all-linear", or names of matrices
-    with commas (attn_q,attn_v). layers: the last so many (None: all). dropout: of what A reads.
+    with commas (attn_q,attn_v). layers: the last so many (None: all). dropout: of what A reads. full: no adapter but all of the model's weights, to which none
+    of these apply.
 
     epochs: how often every row is met; steps: so many steps instead. batch: rows of a step. micro_batch: rows computed at once (None: as many as memory and
     speed ask for); changes nothing. lr: the greatest learning rate; warmup: a share of the steps, or (from 1 on) how many. clip: greatest norm of all gradients
@@ -44,6 +46,7 @@ class Options:
     seed: int = 0
     eval_every: int | None = None
     save_every: int | None = None
+    full: bool = False
 
     def __post_init__(self) -> None:
         for name in "rank", "epochs", "batch":
@@ -63,6 +66,9 @@ class Options:
         if not isinstance(self.targets, str) or not all(part.strip() for part in self.targets.split(",")):
             raise OptionError(f'targets must be "all-linear" or names of matrices with commas between them, found {quoted(self.targets)}')
         object.__setattr__(self, "rslora", bool(self.rslora))
+        object.__setattr__(self, "full", bool(self.full))
+        if self.full and (meant := next((f.name for f in fields(self) if f.name in _OF_ADAPTERS and getattr(self, f.name) != f.default), None)):
+            raise OptionError(f"{meant} is of adapters: leave it out where all weights are trained (full)")
 
     def _whole(self, name: str, least: int, most: int = 2**31) -> None:
         value = getattr(self, name)
@@ -88,6 +94,6 @@ class Options:
     def bound(self) -> dict[str, Any]:
         """For checkpoints: all that the numbers depend on."""
         found = asdict(self)
-        for name in (*_HARMLESS, *(("epochs",) if self.steps else ())):
+        for name in (*_HARMLESS, *(("epochs",) if self.steps else ()), *(_OF_ADAPTERS if self.full else ("full",))):
             del found[name]
         return found

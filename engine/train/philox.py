@@ -30,7 +30,7 @@ def philox4x32(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 def words(seed: int, step: int, site: str, index: int, n: int) -> np.ndarray:
     """The first n words of row `index` at a site in a step: uint32 [n]. seed below 2**64; step, index below 2**32."""
-    return _rows(seed, step, site, index, 1, n)[0]
+    return rows_of_words(seed, step, site, index, 1, n)[0]
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def initial_a(seed: int, site: str, rank: int, n_in: int) -> np.ndarray:
     """The A of a new pair, float32 [rank, n_in]: uniform within 1 / sqrt(n_in), as PEFT draws it (Kaiming's with a = sqrt(5)). Of float64, rounded once."""
-    drawn = _rows(seed, 0, site, 0, rank, n_in).astype(np.float64)
+    drawn = rows_of_words(seed, 0, site, 0, rank, n_in).astype(np.float64)
     bound = np.float64(1.0) / np.sqrt(np.float64(n_in))
     return (((drawn + 0.5) * 2.0 ** -31 - 1.0) * bound).astype(np.float32)
 
@@ -51,12 +51,12 @@ def dropout_mask(seed: int, step: int, site: str, first_token: int, n_tokens: in
 
     A token's row depends on its number (first_token + i, counted through the whole optimiser step), never on what it is computed with. 0 <= p < 1.
     """
-    drawn = _rows(seed, step, site, first_token, n_tokens, width)
+    drawn = rows_of_words(seed, step, site, first_token, n_tokens, width)
     kept = np.float32(1.0 / (1.0 - p))
     return np.where(drawn < np.uint64(int(p * 4294967296.0)), np.float32(0.0), kept)
 
 
-def _rows(seed: int, step: int, site: str, first: int, n: int, width: int) -> np.ndarray:
+def rows_of_words(seed: int, step: int, site: str, first: int, n: int, width: int) -> np.ndarray:
     """uint32 [n, width]: row i is of index first + i; its words are those of places 0, 1, …, four each."""
     assert 0 <= seed < 1 << 64 and 0 <= step < 1 << 32 and first >= 0 and first + n <= 1 << 32
     places = -(-width // 4)

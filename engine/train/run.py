@@ -1,6 +1,6 @@
-"""A training run from beginning to end: model and files -> plan -> loop -> the adapter's file.
+"""A training run from beginning to end: model and files -> plan -> loop -> the file of the adapter, or of the model.
 
-    Reading, Options ─► data, new adapter, gradients, checkpoints ─► Run: .plan, .records() ─► .finish() -> Trained
+    Reading, Options ─► data, new adapter (full: the model's weights), gradients, checkpoints ─► Run: .plan, .records() ─► .finish() -> Trained
 """
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ... import kernels
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
@@ -22,9 +24,11 @@ from . import curve
 from .checkpoint import Checkpoints
 from .data import Reading, lengths, open_data
 from .fresh import new_adapter, weights
+from .full import FullGradients
 from .gradients import Gradients
 from .log import Log
 from .loop import Loop, Progress
+from .model_weights import ModelWeights
 from .optimiser import OPTIMISERS
 from .options import Options
 from .order import MICRO_TOKENS
@@ -38,28 +42,42 @@ Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 @dataclass
 class Trained:
-    """What came of a run: .adapter, for `model.add_adapter`; .history: a record for each step (loss, accuracy, lr, norm, …) and each validation (valid_loss,
-    valid_accuracy); a notebook draws it."""
+    """What came of a run: .adapter, for `model.add_adapter`, or, where all weights were trained (full), .weights; .history: a record for each step (loss,
+    accuracy, lr, norm, …) and each validation (valid_loss, valid_accuracy); a notebook draws it."""
 
-    adapter: Adapter
+    learned: Adapter | ModelWeights
     history: list[dict[str, Any]] = field(repr=False)
     path: Path | None = None
 
+    @property
+    def adapter(self) -> Adapter:
+        """OptionError: all weights were trained."""
+        if isinstance(self.learned, ModelWeights):
+            raise OptionError("all weights were trained, there is no adapter: .save(path) writes the model")
+        return self.learned
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """{tensor: float32}. OptionError: an adapter was trained."""
+        if not isinstance(self.learned, ModelWeights):
+            raise OptionError("an adapter was trained: .adapter has its numbers")
+        return self.learned.arrays
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """The adapter, as llama.cpp's GGUF file. FileError."""
-        self.adapter.save(path)
+        """The adapter, as llama.cpp's GGUF file; or the whole model, as its own file with other numbers. FileError."""
+        self.learned.save(path)
 
     def plot(self, path: str) -> None:
         """The loss curve as a picture. UnsupportedError (extra `plot` is missing), FileError."""
         curve.draw(self.history, path)
 
     def _repr_html_(self) -> str:
-        return curve.html(self.history, f"{self.adapter!r}")
+        return curve.html(self.history, f"{self.learned!r}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. seconds: of all its steps, by measurement, or None. memory: bytes beside the model, by what they are for."""
+    """What a run will take. parts: "42 pairs". seconds: of all its steps, by measurement, or None. memory: bytes beside the model, by what they are for."""
 
     rows: int
     tokens: int
@@ -70,7 +88,7 @@ class Plan:
     left: int
     epochs: float
     parameters: int
-    pairs: int
+    parts: str
     memory: dict[str, int]
     seconds: float | None = None
 
@@ -82,7 +100,7 @@ class Plan:
         parts = ", ".join(f"{name} {size(n)}" for name, n in self.memory.items())
         found = [f"data: {self.rows} examples, {self.tokens} tokens, {self.targets} of them targets; half have up to {self.median} tokens, the longest "
                  f"{self.longest}",
-                 f"plan: {self.steps} step{'' if self.steps == 1 else 's'} ({epochs}){left}; {self.pairs} pairs, {self.parameters} numbers are trained; "
+                 f"plan: {self.steps} step{'' if self.steps == 1 else 's'} ({epochs}){left}; {self.parts}, {self.parameters} numbers are trained; "
                  f"memory {size(total)} beside the model ({parts})"]
         if self.seconds is not None:
             found.append(f"expected time: {duration(self.seconds)}, by a measured step")
@@ -90,8 +108,8 @@ class Plan:
 
 
 class Run:
-    """A context manager. data, valid: files, or rows. output: where the adapter goes (None: nowhere; then nothing is kept of an interrupted run). log: a .jsonl
-    file. memory: most bytes beside the model. seen: told how far it is. FileError, FormatError, OptionError, UnsupportedError."""
+    """A context manager. data, valid: files, or rows. output: where the adapter (full: the model) goes (None: nowhere; then nothing is kept of an interrupted
+    run). log: a .jsonl file. memory: most bytes beside the model. seen: told how far it is. FileError, FormatError, OptionError, UnsupportedError."""
 
     def __init__(self, model: Core, data: Data, output: str | os.PathLike[str] | None, reading: Reading, options: Options, *, valid: Data | None = None,
                  log: str | os.PathLike[str] | None = None, memory: int | str | None = None, threads: int | None = None,
@@ -105,10 +123,17 @@ class Run:
             raise OptionError(f"{shown(model.path)}: has control vectors, which no checkpoint is bound to: training begins from the model alone: take them "
                               "away by control()")
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
-        self.adapter = new_adapter(model.config, options, Path(model.path).stem)
-        self.gradients = Gradients(model, self.adapter, dropout=options.dropout, seed=options.seed, threads=threads)
         self._stack = contextlib.ExitStack()
+        self.learned: Adapter | ModelWeights
+        self.gradients: Gradients | FullGradients
         try:
+            if options.full:
+                self.learned = ModelWeights(model, 2 + self._moments)
+                self._stack.callback(self.learned.put_back)
+                self.gradients, arrays = FullGradients(self.learned, threads=threads), self.learned.arrays
+            else:
+                self.learned = adapter = new_adapter(model.config, options, Path(model.path).stem)
+                self.gradients, arrays = Gradients(model, adapter, dropout=options.dropout, seed=options.seed, threads=threads), weights(adapter)
             self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
             self.data = open_data(model, data, reading, seen=reads)
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
@@ -117,7 +142,7 @@ class Run:
             bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION,
                      "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
-            self.loop = Loop(self.gradients, weights(self.adapter), self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
+            self.loop = Loop(self.gradients, arrays, self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
                              most_pages=self.gradients.most_pages, seen=seen)
             head = {"model": Path(model.path).name, "steps": self.loop.steps, **bound}
             self.log = None if log is None else self._stack.enter_context(Log(Path(log), head, self.loop.history))
@@ -135,8 +160,9 @@ class Run:
         least = self._fixed() + self.gradients.memory(longest, longest)
         rows = min(self.options.micro_batch or self.options.batch, self.options.batch)
         if allowed is not None and allowed < least:
-            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or fewer matrices (--targets, "
-                                   "--layers), a lower rank, or shorter rows (--context, --long cut)")
+            fewer = "" if self.options.full else "fewer matrices (--targets, --layers), a lower rank, or "
+            raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or {fewer}shorter rows "
+                                   "(--context, --long cut)")
         most = max(MICRO_TOKENS, longest)
         while most > longest and self.gradients.memory(most, longest, rows) > budget:
             most = max(longest, most // 2)
@@ -147,7 +173,7 @@ class Run:
 
     def _fixed(self) -> int:
         """Bytes of weights, moments and gradients."""
-        return self.adapter.n_parameters * 4 * (2 + self._moments)
+        return self.learned.n_parameters * 4 * (2 + self._moments)
 
     @property
     def _moments(self) -> int:
@@ -160,11 +186,12 @@ class Run:
         median, longest = lengths(data)
         most, rows = self.loop.largest()
         left = self.loop.steps - self.loop.step
-        seconds = self.loop.measure() * order.tokens * left / self.loop.steps if measured and left else None
-        one = self.adapter.n_parameters * 4
-        return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, self.adapter.n_parameters,
-                    len(self.adapter.pairs), {"adapter": one, "gradients": one, "moments": self._moments * one,
-                                              "micro-batch": self.gradients.memory(most, longest, rows)}, seconds)
+        seconds = self.loop.measure() * order.tokens * left / self.loop.steps + self.loop.between() * left if measured and left else None
+        n, full = self.learned.n_parameters, isinstance(self.learned, ModelWeights)
+        parts = f"{len(self.learned.arrays)} tensors" if isinstance(self.learned, ModelWeights) else f"{len(self.learned.pairs)} pairs"
+        memory = {"weights" if full else "adapter": 4 * n, "gradients": 4 * n, "moments": self._moments * 4 * n,
+                  "micro-batch": self.gradients.memory(most, longest, rows)}
+        return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, n, parts, memory, seconds)
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Train; see `Loop.run`."""
@@ -175,13 +202,13 @@ class Run:
                 yield record
 
     def finish(self) -> Trained:
-        """Write the adapter, when all steps are done; the checkpoints go. FileError: they stay."""
+        """Write the adapter, or the model, when all steps are done; the checkpoints go. FileError: they stay."""
         assert self.loop.step == self.loop.steps
         if self.output is not None:
-            self.adapter.save(self.output)
+            self.learned.save(self.output)
         if self.checkpoints is not None:
             self.checkpoints.remove()
-        return Trained(self.adapter, self.loop.history, self.output)
+        return Trained(self.learned, self.loop.history, self.output)
 
     def __enter__(self) -> Run:
         return self

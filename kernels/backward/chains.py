@@ -21,6 +21,7 @@ from ..simd import (
     load_f32x16,
     load_i64,
     pointer,
+    prefetch,
     put_f32,
     splat_f32,
     splat_load_f32,
@@ -51,6 +52,9 @@ def _block(rows: int, C: int):
         for m in range(rows):
             for c in range(C):
                 put_f32(acc, m * C + c, load_f32x16(out + m * ldo + 64 * c))
+        for m in range(rows):  # what the next block begins with: rows far apart, which no hardware foresees
+            for c in range(C):
+                prefetch(out + (rows + m) * ldo + 64 * c)
         for _ in range(n):
             for m in range(rows):
                 x = splat_load_f32(a + m * a_i)

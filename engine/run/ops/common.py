@@ -11,7 +11,7 @@ Stages, steps and matrices are blocks of int64 words: numbers, float32 bits, add
 from __future__ import annotations
 
 from ....kernels.activations import GROUP
-from ....kernels.atomics import atomic_exchange, atomic_load, compare_and_swap
+from ....kernels.atomics import atomic_exchange, atomic_load, call_pointer8, compare_and_swap
 from ....kernels.clock import CLOCK_BYTES, now
 from ....kernels.elementwise import add_rows, jit
 from ....kernels.matmul import TILES_A_GROUP, call_kernel
@@ -108,7 +108,7 @@ def take(team, slot, tid, n_threads, turn, n, least, most):
 @jit
 def low_rank_of(step, tid, n_threads, team, matrix, n, stride, records, floats, ld_floats, n_tokens):
     """What `piece` needs of adapters, for n matrices whose words lie `stride` bytes apart: to be called before the first piece. -> 0: no row of this step has
-    one; -1: aborted; else an address."""
+    one; else an address."""
     adapters = load_i64(step + ADAPTERS)
     if adapters == 0:
         return 0
@@ -121,16 +121,21 @@ def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, 
     number `index`."""
     x = floats if load_i64(matrix + FLOAT_INPUT) else records
     tile1, bias = min(tile1, load_i64(matrix + TILES)), load_i64(matrix + BIAS)
-    size = TILES_A_GROUP if low != 0 and n_tokens >= MANY_TOKENS else max(1, tile1 - tile0)  # what adapters are added to is still in a cache
+    size = max(1, tile1 - tile0)
+    if low != 0:  # what adapters are added to is still in a cache, and what was fetched of B, too
+        size = TILES_A_GROUP if n_tokens >= MANY_TOKENS else 2 * TILES_A_GROUP
     for t0 in range(tile0, tile1, size):
         t1 = min(t0 + size, tile1)
+        if low != 0 and t0 == tile0:
+            low_rank.fetch(load_i64(step + ADAPTERS), load_i64(matrix + LOW_RANK), t0, t1, n_tokens)
         call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), t0, t1, x, ld_floats, out, ldo, n_tokens)
         if bias != 0:
             for m in range(n_tokens):
                 add_rows(out + 4 * (m * ldo + 16 * t0), bias + 64 * t0, 16 * (t1 - t0))
         if low != 0:
             adapters = load_i64(step + ADAPTERS)
-            low_rank.add(adapters, load_i64(matrix + LOW_RANK), t0, t1, low + 4 * index * load_i64(adapters + low_rank.TOTAL), out, ldo, 0, 0)
+            low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t1, min(t1 + size, tile1), n_tokens)
+            call_pointer8(load_i64(adapters + low_rank.ADD), adapters, low, load_i64(matrix + LOW_RANK), t0, t1, index, out, ldo)
 
 
 @jit

@@ -63,8 +63,6 @@ def gated(activation: str) -> Compiled:
             gate += 4 * tid * n_tokens * ld
             up += 4 * tid * n_tokens * ld
         low = low_rank_of(step, tid, n_threads, team, stage + W_GATE, 2, MATRIX_BYTES, inputs, floats, ld_x, n_tokens)
-        if low < 0:
-            return 1
         turn = 0
         while True:
             turn, pair0, pair1 = take(team, 0, tid, n_threads, turn, pairs, LEAST, most)

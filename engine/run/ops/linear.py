@@ -54,8 +54,6 @@ def linear(tid, n_threads, team, step, stage):
     """OUT = the matrix times each token's row."""
     records, rows, ld, n_tokens = load_i64(stage + RECORDS), load_i64(stage + ROWS), load_i64(stage + LD_ROWS), load_i64(step + N_TOKENS)
     low = low_rank_of(step, tid, n_threads, team, stage + MATRIX, 1, 0, records, rows, ld, n_tokens)
-    if low < 0:
-        return 1
     matmul(stage + MATRIX, tid, n_threads, team, 0, records, rows, ld, load_i64(stage + OUT), load_i64(stage + LD_OUT), n_tokens, step, low, 0)
     return end(n_threads, team, step, stage)
 
@@ -108,15 +106,11 @@ def output(tid, n_threads, team, step, stage):
     if adapters != 0:
         low = low_rank.begin(adapters, tid, n_threads, team, matrix + LOW_RANK, 1, 0, normed_records(step, own), normed_rows(step, own), ld, n_wanted,
                              matrix + FLOAT_INPUT, load_i64(step + WANTED), n_wanted)
-        if low < 0:
-            return 1
     while True:
         turn, tile0, tile1 = take(team, 0, tid, n_threads, turn, tiles, LEAST, tiles)
         if turn == n_threads:
             return 0
-        piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted, step, 0, 0)
-        if low != 0:
-            low_rank.add(adapters, load_i64(matrix + LOW_RANK), tile0, tile1, low, logits, ldo, load_i64(step + WANTED), n_wanted)
+        piece(matrix, tile0, tile1, normed_records(step, own), normed_rows(step, own), ld, logits, ldo, n_wanted, step, low, 0)
         for i in range(n_wanted):
             row, columns = logits + 4 * (i * ldo + 16 * tile0), 16 * (tile1 - tile0)
             _shape_logits(row, factor, cap, columns)

@@ -1,22 +1,25 @@
-"""Adapters beside an op's matrices: u of the rows that have one, before the base's matmul; B u after it, piece by piece (kernels/low_rank.py).
+"""Adapters beside an op's matrices: u of the rows that have one, while nobody waits; B u after the matrices' own product, piece by piece (kernels/low_rank.py).
 
-    op:  low = begin(…)            u of all its matrices, for all rows with adapters: by every thread for itself (few rows), or shared, with a barrier
-         piece(…, low)             base, bias, then `add`: every adapter of a row, in the order of the step's runs
+    op:  low = begin(…)      u of all its matrices, for all rows with adapters: few rows' by parts of 256 columns, divided between the threads; many rows'
+                             by groups of tokens. Then this thread announces that its share is there
+         piece(…, low)       `fetch` of what it will read of B; base, bias; then `add`: every adapter of a row, in the order of the step's runs. The first
+                             one waits for the other threads' shares: they began when this one did, so they are mostly there, and no barrier is needed
 
 A *run* is some rows of a step in a row that have one adapter: first row, last row + 1, where the adapter stands in the matrices' tables, its
 factor, and where its rows of u are. The runs of a row with several adapters stand one after the other. Rows without one are in no run, and keep their bits.
 """
 from __future__ import annotations
 
-from ....kernels.atomics import call_pointer11
+from ....kernels.atomics import call_pointer4, call_pointer7, call_pointer8, call_pointer11
+from ....kernels.compile_cache import compiled
 from ....kernels.deferred import jit
-from ....kernels.low_rank import TOKENS
-from ....kernels.simd import load_i64
-from ....kernels.team import barrier, next_tile
+from ....kernels.low_rank import AHEAD, APART, BLOCK, PART, TOKENS, widen
+from ....kernels.simd import load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
+from ....kernels.team import announce, next_tile, wait_for_all
 
-# -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32)
-DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE = range(0, 64, 8)
-PAIR_WORDS = 8
+# -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number
+DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE = range(0, 72, 8)
+PAIR_WORDS = 9
 
 # -- a run
 FIRST, LAST, SLOT, FACTOR, AT, LD = range(0, 48, 8)
@@ -25,13 +28,24 @@ floats, LD floats to the next."""
 RUN_WORDS = 6
 
 # -- a step's adapters; the step's word has 0 instead of their address where no row has one
-N_RUNS, RUNS, U, TOTAL, OWN = range(0, 40, 8)
-"""U: address of float32 [matrices of an op, TOTAL]; OWN: bytes from a thread's own to the next one's, or 0: all threads share one."""
-WORDS = 5
+N_RUNS, RUNS, TOTAL, PARTED, SHARED, OWN, OWN_BYTES, BEGIN, FETCH, ADD = range(0, 80, 8)
+"""PARTED: whether few rows have one. u is float32 [matrices of an op, TOTAL], at SHARED; PARTED: it is each thread's own, after its words, and at SHARED are
+the parts' sums, float32 [parts, MOST, TOTAL]. OWN: address of the first thread's words, OWN_BYTES to the next one's. Then the functions below."""
+WORDS = 10
+
+# -- a thread's own words, which `begin` returns the address of; its u follows
+SETTLED, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
+"""SETTLED: whether all threads' shares are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes to the next."""
+OWN_WORDS = 8
+
+_WIDENED = TOKENS * APART // 16
+"""Vectors of the columns of a part."""
 MOST = 4
 """Matrices of an op."""
-FEW = 4
-"""Rows of a piece of shared work, unless they are many."""
+FETCHED = 32 << 10
+"""Most bytes of B that are fetched ahead, into a second-level cache."""
+FETCHED_FOR = 32
+"""So many tokens share what is read of B often enough."""
 
 
 @jit
@@ -48,55 +62,209 @@ def _before(wanted, n_wanted, row):
 
 
 @jit
-def _rows(run, wanted, n_wanted):
-    """-> [first, last) rows of a run; wanted: address of the rows that the output matrix reads, which are counted then, or 0."""
-    first, last = load_i64(run + FIRST), load_i64(run + LAST)
+def _rows(own, run):
+    """-> [first, last) rows of a run: of those that the output matrix reads, if they are listed."""
+    first, last, wanted = load_i64(run + FIRST), load_i64(run + LAST), load_i64(own + WANTED)
     if wanted != 0:
+        n_wanted = load_i64(own + N_WANTED)
         return _before(wanted, n_wanted, first), _before(wanted, n_wanted, last)
     return first, last
 
 
 @jit
-def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, ldx, n_rows, float_at, wanted, n_wanted):
-    """u of an op's n matrices, whose words lie `stride` bytes apart, the first one's table (LOW_RANK) at table_at and its FLOAT_INPUT at float_at. -> address
-    of u, or -1: aborted."""
-    own, total = load_i64(adapters + OWN), load_i64(adapters + TOTAL)
-    u = load_i64(adapters + U) + tid * own
-    at, mine, size = 0, 0, TOKENS if n_rows >= 4 * TOKENS else FEW
-    if own == 0:
-        mine = next_tile(team, 0, 1)
-    for r in range(load_i64(adapters + N_RUNS)):
-        run = load_i64(adapters + RUNS) + 8 * RUN_WORDS * r
-        first, last = _rows(run, wanted, n_wanted)
-        for i in range(n):
-            table = load_i64(table_at + i * stride)
-            if table == 0 or last <= first:
-                continue
-            pair = load_i64(table + load_i64(run + SLOT))
-            if pair == 0:
-                continue
-            ld, x = load_i64(run + LD), floats if load_i64(float_at + i * stride) else 0
-            for m in range(first, last, size):
-                if own != 0 or at == mine:
-                    call_pointer11(load_i64(pair + DOWN), load_i64(pair + A), load_i64(pair + BLOCKS), load_i64(pair + TILES), records, x, ldx, m, n_rows,
-                                   u + 4 * (i * total + load_i64(run + AT) + (m - first) * ld), ld, min(size, last - m))
-                    if own == 0:
-                        mine = next_tile(team, 0, 1)
-                at += 1
-    if own == 0 and barrier(team, n_threads):
-        return -1
-    return u
+def _pair(own, run, i):
+    """Of an op's matrix number i, or 0."""
+    table = load_i64(load_i64(own + TABLE) + i * load_i64(own + STRIDE))
+    return load_i64(table + load_i64(run + SLOT)) if table != 0 else 0
 
 
 @jit
-def add(adapters, table, tile0, tile1, u, out, ldo, wanted, n_wanted):
-    """Tiles [tile0, tile1) of the rows at `out` grow by their adapters' products. u: of this matrix."""
-    if table == 0:
+def _blocks(own, run):
+    """Blocks of 32 columns that an op's matrices read, if the run's adapter has a pair for one, else 0."""
+    for i in range(load_i64(own + N)):
+        pair = _pair(own, run, i)
+        if pair != 0:
+            return load_i64(pair + BLOCKS)
+    return 0
+
+
+@jit
+def _part(own, run, x, part, end, blocks, m, tokens, records, floats, ldx, n_rows, float_at, to, ld, apart, more):
+    """The part's sums for rows [m, m + tokens) and all matrices, float32 [tokens, ld] each, `apart` floats apart. end: the block that this thread goes on to.
+    more: they are added to what is there."""
+    n = min(PART // BLOCK, blocks - PART // BLOCK * part)
+    s = stack_vectors(TOKENS)
+    for of_floats in range(2):
+        is_wide = False
+        for i in range(load_i64(own + N)):
+            pair = _pair(own, run, i)
+            if pair == 0 or (load_i64(float_at + i * load_i64(own + STRIDE)) != 0) != (of_floats != 0):
+                continue
+            if not is_wide:
+                for token in range(tokens):
+                    widen(records, floats if of_floats else 0, ldx, m + token, n_rows, blocks, PART // BLOCK * part, n, x + 4 * APART * token)
+                is_wide = True
+            for tile in range(load_i64(pair + TILES)):
+                block_bytes, u = 16 * BLOCK * load_i64(pair + SIZE), to + 4 * (i * apart + 16 * tile)
+                a = load_i64(pair + A) + tile * blocks * block_bytes
+                here, stop = a + PART // BLOCK * part * block_bytes, a + end * block_bytes - 128
+                if not more:
+                    call_pointer7(load_i64(pair + DOWN), here, BLOCK * n, stop, x, u, ld, tokens)
+                    continue
+                call_pointer7(load_i64(pair + DOWN), here, BLOCK * n, stop, x, s, 16, tokens)
+                for token in range(tokens):
+                    so_far = load_f32x16(u + 4 * token * ld) if part > 0 else splat_f32(0.0)
+                    store_f32x16(u + 4 * token * ld, so_far + load_f32x16(s + 64 * token))
+
+
+@jit
+def _fetch(own, run, first, end, blocks):
+    """Blocks [first, end) of A begin to come, of all matrices: what `down` does not fetch ahead of itself."""
+    for i in range(load_i64(own + N)):
+        pair = _pair(own, run, i)
+        if pair != 0:
+            block_bytes = 16 * BLOCK * load_i64(pair + SIZE)
+            for tile in range(load_i64(pair + TILES)):
+                a = load_i64(pair + A) + (tile * blocks + first) * block_bytes
+                for line in range(0, min((end - first) * block_bytes, AHEAD), 64):
+                    prefetch(a + line)
+
+
+@jit
+def _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at):
+    """This thread's share of the parts of all runs."""
+    n_runs, runs, total, units = load_i64(adapters + N_RUNS), load_i64(adapters + RUNS), load_i64(adapters + TOTAL), 0
+    for r in range(n_runs):
+        run = runs + 8 * RUN_WORDS * r
+        first, last = _rows(own, run)
+        units += (_blocks(own, run) * BLOCK + PART - 1) // PART * ((last - first + TOKENS - 1) // TOKENS)
+    n_threads, shared, at = load_i64(own + THREADS), load_i64(adapters + SHARED), 0
+    start, end = tid * units // n_threads, (tid + 1) * units // n_threads
+    for r in range(n_runs):
+        run = runs + 8 * RUN_WORDS * r
+        first, last = _rows(own, run)
+        blocks, groups = _blocks(own, run), (last - first + TOKENS - 1) // TOKENS
+        n = (blocks * BLOCK + PART - 1) // PART * groups
+        low, high = max(start - at, 0), min(end - at, n)
+        if low < high:
+            last_block = min((high - 1) // groups * (PART // BLOCK) + PART // BLOCK, blocks)
+            _fetch(own, run, low // groups * (PART // BLOCK), last_block, blocks)
+        for unit in range(low, high):
+            part, m = unit // groups, first + unit % groups * TOKENS
+            to = shared + 4 * (part * MOST * total + load_i64(run + AT) + (m - first) * load_i64(run + LD))
+            _part(own, run, x, part, last_block, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD), total,
+                  False)
+        at += n
+
+
+@jit
+def _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at):
+    """Groups of tokens of all runs, whoever comes first."""
+    team, at = load_i64(own + TEAM), 0
+    mine = next_tile(team, 0, 1)
+    for r in range(load_i64(adapters + N_RUNS)):
+        run = load_i64(adapters + RUNS) + 8 * RUN_WORDS * r
+        first, last = _rows(own, run)
+        blocks = _blocks(own, run)
+        if blocks == 0:
+            continue
+        for m in range(first, last, TOKENS):
+            if at == mine:
+                to = load_i64(adapters + SHARED) + 4 * (load_i64(run + AT) + (m - first) * load_i64(run + LD))
+                for part in range((blocks * BLOCK + PART - 1) // PART):
+                    _part(own, run, x, part, blocks, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD),
+                          load_i64(adapters + TOTAL), True)
+                mine = next_tile(team, 0, 1)
+            at += 1
+
+
+@compiled(f"int64({', '.join(['int64'] * 8)})")
+def low_rank_begin(adapters, own, tid, records, floats, ldx, n_rows, float_at):
+    """This thread's share of u. float_at: where the first matrix has its FLOAT_INPUT."""
+    x = stack_vectors(_WIDENED)
+    if load_i64(adapters + PARTED) != 0:
+        _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at)
+    else:
+        _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at)
+    announce(load_i64(own + TEAM))
+    return 0
+
+
+@jit
+def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, ldx, n_rows, float_at, wanted, n_wanted):
+    """This thread's share of u of an op's n matrices, whose words lie `stride` bytes apart, the first one's table (LOW_RANK) at table_at and its FLOAT_INPUT at
+    float_at. wanted: address of the rows that the output matrix reads, which are counted then, or 0. Once a stage. -> address of the thread's words."""
+    own = load_i64(adapters + OWN) + tid * load_i64(adapters + OWN_BYTES)
+    store_i64(own + SETTLED, 0)
+    store_i64(own + TABLE, table_at)
+    store_i64(own + N, n)
+    store_i64(own + STRIDE, stride)
+    store_i64(own + TEAM, team)
+    store_i64(own + THREADS, n_threads)
+    store_i64(own + WANTED, wanted)
+    store_i64(own + N_WANTED, n_wanted)
+    call_pointer8(load_i64(adapters + BEGIN), adapters, own, tid, records, floats, ldx, n_rows, float_at)
+    return own
+
+
+@jit
+def fetch(adapters, table, tile0, tile1, n_tokens):
+    """What tiles [tile0, tile1) will read of B starts to come, while the base is computed, or other tiles' sums are added."""
+    if n_tokens < FETCHED_FOR and table != 0 and tile0 < tile1:
+        call_pointer4(load_i64(adapters + FETCH), adapters, table, tile0, tile1)
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def low_rank_fetch(adapters, table, tile0, tile1):
+    """See `fetch`."""
+    for r in range(load_i64(adapters + N_RUNS)):
+        pair = load_i64(table + load_i64(load_i64(adapters + RUNS) + 8 * RUN_WORDS * r + SLOT))
+        if pair != 0:
+            tile_bytes = load_i64(pair + RANK) * load_i64(pair + SIZE) << 4
+            start = load_i64(pair + B) + tile0 * tile_bytes
+            for line in range(0, min((tile1 - tile0) * tile_bytes, FETCHED), 64):
+                prefetch_l2(start + line)
+    return 0
+
+
+@jit
+def _settle(adapters, own):
+    """All threads' shares are there; of parts, each thread makes u for itself."""
+    wait_for_all(load_i64(own + TEAM), load_i64(own + THREADS))
+    store_i64(own + SETTLED, 1)
+    if load_i64(adapters + PARTED) == 0:
         return
+    total = load_i64(adapters + TOTAL)
+    for r in range(load_i64(adapters + N_RUNS)):
+        run = load_i64(adapters + RUNS) + 8 * RUN_WORDS * r
+        first, last = _rows(own, run)
+        for i in range(load_i64(own + N)):
+            pair = _pair(own, run, i)
+            if pair == 0:
+                continue
+            parts, start = (load_i64(pair + BLOCKS) * BLOCK + PART - 1) // PART, load_i64(run + AT)
+            for m in range(last - first):
+                for tile in range(load_i64(pair + TILES)):
+                    at, u = start + m * load_i64(run + LD) + 16 * tile, splat_f32(0.0)
+                    s = load_i64(adapters + SHARED) + 4 * (i * total + at)
+                    for part in range(parts):
+                        u = u + load_f32x16(s + 4 * part * MOST * total)
+                    store_f32x16(own + 8 * OWN_WORDS + 4 * (i * total + at), u)
+
+
+@compiled(f"int64({', '.join(['int64'] * 8)})")
+def low_rank_add(adapters, own, table, tile0, tile1, index, out, ldo):
+    """Tiles [tile0, tile1) of the rows at `out` grow by their adapters' products. table: of the op's matrix number `index`."""
+    if load_i64(own + SETTLED) == 0:
+        _settle(adapters, own)
+    if table == 0:
+        return 0
+    u = (own + 8 * OWN_WORDS if load_i64(adapters + PARTED) else load_i64(adapters + SHARED)) + 4 * index * load_i64(adapters + TOTAL)
     for r in range(load_i64(adapters + N_RUNS)):
         run = load_i64(adapters + RUNS) + 8 * RUN_WORDS * r
         pair = load_i64(table + load_i64(run + SLOT))
-        first, last = _rows(run, wanted, n_wanted)
+        first, last = _rows(own, run)
         if pair != 0 and first < last:
             call_pointer11(load_i64(pair + UP), load_i64(pair + B), load_i64(pair + RANK), tile0, tile1, u + 4 * load_i64(run + AT), load_i64(run + LD),
                            out + 4 * first * ldo, ldo, last - first, pair + SCALE, run + FACTOR)
+    return 0

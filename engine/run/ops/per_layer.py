@@ -63,8 +63,6 @@ def gate(activation: str) -> Compiled:
         out, ld, given, ld_given = load_i64(stage + GATE), load_i64(stage + LD), load_i64(stage + GIVEN), load_i64(stage + LD_GIVEN)
         records, quantize, worst, pairs, turn = load_i64(stage + OUT_RECORDS), load_i64(stage + MAKE_RECORDS), 0, ld // 32, 0
         low = low_rank_of(step, tid, n_threads, team, stage + W_GATE, 1, 0, inputs, floats, ld_x, n_tokens)
-        if low < 0:
-            return 1
         while True:
             turn, pair0, pair1 = take(team, 0, tid, n_threads, turn, pairs, LEAST, pairs)
             if turn == n_threads:

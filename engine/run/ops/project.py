@@ -27,8 +27,6 @@ def project(tid, n_threads, team, step, stage):
     for i in range(n):
         total += load_i64(stage + HEADER + i * STRIDE + TILES)
     low = low_rank_of(step, tid, n_threads, team, stage + HEADER, n, STRIDE, records, floats, ld, n_tokens)
-    if low < 0:
-        return 1
     while True:
         turn, first, last = take(team, 0, tid, n_threads, turn, total, LEAST, total)
         if turn == n_threads:

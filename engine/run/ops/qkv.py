@@ -63,8 +63,6 @@ def qkv(tid, n_threads, team, step, stage):
     n_tokens, ld, own, geometry = load_i64(step + N_TOKENS), load_i64(step + LD_X), own_memory(step, tid), load_i64(stage + GEOMETRY)
     records, normed = normed_records(step, own), normed_rows(step, own)
     low = low_rank_of(step, tid, n_threads, team, stage + WQ, 3, MATRIX_BYTES, records, normed, ld, n_tokens)
-    if low < 0:
-        return 1
     if _keys_and_values(step, stage, tid, n_threads, team, geometry, records, normed, ld, n_tokens, low):
         spoiled(step, stage, 0)
     matmul(stage + WQ, tid, n_threads, team, 1, records, normed, ld, load_i64(geometry + Q), load_i64(geometry + LD_Q), n_tokens, step, low, 0)
