@@ -124,7 +124,8 @@ def test_where_results_cannot_go_is_told_first(run, tmp_path, monkeypatch, comma
 def test_json_errors_say_where_in_the_line(run, tmp_path):
     """Our message names the line; what the library calls line 1 or 2 is of no use."""
     path = tmp_path / "t.jsonl"
-    for text, words in ('{"text": "b", ', "in double quotes (at its end)"), ('{"text": "b", x}', "in double quotes (character 15)"), ("nonsense", "Expecting value (character 1)"):
+    for text, words in (('{"text": "b", ', "in double quotes (at its end)"), ('{"text": "b", x}', "in double quotes (character 15)"),
+                        ("nonsense", "Expecting value (character 1)")):
         path.write_text(GOOD + text + "\n")
         found = run("eval", "demo", str(path))
-        assert found.code == 1 and f"t.jsonl, line 2: is not JSON: " in found.err and words in found.err, found.err
+        assert found.code == 1 and "t.jsonl, line 2: is not JSON: " in found.err and words in found.err, found.err

@@ -137,10 +137,11 @@ def test_a_folder(run: Any, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sentencepiece.bpe.model").write_bytes(spm())
     n = sentencepiece.SentencePieceProcessor(model_proto=spm()).get_piece_size() + 2
-    shapes = {"embeddings.word_embeddings.weight": (n, dim), "embeddings.position_embeddings.weight": (34, dim), "embeddings.token_type_embeddings.weight": (1, dim)}
+    shapes = {f"embeddings.{name}_embeddings.weight": (rows, dim) for name, rows in (("word", n), ("position", 34), ("token_type", 1))}
     parts = {"attention.self.query": (dim, dim), "attention.self.key": (dim, dim), "attention.self.value": (dim, dim), "attention.output.dense": (dim, dim),
              "intermediate.dense": (96, dim), "output.dense": (dim, 96)}
-    shapes |= {f"encoder.layer.0.{name}.weight": shape for name, shape in parts.items()} | {f"encoder.layer.0.{name}.bias": shape[:1] for name, shape in parts.items()}
+    shapes |= {f"encoder.layer.0.{name}.weight": shape for name, shape in parts.items()}
+    shapes |= {f"encoder.layer.0.{name}.bias": shape[:1] for name, shape in parts.items()}
     shapes |= {f"{name}.{end}": (dim,) for name in ("embeddings.LayerNorm", "encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm")
                for end in ("weight", "bias")}
     write_safetensors(folder / "model.safetensors", {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})

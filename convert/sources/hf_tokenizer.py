@@ -1,7 +1,8 @@
 """The tokenizer of a Hugging Face folder: its vocabulary, added tokens, special ids and chat templates (hf_template.py).
 
 tokenizer.model (SentencePiece) comes first, as it is the original; tokenizer.json is read where there is none, and older files (older_tokenizers.py) where
-there is neither. Added tokens come from tokenizer.json, tokenizer_config.json and added_tokens.json; ids from tokenizer_config.json, then generation_config.json and config.json.
+there is neither. Added tokens come from tokenizer.json, tokenizer_config.json and added_tokens.json; ids from tokenizer_config.json, then
+generation_config.json and config.json.
 """
 from __future__ import annotations
 
