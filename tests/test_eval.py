@@ -296,21 +296,30 @@ def test_tables_are_read_as_they_are_written(tmp_path):
     assert [(list(row.fields.values()), row.line) for row in read_rows(path, "csv")] == [(cells, 2), (cells, 5)]
 
 
-def test_memory_of_many_rows(tmp_path, run):
-    """10,000 rows are read, scored and written within little more than the model."""
+@pytest.mark.parametrize("command", ["eval", "classify", "embed", "batch"])
+def test_memory_of_many_rows(tmp_path, command):
+    """10,000 rows are read, computed, journalled and written within little more than 50 of them."""
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
     if not os.environ.get("LLAMINA_LONG"):
-        pytest.skip("takes a minute (set LLAMINA_LONG)")
-    task = tmp_path / "t.jsonl"
-    task.write_text("".join(json.dumps({"text": sentence(i, 12), "label": ("good", "bad")[i % 2], "id": i}) + "\n" for i in range(10000)))
+        pytest.skip("takes some minutes (set LLAMINA_LONG)")
+    end = {"eval": "json", "embed": "npy"}.get(command, "jsonl")
+    argv = {"eval": ["eval", "demo", "IN", "--samples", str(tmp_path / "s.jsonl")], "embed": ["embed", "demo", "IN"], "batch": ["batch", "IN", "-m", "demo"],
+            "classify": ["classify", "demo", "IN", "--labels", "good,bad", "--label-column", "label"]}[command]
+    program = ("import sys; from llamina.engine.cli import main; code = main(sys.argv[1:]);"
+               "print(next(l.split()[1] for l in open('/proc/self/status') if 'VmHWM' in l), file=sys.stderr); sys.exit(code)")
     peaks = []
-    for limit in ("50", "10000"):
-        program = ("import sys; from llamina.engine.cli import main; main(sys.argv[1:]);"
-                   "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')), file=sys.stderr)")
-        done = subprocess.run([sys.executable, "-c", program, "eval", "demo", str(task), "-q", "-o", str(tmp_path / f"{limit}.json"), "--limit", limit],
-                              capture_output=True, text=True, check=True)
+    for n in 50, 10000:
+        source, out = tmp_path / f"{n}.jsonl", tmp_path / f"out{n}.{end}"
+        with open(source, "w") as file:
+            for i in range(n):
+                row = {"prompt": sentence(i, 6), "max_tokens": 6} if command == "batch" else {"text": sentence(i, 12), "label": ("good", "bad")[i % 2]}
+                file.write(json.dumps({**row, "id": i}) + "\n")
+        done = subprocess.run([sys.executable, "-c", program, *(str(source) if part == "IN" else part for part in argv), "-q", "-o", str(out)],
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and out.exists(), done.stderr
         peaks.append(int(done.stderr.split()[-1]) / 1024)
+    print(f"{command}: {peaks[0]:.0f} MB with 50 rows, {peaks[1]:.0f} with 10,000")
     assert peaks[1] - peaks[0] < 200
 
 

@@ -51,7 +51,7 @@ def operations(model: Model, seed: int, monkeypatch: pytest.MonkeyPatch) -> tupl
     """400 of them -> how often memory was refused, how many tokens were taken over."""
     pool = model.runtime._pool
     model.clear_prefix_cache()
-    for name, value in (("max_pages", 24), ("pages", set()), ("claimed", 0), ("_free", [])):
+    for name, value in (("max_pages", 24), ("pages", set()), ("claimed", 0), ("_free", []), ("most_idle", (24, 5, 0)[seed % 3])):
         monkeypatch.setattr(pool, name, value)
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256, 400).tolist()
@@ -174,6 +174,23 @@ def test_kept_pages_give_way_least_recently_used_first(model, monkeypatch):
     assert reused(1) == 128 and reused(3) >= 64
     assert reused(2) < 128
     assert pool.claimed == 9
+    model.clear_prefix_cache()
+
+
+def test_little_is_kept_where_little_is_asked_for(model, monkeypatch):
+    """Texts one after the other claim no more memory than one and what is kept."""
+    pool = model.runtime._pool
+    model.clear_prefix_cache()
+    gc.collect()
+    for name, value in (("max_pages", 100), ("pages", set()), ("claimed", 0), ("_free", []), ("most_idle", pool.most_idle)):
+        monkeypatch.setattr(pool, name, value)
+    model.runtime.keep_at_most(4 * pool.page_bytes)
+    for seed in range(12):
+        model.generate(random_ids(129, seed=seed), max_tokens=1).text()
+    assert pool.claimed <= 4 + 1 + 3
+    last = model.generate(random_ids(129, seed=11), max_tokens=1)
+    last.text()
+    assert last.stats.reused_tokens == 128
     model.clear_prefix_cache()
 
 

@@ -55,7 +55,7 @@ def test_fairseq_s_ids(kind: str, first: list[str], n_replaced: int, tmp_path: P
 def test_xlm_roberta_s_own(tmp_path: Path) -> None:
     """The 250,000 pieces that llama.cpp's converter made of the published file, put back into such a file: the same tokens, scores, types and ids."""
     with open_gguf(published("nomic-bert-moe")) as file:
-        theirs = {key: file.metadata[key] for key in file.metadata if key.startswith("tokenizer.")}
+        theirs: dict[str, Any] = {key: file.metadata[key] for key in file.metadata if key.startswith("tokenizer.")}
     n = 250002  # rows follow that pad the embedding
     pieces = {name: list(theirs["tokenizer.ggml." + name])[3:n - 1] for name in ("tokens", "scores", "token_type")}
     pieces["tokens"][0], pieces["token_type"][0] = "<unk>", 2
@@ -75,7 +75,7 @@ def bert(folder: Path) -> tuple[Callable[[str], list[int]], list[str]]:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     theirs.train_from_iterator(HARD, hf.trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False, limit_alphabet=150))
     theirs.post_processor = hf.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokens = [theirs.id_to_token(id) for id in range(theirs.get_vocab_size())]
+    tokens = [str(theirs.id_to_token(id)) for id in range(theirs.get_vocab_size())]
     (folder / "vocab.txt").write_text("".join(token + "\n" for token in tokens), encoding="utf-8")
     return lambda text: list(theirs.encode(text).ids), tokens
 
@@ -137,7 +137,11 @@ def test_a_folder(run: Any, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sentencepiece.bpe.model").write_bytes(spm())
     n = sentencepiece.SentencePieceProcessor(model_proto=spm()).get_piece_size() + 2
+<<<<<<< HEAD
     shapes = {f"embeddings.{name}_embeddings.weight": (rows, dim) for name, rows in (("word", n), ("position", 34), ("token_type", 1))}
+=======
+    shapes: dict[str, tuple[int, ...]] = {f"embeddings.{name}_embeddings.weight": (rows, dim) for name, rows in (("word", n), ("position", 34), ("token_type", 1))}
+>>>>>>> main
     parts = {"attention.self.query": (dim, dim), "attention.self.key": (dim, dim), "attention.self.value": (dim, dim), "attention.output.dense": (dim, dim),
              "intermediate.dense": (96, dim), "output.dense": (dim, 96)}
     shapes |= {f"encoder.layer.0.{name}.weight": shape for name, shape in parts.items()}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..score.cluster_node import Facts
     from ..score.dispatch import ClusterWork, Records
 
+KEPT = 64 << 20
+"""Bytes of beginnings that stay in memory for the rows that follow."""
 ray_option = click.option("--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
                           help="Compute on all nodes of a Ray cluster: this machine's, or that of a head at HOST:PORT. See docs/cluster.md.")
 
@@ -54,6 +56,7 @@ class Loading:
                      adapters=self.extras.lora)
         steer(model, self.extras)
         model.speculate = self.speculate
+        model.runtime.keep_at_most(KEPT)
         if self.template is not None:
             from ..text.chat_template import ChatTemplate
             model._template = ChatTemplate(self.template[0], model.tokenizer, path=self.template[1])
@@ -81,6 +84,7 @@ def place_for(ray: str | None, name: str, threads: int | None, context: int | No
     if ray is None:
         from ..score.cluster_node import Facts
         with open_model(name, threads, context, progress, draft, no_speculation, memory, kv, adapters) as model:
+            model.runtime.keep_at_most(KEPT)
             model.scheduler.reading = None  # the caller tells of all rows together
             use_template(model, template)
             yield Place(Facts.of(model, model.sampling_defaults, template is not None), lambda: model.digest,

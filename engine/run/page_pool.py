@@ -130,6 +130,8 @@ class PagePool:
         self.claimed = 0
         """Units that memory was claimed for."""
         self.prefix = PrefixCache(seed)
+        self.most_idle = max_pages
+        """Units of the prefix cache that nobody holds, beyond which the least recently used is taken before memory is claimed."""
         self.era = 0
         """Grows when the texts under way are no longer what their salts say: they are private from then on (KnownText)."""
         self.lock = threading.RLock()
@@ -232,7 +234,9 @@ class PagePool:
         if not self._stays_behind(weight, spare):
             return None
         while len(self._free) < weight:
-            if not self._claim():
+            if self._overfull():
+                self._recycle(self.prefix.evict())
+            elif not self._claim():
                 if self._free_states:
                     self._free_states.pop()
                     self.claimed -= self.layout.slot
@@ -245,6 +249,9 @@ class PagePool:
         page = Page(units)
         self.pages.add(page)
         return page
+
+    def _overfull(self) -> bool:
+        return bool(self.prefix.idle) and self.prefix.idle_pages > self.most_idle
 
     def _stays_behind(self, weight: int, spare: bool) -> bool:
         """Claim memory so that, with so many units taken, what stands behind promises is there; spare: False if it can't be."""
@@ -262,7 +269,9 @@ class PagePool:
             if not promised and self._left() < slot or not self._stays_behind(slot, not promised):
                 raise self._full()
             while not self._free_states:
-                if self.max_pages - self.claimed >= slot:
+                if self._overfull():
+                    self._recycle(self.prefix.evict())
+                elif self.max_pages - self.claimed >= slot:
                     try:
                         raw = np.empty(self.layout.state_bytes + 64, np.uint8)
                     except MemoryError:

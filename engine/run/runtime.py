@@ -63,9 +63,8 @@ class Runtime(Looking):
     """
 
     @in_default_floats
-    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None,
-                 progress: Progress | None = None, memory: int | None = None, note: Callable[[str], None] | None = None,
-                 kv: str | None = None, adapters: int = 0):
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, threads: int | None = None, context: int | None = None, progress: Progress | None = None,
+                 memory: int | None = None, note: Callable[[str], None] | None = None, kv: str | None = None, adapters: int = 0):
         start = time.perf_counter()
         self.on_layers: Callable[[float], None] | None = None
         """Called between the parts of a long step with the share of its layers that is done; what it raises ends the step."""
@@ -81,21 +80,19 @@ class Runtime(Looking):
         self.kv = kv_cache.kv_type(config, kv)
         self.plan: MemoryPlan = plan(gguf, config, context, memory, kv, self.n_threads, adapters)
         if note:
-            note(str(self.plan))
-            if self.plan.shortage:
-                note(self.plan.shortage)
+            for line in filter(None, (str(self.plan), self.plan.shortage)):
+                note(line)
         self.context, self.wanted_context = self.plan.context, self.plan.wanted
         self.max_batch, self.max_logits = self.plan.tokens, self.plan.logits
         seed = repr((gguf.stamps, ARITHMETIC_VERSION, self.kv.name)).encode()
         self._pool = PagePool(self.plan.page_bytes, self.plan.pages, seed, self.plan.layout)
-        self._reserve = Reserve(self, self._pool, memory is not None)
         compiled_before = compile_cache.stats.seconds
         self.arena = ExpertArena(gguf, config, self.plan.experts, self.n_threads) if self.plan.experts else None
         """Of experts that don't all fit into memory."""
         self._weights = Weights(gguf, config, self.n_threads, self.arena.at if self.arena else None)
         try:
             with compile_cache.telling(progress):
-                self._prepare(gguf, config)
+                self._prepare(gguf, config, memory is not None)
                 self._weights.wait(progress)
             self.digest, self.stamps = model_digest(gguf), gguf.stamps
             """What tells this model file from others."""
@@ -129,13 +126,13 @@ class Runtime(Looking):
             sequence.close()
             self.n_threads, self._pace = best, Pace(best)
 
-    def _prepare(self, gguf: GGUFFile, config: ModelConfig) -> None:
+    def _prepare(self, gguf: GGUFFile, config: ModelConfig, limited: bool) -> None:
         """Everything beside the weights, while they are loaded."""
         self._entry = forward.address
         names = {a.rope.factors_for(self.context) for a in config.attentions() if a.rope}
         factors = {name: read_vector(gguf, name) for name in names if name}
         self._layout = Layout(config, self._weights, self.kv, self.max_batch, self.n_threads, self.context, factors, self.plan.layout)
-        self.adapters = Adapters(config, self._weights, self._pool, self.n_threads, self._reserve)
+        self.adapters = Adapters(config, self._weights, self._pool, self.n_threads, Reserve(self, self._pool, limited))
         self.program = Program(self._layout)
         self._per_layer = RowTable(gguf, config.per_layer) if config.per_layer else None
         self._items, self._recurrence = Items(self._layout, self.n_threads), Recurrence(self._layout)
@@ -191,6 +188,10 @@ class Runtime(Looking):
     def kv_pages(self) -> Census:
         """How many KV pages are owned, shared, free and cached."""
         return self._pool.census()
+
+    def keep_at_most(self, size: int) -> None:
+        """Keep about so many bytes of beginnings that no sequence holds: work on many rows needs few of them, and would fill all memory in time."""
+        self._pool.most_idle = size // self._pool.page_bytes
 
     def clear_prefix_cache(self) -> None:
         """Forget the beginnings kept of earlier sequences."""

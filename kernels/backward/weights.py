@@ -1,7 +1,7 @@
 """Gradients of a matrix's input: dX[m, c] goes on as a fma chain over the matrix's rows r = 0, 1, … of dY[m, r] × W[r, c].
 
-    for up to 512 tokens:  for 256 rows:  copy their dY apart (a first-level cache would have them all in few sets)
-                                            for each 32 columns of the thread's share:  unpack a panel of 32 KB  ──►  multiply (chains.py)
+    for up to 512 tokens:  for 128 rows:  copy their dY apart (a first-level cache would have them all in few sets)
+                                            for each 32 columns of the thread's share:  unpack a panel of 16 KB  ──►  multiply (chains.py)
 
 The threads divide the columns, so every tile is unpacked once for 512 tokens, and there is never a second copy of the weights.
 """
@@ -16,8 +16,8 @@ from ..simd import I64, load_f32x16, load_i64, pointer, store_f32x16
 from .chains import call_multiply
 from .unpack import COLUMNS, ROW_BYTES
 
-TOKENS, PANEL_ROWS = 512, 256
-"""Of what is worked on at once: dY of both fits a second-level cache, the panel a first-level one."""
+TOKENS, PANEL_ROWS = 512, 128
+"""Of what is worked on at once: dY of both fits a second-level cache, the panel a half of a first-level one (another machine may share it)."""
 _APART = 16
 _LD = 4 * (PANEL_ROWS + _APART)
 SCRATCH = PANEL_ROWS * ROW_BYTES + TOKENS * _LD + 64

@@ -55,6 +55,7 @@ class BpeTokenizer(Tokenizer):
         self._ignore_merges = row.ignore_merges
         self._ids, self._merges = model_parts(vocabulary)
         self._ranks = dict(zip(self._merges, range(len(self._merges))))
+        self._known: dict[str, list[int]] = {}
         _note_missing_bytes(vocabulary, self._ids)
         cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in row.split]
         self._words = pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -73,7 +74,7 @@ class BpeTokenizer(Tokenizer):
             text = unicodedata.normalize("NFC", text)
         if len(text) <= MOST_TEXT:
             words = [word for word, _ in self._words.pre_tokenize_str(text)]
-            if (ids := merged_ids(words, self._ids, self._ranks, self._ignore_merges)) is not None:
+            if (ids := merged_ids(words, self._ids, self._ranks, self._ignore_merges, self._known)) is not None:
                 return ids
         return self._hf.encode(text, add_special_tokens=False).ids
 

@@ -1,7 +1,8 @@
 """Merging for short texts, in Python, so that a program's first prompt does not wait for the tokenizers library to take in a large vocabulary.
 
 The library copies every token and merge into tables of its own: 0.3 s for 150,000 of each, which is what a warm start takes altogether. A prompt of a few
-thousand characters needs some hundred look-ups. bpe.py uses this for those and the library for all else; tests hold the two equal.
+thousand characters needs some hundred look-ups, and the words of many texts are mostly the same. bpe.py uses this for those and the library for all else; tests
+hold the two equal.
 """
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 
 MOST_TEXT = 6000  # characters of a text: beyond, the library is quicker even counting what it takes to make it
 MOST_WORD = 400  # characters of a word: merging takes the square of it here
+MOST_KNOWN, MOST_KNOWN_WORD = 20000, 30  # words whose ids are remembered, and their characters: some megabytes
 NEVER = 1 << 60
 
 
@@ -26,14 +28,21 @@ def merge(symbols: list[str], ranks: dict[str, int]) -> list[str]:
     return symbols
 
 
-def merged_ids(words: Iterable[str], ids: dict[str, int], ranks: dict[str, int], whole: bool) -> list[int] | None:
-    """Ids of `words`, whose characters without a token are dropped; `whole`: a word that is a token is taken as it is. None: ask the library."""
+def merged_ids(words: Iterable[str], ids: dict[str, int], ranks: dict[str, int], whole: bool, known: dict[str, list[int]]) -> list[int] | None:
+    """Ids of `words`, whose characters without a token are dropped; `whole`: a word that is a token is taken as it is. known: ids of words seen before, kept
+    for the next text. None: ask the library."""
     found: list[int] = []
     for word in words:
-        if whole and word in ids:
-            found.append(ids[word])
-        elif len(word) > MOST_WORD:
-            return None
-        else:
-            found += [ids[text] for text in merge([char for char in word if char in ids], ranks)]
+        if (own := known.get(word)) is None:
+            if whole and word in ids:
+                own = [ids[word]]
+            elif len(word) > MOST_WORD:
+                return None
+            else:
+                own = [ids[text] for text in merge([char for char in word if char in ids], ranks)]
+            if len(word) <= MOST_KNOWN_WORD:
+                if len(known) >= MOST_KNOWN:
+                    known.clear()
+                known[word] = own
+        found += own
     return found
