@@ -39,6 +39,8 @@ def quoted(value: object, most: int = 120) -> str:
 def why(error: BaseException, most: int = 200) -> str:
     """A library's message for one of ours: on one line, of bounded length, without advice for programmers."""
     text = one_line(str(error)) or type(error).__name__
+    if isinstance(doc := getattr(error, "doc", None), str) and "\n" not in (doc := doc.strip("\r\n")):  # JSON of one line, which our message names
+        text = f"{error.msg} ({f'character {error.pos + 1}' if error.pos < len(doc) else 'at its end'})"  # type: ignore[attr-defined]
     text = "it has an integer of thousands of digits" if "integer string conversion" in text else text
     return text if len(text) <= most else text[:most] + "..."
 

@@ -104,3 +104,28 @@ def test_lines_of_a_batch_job(tmp_path):
         except OptionError as error:
             found.append(str(error)[:20])
     assert found == ["a", "b", "is not UTF-8 text (b", "\0", "is longer than 16777", "c"]
+
+
+@pytest.mark.parametrize("command", ["eval M t.jsonl -o no/r.json", "eval M t.jsonl --samples no/s.jsonl", "eval M t.jsonl -o r.json --plot no/p.svg",
+                                     "eval M t.jsonl --samples folder", "classify M t.jsonl --labels good,bad -o no/c.csv", "embed M t.jsonl -o no/e.npy",
+                                     "rerank M a t.jsonl --judge a,b -o no/r.jsonl", "batch t.jsonl -m M -o no/b.jsonl", "perplexity M t.jsonl -o no/p.json"])
+def test_where_results_cannot_go_is_told_first(run, tmp_path, monkeypatch, command):
+    """By the name that was given, before the model is looked for: there is none here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.jsonl").write_text(GOOD * 3)
+    (tmp_path / "folder").mkdir()
+    found = run(*command.split())
+    name = command.split()[-1]
+    words = "is a directory: expected a file's name" if name == "folder" else "cannot be written (the folder does not exist)"
+    assert found.code == 1 and f"error: {name}: {words}" in found.err, found.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "t.jsonl"]
+
+
+def test_json_errors_say_where_in_the_line(run, tmp_path):
+    """Our message names the line; what the library calls line 1 or 2 is of no use."""
+    path = tmp_path / "t.jsonl"
+    for text, words in (('{"text": "b", ', "in double quotes (at its end)"), ('{"text": "b", x}', "in double quotes (character 15)"),
+                        ("nonsense", "Expecting value (character 1)")):
+        path.write_text(GOOD + text + "\n")
+        found = run("eval", "demo", str(path))
+        assert found.code == 1 and "t.jsonl, line 2: is not JSON: " in found.err and words in found.err, found.err

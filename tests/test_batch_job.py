@@ -44,7 +44,7 @@ def test_records_in_the_order_of_the_lines(source, tmp_path):
     last = run(source, tmp_path / "r.jsonl")[-1]
     found = records(tmp_path / "r.jsonl")
     assert [r["id"] for r in found[:8]] == [1, "a", 7, 7, "bad", {"k": [1]}, 13, 15] and found[-1] == {
-        "id": 56, "line": 56, "error": "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"}
+        "id": 56, "line": 56, "error": "is not JSON: Expecting property name enclosed in double quotes (character 2)"}
     assert found[4] == {"id": "bad", "line": 9, "error": '"prompt" must be a text or a list of ids, found int'}
     assert "has 201 tokens, the context 100" in found[6]["error"] and found[6]["line"] == 13
     assert (last.lines, last.done, last.errors, last.resumed) == (29, 29, 3, 0) and last.tokens == sum(r.get("generated_tokens", 0) for r in found)
@@ -275,7 +275,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("argv, code, message", [
-    (["p.jsonl", "-o", "old.jsonl"], 1, "old.jsonl: exists already"), (["p.jsonl", "-o", "none/r.jsonl"], 1, "none/r.jsonl.journal: cannot be written"),
+    (["p.jsonl", "-o", "old.jsonl"], 1, "old.jsonl: exists already"),
+    (["p.jsonl", "-o", "none/r.jsonl"], 1, "none/r.jsonl: cannot be written (the folder does not exist)"),
     (["p.jsonl", "-o", "."], 1, "is a directory"), (["p.jsonl", "-o", "p.jsonl"], 2, "is the prompts' file"),
     (["none.jsonl", "-o", "r.jsonl"], 1, "none.jsonl: no such file"),
     ([".", "-o", "r.jsonl"], 1, "is a directory"), (["-", "-o", "r.jsonl"], 2, "come from a file"), (["p.jsonl"], 2, "Missing option '-o'"),

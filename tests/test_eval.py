@@ -246,7 +246,7 @@ def test_rows_that_could_not_be_computed(run, tmp_path):
     task = tmp_path / "t.jsonl"
     task.write_text("".join(json.dumps({"context": text, "choices": ["a", "b"], "answer": 0}) + "\n" for text in ("x", "long " * 200, "y")))
     found = run("eval", "demo", str(task), "--context", "64", "--json")
-    assert found.code == 1 and "1 rows could not be computed" in found.err and "t.jsonl, line 2: context and continuation have" in found.err
+    assert found.code == 1 and "1 row could not be computed" in found.err and "t.jsonl, line 2: context and continuation have" in found.err
     assert json.loads(found.out)["metrics"]["errors"] == 1 and json.loads(found.out)["metrics"]["rows"] == 3
 
 

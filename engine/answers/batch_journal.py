@@ -8,6 +8,7 @@ loses none that was finished; every few seconds, and before the rename, the disk
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -53,7 +54,9 @@ class Journal:
         try:
             self._file = open(self.path, "r+b" if begun else "x+b", buffering=0, opener=_open_no_link)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
-            raise FileError(f"{shown(self.path)}: cannot be written ({reason(error)})") from None
+            lacking = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR)
+            raise FileError(f"{shown(output)}: cannot be written (the folder does not exist)" if lacking
+                            else f"{shown(self.path)}: cannot be written ({reason(error)})") from None
         try:
             if not held(self._file.fileno()):
                 raise FileError(f"{self.path}: another run is writing it: wait for it, or choose another output")

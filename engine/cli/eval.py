@@ -74,11 +74,12 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     from ..score.job import ScoreJob
     from ..score.prompts import Prompts
     from ..score.template import unescaped
-    from .scoring import check_apart, check_names, check_other, journal_for, labels_of, run_job, summary, tell_resumed
+    from .scoring import check_apart, check_names, check_other, check_places, journal_for, labels_of, run_job, summary, tell_resumed
     check_names(source, *filter(None, (output, samples, shots_from, plot)))
     for name in output, samples, plot:
         check_other(name, source)
     check_apart(output=output, samples=samples, plot=plot)
+    check_places(output, samples, plot)
     if output == "-" or samples == "-":
         raise OptionError("results and samples go to files: for standard output give --json")
     if limit is not None and limit < 1:
@@ -126,7 +127,8 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     if not quiet:
         tell(summary(job, seconds))
     if problems := result["metrics"].get("first_errors"):
-        tell(f"llamina: {result['metrics']['errors']} rows could not be computed, the first: {source}, {problems[0]}")
+        n = result["metrics"]["errors"]
+        tell(f"llamina: {n} row{'' if n == 1 else 's'} could not be computed, the first: {source}, {problems[0]}")
         raise click.exceptions.Exit(1)
 
 

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import click
 
-from ..errors import OptionError, UnsupportedError
+from ..errors import LlaminaError, OptionError, UnsupportedError, why
 from .options import complete_model, open_model, run_options
 from .progress import Progress
 
@@ -63,8 +64,18 @@ def command(model: str, arguments: tuple[str, ...], memory: str | None, threads:
             setup_logging()
             parser = HarnessCLI()
             parser.execute(parser.parse_args())
+        except Exception as error:
+            if isinstance(error, (LlaminaError, MemoryError)) or _ours(error):
+                raise
+            raise LlaminaError(f"lm-evaluation-harness: {why(error)} (--debug shows where)") from error
         finally:
             sys.argv = before
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether what failed was called by the model that the harness asks, not by the harness: its tasks, options and downloads are the user's."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith(__name__.removesuffix("cli.lm_eval")) for name in names[1:])
 
 
 def _with_own_cache(arguments: tuple[str, ...], digest: str) -> list[str]:

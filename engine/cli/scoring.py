@@ -60,6 +60,15 @@ def check_apart(**outputs: str | None) -> None:
                 raise OptionError(f"--{option} {name}: is what --{other} writes: choose another name")
 
 
+def check_places(*outputs: str | None) -> None:
+    """FileError if an output can't be where it is to be: told before anything is computed for it."""
+    for name in outputs:
+        if name is not None and Path(name).is_dir():
+            raise FileError(f"{name}: is a directory: expected a file's name")
+        if name is not None and not Path(name).parent.is_dir():
+            raise FileError(f"{name}: cannot be written (the folder does not exist)")
+
+
 @contextlib.contextmanager
 def journal_for(output: str | None) -> Iterator[Journal]:
     """Of a file; without one (None, "-") what is done is kept only as long as the command runs."""

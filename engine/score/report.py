@@ -26,7 +26,8 @@ def eval_lines(result: Mapping[str, Any]) -> list[str]:
     """What `llamina eval` found."""
     metrics, task = result["metrics"], result["task"]
     shots = result["options"]["shots"]
-    out = [f"{task['name']}: {metrics['rows']} rows of {task['kind']}, {shots} shots" + (f", {metrics['errors']} errors" if metrics["errors"] else "")]
+    n = metrics["errors"]
+    out = [f"{task['name']}: {metrics['rows']} rows of {task['kind']}, {shots} shots" + (f", {n} error{'' if n == 1 else 's'}" if n else "")]
     for name, value in named(result):
         out.append(f"{name:<22}" + "  ".join(f"{v:<20}" for v in value).rstrip())
     if "against" in result:

@@ -58,7 +58,7 @@ class Reranker:
         ids = [self._core.tokenizer.encode(word, bos=False, eos=False) for word in judge]
         for word, found in zip(judge, ids):
             if len(found) != 1:
-                raise OptionError(f"judge: {quoted(word)} is {len(found)} tokens of this model's vocabulary, expected one")
+                raise OptionError(f"judge: {quoted(word)} is {len(found)} tokens of this model's vocabulary, expected one: choose another word")
         return ids[0][0], ids[1][0]
 
     def scores(self, query: str, documents: Iterable[str]) -> Iterator[float]:

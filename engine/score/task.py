@@ -130,7 +130,7 @@ class Task:
         """FormatError names what is wrong with it."""
         for key in KINDS[self.kind]:
             if key not in row.fields:
-                raise self.bad(row, f'has no "{key}", as the rows before it')
+                raise self.bad(row, f'has no "{key}", which rows of the kind "{self.kind}" have')
         for name in fields_of(self.template or ""):
             if name not in row.fields:
                 raise self.bad(row, f'has no "{name}", which the template asks for')
