@@ -220,7 +220,8 @@ class Adapters:
         """rows: how many of a step's in a row have which adapters -> address for the step's word ADAPTERS; 0: none has one."""
         if not any(use for _, use in rows):
             return 0
-        if self._planned and self._planned[1] == rows:
+        key = [(n, [(loaded.slot, loaded.ld, scale) for loaded, scale in use]) for n, use in rows]  # names nobody: who is let go of is gone
+        if self._planned and self._planned[1] == key:
             return self._words.ctypes.data
         runs, at, total = [], 0, 0
         merged: list[tuple[int, Use]] = []
@@ -243,7 +244,7 @@ class Adapters:
         if len(self._u) < size:
             self._u = aligned(size)
         table = np.array(runs, np.int64)
-        self._planned = table, rows
+        self._planned = table, key
         at_u = self._u.ctypes.data
         for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.TOTAL, total), (f.PARTED, parted), (f.SHARED, at_u + own * self._n_threads),
                             (f.OWN, at_u), (f.OWN_BYTES, own), (f.BEGIN, f.low_rank_begin.address), (f.FETCH, f.low_rank_fetch.address),

@@ -162,7 +162,11 @@ class Gradients:
 
         with model.scheduler.alone() as runtime:
             runtime.adapters.add(self._name, adapter)
-        weakref.finalize(self, _remove, runtime.adapters, self._name)
+        self._remove = weakref.finalize(self, _remove, runtime.adapters, self._name)
+
+    def close(self) -> None:
+        """The model gets the memory back that the adapter takes in it. Whoever has let go of this has closed it, but not before the collector comes."""
+        self._remove()
 
     def zero(self) -> None:
         """The sums begin again, and the adapter's numbers are read again."""

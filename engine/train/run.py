@@ -134,6 +134,7 @@ class Run:
             else:
                 self.learned = adapter = new_adapter(model.config, options, Path(model.path).stem)
                 self.gradients, arrays = Gradients(model, adapter, dropout=options.dropout, seed=options.seed, threads=threads), weights(adapter)
+                self._stack.callback(self.gradients.close)
             self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
             self.data = open_data(model, data, reading, seen=reads)
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
