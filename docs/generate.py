@@ -175,7 +175,8 @@ not.
 
 On the same F32 files, 200 tokens, keys and values float32 in both (tests/test_oracle_llamacpp_families.py): the largest difference of logits is at most
 3e-5 of the largest logit (1e-6 is usual) for Mixtral, `qwen2moe`, `qwen3moe`, `olmoe`, `granitemoe` with and without a shared expert, `gpt-oss`, `lfm2`,
-`lfm2moe`, `qwen35` and `qwen35moe`, written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half
+`lfm2moe`, `qwen35`, `qwen35moe`, `qwen3next`, `granitehybrid` with experts, `nemotron_h`, `nemotron_h_moe` with groups, `falcon-h1` and `deepseek2` (V2-Lite,
+GLM-4.7-Flash with groups of experts), written by hand and by `convert` from transformers' checkpoints. With llama.cpp's usual keys and values in half
 precision it is 1e-4 to 5e-4, and more where that chooses another expert. Gemma 4's differs by up to 5e-3, because llama.cpp looks GELU up in a table of
 half precision: with gates so large that none falls into the table, it is 5e-5 as well (a test). llama.cpp has no place for OLMoE whose heads share keys,
 fused rows of Qwen's experts, and YaRN's corrections between whole pairs; Gemma 4 without a cap of logits it caps at 30, unless the key says 0, which

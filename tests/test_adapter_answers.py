@@ -38,13 +38,14 @@ def test_guesses_change_nothing(path: Path, tmp_path: Path, with_draft: bool) ->
     draft model that is the main one without adapters: sometimes right."""
     prompt = (random_ids(24, seed=1) * 4)[:90]
     options: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True, "logprobs": 2}
+    samplings: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8, "seed": 5}]
     uses: list[Any] = [{"one": 1.0}, {"one": 0.5, "two": -1.0}, {}, {"two": 0.05}]
     with load(path, threads=2, draft=path if with_draft else None) as model:
         model.costs = Eager()
         for seed, name in enumerate(("one", "two")):
             model.add_adapter(adapter_of(path, tmp_path / f"{name}.gguf", seed=seed), name=name, default=False)
         guessed = right = 0
-        for sampling in {"temperature": 0.0}, {"temperature": 0.8, "seed": 5}:
+        for sampling in samplings:
             expected = []
             for use in uses:
                 found = []
@@ -126,7 +127,8 @@ def test_adapters_that_come_later(path: Path, tmp_path: Path) -> None:
     with load(path, threads=1) as model:
         full, size = model.memory_plan, memory_of(Adapter.read(file), model.config)
     budget = full.weights + full.context_bytes + 2 * size + 2 * full.page_bytes
-    prompt, options = random_ids(500), {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+    options: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+    prompt = random_ids(500)
     with load(path, threads=1, memory=budget, context=1024) as model:
         model.generate(prompt, **options).text()  # the prefix cache holds pages, which make room
         for name in "one", "two":

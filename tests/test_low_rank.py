@@ -66,12 +66,15 @@ def test_the_low_rank_product(kind: str, rank: int, columns: int, rows: int) -> 
 
 def rows_of_down(runtime: Runtime, ids: list[int], adapters: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """What the first layer's `down` reads and gives, float32 rows."""
-    seen: dict[str, np.ndarray] = {}
+    seen: list[np.ndarray] = []
+
+    def keep(rows: np.ndarray) -> None:
+        seen.append(rows.copy())
     sequence = runtime.new_sequence(adapters=adapters)
-    runtime.step([Feed(sequence, ids, "none")], {f"blocks.0.{site}": lambda rows, site=site: seen.update({site: rows.copy()})
-                                                 for site in ("mlp.hook_post", "hook_mlp_out")})
+    runtime.step([Feed(sequence, ids, "none")], {"blocks.0.mlp.hook_post": keep, "blocks.0.hook_mlp_out": keep})
     sequence.close()
-    return seen["mlp.hook_post"], seen["hook_mlp_out"]
+    read, given = seen
+    return read, given
 
 
 @pytest.mark.parametrize(("format", "stored"), [("Q4_0", "F16"), ("F32", "F32")])

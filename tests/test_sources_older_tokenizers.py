@@ -137,7 +137,8 @@ def test_a_folder(run: Any, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sentencepiece.bpe.model").write_bytes(spm())
     n = sentencepiece.SentencePieceProcessor(model_proto=spm()).get_piece_size() + 2
-    shapes: dict[str, tuple[int, ...]] = {f"embeddings.{name}_embeddings.weight": (rows, dim) for name, rows in (("word", n), ("position", 34), ("token_type", 1))}
+    rows = {"word": n, "position": 34, "token_type": 1}
+    shapes: dict[str, tuple[int, ...]] = {f"embeddings.{name}_embeddings.weight": (rows[name], dim) for name in rows}
     parts = {"attention.self.query": (dim, dim), "attention.self.key": (dim, dim), "attention.self.value": (dim, dim), "attention.output.dense": (dim, dim),
              "intermediate.dense": (96, dim), "output.dense": (dim, 96)}
     shapes |= {f"encoder.layer.0.{name}.weight": shape for name, shape in parts.items()}
