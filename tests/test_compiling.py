@@ -72,7 +72,9 @@ def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
 def test_what_the_pipeline_leaves_out_changes_no_instruction(monkeypatch, name):
     """A loop body's machine code with all of Numba's passes, and without those that kernels have no use for."""
     def machine_code(compiler):
-        body = matmul._body(registry.packing(name), 2)
+        packing = registry.packing(name)
+        assert isinstance(packing, matmul.Packing)
+        body = matmul._body(packing, 2)
 
         def kernel(w, tiles, x, tokens, out, ldo):
             body(w, tiles, x, tokens, out, ldo)
