@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, Mo
     monkeypatch.setenv("HOME", str(tmp_path))
     load, close = engine.load, Model.close
 
-    def cached(path: Any = "demo", *, context: int | None = None, progress: Any = None, note: Any = None, **options: Any) -> Model:
+    def cached(path: Any = "demo", *, context: int | None = None, progress: Any = None, note: Any = None, adapters: Any = (), **options: Any) -> Model:
         key = str(context)
         assert engine.resolve(path).resolve() == DEMO.resolve() and not {k for k, v in options.items() if v is not None} - {"threads"}
         if key not in loaded:
@@ -51,6 +51,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[Any, Mo
         loaded[key].speculate = True
         for name in [*loaded[key].adapters]:  # of an earlier example
             loaded[key].remove_adapter(name)
+        for file, scale in adapters:
+            loaded[key].add_adapter(file, scale)
         return loaded[key]
     monkeypatch.setattr(engine, "load", cached)
     monkeypatch.setattr(Model, "close", lambda self: None)

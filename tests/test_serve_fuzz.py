@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from adapters import random_adapter
 from serving import TEMPLATE, Server, serving
 
 DEEP: Any = []
@@ -26,7 +27,7 @@ WRONG: list[Any] = [None, True, False, 0, -1, 1.5, -0.0, 1e308, 10**400, 2**63, 
 SAY = [{"role": "user", "content": "Hi"}]
 TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
 CALLED = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-GOOD: dict[str, list[dict[str, Any]]] = {
+GOOD: dict[str, list[Any]] = {
     "/v1/chat/completions": [
         {"messages": [*SAY, {"role": "assistant", "content": "a", "tool_calls": [CALLED]},
                       {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "1"}]}],
@@ -75,6 +76,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "/api/embed": [{"input": ["Hi", "b"], "truncate": True, "dimensions": 8, "options": {}}],
     "/api/embeddings": [{"prompt": "Hi", "options": {}}],
     "/api/show": [{"model": "demo", "verbose": True}],
+    "/lora-adapters": [[{"id": 0, "scale": 0.5}, {"name": "two", "scale": -1.0}], []],
 }
 
 
@@ -99,6 +101,8 @@ def replaced(body: Any, path: tuple[Any, ...], value: Any) -> Any:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving(TEMPLATE, parallel=4) as found:
+        for seed, name in enumerate(("one", "two")):
+            found.model.add_adapter(random_adapter(found.model.config, seed=seed, only=lambda name: name.endswith("attn_q.weight")), name=name, default=False)
         yield found
 
 
@@ -106,7 +110,7 @@ def test_the_good_ones(server: Server) -> None:
     """What is made wrong is right, and every endpoint is there."""
     for path, bodies in GOOD.items():
         for body in bodies:
-            answer = server.post(path, **body)
+            answer = server.http.post(path, json=body)
             assert answer.status_code == 200, (path, answer.text)
     told = server.http.get("/openapi.json").json()["paths"]
     same = {"/chat/completions", "/chat/completions/input_tokens", "/v1/chat/completions/input_tokens", "/responses", "/responses/input_tokens",
