@@ -41,6 +41,8 @@ from .target import TARGET
 
 KINDS: dict[str, tuple[np.dtype, Any]] = {"F32": (np.dtype(np.float32), load_f32x16), "F16": (np.dtype(np.float16), load_f16x16)}
 """How pairs are kept -> (NumPy's type, what loads 16 of them as float32)."""
+ORDER = 2
+"""Grows with every change of the sums' order: part of adapters' digests and of what runs are bound to, so that nothing made by another is gone on with."""
 PART = 256
 """Columns of a part: of 8 tokens they stay in a first-level cache."""
 APART = PART + 16

@@ -93,10 +93,11 @@ def bound() -> dict[str, Any]:
     """What a journal is bound to beside the model's file, where that is told before the model is loaded."""
     from pathlib import Path
 
+    from ...kernels.low_rank import ORDER
     from ..answers.batch_job import fingerprint
 
     def prints(given: list[tuple[str, float]]) -> list[list[Any]]:
         return [[fingerprint(Path(path) / "adapter_model.safetensors" if os.path.isdir(path) else Path(path)), number] for path, number in given]
     extras = asked_for()
     control = {"control": [*prints(extras.control), list(extras.layers) if extras.layers else None]} if extras.control else {}
-    return {**({"adapters": prints(extras.lora)} if extras.lora else {}), **control}
+    return {**({"adapters": [ORDER, *prints(extras.lora)]} if extras.lora else {}), **control}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...kernels.formats import registry
+from ...kernels.low_rank import ORDER
 from ..architectures.adapted import targets, why_not
 from ..errors import FormatError, OptionError, UnsupportedError, quoted
 from ..files import new_file, paths, shown, writing
@@ -76,8 +77,9 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names, shapes, numbers and scales, in order of names: what tells adapters apart, however they are stored."""
-        found = hashlib.sha256(self.architecture.encode())
+        """SHA-256 of names, shapes, numbers and scales, in order of names, and of the order of their sums: what tells adapters apart, however they are
+        stored."""
+        found = hashlib.sha256(f"{self.architecture}\0{ORDER}".encode())
         for name, pair in sorted(self.pairs.items()):
             found.update(f"\0{name}\0{list(pair.a.shape)}{list(pair.b.shape)}".encode() + struct.pack("<f", pair.scale))
             found.update(np.ascontiguousarray(pair.a, "<f4").data)

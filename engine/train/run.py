@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import kernels
+from ...kernels.low_rank import ORDER
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
 from ..run.memory import parse_memory
@@ -140,7 +141,7 @@ class Run:
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
                                                               None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
             ropes = sorted({a.rope.factors_for(model.context) for a in model.config.attentions() if a.rope})  # which of them, hangs on the context
-            bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": kernels.ARITHMETIC_VERSION,
+            bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": [kernels.ARITHMETIC_VERSION, ORDER],
                      "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
             most = self._most_tokens(memory)
             self.loop = Loop(self.gradients, arrays, self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
