@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,13 @@ class Checkpoints:
         """Whether the lock that the folder has is ours now. It is not where a run that ended took the folder away between two of our steps."""
         path = self.folder / "lock"
         with writing(self.folder, "the checkpoint"):
-            self.folder.mkdir(exist_ok=True)
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except FileExistsError:  # something else is there; or the folder was, and went before mkdir could look what it is
+                with contextlib.suppress(FileNotFoundError):
+                    if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
+                        raise
+                return False
         try:
             with writing(path):
                 try:
