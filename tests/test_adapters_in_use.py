@@ -9,29 +9,15 @@ import llamina
 import numpy as np
 import pytest
 from adapters import random_adapter, write_peft
-from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.errors import OptionError
 from llamina.engine.gguf.file import open_gguf
 from llamina.engine.train.adapter import Adapter
 from runs import same
 from small_models import random_ids, write_small_model
+from test_adapters import config_of, folder, q4
 
+__all__ = ["folder", "q4"]
 f32 = np.float32
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
-def q4(folder: Path) -> Path:
-    return write_small_model(folder / "q4.gguf", "Q4_0")
-
-
-def config_of(path: Path) -> ModelConfig:
-    with open_gguf(path) as file:
-        return ModelConfig.from_gguf(file)
 
 
 def test_answers_and_the_prefix_cache(q4: Path, folder: Path) -> None:

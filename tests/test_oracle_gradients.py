@@ -12,7 +12,7 @@ from families import checkpoint
 from llamina.convert.convert import convert
 from llamina.engine.architectures.hf import hf_tensors, row_orders
 from llamina.engine.architectures.pages import PAGES
-from llamina.engine.gguf.file import open_gguf
+from llamina.engine.gguf.file import GGUFFile, open_gguf
 from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.model_weights import ModelWeights
@@ -47,6 +47,16 @@ def mean_loss(model: Any, rows: list[Any]) -> Any:
     return torch.cat(losses).mean()
 
 
+def take_matrices(model: Any, gguf: GGUFFile, orders: dict[str, Any], modules: dict[str, str]) -> None:
+    """A file's matrices, dequantised, become transformers' model's. modules: {tensor: parameter}."""
+    with torch.no_grad():
+        for tensor, hf in modules.items():
+            info = gguf.tensors[tensor]
+            if len(info.shape) == 2:
+                values = registry.decode(info.format.name, gguf.data(tensor)).reshape(info.shape)
+                model.get_parameter(hf).copy_(torch.tensor(values[np.argsort(orders[tensor])] if tensor in orders else values))
+
+
 @pytest.mark.parametrize("format", ["f32", "q8_0", "q4_0"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi2"])
 def test_gradients_are_torchs(name: str, format: str, tmp_path: Path) -> None:
@@ -57,14 +67,7 @@ def test_gradients_are_torchs(name: str, format: str, tmp_path: Path) -> None:
         config, page = ours.config, PAGES[ours.config.architecture]
         orders, modules = row_orders(page, config), {t.name: hf for hf, t in hf_tensors(page, config).items()}
         if format != "f32":
-            with torch.no_grad():
-                for tensor, hf in modules.items():
-                    info = gguf.tensors[tensor]
-                    if len(info.shape) == 2:
-                        values = registry.decode(info.format.name, gguf.data(tensor)).reshape(info.shape)
-                        if tensor in orders:
-                            values = values[np.argsort(orders[tensor])]
-                        model.get_parameter(hf).copy_(torch.tensor(values))
+            take_matrices(model, gguf, orders, modules)
         adapter, rows = random_adapter(config), random_rows(config.n_vocab, [70, 9, 33])
         found = Gradients(ours, adapter)
         found.accumulate(rows, float(sum(row.targets for row in rows)), 0)

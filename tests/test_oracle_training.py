@@ -20,7 +20,7 @@ from llamina.engine.train.fresh import new_adapter, weights
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.loop import Loop
 from llamina.engine.train.options import Options
-from llamina.kernels.formats import registry
+from test_oracle_gradients import take_matrices
 from train_cases import opened
 
 torch = pytest.importorskip("torch", reason="extra 'oracle' is not installed")
@@ -85,12 +85,7 @@ def test_losses_are_pefts(name: str, format: str, tmp_path: Path) -> None:
         config, page = ours.config, PAGES[ours.config.architecture]
         orders, modules = row_orders(page, config), {t.name: hf for hf, t in hf_tensors(page, config).items()}
         if format != "f32":
-            with torch.no_grad():
-                for tensor, hf in modules.items():
-                    info = gguf.tensors[tensor]
-                    if len(info.shape) == 2:
-                        values = registry.decode(info.format.name, gguf.data(tensor)).reshape(info.shape)
-                        model.get_parameter(hf).copy_(torch.tensor(values[np.argsort(orders[tensor])] if tensor in orders else values))
+            take_matrices(model, gguf, orders, modules)
         adapter = new_adapter(config, OPTIONS)
         first = {modules[tensor].removesuffix(".weight"): pair.a.copy() for tensor, pair in adapter.pairs.items()}
         loop = Loop(Gradients(ours, adapter), weights(adapter), data, None, OPTIONS)

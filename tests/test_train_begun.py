@@ -5,10 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +20,7 @@ from llamina.engine.score.perplexity import perplexity
 from llamina.engine.train.model_weights import ModelWeights
 from llamina.engine.train.normal import inverse, normal
 from test_demo import demo
+from train_cases import kill_at_a_checkpoint
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -87,12 +86,7 @@ def test_command_line(run: Any, right: str, folder: Path, tmp_path: Path) -> Non
 def test_killed(right: str, folder: Path, tmp_path: Path) -> None:
     """SIGKILL once the first checkpoint is there; then the same command."""
     whole = [sys.executable, "-m", "llamina", *command(folder, tmp_path / "m.gguf", "--save-every", "1", "--context", "256")]
-    child = subprocess.Popen(whole, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not (tmp_path / "m.gguf.training" / "checkpoint-0").exists() and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_at_a_checkpoint(whole, tmp_path / "m.gguf")
     if not (tmp_path / "m.gguf").exists():
         result = subprocess.run(whole, capture_output=True, text=True)
         assert result.returncode == 0 and "going on after step" in result.stderr

@@ -5,10 +5,8 @@ import errno
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from llamina.engine.look.steer import SteeringVector
 from llamina.engine.model import Model
 from llamina.engine.train.adapter import Adapter
 from llamina.engine.train.loop import Progress
+from train_cases import kill_at_a_checkpoint
 
 ROWS = [{"prompt": f"[INST] What colour is the {thing}? [/INST]", "completion": f" {colour}"}
         for thing, colour in (("sky", "blue"), ("grass", "green"), ("snow", "white"), ("night", "black"), ("fox", "red"), ("hen and the egg", "brown"))]
@@ -81,12 +80,7 @@ def test_micro_batches(model: Model, right: str, data: Path, tmp_path: Path, mor
 def test_killed(right: str, data: Path, tmp_path: Path) -> None:
     """SIGKILL once the first checkpoint is there; then the same command."""
     command = [sys.executable, "-m", "llamina", "train", "demo", str(data), "-o", str(tmp_path / "a.gguf"), *SETTINGS, "--save-every", "1"]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not (tmp_path / "a.gguf.training" / "checkpoint-0").exists() and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_at_a_checkpoint(command, tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf.training").exists() or (tmp_path / "a.gguf").exists()
     if not (tmp_path / "a.gguf").exists():
         result = subprocess.run(command, capture_output=True, text=True)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -93,6 +95,16 @@ def full_step(path: Path, many: int) -> str:
         return found_digest({**weights, **gradients})
     finally:
         optimiser.MANY = before
+
+
+def kill_at_a_checkpoint(command: list[str], output: Path) -> None:
+    """SIGKILL once the first checkpoint of `output` is there, or when the command has ended."""
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not output.with_name(f"{output.name}.training").joinpath("checkpoint-0").exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
 
 
 def found_digest(arrays: dict[str, np.ndarray]) -> str:

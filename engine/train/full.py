@@ -17,7 +17,7 @@ from ...kernels.float_env import in_default_floats
 from .backward import Backward
 from .factors import Parts
 from .forward import Batch, Forward
-from .gradients import check_row, ends, memory_of, most_pages
+from .gradients import RowGradients, check_row, ends, memory_of
 from .ops import Ops, rows_of
 from .rows import Row, RowLosses
 
@@ -67,7 +67,7 @@ def _sums(rows: np.ndarray) -> np.ndarray:
     return total
 
 
-class FullGradients:
+class FullGradients(RowGradients):
     """Of a model's own weights. .arrays: {tensor: float32 of its shape}: running sums, zero at first. The model has the weights' numbers while it is trained;
     they are read again when a step begins, and after `zero`. threads: None: as many as the model has."""
 
@@ -90,14 +90,6 @@ class FullGradients:
         self._taken, self._late = -1, []
         for array in self._arrays.values():
             array.fill(0)
-
-    def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
-        """As Gradients.accumulate."""
-        return self._go(rows, divisor, step)
-
-    def losses(self, rows: Sequence[Row]) -> RowLosses:
-        """As Gradients.losses."""
-        return self._go(rows, 0.0, -1)
 
     @in_default_floats
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
@@ -142,8 +134,3 @@ class FullGradients:
         config = self._model.config
         widest = max(norm.dim for norm in config.norms())
         return memory_of(self._model.runtime, tokens, longest, rows, 0, self._threads) + tokens * 4 * (10 * widest + config.dim)
-
-    @property
-    def most_pages(self) -> int:
-        """As Gradients.most_pages."""
-        return most_pages(self._model.runtime)

@@ -9,6 +9,7 @@ many threads there are, and the CPU's instructions don't show in a bit.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -136,7 +137,33 @@ def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, fir
     return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
 
 
-class Gradients:
+class RowGradients(ABC):
+    """What adds up rows' gradients, in parts of a step."""
+
+    _model: Core
+
+    def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
+        """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
+
+        step: of the optimiser; the numbers that are trained are read when it changes, and after `zero`. Calls for parts of a step, in the order of the
+        data, give the bits of one call for all of it. A loss that isn't finite is NumericError, and `arrays` are then undefined."""
+        return self._go(rows, divisor, step)
+
+    def losses(self, rows: Sequence[Row]) -> RowLosses:
+        """What the model, with the numbers as they are now, thinks of the rows' targets, by the same arithmetic, without dropout."""
+        return self._go(rows, 0.0, -1)
+
+    @abstractmethod
+    def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
+        """As `accumulate`; divisor 0: losses only, of the numbers as they are now."""
+
+    @property
+    def most_pages(self) -> int:
+        """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
+        return most_pages(self._model.runtime)
+
+
+class Gradients(RowGradients):
     """Of one adapter of a model. .arrays: {"blk.0.attn_q.weight.lora_a": float32, the shape of the pair's a, …}: running sums, zero at first.
 
     dropout: of what a pair's A reads, from Philox keyed by (seed, step, matrix, the token's number in the step). threads: None: as many as the model has.
@@ -173,18 +200,6 @@ class Gradients:
         self._taken = -1
         for array in self.arrays.values():
             array.fill(0)
-
-    def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
-        """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
-
-        step: of the optimiser; the adapter's numbers are read when it changes, and after `zero`. Calls for parts of a step, in the order of the data, give the
-        bits of one call for all of it. A loss that isn't finite is NumericError, and `arrays` are then undefined."""
-        return self._go(rows, divisor, step)
-
-    def losses(self, rows: Sequence[Row]) -> RowLosses:
-        """What the model with the adapter, as it is now, thinks of the rows' targets, by the same arithmetic, without dropout."""
-        self._taken = -1
-        return self._go(rows, 0.0, -1)
 
     @in_default_floats
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
@@ -227,8 +242,3 @@ class Gradients:
         """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
         of its at most so many rows."""
         return memory_of(self._model.runtime, tokens, longest, rows, self._first_layer, self._threads)
-
-    @property
-    def most_pages(self) -> int:
-        """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
-        return most_pages(self._model.runtime)
