@@ -1,4 +1,4 @@
-"""Process start to first token, and loading."""
+"""Process start to first token, loading, opening; what each start and each request pays once."""
 from __future__ import annotations
 
 import os
@@ -10,7 +10,10 @@ from llamina.bench.speed import Work
 from llamina.bench.suite import ROUNDS, THREADS, model, record
 from llamina.engine.architectures.config import ModelConfig
 from llamina.engine.gguf.file import open_gguf
+from llamina.engine.model import load_vocabulary
 from llamina.engine.run.runtime import Runtime
+from llamina.engine.text.chat_template import ChatTemplate
+from llamina.kernels import compile_cache
 
 
 def first_token(path: str) -> None:
@@ -35,3 +38,24 @@ def test_load(benchmark: Any) -> None:
             Runtime(gguf, ModelConfig.from_gguf(gguf), threads=THREADS).close()
     benchmark.pedantic(load, rounds=ROUNDS, warmup_rounds=1)
     record(benchmark, Work(2.0 * path.stat().st_size))
+
+
+def test_open(benchmark: Any) -> None:
+    """Header and tensor table, no weights."""
+    def opened() -> None:
+        open_gguf(model("q4_0")).close()
+    benchmark(opened)
+
+
+def test_fingerprint(benchmark: Any) -> None:
+    """Of the sources, which names the cache of compiled code."""
+    def fingerprint() -> str:
+        compile_cache.fingerprint.cache_clear()
+        return compile_cache.fingerprint()
+    assert benchmark(fingerprint)
+
+
+def test_render(benchmark: Any) -> None:
+    """A chat template in its child process, warm: most is the way there and back."""
+    template = ChatTemplate("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}", load_vocabulary("demo"))
+    assert benchmark(template.render, [{"role": "user", "content": "Hello!"}])

@@ -255,7 +255,7 @@ def test_ctrl_c():
     p.send_signal(signal.SIGINT)
     start = time.monotonic()
     _, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and time.monotonic() - start < 10
+    assert p.returncode == 130 and time.monotonic() - start < 30
     assert b"Traceback" not in err and b"end: interrupted]" in err
 
 

@@ -138,7 +138,7 @@ def test_slow_heads(server: Serving, sent: bytes) -> None:
         since, got = time.monotonic(), b""
         s.settimeout(0.2)
         s.sendall(sent)
-        while time.monotonic() - since < 10:
+        while time.monotonic() - since < 30:
             try:
                 got += (piece := s.recv(1000))
                 if not piece:
@@ -148,7 +148,7 @@ def test_slow_heads(server: Serving, sent: bytes) -> None:
                     s.sendall(b"x")
             except ConnectionError:
                 break
-        assert 0.8 < time.monotonic() - since < 5
+        assert 0.8 < time.monotonic() - since < 20
         assert got.startswith(b"HTTP/1.1 408 ") if sent else got == b""
 
 
@@ -156,7 +156,7 @@ def test_slow_bodies(server: Serving) -> None:
     with server.socket() as s:
         s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{")
         since = time.monotonic()
-        assert s.recv(1000).startswith(b"HTTP/1.1 408 ") and 0.8 < time.monotonic() - since < 5
+        assert s.recv(1000).startswith(b"HTTP/1.1 408 ") and 0.8 < time.monotonic() - since < 20
 
 
 def test_not_http(server: Serving) -> None:
