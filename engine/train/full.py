@@ -20,6 +20,7 @@ from .forward import Batch, Forward
 from .gradients import RowGradients, check_row, ends, memory_of
 from .ops import Ops, rows_of
 from .rows import Row, RowLosses
+from .store import Store
 
 if TYPE_CHECKING:
     from ..architectures.spec import Norm
@@ -73,6 +74,7 @@ class FullGradients(RowGradients):
 
     def __init__(self, weights: ModelWeights, *, threads: int | None = None) -> None:
         self._model, self._weights, self._threads, self._taken = weights.model, weights, threads, -1
+        self._store = Store(768 << 20)
         self._arrays = {name: np.zeros(array.shape, np.float32) for name, array in weights.arrays.items()}
         self._late: list[tuple[np.ndarray, np.ndarray]] = []
         """(ids, gradients of their rows) of a tied embedding, which wait for the output's last."""
@@ -104,7 +106,7 @@ class FullGradients(RowGradients):
                 return RowLosses(np.zeros(0, np.float64), 0, 0)
             ops = Ops(runtime, self._threads)
             sums = Sums(ops, self._arrays)
-            with Forward(runtime, batch, (), lambda tensor: None, 0) as forward:
+            with Forward(runtime, batch, (), lambda tensor: None, 0, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(config.n_layers), divisor, sums)
                 if divisor == 0:

@@ -29,10 +29,11 @@ from ..run.kv_cache import PAGE
 from ..sampling.arithmetic import log
 from .backward import Backward
 from .factors import Factors
-from .forward import Batch, Forward, read_back
+from .forward import Batch, Forward
 from .ops import Ops, rows_of
 from .philox import dropout_mask
 from .rows import Row, RowLosses
+from .store import Store, read_back
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -176,6 +177,7 @@ class Gradients(RowGradients):
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
         self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
+        self._store = Store(768 << 20)
         self._name, self._taken = f"training {id(self)}", -1
         adapter.check(config)
         layers = {m.tensor: i for i, blocks in enumerate(config.layers) for block in blocks for m in block.matrices()}
@@ -222,7 +224,7 @@ class Gradients(RowGradients):
                     return None
                 mask = partial(self._mask, batch, step, tensor, pair.a.shape[1]) if drops else None
                 return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
-            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer) as forward:
+            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
