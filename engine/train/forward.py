@@ -85,7 +85,7 @@ class Forward:
 
     def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int, store: Store | None = None) -> None:
         self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
-        self._store, self._layers = store or Store(), dict[int, Kept]()
+        self._store, self._layers = store or Store(0), dict[int, Kept]()
         self.streams: dict[int, np.ndarray] = {}
         """By layer (n_layers: the end), from first_layer on: the stream before it."""
         self._texts: list[Text] = []
@@ -180,8 +180,8 @@ class Forward:
                 inputs[source] = padded(rows)
             found[prefix + source] = _both(read, others.get(prefix + source))
             for site, matrix, factors in wanted:
-                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source) -> None:
-                    factors.forward(inputs[source], [(matrix, rows)], at)
+                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source, last: bool = site == wanted[-1][0]) -> None:
+                    factors.forward(inputs.pop(source) if last else inputs[source], [(matrix, rows)], at)
                 found[prefix + site] = _both(add, others.get(prefix + site))
         return found
 

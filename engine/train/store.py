@@ -4,12 +4,15 @@
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..architectures.blocks import Attention
 from ..architectures.spec import round_up
+from ..errors import OptionError, quoted
+from ..run.memory import parse_memory
+from ..run.weights import available_memory
 from .ops import SPARE, flat_rows
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 Columns = dict[str, int]
 """Last part of a site's name -> columns of its rows."""
+KEEP = 900_000_000
+"""Most bytes for layers, unless something else is asked for."""
 MADE_AGAIN = frozenset({"ln1.hook_normalized", "ln2.hook_normalized", "mlp.hook_post"})
 """Sites whose rows one cheap stage makes of others that are kept."""
 
@@ -54,10 +59,26 @@ def layers_kept(runtime: Runtime, tokens: int, first_layer: int, most: int) -> t
     return found, total
 
 
+def default_keep() -> int:
+    """Most bytes for layers where nobody has planned them."""
+    free = available_memory()
+    return KEEP if free is None else min(KEEP, free // 4)
+
+
+def parse_keep(value: Any) -> int | None:
+    """Bytes, "0", or "500MB" -> bytes. OptionError."""
+    if value == "0" or type(value) is int and not value:
+        return 0
+    try:
+        return parse_memory(value)
+    except OptionError:
+        raise OptionError(f"keep must be 0 (every layer is computed twice), bytes or a size such as 500MB, found {quoted(value)}") from None
+
+
 class Store:
     """most: bytes for layers."""
 
-    def __init__(self, most: int = 0) -> None:
+    def __init__(self, most: int) -> None:
         self.most = most
         self._named: dict[str, np.ndarray] = {}
         self._layers = np.zeros(0, np.float32)
