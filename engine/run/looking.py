@@ -195,8 +195,8 @@ class Looking(ABC):
         return out
 
     def made_again(self, layer: int, site: str, inputs: Mapping[str, np.ndarray], out: np.ndarray) -> None:
-        """What the one open stage before a site of a layer makes of other rows in the buffers that it reads, {buffer: float32 [n, columns rounded up to 32]}, any
-        number of them -> out, of the same kind. For stages that read nothing else: norms, activations."""
+        """What the one open stage before a site of a layer makes of other rows in the buffers that it reads, {buffer: float32 [n, columns rounded up to 32]},
+        any number of them -> out, of the same kind. For stages that read nothing else: norms, activations."""
         placed = next(p for p in self.program.open_layer(layer) if any(s.name == site for s in p.stage.after))
         target, s = next(s for s in placed.stage.after if s.name == site), self._step
         self.team.clear_abort()

@@ -180,7 +180,8 @@ class Forward:
                 inputs[source] = padded(rows)
             found[prefix + source] = _both(read, others.get(prefix + source))
             for site, matrix, factors in wanted:
-                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source, last: bool = site == wanted[-1][0]) -> None:
+                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source,
+                        last: bool = matrix is wanted[-1][1]) -> None:
                     factors.forward(inputs.pop(source) if last else inputs[source], [(matrix, rows)], at)
                 found[prefix + site] = _both(add, others.get(prefix + site))
         return found

@@ -111,7 +111,8 @@ class Plan:
 
 class Run:
     """A context manager. data, valid: files, or rows. output: where the adapter (full: the model) goes (None: nowhere; then nothing is kept of an interrupted
-    run). log: a .jsonl file. memory: most bytes beside the model; keep: of them, for layers of the first pass, which are not computed again then. seen: told how far it is. FileError, FormatError, OptionError, UnsupportedError."""
+    run). log: a .jsonl file. memory: most bytes beside the model; keep: of them, for layers, which are not computed a second time then. seen: told
+    how far it is. FileError, FormatError, OptionError, UnsupportedError."""
 
     def __init__(self, model: Core, data: Data, output: str | os.PathLike[str] | None, reading: Reading, options: Options, *, valid: Data | None = None,
                  log: str | os.PathLike[str] | None = None, memory: int | str | None = None, keep: int | str | None = None, threads: int | None = None,
@@ -176,11 +177,11 @@ class Run:
         most = max(MICRO_TOKENS, longest)
         while most > longest and self.gradients.memory(most, longest, rows) > room:
             most = max(longest, most // 2)
+
+        def kept(tokens: int) -> int:
+            return self.gradients.kept(tokens, min(keep, room - self.gradients.memory(tokens, longest, rows)))[0]
         fewer = max(KEPT_TOKENS, longest)
-        if fewer < most and self.gradients.kept(most, min(keep, room - self.gradients.memory(most, longest, rows)))[0] < self.gradients.layers():
-            if self.gradients.kept(fewer, min(keep, room - self.gradients.memory(fewer, longest, rows)))[0]:
-                most = fewer
-        return most
+        return fewer if fewer < most and kept(most) < self.gradients.layers() and kept(fewer) else most
 
     def _longest(self) -> int:
         return max(lengths(data)[1] for data in (self.data, self.valid) if data is not None)
