@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ...kernels.backward.halves import to_halves
 from ..architectures.blocks import Attention, Mlp
 from .factors import Parts, of_tensors
 from .forward import Batch, Kept
@@ -127,7 +128,8 @@ class Backward:
         self._matrices([(a.output, made)], kept["attn.hook_z"], dz)
         k, v = kept["attn.hook_rot_k"], kept["attn.hook_v"]
         if self._half:
-            k[:], v[:] = k.astype(np.float16), v.astype(np.float16)
+            for rows in k, v:
+                to_halves.ctypes(rows.ctypes.data, rows.size)
         q = kept["attn.hook_rot_q"]
         dq, dk, dv = (self._zeros(name, *rows.shape) for name, rows in (("dq", q), ("dk", k), ("dv", v)))
         ops.attention_back(a, batch.items, q, k, v, kept["attn.hook_z"], dz, dq, dk, dv)

@@ -18,6 +18,7 @@ from ... import kernels
 from ...kernels.low_rank import ORDER
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
+from ..run.adapters import memory_of
 from ..run.memory import parse_memory
 from ..run.weights import available_memory
 from ..units import duration, size
@@ -187,8 +188,11 @@ class Run:
         return max(lengths(data)[1] for data in (self.data, self.valid) if data is not None)
 
     def _fixed(self) -> int:
-        """Bytes of weights, moments and gradients."""
-        return self.learned.n_parameters * 4 * (2 + self._moments)
+        """Bytes of weights, the copy of an adapter that runs, moments and gradients."""
+        return self.learned.n_parameters * 4 * (2 + self._moments) + self._copy()
+
+    def _copy(self) -> int:
+        return 0 if isinstance(self.learned, ModelWeights) else memory_of(self.learned, self.model.config)
 
     @property
     def _moments(self) -> int:
@@ -204,7 +208,7 @@ class Run:
         seconds = self.loop.measure() * order.tokens * left / self.loop.steps + self.loop.between() * left if measured and left else None
         n, full = self.learned.n_parameters, isinstance(self.learned, ModelWeights)
         parts = f"{len(self.learned.arrays)} tensors" if isinstance(self.learned, ModelWeights) else f"{len(self.learned.pairs)} pairs"
-        memory = {"weights" if full else "adapter": 4 * n, "gradients": 4 * n, "moments": self._moments * 4 * n,
+        memory = {"weights" if full else "adapter": 4 * n + self._copy(), "gradients": 4 * n, "moments": self._moments * 4 * n,
                   "micro-batch": self.gradients.memory(most, longest, rows)}
         kept, size_kept = self.gradients.kept(most)
         memory |= {f"{kept} of {self.gradients.layers()} layers kept": size_kept} if kept else {}
