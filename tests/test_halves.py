@@ -11,7 +11,7 @@ def test_every_half_and_what_lies_between_two() -> None:
     middles = ((halves[:-1].astype(np.float64) + halves[1:]) / 2).astype(np.float32)
     x = np.concatenate([halves, middles])
     x = np.concatenate([x, np.nextafter(x, np.float32(-1)), np.nextafter(x, np.float32(1e9))])
-    x = np.concatenate([x, -x, np.float32([7] * 32)])
+    x = np.concatenate([x, -x, np.full(32, 7, np.float32)])
     n = (len(x) - 16) // 16 * 16
     expected = np.concatenate([x[:n].astype(np.float16).astype(np.float32), x[n:]])
     to_halves.ctypes(x.ctypes.data, n)

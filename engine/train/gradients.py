@@ -217,6 +217,7 @@ class Gradients(RowGradients):
     def close(self) -> None:
         """The model gets the memory back that the adapter takes in it. Whoever has let go of this has closed it, but not before the collector comes."""
         self._remove()
+        self.keep = 0
 
     def zero(self) -> None:
         """The sums begin again, and the adapter's numbers are read again."""
