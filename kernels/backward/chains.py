@@ -30,9 +30,12 @@ from ..simd import (
     store_f32x16,
 )
 from ..target import TARGET
+from .packed import multiply_packed
 
 M, C = (8, 2) if TARGET in ("avx512vnni", "avx512") else (4, 1)
 """Rows and vectors of columns whose chains the registers hold."""
+PACKED = TARGET in ("avx2", "avxvnni")
+"""Whether packed.py multiplies."""
 CHUNK = 256
 """Rows of w that go through together."""
 COLUMNS = 16 * C
@@ -79,7 +82,7 @@ def _move(source, ld_source, to, ld_to, rows, columns):
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
-def multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
+def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
     """Strides in bytes. Rows of w are read up to a whole number of COLUMNS."""
     edge = stack_vectors(16)
     for i in range(16):
@@ -105,6 +108,9 @@ def multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                 if width < COLUMNS:
                     _move(edge, ld, out + i * ldo + 4 * n, ldo, M if many else 1, width)
                 i += M if many else 1
+
+
+multiply = multiply_packed if PACKED else _multiply
 
 
 @intrinsic
