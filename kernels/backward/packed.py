@@ -214,6 +214,7 @@ def multiply_packed(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                         wk = w + k * ldw + 4 * (n + b)
                         for _ in range(steps):
                             store_f32x16(to, load_f32x16(wk))
+                            prefetch(wk + 4 * together)  # the next columns': far apart, which no hardware foresees
                             to += 64
                             wk += ldw
                 i, packed = i0, strips
