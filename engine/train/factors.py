@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ops import Ops, padded, rows_of
+from .ops import Ops, Product, padded, rows_of
 
 if TYPE_CHECKING:
     from ..architectures.spec import Matrix
@@ -69,18 +69,21 @@ class Factors:
         ops, n, rank = self._ops, len(x), self._rank
         mask = self._mask(0, n) if self._mask else None
         x = self._dropped(x, mask)
-        u, du = self._low(x), rows_of(n, rank)
+        u, du = rows_of(n, rank), rows_of(n, rank)
+        low: list[Product] = [(x, x.strides[0], 4, self._a_turned, u, n, rank, self._columns)]
+        for matrix, dy in parts:  # one chain over all of them
+            ops.products([*low, (dy, dy.strides[0], 4, self._b[matrix.first:], du, n, rank, matrix.rows)])
+            low = []
         u *= self._scale
-        for matrix, dy in parts:
-            ops.product(dy, dy.strides[0], 4, self._b[matrix.first:], du, n, rank, matrix.rows)
         du *= self._scale
+        last: list[Product] = []
         if self._da is not None and self._db is not None:
-            for matrix, dy in parts:
-                ops.product(dy, 4, dy.strides[0], u, self._db[matrix.first:], matrix.rows, rank, n)
-            ops.product(du, 4, du.strides[0], x, self._da, rank, self._columns, n)
+            last = [(dy, 4, dy.strides[0], u, self._db[matrix.first:], matrix.rows, rank, n) for matrix, dy in parts]
+            last.append((du, 4, du.strides[0], x, self._da, rank, self._columns, n))
         if dx is not None and mask is None:
-            ops.product(du, du.strides[0], 4, self._a, dx, n, self._columns, rank)
-        elif dx is not None and mask is not None:
+            last.append((du, du.strides[0], 4, self._a, dx, n, self._columns, rank))
+        ops.products(last)
+        if dx is not None and mask is not None:
             through = rows_of(*dx.shape)
             ops.product(du, du.strides[0], 4, self._a, through, n, self._columns, rank)
             dx[:, :self._columns] += through[:, :self._columns] * mask

@@ -20,6 +20,8 @@ from ..run.rope import query_scales
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
 
+Product = tuple[np.ndarray, int, int, np.ndarray, np.ndarray, int, int, int]
+"""What `Ops.product` takes."""
 SPARE = 32
 """Numbers behind the last row that vectors may read."""
 
@@ -77,12 +79,20 @@ class Ops:
     def product(self, a: np.ndarray, a_i: int, a_k: int, w: np.ndarray, out: np.ndarray, rows: int, columns: int, depth: int) -> None:
         """out[i, n] goes on over k of a[i, k] × w[k, n]. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows contiguous; rows of w can be read
         up to a whole number of 32 columns."""
-        if not rows or not columns or not depth:
-            return
-        c = chains
-        self._run(c.product.address, _words(c.WORDS, {
-            c.MULTIPLY: self._multiply, c.A: a.ctypes.data, c.A_I: a_i, c.A_K: a_k, c.W: w.ctypes.data, c.LD_W: w.strides[0], c.OUT: out.ctypes.data,
-            c.LD_OUT: out.strides[0], c.ROWS: rows, c.N: columns, c.K: depth}))
+        self.products([(a, a_i, a_k, w, out, rows, columns, depth)])
+
+    def products(self, several: list[Product]) -> None:
+        """Arguments of `product`, of some none of which reads or goes on with what another makes."""
+        c, many = chains, [p for p in several if p[5] and p[6] and p[7]]
+        words = np.zeros(1 + c.WORDS * len(many), np.int64)
+        words[0], each = len(many), words[1:].reshape(-1, c.WORDS)
+        for one, (a, a_i, a_k, w, out, rows, columns, depth) in zip(each, many):
+            one[:] = (self._multiply, a.ctypes.data, a_i, a_k, w.ctypes.data, w.strides[0], out.ctypes.data, out.strides[0], rows, columns, depth)
+        if c.PACKED and many:
+            self._run(c.products.address, words)
+        elif not c.PACKED:
+            for one in each:
+                self._run(c.product.address, one)
 
     def sums(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out[c] goes on over i of rows[i, c], one chain of additions. out: float32 [columns]."""

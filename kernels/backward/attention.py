@@ -31,11 +31,16 @@ from ..simd import (
 )
 from ..team import next_tile
 from ..vecmath import soft_cap, vexp
-from .chains import call_multiply
+from .chains import PACKED, call_multiply
+from .unpack import turn_tile
 
 QUERIES = 32
 _PAGE = 64
 _NOTHING = np.float32(-1e30)
+_APART = 16 if PACKED else 0
+"""Floats more from a row of positions to the next: of powers of two a first-level cache would have all rows in few sets."""
+_KEEP = 1 if PACKED else 0
+"""Rows of exponentials that are kept between their two uses; else they are computed again."""
 
 (
     MULTIPLY, Q, K, V, Z, DZ, DQ, DK, DV, LD_Q, LD_K, LD_V, LD_Z, HEADS, N_KV, HEAD_DIM, VALUE_DIM, SCALE, SOFT_CAP, WINDOW, SINKS, ITEMS, N_ITEMS, ROOM,
@@ -48,13 +53,19 @@ WORDS = 25
 
 def room_bytes(longest: int, head_dim: int, value_dim: int) -> int:
     """For sequences of at most so many tokens."""
-    return 4 * -(-longest // 32) * 32 * (head_dim + value_dim + 2 * QUERIES) + 64
+    return 4 * (-(-longest // 32) * 32 + _APART) * (head_dim + value_dim + 2 * QUERIES + _KEEP) + 64
 
 
 @jit
 def _turn_over(rows, ld, n, padded, columns, out):
     """out[c, p] = rows[p, c], zeros for p past n: float32 [columns, padded]."""
-    for p in range(n):
+    first = 0
+    if PACKED and columns % 8 == 0:
+        first = n & -8
+        for p in range(0, first, 8):
+            for c in range(0, columns, 8):
+                turn_tile(rows + 4 * (p * ld + c), 4 * ld, out + 4 * (c * padded + p), 4 * padded)
+    for p in range(first, n):
         for c in range(columns):
             store_f32(out + 4 * (c * padded + p), load_f32(rows + 4 * (p * ld + c)))
     for c in range(columns):
@@ -75,8 +86,8 @@ def _select(v, valid, skip, fill):
 
 
 @jit
-def _softmax_back(s, ds, columns, valid, skip, scale, cap, sink, z, dz, value_dim):
-    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows."""
+def _softmax_back(s, ds, kept, columns, valid, skip, scale, cap, sink, z, dz, value_dim):
+    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows. kept: room for another."""
     by, highest, sums, zero = splat_f32(scale), splat_f32(_NOTHING), splat_f32(0.0), np.float32(0.0)
     for i in range(0, columns, 16):
         x = load_f32x16(s + 4 * i) * by
@@ -90,7 +101,10 @@ def _softmax_back(s, ds, columns, valid, skip, scale, cap, sink, z, dz, value_di
         m = max(m, load_f32(sink))
     top = splat_f32(m)
     for i in range(0, columns, 16):
-        sums = sums + _select(vexp(load_f32x16(s + 4 * i) - top), valid - i, skip - i, zero)
+        e = vexp(load_f32x16(s + 4 * i) - top)
+        if _KEEP:
+            store_f32x16(kept + 4 * i, e)
+        sums = sums + _select(e, valid - i, skip - i, zero)
     total = vsum(sums)
     if sink != 0:
         total += vmax_across(vexp(splat_f32(load_f32(sink)) - top))
@@ -100,7 +114,8 @@ def _softmax_back(s, ds, columns, valid, skip, scale, cap, sink, z, dz, value_di
     mean = splat_f32(vsum(both))
     for i in range(0, columns, 16):
         x = load_f32x16(s + 4 * i)
-        p = _select(vexp(x - top) * share, valid - i, skip - i, zero)
+        e = load_f32x16(kept + 4 * i) if _KEEP else vexp(x - top)
+        p = _select(e * share, valid - i, skip - i, zero)
         g = p * (load_f32x16(ds + 4 * i) - mean)
         if cap != zero:
             t = x / splat_f32(cap)
@@ -121,9 +136,10 @@ def attention_back(tid, n_threads, team, words):
         item, kv_head = load_i64(words + ITEMS) + 16 * (at // n_kv), at % n_kv
         first, n = load_i64(item), load_i64(item + 8)
         padded = (n + 31) // 32 * 32
+        padded += _APART
         ld = 4 * padded
         keys, values = room, room + head_dim * ld
-        p, ds = values + value_dim * ld, values + (value_dim + QUERIES) * ld
+        p, ds, kept = values + value_dim * ld, values + (value_dim + QUERIES) * ld, values + (value_dim + 2 * QUERIES) * ld
         k, v = load_i64(words + K) + first * ldk + 4 * kv_head * head_dim, load_i64(words + V) + first * ldv + 4 * kv_head * value_dim
         dk, dv = load_i64(words + DK) + first * ldk + 4 * kv_head * head_dim, load_i64(words + DV) + first * ldv + 4 * kv_head * value_dim
         _turn_over(k, ldk // 4, n, padded, head_dim, keys)
@@ -143,8 +159,8 @@ def attention_back(tid, n_threads, team, words):
                 call_multiply(multiply, dz, ldz, 4, values + 4 * low, ld, ds, ld, rows, columns, value_dim)
                 for i in range(rows):
                     skip = max(0, m0 + i - window + 1 - low) if window > 0 else 0
-                    _softmax_back(p + i * ld, ds + i * ld, columns, m0 + i + 1 - low, skip, scale, cap, sinks + 4 * head if sinks != 0 else 0, z + i * ldz,
-                                  dz + i * ldz, value_dim)
+                    _softmax_back(p + i * ld, ds + i * ld, kept, columns, m0 + i + 1 - low, skip, scale, cap, sinks + 4 * head if sinks != 0 else 0,
+                                  z + i * ldz, dz + i * ldz, value_dim)
                 call_multiply(multiply, ds, ld, 4, k + low * ldk, ldk, dq, ldq, rows, head_dim, seen)
                 call_multiply(multiply, p, 4, ld, dz, ldz, dv + low * ldv, ldv, seen, value_dim, rows)
                 call_multiply(multiply, ds, 4, ld, q, ldq, dk + low * ldk, ldk, seen, head_dim, rows)

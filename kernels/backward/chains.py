@@ -30,9 +30,13 @@ from ..simd import (
     store_f32x16,
 )
 from ..target import TARGET
+from ..team_state import next_tile
+from .packed import multiply_packed
 
 M, C = (8, 2) if TARGET in ("avx512vnni", "avx512") else (4, 1)
 """Rows and vectors of columns whose chains the registers hold."""
+PACKED = TARGET in ("avx2", "avxvnni")
+"""Whether packed.py multiplies."""
 CHUNK = 256
 """Rows of w that go through together."""
 COLUMNS = 16 * C
@@ -79,7 +83,7 @@ def _move(source, ld_source, to, ld_to, rows, columns):
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
-def multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
+def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
     """Strides in bytes. Rows of w are read up to a whole number of COLUMNS."""
     edge = stack_vectors(16)
     for i in range(16):
@@ -107,6 +111,9 @@ def multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                 i += M if many else 1
 
 
+multiply = multiply_packed if PACKED else _multiply
+
+
 @intrinsic
 def call_multiply(typingctx, function, a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
     """`multiply` by its address."""
@@ -130,4 +137,28 @@ def product(tid, n_threads, team, words):
         call_multiply(load_i64(words + MULTIPLY), load_i64(words + A) + i0 * load_i64(words + A_I), load_i64(words + A_I), load_i64(words + A_K),
                       load_i64(words + W) + 4 * n0, load_i64(words + LD_W), load_i64(words + OUT) + i0 * ldo + 4 * n0, ldo, i1 - i0, n1 - n0,
                       load_i64(words + K))
+    return 0
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def products(tid, n_threads, team, words):
+    """Products none of which reads or goes on with what another makes: a number, then the words of each. Pieces of up to 96 rows (where there are few, of 128
+    columns) go to whoever is free."""
+    at, before = next_tile(team, 0, 1), 0
+    for i in range(load_i64(words)):
+        p = words + 8 + 8 * WORDS * i
+        rows, columns, ldo, a_i = load_i64(p + ROWS), load_i64(p + N), load_i64(p + LD_OUT), load_i64(p + A_I)
+        by_rows = rows >= 48
+        whole, size = (rows, 96) if by_rows else (columns, 128)
+        step = 6 if by_rows else 16
+        size = min(size, (whole // (2 * n_threads) // step + 1) * step)
+        pieces = (whole + size - 1) // size
+        while at < before + pieces:
+            first = (at - before) * size
+            here = min(size, whole - first)
+            i0, n0 = (first, 0) if by_rows else (0, first)
+            call_multiply(load_i64(p + MULTIPLY), load_i64(p + A) + i0 * a_i, a_i, load_i64(p + A_K), load_i64(p + W) + 4 * n0, load_i64(p + LD_W),
+                          load_i64(p + OUT) + i0 * ldo + 4 * n0, ldo, here if by_rows else rows, columns if by_rows else here, load_i64(p + K))
+            at = next_tile(team, 0, 1)
+        before += pieces
     return 0

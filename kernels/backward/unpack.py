@@ -63,6 +63,29 @@ def turn_over(typingctx, source, target):
     return types.void(source, target), codegen
 
 
+@intrinsic
+def turn_tile(typingctx, source, ld_source, target, ld_target):
+    """The same for 8 × 8, strides in bytes."""
+    def codegen(context, builder, sig, args):
+        half, at, rows = ir.VectorType(F32x16.llvm.element, 8), args[0], []
+        for _ in range(8):
+            rows.append(load_vector(builder, at, half))
+            at = builder.add(at, args[1])
+        for h, orders in (1, ([0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15])), (2, ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])), (
+                4, ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])):
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), 8), order) for order in orders]
+            for i in range(8):
+                if not i & h:
+                    a, b = rows[i], rows[i + h]
+                    rows[i], rows[i + h] = builder.shuffle_vector(a, b, masks[0]), builder.shuffle_vector(a, b, masks[1])
+        at = args[2]
+        for i in (0, 2, 1, 3, 4, 6, 5, 7):  # bits 0 and 1 of a place have changed sides on the way
+            store_vector(builder, at, rows[i])
+            at = builder.add(at, args[3])
+        return context.get_dummy_value()
+    return types.void(source, ld_source, target, ld_target), codegen
+
+
 def _block_rows(f: Packing):
     """(tile, b, panel): the tile's b-th 32 columns."""
     unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale

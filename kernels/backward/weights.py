@@ -13,7 +13,8 @@ from ..compile_cache import compiled
 from ..deferred import intrinsic, types
 from ..matmul import ROWS
 from ..simd import I64, load_f32x16, load_i64, pointer, store_f32x16
-from .chains import call_multiply
+from .chains import PACKED, call_multiply
+from .packed import lay_out_rows, multiply_panel
 from .unpack import COLUMNS, ROW_BYTES
 
 TOKENS, PANEL_ROWS = 512, 128
@@ -39,7 +40,7 @@ def _call_unpack(typingctx, function, w, columns, tile0, tile1, first, panel):
 
 
 @compiled("int64(int64, int64, int64, int64)")
-def through_weights(tid, n_threads, team, words):
+def _through_weights(tid, n_threads, team, words):
     multiply, unpack, w = load_i64(words + MULTIPLY), load_i64(words + UNPACK), load_i64(words + WEIGHTS)
     columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
     ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
@@ -60,3 +61,30 @@ def through_weights(tid, n_threads, team, words):
                 _call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
                 call_multiply(multiply, apart, _LD, 4, panel, ROW_BYTES, dx + ROW_BYTES * block, ldx, here, COLUMNS, n)
     return 0
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def _through_weights_packed(tid, n_threads, team, words):
+    """The same where packed.py multiplies: what is copied apart of dY has its order."""
+    unpack, w = load_i64(words + UNPACK), load_i64(words + WEIGHTS)
+    columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
+    ldy, ldx = load_i64(words + LD_DY), load_i64(words + LD_DX)
+    panel = load_i64(words + ROOM) + tid * SCRATCH
+    panel += -panel & 63
+    apart = panel + PANEL_ROWS * ROW_BYTES
+    blocks = (columns + COLUMNS - 1) // COLUMNS
+    first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
+    for m in range(0, tokens, TOKENS):
+        here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
+        for r in range(0, rows, PANEL_ROWS):
+            n = min(PANEL_ROWS, rows - r)
+            dy = load_i64(words + DY) + m * ldy + 4 * r
+            if first < last:
+                lay_out_rows(dy, ldy, here, n, apart)
+            for block in range(first, last):
+                _call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
+                multiply_panel(apart, dy, ldy, panel, dx + ROW_BYTES * block, ldx, here, n)
+    return 0
+
+
+through_weights = _through_weights_packed if PACKED else _through_weights

@@ -1,0 +1,68 @@
+"""The backward pass's product and its gradients through weights, bit for bit against one fma after the other."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llamina.engine.train.ops import Ops, rows_of
+from llamina.kernels.backward import chains, packed
+from llamina.kernels.compile_cache import Compiled
+from naive_kernels import fma32
+from small_models import write_small_model
+from train_cases import opened
+
+f32 = np.float32
+SHAPES = [(1, 1, 1), (2, 16, 3), (3, 15, 64), (5, 17, 65), (6, 16, 257), (7, 16, 300), (8, 33, 70), (9, 32, 9), (16, 70, 130), (23, 16, 31),
+          (49, 40, 66), (53, 300, 7)]
+"""Rows, columns, depth: every number of rows that goes together, one group of rows and two, one panel and several, a part of a vector."""
+
+
+def random(rng: np.random.Generator, n: int, columns: int) -> np.ndarray:
+    rows = rows_of(n, columns)
+    rows[:, :columns] = rng.standard_normal((n, columns)) * 10.0 ** rng.uniform(-2, 2, (n, columns))
+    return rows
+
+
+def chained(a: np.ndarray, w: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out[i, n] goes on over k of a[i, k] × w[k, n]."""
+    for k in range(len(w)):
+        out = fma32(a[:, k, None], w[None, k], out)
+    return out
+
+
+@pytest.mark.parametrize("multiply", [chains._multiply, packed.multiply_packed], ids=["plain", "packed"])
+@pytest.mark.parametrize("order", ["rows", "columns", "apart"])
+def test_a_product_is_chains(multiply: Compiled, order: str) -> None:
+    rng = np.random.default_rng(5)
+    for rows, columns, depth in SHAPES:
+        a, w, out = random(rng, rows, depth)[:, :depth], random(rng, depth, columns), random(rng, rows, columns)
+        at, (a_i, a_k) = a, a.strides
+        if order == "columns":
+            at = random(rng, depth, rows)
+            a, a_i, a_k = at[:, :rows].T, 4, at.strides[0]
+        elif order == "apart":
+            at = random(rng, rows, 3 * depth)
+            a, a_i, a_k = at[:, :3 * depth:3], at.strides[0], 12
+        expected = chained(a, w[:, :columns], out[:, :columns])
+        beside = out[:, columns:].copy()
+        multiply.ctypes(at.ctypes.data, a_i, a_k, w.ctypes.data, w.strides[0], out.ctypes.data, out.strides[0], rows, columns, depth)
+        assert (out[:, :columns].view(np.int32) == expected.view(np.int32)).all(), (rows, columns, depth)
+        assert (out[:, columns:] == beside).all(), "nothing is written past the columns"
+
+
+@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+def test_gradients_through_weights_are_chains(format: str, tmp_path: Path) -> None:
+    """Of a matrix whose weights are what it makes of the identity: more rows than a panel has, parts of a block of tokens, more of these than go at once."""
+    rng = np.random.default_rng(6)
+    with opened(write_small_model(tmp_path / "m.gguf", format)) as model:
+        ops, matrix = Ops(model.runtime), model.config.output.matrix
+        one, w = rows_of(matrix.rows, matrix.rows), rows_of(matrix.rows, model.config.dim)
+        one[:, :matrix.rows] = np.eye(matrix.rows, dtype=f32)
+        ops.through_weights(matrix, one, w)
+        assert w.any(axis=1).all() and matrix.rows > 128
+        for tokens in 1, 6, 8, 11, 521:
+            dy, dx = random(rng, tokens, matrix.rows), random(rng, tokens, model.config.dim)
+            expected = chained(dy[:, :matrix.rows], w, dx)
+            ops.through_weights(matrix, dy, dx)
+            assert (dx.view(np.int32) == expected.view(np.int32)).all(), tokens
