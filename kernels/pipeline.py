@@ -55,6 +55,14 @@ def lean_manager() -> Any:
     from numba.core.compiler_machinery import PassManager
     from numba.core.ssa import reconstruct_ssa
 
+    def library(pass_: Any, state: Any) -> None:
+        """The one that lowering would make, which passes over declarations."""
+        made = state.targetctx.codegen().create_library(state.func_id.func_qualname)
+        made.enable_object_caching()
+        usual = made._optimize_functions
+        made._optimize_functions = lambda module: usual(Defined(module))
+        state.library = made
+
     def one_way_back(pass_: Any, state: Any) -> None:
         state.func_ir.blocks = transforms.canonicalize_cfg(state.func_ir.blocks)
 
@@ -74,6 +82,8 @@ def lean_manager() -> Any:
         def _runPass(self, index: int, pss: Any, state: Any) -> None:
             name = type(pss).__name__
             pss.analysis = self._analysis
+            if name == "NativeLowering" and state.library is None:
+                library(pss, state)
             if name in instead:
                 instead[name](pss, state)
                 return
@@ -83,6 +93,36 @@ def lean_manager() -> Any:
             if mutated and name in changes_loops:
                 one_way_back(pss, state)
     return LeanManager
+
+
+class Defined:
+    """An LLVM module whose functions are those that it defines: Numba makes a pass manager for each, which has nothing to do for a declaration."""
+
+    def __init__(self, module: Any) -> None:
+        self.__dict__["_module"] = module
+
+    @property
+    def functions(self) -> list[Any]:
+        return [function for function in self._module.functions if not function.is_declaration]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._module, name, value)
+
+
+class Where:
+    """numba.core.errors.new_error_context, which is entered for each instruction: what an error of Numba adds to its message on the way out."""
+
+    def __init__(self, text: str, *args: Any, **words: Any) -> None:
+        self.text, self.args, self.words = text, args, words
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if hasattr(error, "add_context"):
+            error.add_context(self.text.format(*self.args, **self.words))
 
 
 _remembered: dict[Any, Any] = {}
@@ -96,7 +136,7 @@ def remembering(typing: Any, target: Any) -> Iterator[None]:
     if "refresh" in vars(typing):  # a function that is compiled on the way
         yield
         return
-    from numba.core import types
+    from numba.core import lowering, typeinfer, types
     from numba.core.typing.templates import builtin_registry as declarations
     usual, typed = typing.resolve_function_type, types.Function
 
@@ -121,9 +161,12 @@ def remembering(typing: Any, target: Any) -> Iterator[None]:
         return found[0]
 
     typing.refresh, target.refresh, typing.resolve_function_type = refresh_typing, refresh_target, resolve
+    contexts = lowering.new_error_context, typeinfer.new_error_context
+    lowering.new_error_context = typeinfer.new_error_context = Where
     try:
         yield
     finally:
+        lowering.new_error_context, typeinfer.new_error_context = contexts
         del typing.refresh, target.refresh, typing.resolve_function_type
 
 

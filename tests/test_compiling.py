@@ -120,12 +120,13 @@ def test_numba_is_as_it_was_after_a_compilation():
         return through(x) + noted(x)
 
     def wrong(x):
-        return through(x) + noted(x, x)
+        return through(x) + "text"
     for function in kernel, wrong:
         try:
             numba.cfunc("int64(int64)", pipeline_class=pipeline.kernel_compiler())(function)
-        except (numba.TypingError, TypeError):
-            assert function is wrong
+        except numba.TypingError as error:  # with the place in the kernel, which Numba's error contexts add
+            assert function is wrong and "typing of" in str(error) and "test_compiling.py" in str(error)
+        assert numba.core.lowering.new_error_context is numba.core.typeinfer.new_error_context is numba.core.errors.new_error_context
         assert not {"refresh", "resolve_function_type"} & set(vars(context))
     assert seen and all(seen)
     assert compile_cache.jit(cache=False)(lambda x: through(x) + later(x))(3) == 6 and not {"refresh", "resolve_function_type"} & set(vars(context))
