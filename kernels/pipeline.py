@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -59,8 +60,9 @@ def lean_manager() -> Any:
         """The one that lowering would make, which passes over declarations."""
         made = state.targetctx.codegen().create_library(state.func_id.func_qualname)
         made.enable_object_caching()
-        usual = made._optimize_functions
-        made._optimize_functions = lambda module: usual(Defined(module))
+        if len(inspect.signature(state.targetctx.codegen()._function_pass_manager).parameters) == 1:  # older ones take all functions through one pass manager
+            usual = made._optimize_functions
+            made._optimize_functions = lambda module: usual(Defined(module))
         state.library = made
 
     def one_way_back(pass_: Any, state: Any) -> None:
