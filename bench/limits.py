@@ -21,7 +21,7 @@ from ..engine.run.weights import Arena
 from ..kernels.bfloat16 import dot_bf16
 from ..kernels.compile_cache import Compiled, compiled
 from ..kernels.deferred import jit
-from ..kernels.dot import dot
+from ..kernels.dot import dot_later
 from ..kernels.simd import (
     bits_of,
     fma,
@@ -76,7 +76,7 @@ def _stream(tid, n_threads, team, args):
 
 @jit
 def _byte_dot(acc, weights, x):
-    return from_bits(dot(bits_of(acc), weights, splat_load_i32(x)))
+    return from_bits(dot_later(bits_of(acc), weights, splat_load_i32(x)))  # as of 4-bit codes: sums are seldom widened
 
 
 @jit

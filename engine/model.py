@@ -359,18 +359,19 @@ class Model(LookInside, Adapted):
 
     @in_default_floats
     def train(self, data: Any, output: str | os.PathLike[str] | None = None, *, valid: Any = None, log: str | os.PathLike[str] | None = None,
-              memory: int | str | None = None, progress: Callable[[Any], object] | None = None, **options: Any) -> Any:
+              memory: int | str | None = None, keep: int | str | None = None, progress: Callable[[Any], object] | None = None, **options: Any) -> Any:
         """Learn what rows say, into an adapter -> `Trained`: .adapter (for `add_adapter`), .history, .save(path); a notebook draws its loss curve. The model
         itself stays as it is. See docs/train.md.
 
         data, valid: a file, or a list of rows: {"messages": …}, {"prompt": …, "completion": …}, {"text": …}, …. output: where the adapter goes; beside it
-        checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model. progress: called with how far it
-        is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train` (engine/train/options.py), and loss, long, template, context, … (data.py).
+        checkpoints are kept, and an interrupted run goes on. log: a .jsonl file. memory: most that it takes beside the model; keep: of it, for layers that are
+        then not computed a second time. progress: called with how far it is. options: rank, alpha, targets, epochs, lr, …, as of `llamina train`
+        (engine/train/options.py), and loss, long, template, context, … (data.py).
         full=True: no adapter, but all weights of an F32 model: `output` is a model then, .weights are its arrays; afterwards this one has its file's again.
         Raises FileError, FormatError (a row, by its line), OptionError, UnsupportedError, NumericError (the loss is no number)."""
         from .train.run import train
         self._check_open()
-        return train(self, data, output, valid=valid, log=log, memory=memory, progress=progress, **options)
+        return train(self, data, output, valid=valid, log=log, memory=memory, keep=keep, progress=progress, **options)
 
     def lm_eval(self, **options: Any) -> Any:
         """This model for lm-evaluation-harness's API (extra `lm-eval`): lm_eval.simple_evaluate(model=model.lm_eval(), tasks=[…]). options: max_length,

@@ -10,6 +10,7 @@ import numpy as np
 
 from .activations import INFINITY_BITS
 from .attention import PART_HEADER, TOGETHER, KVType, softmax, v_dim
+from .dots import FEW_REGISTERS
 from .elementwise import PAGE, jit
 from .half import load_f16x16, store_f16x16
 from .simd import (
@@ -51,6 +52,8 @@ def _lay_out(q, head_dim, query):
 def _page_kernel(R: int, load16, item: int):
     """R queries against one page whose elements are `item` bytes wide: KVType.one and .several; and the products alone, .dots."""
     R4, position_bytes = 4 * R, PAGE * item
+    V = 1 if FEW_REGISTERS and R > 1 else 4  # vectors of positions, or of value columns, whose sums for all queries the registers hold
+    RV = R * V
 
     def value_chunk(C):
         """C vectors of value columns at once, for R queries."""
@@ -79,23 +82,25 @@ def _page_kernel(R: int, load16, item: int):
                     store_f32x16(part + r * part_bytes + 64 * c, get_f32(acc, r * C + c))
         return chunk
 
-    four, one = value_chunk(4), value_chunk(1)
+    many, one = value_chunk(V), value_chunk(1)
 
     @jit
     def scores(queries, query_bytes, keys, delta, head_dim, s):
-        acc = stack_vectors(R4)
-        for i in range(R4):
-            put_f32(acc, i, splat_f32(0.0))
-        for d in range(head_dim):
-            k = keys + position_bytes * d
-            for i in range(4):
-                if 16 * item * i % 64 == 0:
-                    prefetch(k + delta + 16 * item * i)
-                x = load16(k + 16 * item * i)
-                for r in range(R):
-                    put_f32(acc, 4 * r + i, fma(x, splat_load_f32(queries + r * query_bytes + 4 * d), get_f32(acc, 4 * r + i)))
-        for i in range(R4):
-            put_f32(s, i, get_f32(acc, i))
+        acc = stack_vectors(RV)
+        for first in range(0, 4, V):
+            for i in range(RV):
+                put_f32(acc, i, splat_f32(0.0))
+            for d in range(head_dim):
+                k = keys + position_bytes * d + 16 * item * first
+                for i in range(V):
+                    if 16 * item * (first + i) % 64 == 0:
+                        prefetch(k + delta + 16 * item * i)
+                    x = load16(k + 16 * item * i)
+                    for r in range(R):
+                        put_f32(acc, V * r + i, fma(x, splat_load_f32(queries + r * query_bytes + 4 * d), get_f32(acc, V * r + i)))
+            for r in range(R):
+                for i in range(V):
+                    put_f32(s, 4 * r + first + i, get_f32(acc, V * r + i))
 
     @jit
     def page_kernel(queries, query_bytes, page, ahead, n_kv, kv_head, head_dim, v_dim, left, scale, cap, parts, part_bytes, n):
@@ -106,9 +111,9 @@ def _page_kernel(R: int, load16, item: int):
             softmax(s + 256 * r, load_i64(left + 16 * r), load_i64(left + 16 * r + 8), scale, cap, parts + r * part_bytes)
         d = 0
         while d < v_dim:
-            if v_dim - d >= 64:
-                four(values + item * d, ahead - page, item * v_dim, s, left, parts + PART_HEADER + 4 * d, part_bytes)
-                d += 64
+            if v_dim - d >= 16 * V:
+                many(values + item * d, ahead - page, item * v_dim, s, left, parts + PART_HEADER + 4 * d, part_bytes)
+                d += 16 * V
             else:
                 one(values + item * d, ahead - page, item * v_dim, s, left, parts + PART_HEADER + 4 * d, part_bytes)
                 d += 16

@@ -23,7 +23,7 @@ from llvmlite import ir
 
 from .activations import BLOCK, DS, GROUP, RECORD, ZERO32, D, record_size
 from .deferred import intrinsic, jit, types
-from .dot import dot, dot_any
+from .dots import FEW_REGISTERS, byte_dot, dots, lacks_zero
 from .matmul_many import ENOUGH, many_tokens, pays, zero_point
 from .simd import (
     I64,
@@ -81,6 +81,8 @@ class Packing(NamedTuple):
     """(tile, b, half) -> i32x16: integer minimum of 16 columns, or None."""
     zero: int = 0
     """Zero point of the codes: 0 or a power of two; 128 says that codes may pass 127."""
+    codes: int = 128
+    """What `unpack` makes is below this, unless the zero point is 128."""
 
 
 def _body(f: Packing, M: int):
@@ -91,8 +93,7 @@ def _body(f: Packing, M: int):
     unpack, scale, minimum = f.unpack, f.scale, f.minimum or f.scale
     half_scales, half_minimums = f.half_scales or f.scale, f.half_minimums or f.scale
     has_minimum, halves, has_half_minimums = f.minimum is not None, f.half_scales is not None, f.half_minimums is not None
-    has_zero, any_byte = f.zero > 0, f.zero == 128
-    product = dot_any if any_byte else dot
+    has_zero, product = lacks_zero(f), byte_dot(f)
     sub_blocks, tile_bytes = f.columns // BLOCK, f.tile_bytes
     step = tile_bytes // sub_blocks
     lines = -(-step // 64)
@@ -100,6 +101,9 @@ def _body(f: Packing, M: int):
     record = record_size(M)
     fetch = prefetch if M <= 2 else prefetch_l2
     turns = M if TARGET == "avx512vnni" else 1
+    few = min(M, 4)
+    by_fours = FEW_REGISTERS and not halves and (M > 1 or f.codes <= 16)
+    some_dots = dots(few, f)
 
     @jit
     def body(w, tiles, x, tokens, out, ldo):
@@ -118,7 +122,13 @@ def _body(f: Packing, M: int):
                     s0, s1 = half_scales(w, b, 0), half_scales(w, b, 1)
                 if has_half_minimums:
                     m_0, m_1 = half_minimums(w, b, 0), half_minimums(w, b, 1)
-                if not halves:
+                if by_fours:
+                    for m0 in range(0, M, few):
+                        some_dots(u, x + BLOCK * m0, sums + 64 * m0, tiles)
+                        if has_zero:
+                            for m in range(m0, m0 + few):
+                                put_i32(sums, m, get_i32(sums, m) + sar_i32(shl_i32(splat_load_i32(x + M * zero_at + 4 * m), up), down))
+                elif not halves:
                     for m0 in range(0, M, turns):
                         for m in range(m0, m0 + turns):
                             put_i32(sums, m, splat_i32(0))

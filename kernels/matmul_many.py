@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .activations import BLOCK, DS, GROUP, RECORD, ZERO8, ZERO32, ZERO128, D
 from .dot import dot
+from .dots import FEW_REGISTERS, dots
 from .elementwise import jit
 from .simd import (
     fma,
@@ -100,9 +101,40 @@ def _add_group(f: Packing):
     return add_group
 
 
+def _add_group_16(f: Packing):
+    """As _add_group for 16 registers: a tile and 4 tokens at a time."""
+    has_minimum, has_zero, four_dots = f.minimum is not None, f.zero > 0, dots(4, f)
+    at, up, down = zero_point(f)
+    zero_at = GROUP * at
+
+    @jit
+    def four(u, blocks, x, numbers, acc):
+        sums = stack_vectors(4)
+        for _ in range(blocks):
+            four_dots(u, x, sums, blocks)
+            for m in range(4):
+                q = get_i32(sums, m)
+                if has_zero:
+                    q = q + sar_i32(shl_i32(splat_load_i32(numbers + zero_at + 4 * m), up), down)
+                s = fma(to_f32(q), load_f32x16(u + _SCALE) * splat_load_f32(numbers + _D + 4 * m), load_f32x16(acc + 64 * m))
+                if has_minimum:
+                    s = fma(load_f32x16(u + _LEAST), splat_load_f32(numbers + _DS + 4 * m), s)
+                store_f32x16(acc + 64 * m, s)
+            u += 2 * _BLOCK_BYTES
+            x += RECORD
+            numbers += RECORD
+
+    @jit
+    def add_group(u, blocks, x, acc):
+        for t in range(2):
+            for m in range(0, 8, 4):
+                four(u + _BLOCK_BYTES * t, blocks, x + BLOCK * m, x + 4 * m, acc + 64 * (8 * t + m))
+    return add_group
+
+
 def many_tokens(f: Packing):
     """(w, blocks of 32 columns, tile0, tile1, x, out, ldo, groups): whole groups of 8 tokens; addresses as in matmul.block_kernel."""
-    add_group = _add_group(f)
+    add_group = _add_group_16(f) if FEW_REGISTERS else _add_group(f)
     unpack, scale, minimum, has_minimum = f.unpack, f.scale, f.minimum or f.scale, f.minimum is not None
     tile_bytes, sub_blocks = f.tile_bytes, f.columns // BLOCK
 

@@ -67,6 +67,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.option("--plot", metavar="PATH", help="Draw the loss curve (.png, .svg, .pdf; needs the extra plot).")
 @click.option("--context", type=int, default=512, show_default=True, metavar="N", help="Most tokens of a row.")
 @click.option("--memory", metavar="SIZE", help="Most memory that training takes beside the model, such as 2GB.")
+@click.option("--keep", metavar="SIZE", help="Of it, for layers that are then not computed a second time; 0: none; the result is the same.  "
+              "[default: up to 900MB of what is free]")
 @click.option("--kv", metavar="TYPE", help="What keys and values are kept as: f16, f32.  [default: f16; f32 for F32 files]")
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: measured once]")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
@@ -74,8 +76,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @debug_option
 def command(model: str, data: str, output: str | None, valid: str | None, show: int | None, loss: str | None, long: str, template: str | None,
             delimiter: str | None, labels: str | None, chat: bool, system: str | None, system_file: str | None, chat_template: str | None,
-            log: str | None, plot: str | None, context: int, memory: str | None, kv: str | None, threads: int | None, quiet: bool, verbose: bool,
-            tokenizer: str | None, **training: Any) -> None:
+            log: str | None, plot: str | None, context: int, memory: str | None, keep: str | None, kv: str | None, threads: int | None, quiet: bool,
+            verbose: bool, tokenizer: str | None, **training: Any) -> None:
     """Teach MODEL what the rows of DATA say, into a small adapter, or all of its weights (--full); the model's file stays as it is.
 
     DATA is a .jsonl (or .csv, .tsv, .txt) file whose rows say by their keys what they are: {"messages", "tools"}, {"prompt", "completion"}, {"text"}, or rows
@@ -123,7 +125,7 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
         use_template(loaded, chat_template)
         if show is not None:
             return _show(loaded, data, reading, show, progress)
-        _train(loaded, data, valid, output, reading, options, log, plot, memory, threads, progress)
+        _train(loaded, data, valid, output, reading, options, log, plot, memory, keep, threads, progress)
 
 
 def _show(model: Model, data: str, reading: Reading, most: int, progress: Progress) -> None:
@@ -141,9 +143,9 @@ def _show(model: Model, data: str, reading: Reading, most: int, progress: Progre
 
 
 def _train(model: Model, data: str, valid: str | None, output: str | None, reading: Reading, options: Any, log: str | None, plot: str | None,
-           memory: str | None, threads: int | None, progress: Progress) -> None:
+           memory: str | None, keep: str | None, threads: int | None, progress: Progress) -> None:
     from ..train.run import Run
-    with Run(model, data, output, reading, options, valid=valid, log=log, memory=memory, threads=threads,
+    with Run(model, data, output, reading, options, valid=valid, log=log, memory=memory, keep=keep, threads=threads,
              seen=lambda state: progress.working(lambda: line(state)), reads=lambda n: progress.working(lambda: f"reading data: {n} rows")) as run:
         for found in filter(None, (run.data, run.valid)):
             progress.note(found.note())

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ...kernels.backward.halves import to_halves
 from ..architectures.blocks import Attention, Mlp
 from .factors import Parts, of_tensors
 from .forward import Batch, Kept
-from .ops import Ops, padded, rows_of
+from .ops import Ops, padded
+from .store import Store
 
 if TYPE_CHECKING:
     from ..architectures.spec import Addend, Norm
@@ -25,16 +27,32 @@ class Learned(Protocol):
     def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None: ...
 
 
+def own_columns(blocks: tuple[object, ...]) -> dict[str, int]:
+    """Columns of the rows that a layer's way back has of its own, by name."""
+    found: dict[str, int] = {}
+    for block in blocks:
+        assert isinstance(block, (Attention, Mlp))
+        found |= {"dn": block.dim}
+        if isinstance(block, Attention):
+            found |= {"dz": block.heads * block.value_dim, "dq": block.heads * block.head_dim, "dk": block.kv_heads * block.head_dim,
+                      "dv": block.kv_heads * block.value_dim}
+        else:
+            found["dact"] = block.width
+        found |= {name: block.dim for name, has in (("after", block.parallel), ("scaled", block.factor != 1), ("left", block.post_norm)) if has}
+    return found
+
+
 def _nothing(norm: Norm, x: np.ndarray, dy: np.ndarray) -> None:
     pass
 
 
 class Backward:
     """Through the layers of one micro-batch. learned: of tensors, or None; gains: called with each norm of rows, what it read and the gradient of what it made.
-    kv: the type that keys and values are kept as."""
+    kv: the type that keys and values are kept as. store: for rows of its own."""
 
     def __init__(self, ops: Ops, batch: Batch, learned: Callable[[str], Learned | None], kv: str,
-                 gains: Callable[[Norm, np.ndarray, np.ndarray], None] | None = None) -> None:
+                 gains: Callable[[Norm, np.ndarray, np.ndarray], None] | None = None, store: Store | None = None) -> None:
+        self._store = store or Store(0)
         self._ops, self._batch, self._learned, self._half, self._gains, self._of_heads = ops, batch, learned, kv == "f16", gains or _nothing, gains is not None
 
     def layer(self, blocks: tuple[object, ...], kept: Kept, stream: np.ndarray, d: np.ndarray, below: bool) -> None:
@@ -54,7 +72,8 @@ class Backward:
 
     def _side_by_side(self, attention: Attention, mlp: Mlp, kept: Kept, stream: np.ndarray, d: np.ndarray, below: bool) -> None:
         """Both blocks read the same stream, or the same normed rows."""
-        after = padded(d)
+        after = self._store.rows("after", *d.shape)
+        after[:] = d
         if mlp.norm is None:
             dn = self._attention(attention, kept, after, True)
             self._feed_forward(mlp, kept, kept["ln1.hook_normalized"], after, dn)
@@ -79,23 +98,23 @@ class Backward:
     def _left(self, addend: Addend, made: np.ndarray | None, d: np.ndarray) -> np.ndarray:
         """The gradient of what a block made, from that of the stream it has joined."""
         if addend.factor != 1:
-            d = _scaled(d, addend.factor)
+            d = np.multiply(d, np.float32(addend.factor), out=self._store.rows("scaled", *d.shape))
         if addend.norm is None:
             return d
         assert made is not None
         self._gains(addend.norm, made, d)
-        out = rows_of(*made.shape)
+        out = self._zeros("left", *made.shape)
         self._ops.norm_back(addend.norm, made, d, out)
         return out
 
     def _feed_forward(self, mlp: Mlp, kept: Kept, normed: np.ndarray, d: np.ndarray, dn: np.ndarray | None) -> np.ndarray:
         """-> the gradient of the normed rows; dn goes on if it is given."""
         made, gate = self._left(mlp.leaves, kept.get("hook_mlp_out"), d), kept["mlp.hook_pre"]
-        dact = rows_of(len(d), mlp.width)
+        dact = self._zeros("dact", len(d), mlp.width)
         self._matrices([(mlp.down, made)], kept["mlp.hook_post"], dact)
         up = kept["mlp.hook_pre_linear"] if mlp.gate else None
         self._ops.gate_back(mlp.activation, gate, up, dact)
-        dn = rows_of(len(d), mlp.dim) if dn is None else dn
+        dn = self._zeros("dn", len(d), mlp.dim) if dn is None else dn
         parts: Parts = [(mlp.gate, gate), (mlp.up, up)] if mlp.gate and up is not None else [(mlp.up, gate)]
         self._matrices(parts, normed, dn)
         return dn
@@ -105,21 +124,25 @@ class Backward:
         assert a.k and a.v
         n, ops, batch = len(d), self._ops, self._batch
         made = self._left(a.leaves, kept.get("hook_attn_out"), d)
-        dz = rows_of(n, a.heads * a.value_dim)
+        dz = self._zeros("dz", n, a.heads * a.value_dim)
         self._matrices([(a.output, made)], kept["attn.hook_z"], dz)
         k, v = kept["attn.hook_rot_k"], kept["attn.hook_v"]
         if self._half:
-            k[:], v[:] = k.astype(np.float16), v.astype(np.float16)
+            for rows in k, v:
+                to_halves.ctypes(rows.ctypes.data, rows.size)
         q = kept["attn.hook_rot_q"]
-        dq, dk, dv = rows_of(*q.shape), rows_of(*k.shape), rows_of(*v.shape)
+        dq, dk, dv = (self._zeros(name, *rows.shape) for name, rows in (("dq", q), ("dk", k), ("dv", v)))
         ops.attention_back(a, batch.items, q, k, v, kept["attn.hook_z"], dz, dq, dk, dv)
         for query, name, dx in (True, "attn.hook_q", dq), (False, "attn.hook_k", dk):
             if self._of_heads and a.qk_norm:
                 self._head_gains(a, query, kept[name], dx)
             ops.heads_back(a, query, kept.get(name), dx, batch.positions)
-        dn = rows_of(n, a.dim)
+        dn = self._zeros("dn", n, a.dim)
         self._matrices([(a.q, dq), (a.k, dk), (a.v, dv)], kept["ln1.hook_normalized"], dn if below else None)
         return dn
+
+    def _zeros(self, name: str, n: int, columns: int) -> np.ndarray:
+        return self._store.rows(name, n, columns, zeros=True)
 
     def _head_gains(self, a: Attention, query: bool, x: np.ndarray, d: np.ndarray) -> None:
         """Of the norm of a layer's queries or keys: x, the projection's rows; d, the gradient of what attention reads."""
@@ -143,9 +166,3 @@ class Backward:
         for tensor, its in of_tensors(parts).items():
             if learned := self._learned(tensor):
                 learned.backward(x, its, dx)
-
-
-def _scaled(d: np.ndarray, factor: float) -> np.ndarray:
-    out = rows_of(*d.shape)
-    np.multiply(d, np.float32(factor), out=out)
-    return out

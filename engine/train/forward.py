@@ -17,7 +17,8 @@ import numpy as np
 from ..architectures.blocks import Attention, Mlp
 from ..run.feed import Feed, Part
 from .factors import Factors, FactorsOf
-from .ops import padded, round_up, rows_of
+from .ops import padded
+from .store import Store, columns_of, read_back
 
 if TYPE_CHECKING:
     from ..architectures.spec import Matrix
@@ -82,12 +83,12 @@ class Batch:
 class Forward:
     """Of one micro-batch. use: the adapter, as the runtime computes it; factors: of tensors whose pairs are added here instead, since their inputs drop out."""
 
-    def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int) -> None:
+    def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int, store: Store | None = None) -> None:
         self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
+        self._store, self._layers = store or Store(0), dict[int, Kept]()
         self.streams: dict[int, np.ndarray] = {}
         """By layer (n_layers: the end), from first_layer on: the stream before it."""
         self._texts: list[Text] = []
-        self._kept: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Forward:
         self._texts = [self._runtime.new_sequence(adapters=self._use) for _ in self.batch.ids]
@@ -102,12 +103,14 @@ class Forward:
         config = self._runtime.config
         n_layers = config.n_layers
         for layer in [*(range(self.first_layer, n_layers) if keep else ()), n_layers]:
-            self.streams[layer] = rows_of(self.batch.n, config.dim)
+            self.streams[layer] = self._store.rows(f"stream {layer}", self.batch.n, config.dim)
+        self._layers = self._store.layers(self._runtime, self.batch.n, self.first_layer) if keep else {}
 
         def observers(at: int, n: int) -> Observers:
             found: Observers = {}
             for i in range(n_layers):
-                found |= self._adding(i, {}, at, n)
+                copies = {f"blocks.{i}.{name}": _copier(rows[at:at + n]) for name, rows in self._layers.get(i, {}).items()}
+                found |= {**copies, **self._adding(i, copies, at, n)}
             for layer, stream in self.streams.items():
                 name = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
                 found[name] = _copier(stream[at:at + n])
@@ -115,7 +118,23 @@ class Forward:
         self._steps(observers)
 
     def again(self, layer: int) -> Kept:
-        """What a layer leaves at its sites, from its stream. Valid until the next call; where one step has all the tokens, most of it is not copied."""
+        """What a layer leaves at its sites: what was kept of it, or, from its stream, computed a second time. Valid until the next call."""
+        kept = self._layers.pop(layer, None)
+        return self._second(layer) if kept is None else self._completed(layer, kept)
+
+    def _completed(self, layer: int, kept: Kept) -> Kept:
+        """With what one stage makes of what was kept."""
+        stream = self.streams[layer]
+        inputs = {"ln1.hook_normalized": {"x": stream}, "ln2.hook_normalized": {"x": kept.get("hook_resid_mid", stream)},
+                  "mlp.hook_post": {"gate": kept["mlp.hook_pre"], **({"up": kept["mlp.hook_pre_linear"]} if "mlp.hook_pre_linear" in kept else {})}}
+        for name, columns in columns_of(self._runtime, layer).items():
+            if name not in kept:
+                kept[name] = self._store.rows(name, self.batch.n, columns)
+                self._runtime.made_again(layer, f"blocks.{layer}.{name}", inputs[name], kept[name])
+        return kept
+
+    def _second(self, layer: int) -> Kept:
+        """Computed once more; where one step has all the tokens, most of it is not copied."""
         runtime = self._runtime
         prefix, names, kept, stay = f"blocks.{layer}.", read_back(runtime.config.layers[layer]), Kept(), []
         made = [site for placed in runtime.program.open_layer(layer) for site in placed.stage.after]
@@ -127,7 +146,7 @@ class Forward:
             if one and not (odd and name.startswith("attn.")) and all(later.buffer != site.buffer for later in made[i + 1:last + 1]):
                 stay.append((name, site))
             else:
-                kept[name] = self._rows(name, site.columns)
+                kept[name] = self._store.rows(name, self.batch.n, site.columns)
         for text in self._texts:
             text.truncate(0)
 
@@ -138,12 +157,6 @@ class Forward:
         for name, site in stay:
             kept[name] = runtime.rows_at(site, self.batch.n)
         return kept
-
-    def _rows(self, name: str, columns: int) -> np.ndarray:
-        """A buffer for a site, which all layers use in turn."""
-        if name not in self._kept or self._kept[name].shape != (self.batch.n, round_up(columns)):
-            self._kept[name] = rows_of(self.batch.n, columns)
-        return self._kept[name]
 
     def _steps(self, observers: Callable[[int, int], Observers], layer: int | None = None, until: str = "") -> None:
         at = 0
@@ -167,8 +180,9 @@ class Forward:
                 inputs[source] = padded(rows)
             found[prefix + source] = _both(read, others.get(prefix + source))
             for site, matrix, factors in wanted:
-                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source) -> None:
-                    factors.forward(inputs[source], [(matrix, rows)], at)
+                def add(rows: np.ndarray, matrix: Matrix = matrix, factors: Factors = factors, source: str = source,
+                        last: bool = matrix is wanted[-1][1]) -> None:
+                    factors.forward(inputs.pop(source) if last else inputs[source], [(matrix, rows)], at)
                 found[prefix + site] = _both(add, others.get(prefix + site))
         return found
 
@@ -190,18 +204,6 @@ def outputs_of(blocks: tuple[object, ...]) -> list[tuple[str, list[tuple[str, Ma
     for source, results in found:
         merged.setdefault(source, []).extend(results)
     return list(merged.items())
-
-
-def read_back(blocks: tuple[object, ...]) -> set[str]:
-    """Sites of a layer that its way back reads."""
-    found = {"ln1.hook_normalized", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_z", "hook_resid_mid", "ln2.hook_normalized",
-             "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"}
-    for block in blocks:
-        if isinstance(block, Attention):
-            found |= ({"attn.hook_q", "attn.hook_k"} if block.qk_norm else set()) | ({"hook_attn_out"} if block.post_norm else set())
-        elif isinstance(block, Mlp) and block.post_norm:
-            found.add("hook_mlp_out")
-    return found
 
 
 def _copier(to: np.ndarray) -> Callable[[np.ndarray], None]:

@@ -20,6 +20,7 @@ from .forward import Batch, Forward
 from .gradients import RowGradients, check_row, ends, memory_of
 from .ops import Ops, rows_of
 from .rows import Row, RowLosses
+from .store import Store, default_keep
 
 if TYPE_CHECKING:
     from ..architectures.spec import Norm
@@ -69,10 +70,11 @@ def _sums(rows: np.ndarray) -> np.ndarray:
 
 class FullGradients(RowGradients):
     """Of a model's own weights. .arrays: {tensor: float32 of its shape}: running sums, zero at first. The model has the weights' numbers while it is trained;
-    they are read again when a step begins, and after `zero`. threads: None: as many as the model has."""
+    they are read again when a step begins, and after `zero`. threads: None: as many as the model has. keep: as of Gradients."""
 
-    def __init__(self, weights: ModelWeights, *, threads: int | None = None) -> None:
+    def __init__(self, weights: ModelWeights, *, threads: int | None = None, keep: int | None = None) -> None:
         self._model, self._weights, self._threads, self._taken = weights.model, weights, threads, -1
+        self._store, self._first_layer = Store(default_keep() if keep is None else keep), 0
         self._arrays = {name: np.zeros(array.shape, np.float32) for name, array in weights.arrays.items()}
         self._late: list[tuple[np.ndarray, np.ndarray]] = []
         """(ids, gradients of their rows) of a tied embedding, which wait for the output's last."""
@@ -104,12 +106,12 @@ class FullGradients(RowGradients):
                 return RowLosses(np.zeros(0, np.float64), 0, 0)
             ops = Ops(runtime, self._threads)
             sums = Sums(ops, self._arrays)
-            with Forward(runtime, batch, (), lambda tensor: None, 0) as forward:
+            with Forward(runtime, batch, (), lambda tensor: None, 0, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(config.n_layers), divisor, sums)
                 if divisor == 0:
                     return found
-                back = Backward(ops, batch, lambda tensor: sums, runtime.kv_name, sums.norm)
+                back = Backward(ops, batch, lambda tensor: sums, runtime.kv_name, sums.norm, self._store)
                 for layer in range(config.n_layers - 1, -1, -1):
                     back.layer(config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, True)
             ids = np.concatenate(batch.ids)

@@ -27,12 +27,13 @@ from ..architectures.spec import round_up
 from ..errors import NumericError, OptionError, UnsupportedError, quoted
 from ..run.kv_cache import PAGE
 from ..sampling.arithmetic import log
-from .backward import Backward
+from .backward import Backward, own_columns
 from .factors import Factors
-from .forward import Batch, Forward, read_back
+from .forward import Batch, Forward
 from .ops import Ops, rows_of
 from .philox import dropout_mask
 from .rows import Row, RowLosses
+from .store import Store, columns_of, default_keep, layers_kept
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -118,21 +119,20 @@ def most_pages(runtime: Runtime) -> int:
     return max(1, runtime._pool.free_pages // runtime.plan.layout.rows)
 
 
-def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, first_layer: int, threads: int | None) -> int:
-    """Bytes that a micro-batch of so many tokens takes to go back to first_layer, its KV pages included. longest: of its at most so many rows."""
+def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, first_layer: int, threads: int | None, drops: bool = False) -> int:
+    """Bytes that a micro-batch of so many tokens takes to go back to first_layer, its KV pages included, without layers that are kept. longest: of its at most
+    so many rows. drops: whether inputs of pairs drop out."""
     config, most = runtime.config, min(longest or tokens, tokens)
-    ld, half = round_up(config.dim), 0
-    for i, blocks in enumerate(config.layers):
-        names, columns = read_back(blocks), 0
-        for placed in runtime.program.open[i]:
-            for site in (*placed.stage.before, *placed.stage.after):
-                columns += round_up(site.columns) * (site.name.split(".", 2)[2] in names)
-        half = max(half, columns)
-    widest = max(max(m.rows, m.columns) for block in config.blocks() for m in block.matrices())
+    ld = round_up(config.dim)
+    widest: dict[str, int] = {}
+    for i in range(first_layer, config.n_layers):
+        for name, columns in (*columns_of(runtime, i).items(), *own_columns(config.layers[i]).items()):
+            widest[name] = max(widest.get(name, 0), round_up(columns))
+    matrices = max(round_up(max(m.rows, m.columns)) for block in config.blocks() for m in block.matrices())
     heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
-    kept = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + half + 4 * ld + 2 * round_up(widest))
+    kept = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + sum(widest.values()) + (4 if drops else 0) * matrices)
     threads = threads or runtime.n_threads
-    logits = min(tokens, runtime.max_logits) * 4 * round_up(config.n_vocab)
+    logits = min(tokens, runtime.max_logits) * 4 * (round_up(config.n_vocab) + 4 * ld)
     pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, most_pages(runtime))
     return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
 
@@ -141,6 +141,8 @@ class RowGradients(ABC):
     """What adds up rows' gradients, in parts of a step."""
 
     _model: Core
+    _store: Store
+    _first_layer: int
 
     def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
         """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
@@ -162,20 +164,41 @@ class RowGradients(ABC):
         """Of 64 positions, for which the KV cache has room: a micro-batch's rows take whole ones."""
         return most_pages(self._model.runtime)
 
+    @property
+    def keep(self) -> int:
+        """Most bytes for what layers leave in the first pass; those that don't fit are computed a second time on the way back. Changes no number."""
+        return self._store.most
+
+    @keep.setter
+    def keep(self, most: int) -> None:
+        self._store = Store(most)
+
+    def layers(self) -> int:
+        """How many are gone back through."""
+        return self._model.config.n_layers - self._first_layer
+
+    def kept(self, tokens: int, most: int | None = None) -> tuple[int, int]:
+        """(layers, bytes) that are kept of a micro-batch of so many tokens. most: bytes, None: `keep`."""
+        layers, size = layers_kept(self._model.runtime, tokens, self._first_layer, self.keep if most is None else most)
+        return len(layers), size
+
 
 class Gradients(RowGradients):
     """Of one adapter of a model. .arrays: {"blk.0.attn_q.weight.lora_a": float32, the shape of the pair's a, …}: running sums, zero at first.
 
     dropout: of what a pair's A reads, from Philox keyed by (seed, step, matrix, the token's number in the step). threads: None: as many as the model has.
+    keep: bytes (see .keep), None: up to 900 MB of what is free.
     UnsupportedError: a model with blocks that can't be trained. OptionError.
     """
 
-    def __init__(self, model: Core, adapter: Adapter, *, dropout: float = 0.0, seed: int = 0, threads: int | None = None) -> None:
+    def __init__(self, model: Core, adapter: Adapter, *, dropout: float = 0.0, seed: int = 0, threads: int | None = None,
+                 keep: int | None = None) -> None:
         config = model.config
         check(model)
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
         self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
+        self._store = Store(default_keep() if keep is None else keep)
         self._name, self._taken = f"training {id(self)}", -1
         adapter.check(config)
         layers = {m.tensor: i for i, blocks in enumerate(config.layers) for block in blocks for m in block.matrices()}
@@ -194,6 +217,7 @@ class Gradients(RowGradients):
     def close(self) -> None:
         """The model gets the memory back that the adapter takes in it. Whoever has let go of this has closed it, but not before the collector comes."""
         self._remove()
+        self.keep = 0
 
     def zero(self) -> None:
         """The sums begin again, and the adapter's numbers are read again."""
@@ -222,12 +246,12 @@ class Gradients(RowGradients):
                     return None
                 mask = partial(self._mask, batch, step, tensor, pair.a.shape[1]) if drops else None
                 return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
-            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer) as forward:
+            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
                     return found
-                back = Backward(ops, batch, factors, runtime.kv_name)
+                back = Backward(ops, batch, factors, runtime.kv_name, store=self._store)
                 for layer in range(runtime.config.n_layers - 1, self._first_layer - 1, -1):
                     back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, layer > self._first_layer)
         return found
@@ -241,4 +265,4 @@ class Gradients(RowGradients):
     def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
         """Bytes that a micro-batch of so many tokens takes beside model, adapter and `arrays`, its KV pages included, of which each row has its own. longest:
         of its at most so many rows."""
-        return memory_of(self._model.runtime, tokens, longest, rows, self._first_layer, self._threads)
+        return memory_of(self._model.runtime, tokens, longest, rows, self._first_layer, self._threads, self._dropout > 0)

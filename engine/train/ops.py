@@ -20,15 +20,21 @@ from ..run.rope import query_scales
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
 
-_SPARE = 32
+SPARE = 32
+"""Numbers behind the last row that vectors may read."""
+
+
+def flat_rows(size: int) -> np.ndarray:
+    """Zeros, float32 [size], 64-byte aligned."""
+    flat = np.zeros(size + 16, np.float32)
+    first = -flat.ctypes.data % 64 // 4
+    return flat[first:first + size]
 
 
 def rows_of(n: int, columns: int) -> np.ndarray:
     """Zeros, float32 [n, columns rounded up to 32], 64-byte aligned."""
     ld = round_up(columns)
-    flat = np.zeros(n * ld + _SPARE + 16, np.float32)
-    first = -flat.ctypes.data % 64 // 4
-    return flat[first:first + n * ld].reshape(n, ld)
+    return flat_rows(n * ld + SPARE)[:n * ld].reshape(n, ld)
 
 
 def padded(rows: np.ndarray) -> np.ndarray:

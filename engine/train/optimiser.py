@@ -17,8 +17,8 @@ import numpy as np
 from ...kernels.backward import adam
 from ...kernels.float_env import in_default_floats
 
-MANY = 1 << 18
-"""Numbers of an array from which on a kernel does the same operations (kernels/backward/adam.py); adapters' are fewer, and need no compiling."""
+MANY = 1 << 13
+"""Numbers of an array from which on a kernel does the same operations (kernels/backward/adam.py)."""
 PIECE = 1 << 15  # elements at once: what is between two operations stays in the second-level cache
 Arrays = Mapping[str, np.ndarray]
 

@@ -18,6 +18,7 @@ from ... import kernels
 from ...kernels.low_rank import ORDER
 from ..errors import OptionError, OutOfMemoryError, quoted
 from ..files import shown
+from ..run.adapters import memory_of
 from ..run.memory import parse_memory
 from ..run.weights import available_memory
 from ..units import duration, size
@@ -32,7 +33,8 @@ from .loop import Loop, Progress
 from .model_weights import ModelWeights
 from .optimiser import OPTIMISERS
 from .options import Options
-from .order import MICRO_TOKENS
+from .order import KEPT_TOKENS, MICRO_TOKENS
+from .store import KEEP, parse_keep
 
 if TYPE_CHECKING:
     from ..answers.core import Core
@@ -110,10 +112,11 @@ class Plan:
 
 class Run:
     """A context manager. data, valid: files, or rows. output: where the adapter (full: the model) goes (None: nowhere; then nothing is kept of an interrupted
-    run). log: a .jsonl file. memory: most bytes beside the model. seen: told how far it is. FileError, FormatError, OptionError, UnsupportedError."""
+    run). log: a .jsonl file. memory: most bytes beside the model; keep: of them, for layers, which are not computed a second time then. seen: told
+    how far it is. FileError, FormatError, OptionError, UnsupportedError."""
 
     def __init__(self, model: Core, data: Data, output: str | os.PathLike[str] | None, reading: Reading, options: Options, *, valid: Data | None = None,
-                 log: str | os.PathLike[str] | None = None, memory: int | str | None = None, threads: int | None = None,
+                 log: str | os.PathLike[str] | None = None, memory: int | str | None = None, keep: int | str | None = None, threads: int | None = None,
                  seen: Callable[[Progress], object] = lambda progress: None, reads: Callable[[int], object] = lambda done: None) -> None:
         if reading.context > model.context:
             raise OptionError(f"{shown(model.path)}: rows of {reading.context} tokens are allowed, the model was loaded with a context of {model.context}: "
@@ -123,6 +126,8 @@ class Run:
         if model.runtime.adapters.control_digest:
             raise OptionError(f"{shown(model.path)}: has control vectors, which no checkpoint is bound to: training begins from the model alone: take them "
                               "away by control()")
+        wanted = parse_keep(keep)
+        asked = KEEP if wanted is None else wanted
         self.model, self.options, self.output = model, options, None if output is None else Path(output)
         self._stack = contextlib.ExitStack()
         self.learned: Adapter | ModelWeights
@@ -143,39 +148,51 @@ class Run:
             ropes = sorted({a.rope.factors_for(model.context) for a in model.config.attentions() if a.rope})  # which of them, hangs on the context
             bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": [kernels.ARITHMETIC_VERSION, ORDER],
                      "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
-            most = self._most_tokens(memory)
+            budget = self._budget(memory)
+            most = self._most_tokens(budget, asked)
             self.loop = Loop(self.gradients, arrays, self.data, self.valid, options, bound=bound, checkpoints=self.checkpoints, most_tokens=most,
                              most_pages=self.gradients.most_pages, seen=seen)
+            tokens, rows = self.loop.largest()
+            room = budget - self._fixed() - self.gradients.memory(tokens, self._longest(), rows)
+            self.gradients.keep = self.gradients.kept(tokens, min(asked, room))[1]  # what is planned for the largest is enough for all
             head = {"model": Path(model.path).name, "steps": self.loop.steps, **bound}
             self.log = None if log is None else self._stack.enter_context(Log(Path(log), head, self.loop.history))
         except BaseException:
             self._stack.close()
             raise
 
-    def _most_tokens(self, memory: int | str | None) -> int:
-        """Of a micro-batch: as many as speed asks for, if memory allows."""
+    def _budget(self, memory: int | str | None) -> int:
+        """Bytes beside the model: what is allowed, and half of what is free beside weights, moments and gradients. OutOfMemoryError."""
+        allowed, free, fixed = parse_memory(memory), available_memory(), self._fixed()
         longest = self._longest()
-        allowed = parse_memory(memory)
-        free = available_memory()
-        budget = min(n for n in (None if allowed is None else allowed - self._fixed(), None if free is None else (free - self._fixed()) // 2, 1 << 62)
-                     if n is not None)
-        least = self._fixed() + self.gradients.memory(longest, longest)
-        rows = min(self.options.micro_batch or self.options.batch, self.options.batch)
+        least = fixed + self.gradients.memory(longest, longest)
         if allowed is not None and allowed < least:
             fewer = "" if self.options.full else "fewer matrices (--targets, --layers), a lower rank, or "
             raise OutOfMemoryError(f"training takes {size(least)} beside the model, {size(allowed)} are allowed: allow more, or {fewer}shorter rows "
                                    "(--context, --long cut)")
+        return min(n for n in (allowed, None if free is None else fixed + (free - fixed) // 2, 1 << 62) if n is not None)
+
+    def _most_tokens(self, budget: int, keep: int) -> int:
+        """Of a micro-batch: as many as speed asks for, if memory allows; fewer if all layers of those can be kept, or more of them at least."""
+        longest, rows, room = self._longest(), min(self.options.micro_batch or self.options.batch, self.options.batch), budget - self._fixed()
         most = max(MICRO_TOKENS, longest)
-        while most > longest and self.gradients.memory(most, longest, rows) > budget:
+        while most > longest and self.gradients.memory(most, longest, rows) > room:
             most = max(longest, most // 2)
-        return most
+
+        def kept(tokens: int) -> int:
+            return self.gradients.kept(tokens, min(keep, room - self.gradients.memory(tokens, longest, rows)))[0]
+        fewer = max(KEPT_TOKENS, longest)
+        return fewer if fewer < most and kept(most) < self.gradients.layers() and kept(fewer) else most
 
     def _longest(self) -> int:
         return max(lengths(data)[1] for data in (self.data, self.valid) if data is not None)
 
     def _fixed(self) -> int:
-        """Bytes of weights, moments and gradients."""
-        return self.learned.n_parameters * 4 * (2 + self._moments)
+        """Bytes of weights, the copy of an adapter that runs, moments and gradients."""
+        return self.learned.n_parameters * 4 * (2 + self._moments) + self._copy()
+
+    def _copy(self) -> int:
+        return 0 if isinstance(self.learned, ModelWeights) else memory_of(self.learned, self.model.config)
 
     @property
     def _moments(self) -> int:
@@ -191,8 +208,10 @@ class Run:
         seconds = self.loop.measure() * order.tokens * left / self.loop.steps + self.loop.between() * left if measured and left else None
         n, full = self.learned.n_parameters, isinstance(self.learned, ModelWeights)
         parts = f"{len(self.learned.arrays)} tensors" if isinstance(self.learned, ModelWeights) else f"{len(self.learned.pairs)} pairs"
-        memory = {"weights" if full else "adapter": 4 * n, "gradients": 4 * n, "moments": self._moments * 4 * n,
+        memory = {"weights" if full else "adapter": 4 * n + self._copy(), "gradients": 4 * n, "moments": self._moments * 4 * n,
                   "micro-batch": self.gradients.memory(most, longest, rows)}
+        kept, size_kept = self.gradients.kept(most)
+        memory |= {f"{kept} of {self.gradients.layers()} layers kept": size_kept} if kept else {}
         return Plan(len(data.examples), data.tokens, data.targets, median, longest, self.loop.steps, left, order.epochs, n, parts, memory, seconds)
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -220,7 +239,7 @@ class Run:
 
 
 def train(model: Core, data: Data, output: str | os.PathLike[str] | None = None, *, valid: Data | None = None, log: str | os.PathLike[str] | None = None,
-          memory: int | str | None = None, progress: Callable[[Progress], object] | None = None, **options: Any) -> Trained:
+          memory: int | str | None = None, keep: int | str | None = None, progress: Callable[[Progress], object] | None = None, **options: Any) -> Trained:
     """See `Model.train`. options: of Reading and Options."""
     about_rows = {f.name for f in fields(Reading)}
     known = about_rows | {f.name for f in fields(Options)}
@@ -229,7 +248,7 @@ def train(model: Core, data: Data, output: str | os.PathLike[str] | None = None,
         raise OptionError(f"train knows no option {quoted(unknown[0])}: it has {', '.join(sorted(known))}")
     reading = Reading(**{"context": min(Reading.context, model.context), **{name: value for name, value in options.items() if name in about_rows}})
     rest = Options(**{name: value for name, value in options.items() if name not in about_rows})
-    with Run(model, data, output, reading, rest, valid=valid, log=log, memory=memory, seen=progress or (lambda state: None)) as run:
+    with Run(model, data, output, reading, rest, valid=valid, log=log, memory=memory, keep=keep, seen=progress or (lambda state: None)) as run:
         for _ in run.records():
             pass
         return run.finish()

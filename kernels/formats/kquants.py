@@ -206,6 +206,6 @@ def _half_scales_q6_k(tile, b, h):
     return load_i8x16_as_i32(tile + 32 + 16 * (2 * b + h))
 
 
-Q4_K = Packing("Q4_K", 256, 144, _Q4 + 8 * 256, decode_q4_k, _place_q4_k, _unpack_q4_k, _scale, minimum=_minimum)
-Q5_K = Packing("Q5_K", 256, 176, _Q5 + 8 * 320, decode_q5_k, _place_q5_k, _unpack_q5_k, _scale, minimum=_minimum)
-Q6_K = Packing("Q6_K", 256, 210, _Q6 + 8 * 384, decode_q6_k, _place_q6_k, _unpack_q6_k, _scale_q6_k, half_scales=_half_scales_q6_k, zero=32)
+Q4_K = Packing("Q4_K", 256, 144, _Q4 + 8 * 256, decode_q4_k, _place_q4_k, _unpack_q4_k, _scale, minimum=_minimum, codes=16)
+Q5_K = Packing("Q5_K", 256, 176, _Q5 + 8 * 320, decode_q5_k, _place_q5_k, _unpack_q5_k, _scale, minimum=_minimum, codes=32)
+Q6_K = Packing("Q6_K", 256, 210, _Q6 + 8 * 384, decode_q6_k, _place_q6_k, _unpack_q6_k, _scale_q6_k, half_scales=_half_scales_q6_k, zero=32, codes=64)

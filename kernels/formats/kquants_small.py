@@ -230,7 +230,7 @@ def _half_scales_q3_k(tile, b, h):
 
 
 Q2_K = Packing("Q2_K", 256, 84, _Q2 + 8 * 128, decode_q2_k, _place_q2_k, _unpack_q2_k, _scale,
-               minimum=_minimum_q2_k, half_scales=_half_scales_q2_k, half_minimums=_half_minimums_q2_k)
-Q3_K = Packing("Q3_K", 256, 110, _Q3 + 8 * 192, decode_q3_k, _place_q3_k, _unpack_q3_k, _scale, half_scales=_half_scales_q3_k, zero=4)
-TQ2_0 = Packing("TQ2_0", 256, 66, _TQ + 8 * 128, decode_tq2_0, _place_tq2_0, _unpack_tq, _scale, zero=1)
-TQ1_0 = Packing("TQ1_0", 256, 54, _TQ + 8 * 128, decode_tq1_0, _place_tq1_0, _unpack_tq, _scale, zero=1)
+               minimum=_minimum_q2_k, half_scales=_half_scales_q2_k, half_minimums=_half_minimums_q2_k, codes=4)
+Q3_K = Packing("Q3_K", 256, 110, _Q3 + 8 * 192, decode_q3_k, _place_q3_k, _unpack_q3_k, _scale, half_scales=_half_scales_q3_k, zero=4, codes=8)
+TQ2_0 = Packing("TQ2_0", 256, 66, _TQ + 8 * 128, decode_tq2_0, _place_tq2_0, _unpack_tq, _scale, zero=1, codes=4)
+TQ1_0 = Packing("TQ1_0", 256, 54, _TQ + 8 * 128, decode_tq1_0, _place_tq1_0, _unpack_tq, _scale, zero=1, codes=4)

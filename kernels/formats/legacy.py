@@ -193,7 +193,7 @@ def _minimum(tile, b):
 
 
 Q8_0 = Packing("Q8_0", 32, 34, 544, decode_q8_0, _place_q8_0, _unpack_q8_0, _scale, zero=128)
-Q4_0 = Packing("Q4_0", 32, 18, 288, decode_q4_0, _place_q4_0, _unpack_q4_0, _scale, zero=8)
-Q4_1 = Packing("Q4_1", 32, 20, 320, decode_q4_1, _place_q4_1, _unpack_q4_1, _scale, minimum=_minimum)
-Q5_0 = Packing("Q5_0", 32, 22, 352, decode_q5_0, _place_q5_0, _unpack_q5_0, _scale, zero=16)
-Q5_1 = Packing("Q5_1", 32, 24, 384, decode_q5_1, _place_q5_1, _unpack_q5_1, _scale, minimum=_minimum)
+Q4_0 = Packing("Q4_0", 32, 18, 288, decode_q4_0, _place_q4_0, _unpack_q4_0, _scale, zero=8, codes=16)
+Q4_1 = Packing("Q4_1", 32, 20, 320, decode_q4_1, _place_q4_1, _unpack_q4_1, _scale, minimum=_minimum, codes=16)
+Q5_0 = Packing("Q5_0", 32, 22, 352, decode_q5_0, _place_q5_0, _unpack_q5_0, _scale, zero=16, codes=32)
+Q5_1 = Packing("Q5_1", 32, 24, 384, decode_q5_1, _place_q5_1, _unpack_q5_1, _scale, minimum=_minimum, codes=32)

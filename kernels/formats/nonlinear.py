@@ -129,4 +129,4 @@ def _scale_mxfp4(tile, b):
 
 IQ4_NL = Packing("IQ4_NL", 32, 18, 288, decode_iq4_nl, _place_iq4_nl, unpacker(IQ4_VALUES, 128, 32), _scale, zero=128)
 IQ4_XS = Packing("IQ4_XS", 256, 136, 160 + 8 * 256, decode_iq4_xs, _place_iq4_xs, unpacker(IQ4_VALUES, 128, 160), _scale_iq4_xs, zero=128)
-MXFP4 = Packing("MXFP4", 32, 17, 16 + 256, decode_mxfp4, _place_mxfp4, unpacker(MXFP4_VALUES, 16, 16), _scale_mxfp4, zero=16)
+MXFP4 = Packing("MXFP4", 32, 17, 16 + 256, decode_mxfp4, _place_mxfp4, unpacker(MXFP4_VALUES, 16, 16), _scale_mxfp4, zero=16, codes=32)
