@@ -367,7 +367,7 @@ def jit(signature: Any = None, *, cache: bool = True, **options: Any) -> Any:
 
     def make(function: Any) -> Any:
         import numba
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(**options, pipeline_class=kernel_compiler())(function)
         if cache and hasattr(dispatcher, "_cache"):  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = _Store(function, options)
         return dispatcher

@@ -70,22 +70,66 @@ def test_helpers_get_no_machine_code_of_their_own(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q4_0"])
 def test_what_the_pipeline_leaves_out_changes_no_instruction(monkeypatch, name):
-    """A loop body's machine code with all of Numba's passes, and without those that kernels have no use for."""
+    """A loop body's machine code with all that Numba does, and without what kernels have no use for. Here one that continues a loop, so that it has two ways
+    back, has other values of a variable from two branches, and calls a function that Numba has in Python."""
     def machine_code(compiler):
         packing = registry.packing(name)
         assert isinstance(packing, matmul.Packing)
         body = matmul._body(packing, 2)
 
         def kernel(w, tiles, x, tokens, out, ldo):
-            body(w, tiles, x, tokens, out, ldo)
+            step = 1
+            for i in range(tokens):
+                if w == 17 + i:
+                    step = 3
+                    continue
+                if x == w:
+                    step += 2
+                body(w, tiles, x + step, min(i, step), out, ldo)
         compiled = numba.cfunc("void(int64, int64, int64, int64, int64, int64)", error_model="numpy", pipeline_class=compiler())(kernel)
-        return re.sub(r"\b_ZN\w+|\bcfunc\w+", "name", compiled._library.get_asm_str())
+        # without symbols that hold the place of an environment: of a function that was inlined, there is one for each time that it was compiled
+        return re.sub(r"\b_ZN\w+|\bcfunc\w+", "name", re.sub(r"\n.*\b_ZN08NumbaEnv\w+,.*", "", compiled._library.get_asm_str()))
     lean = machine_code(pipeline.kernel_compiler)
     assert pipeline.kernel_compiler() is deferred.kernel_compiler()
     monkeypatch.setattr(pipeline, "LEFT_OUT", set())
+    monkeypatch.setattr(pipeline, "LEAN", False)
     every = functools.cache(pipeline.kernel_compiler.__wrapped__)
     monkeypatch.setattr(deferred, "kernel_compiler", every)
     assert machine_code(every) == lean and len(lean) > 2000
+
+
+def test_numba_is_as_it_was_after_a_compilation():
+    """What a kernel's compilation replaces in Numba's contexts, also one that fails, also where functions compile functions."""
+    context = deferred.numba_ready()
+    seen = []
+
+    @deferred.intrinsic
+    def noted(typingctx, x):
+        seen.append("resolve_function_type" in vars(typingctx))
+        return deferred.types.int64(x), lambda context, builder, signature, args: args[0]
+
+    @deferred.intrinsic
+    def later(typingctx, x):  # not known to Numba before a kernel that calls it is under way
+        return deferred.types.int64(x), lambda context, builder, signature, args: args[0]
+
+    @deferred.jit
+    def through(x):
+        return noted(x)
+
+    def kernel(x):
+        return through(x) + noted(x)
+
+    def wrong(x):
+        return through(x) + "text"
+    for function in kernel, wrong:
+        try:
+            numba.cfunc("int64(int64)", pipeline_class=pipeline.kernel_compiler())(function)
+        except numba.TypingError as error:  # with the place in the kernel, which Numba's error contexts add
+            assert function is wrong and "typing of" in str(error) and "test_compiling.py" in str(error)
+        assert numba.core.lowering.new_error_context is numba.core.typeinfer.new_error_context is numba.core.errors.new_error_context
+        assert not {"refresh", "resolve_function_type"} & set(vars(context))
+    assert seen and all(seen)
+    assert compile_cache.jit(cache=False)(lambda x: through(x) + later(x))(3) == 6 and not {"refresh", "resolve_function_type"} & set(vars(context))
 
 
 def test_the_collector_rests_while_something_is_compiled():
