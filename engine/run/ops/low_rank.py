@@ -36,7 +36,8 @@ WORDS = 10
 
 # -- a thread's own words, which `begin` returns the address of; its u follows
 PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
-"""PIECES: how many this op's u is made in; SETTLED: they are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes to the next."""
+"""PIECES: how many this op's u is made in; SETTLED: they are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes
+to the next."""
 OWN_WORDS = 8
 SETTLED = -1
 PARTS = 2
