@@ -1,6 +1,7 @@
 """No command begins that would write a file twice, or over one that it reads: told by name, before a model is opened."""
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def test_refused(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv
 def test_others_are_taken(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that only look alike, standard input and output, and a model's short name beside a file that is called so."""
     monkeypatch.chdir(tmp_path)
-    Path("t.jsonl").write_text("".join('{"text": "%s", "label": "%s"}\n' % pair for pair in ("ab", "ba")))
+    Path("t.jsonl").write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ("ab", "ba")))
     assert run(*EVAL, "-o", "r.json", "--samples", "r.jsonl", "--labels", "a,b", "-q").code == 0
     assert sorted(os.listdir()) == ["r.environment.json", "r.json", "r.jsonl", "t.jsonl"]
     assert run("classify", "demo", "-", "--labels", "a,b", "-q", stdin="x\n").code == 0
