@@ -4,7 +4,8 @@
 
 PYTHON: of an environment with torch, transformers and peft (default: this one). The peer trains a model of the same shape with random float weights, with the
 number of threads, 1 to --threads, that is faster for it; ours is the file as it is, quantised, and its token is also compared with one of a 512-token prompt.
-A peer whose first step takes more than 20 s (bfloat16 where the CPU has no instructions for it) is measured once, with all threads, and its line says so. Medians of tokens a second, and of the ratios of neighbouring measurements, which a machine that changes its speed hurts less.
+A peer whose first step takes more than 20 s (bfloat16 where the CPU has no instructions for it) is measured once, with all threads, and its line says so.
+Medians of tokens a second, and of the ratios of neighbouring measurements, which a machine that changes its speed hurts less.
 """
 from __future__ import annotations
 
@@ -80,8 +81,8 @@ def threads_for(peer: Child, rows: int, tokens: int, most: int) -> dict[str, Any
 
 
 def measure(path: Path, rows: int, tokens: int, rank: int, rounds: int, threads: int) -> dict[str, Any]:
-    """{"ours", "prompt", "float32", "bfloat16": {"seconds": [...], ...}}; a list's entries of one round belong together; a slow peer has only the first round's.
-    PeerError."""
+    """{"ours", "prompt", "float32", "bfloat16": {"seconds": [...], ...}}; a list's entries of one round belong together; of a slow peer the first
+    round's are all. PeerError."""
     found: dict[str, Any] = {name: {"seconds": []} for name in ("ours", "prompt", *DTYPES)}
     peers, python = {}, os.environ.get(VARIABLE) or sys.executable
     with load(path, threads=threads, context=max(tokens, 512)) as model:

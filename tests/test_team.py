@@ -57,12 +57,10 @@ def mail(tid: int, n_threads: int, team: int, args: int) -> int:
     """args: int64 [rounds, errors, letters of each thread…]: everybody reads everybody's letter of this round: half a barrier, then a whole one."""
     for i in range(atomic_load(args)):
         atomic_store(args + 16 + 8 * tid, i)
-        if i % 2 == 0:
-            announce(team, 1)
-            wait_for_pieces(team, n_threads)
-        else:  # pieces count, not threads: one does two, the last none, and nobody waits for him
-            announce(team, 0 if tid == n_threads - 1 else 2 if tid == 0 else 1)
-            wait_for_pieces(team, n_threads if n_threads > 1 else 0)
+        odd = i % 2 and n_threads > 1  # pieces count, not threads: one does two, the last none, and nobody waits for him
+        announce(team, 1 if not odd else 2 if tid == 0 else 1 if tid < n_threads - 1 else 0)
+        wait_for_pieces(team, n_threads)
+        if odd:
             barrier(team, n_threads)
         for other in range(n_threads):
             if atomic_load(args + 16 + 8 * other) != i:

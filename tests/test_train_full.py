@@ -154,5 +154,5 @@ def test_memory_counts_a_tied_embeddings_waiting_rows(tmp_path: Path) -> None:
         for row in rows:
             found.accumulate([row], 72.0, 0)
         waiting = sum(ids.nbytes + (d if d.base is None else d.base).nbytes for ids, d in found._late)
-        counted = [found.memory(10, 10, 8) - memory_of(model.runtime, 10, 10, 8, 0, None), found.memory(10, 10, 1) - memory_of(model.runtime, 10, 10, 1, 0, None)]
+        counted = [found.memory(10, 10, n) - memory_of(model.runtime, 10, 10, n, 0, None) for n in (8, 1)]
         assert model.config.tied_output and len(found._late) == 8 and 7 / 8 * waiting <= counted[0] - counted[1] <= waiting
