@@ -4,6 +4,7 @@
 
 PYTHON: of an environment with torch, transformers and peft (default: this one). The peer trains a model of the same shape with random float weights, with the
 number of threads, 1 to --threads, that is faster for it; ours is the file as it is, quantised, and its token is also compared with one of a 512-token prompt.
+A peer whose first step takes more than 20 s (bfloat16 where the CPU has no instructions for it) is measured once, with all threads, and its line says so.
 Medians of tokens a second, and of the ratios of neighbouring measurements, which a machine that changes its speed hurts less.
 """
 from __future__ import annotations
@@ -34,6 +35,8 @@ from .peers.machine import machine
 
 VARIABLE = "LLAMINA_PEER_PEFT"
 DTYPES = ("float32", "bfloat16")
+SLOW = 20.0
+"""Seconds of a peer's first step from which on it is measured once."""
 
 
 def our_steps(model: Model, rows: int, tokens: int, rank: int) -> Callable[[], float]:
@@ -66,8 +69,20 @@ def prompt_seconds(model: Model, tokens: int) -> float:
     return seconds
 
 
+def threads_for(peer: Child, rows: int, tokens: int, most: int) -> dict[str, Any]:
+    """{"threads": how many it is fastest with, "slow": whether it is to be measured once}. PeerError."""
+    if peer.ask("step", rows=rows, tokens=tokens, threads=most)["seconds"] > SLOW:
+        return {"threads": most, "slow": True}
+    tried = {}
+    for n in range(1, most + 1):
+        peer.ask("step", rows=rows, tokens=tokens, threads=n)
+        tried[n] = peer.ask("step", rows=rows, tokens=tokens, threads=n)["seconds"]
+    return {"threads": min(tried, key=lambda n: tried[n]), "slow": False}
+
+
 def measure(path: Path, rows: int, tokens: int, rank: int, rounds: int, threads: int) -> dict[str, Any]:
-    """{"ours", "prompt", "float32", "bfloat16": {"seconds": [...], ...}}; a list's entries of one round belong together. PeerError."""
+    """{"ours", "prompt", "float32", "bfloat16": {"seconds": [...], ...}}; a list's entries of one round belong together; of a slow peer the first
+    round's are all. PeerError."""
     found: dict[str, Any] = {name: {"seconds": []} for name in ("ours", "prompt", *DTYPES)}
     peers, python = {}, os.environ.get(VARIABLE) or sys.executable
     with load(path, threads=threads, context=max(tokens, 512)) as model:
@@ -75,16 +90,14 @@ def measure(path: Path, rows: int, tokens: int, rank: int, rounds: int, threads:
             for dtype in DTYPES:
                 peers[dtype] = Child([python, str(Path(__file__).parent / "peers" / "peft_child.py")], f"peft {dtype}")
                 found[dtype] |= peers[dtype].ask("load", shape=shape_of(model.config), dtype=dtype, rank=rank)
-                tried = {}
-                for n in range(1, threads + 1):
-                    peers[dtype].ask("step", rows=rows, tokens=tokens, threads=n)
-                    tried[n] = peers[dtype].ask("step", rows=rows, tokens=tokens, threads=n)["seconds"]
-                found[dtype]["threads"] = min(tried, key=lambda n: tried[n])
+                found[dtype] |= threads_for(peers[dtype], rows, tokens, threads)
             step = our_steps(model, rows, tokens, rank)
             step()
             prompt_seconds(model, 512)
             for _ in range(rounds):
                 for dtype, peer in peers.items():
+                    if found[dtype]["slow"] and found[dtype]["seconds"]:
+                        continue
                     answer = peer.ask("step", rows=rows, tokens=tokens, threads=found[dtype]["threads"])
                     found[dtype]["seconds"].append(answer["seconds"])
                     found[dtype]["peak_memory"] = answer["peak_memory"]
@@ -104,6 +117,8 @@ def lines(found: dict[str, Any], rows: int, tokens: int) -> list[str]:
     for name in ("ours", *DTYPES):
         speeds = [n / s for s in found[name]["seconds"]]
         shown = f"{statistics.median(speeds):.0f} ({min(speeds):.0f}, {max(speeds):.0f})"
+        if found[name].get("slow"):
+            shown = f"{speeds[0]:.1f}, measured once: a step takes {found[name]['seconds'][0]:.0f} s"
         ratio = "" if name == "ours" else f"{statistics.median(s / o for s, o in zip(found[name]['seconds'], ours)):.2f}"
         who = "llamina" if name == "ours" else f"{found[name]['version']}, {found[name]['system']}, {found[name]['threads']} threads"
         table.append(f"| {who} | {shown} | {ratio} |")

@@ -34,10 +34,12 @@ def command(model: str, text: str, output: str, context: int, windows: int | Non
       llamina importance model.f16.gguf wiki.train.raw -o imatrix.gguf --windows 100
       llamina convert model.f16.gguf model.q4_k_m.gguf --type q4_k_m --importance imatrix.gguf
     """
+    from ..engine.cli.outputs import check_files
     from ..engine.home.library import is_hub_name
     from ..engine.home.resolve import resolve
     from .importance import collecting, write
     from .writer import check_target
+    check_files("output")
     body = read_text(text)
     check_target(Path(output), [] if is_hub_name(model) else [resolve(model), Path(text)], overwrite)
     with Progress(quiet) as progress, open_model(model, threads, context, progress) as opened:

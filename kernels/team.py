@@ -17,7 +17,7 @@ State is one 128-byte aligned block of int64 words (team_state.py); each word th
   worker's lock exactly once, and that worker acquires it exactly once.
 - barrier: arrive with an atomic add; the last one resets the counters, copies the abort flag to the decision word, and raises the
   generation (release); the others wait for that (acquire). No thread can reach the next barrier's end before all have read the decision.
-- half barriers: `announce` adds to a counter that a barrier resets, `wait_for_all` waits for it, after other work: mostly all are there by then.
+- half barriers: `announce` adds to a counter that a barrier resets, `wait_for_pieces` waits for it, after other work: mostly all are done by then.
 
 What a thread sleeps on is CPython's own lock (PyThread_*_lock: part of its stable C interface, needs no GIL, on every system). Addresses
 of these, sched_yield and usleep stand in the state block, never in compiled code, which is kept on disk.
@@ -99,12 +99,12 @@ from .team_state import (
     next_of_share,
     next_tile,
     reset_counters,
-    wait_for_all,
+    wait_for_pieces,
     wait_while,
 )
 from .threads import usable_threads
 
-__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "announce", "barrier", "next_of_share", "next_tile", "wait_for_all"]
+__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "announce", "barrier", "next_of_share", "next_tile", "wait_for_pieces"]
 
 
 @jit

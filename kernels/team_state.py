@@ -27,14 +27,14 @@ SLEEP_ARG, SPINS, YIELDS = CONSTANTS + 32, CONSTANTS + 40, CONSTANTS + 48
 SYSCALL_FN, FUTEX = CONSTANTS + 56, CONSTANTS + 64  # syscall() and the number of the futex call, 0 where there is none
 CLOCK = CONSTANTS + 72   # kernels/clock.py's words but the result, which each thread has for itself
 COUNTERS = 6 * LINE      # N_COUNTERS int64 side by side: a stage mostly uses one, and a barrier resets all with one line's traffic
-READY = COUNTERS + 8 * N_COUNTERS  # threads that have announced something in this stage
+READY = COUNTERS + 8 * N_COUNTERS  # pieces of work that were announced as done in this stage
 SLEEPERS = 7 * LINE      # threads that sleep, or are about to, until a word changes
 LOST = SLEEPERS + 8      # nanoseconds that threads have waited in vain (waits longer than LATE), over all threads and runs
 BUSY = 8 * LINE          # above 0: waits are long, sleep at once; counted down by short ones
 WORKERS = 9 * LINE       # a line for each thread:
 ASLEEP, LOCK, CLAIMED = 0, 8, 16  # flag; address of its lock; 1 once a thread has taken this place
 SHARES = 64              # N_SHARES words: generation << 24 | pieces taken of its share of a list of the stage's work
-N_SHARES = 2
+N_SHARES = 3
 
 ABORTED = 1 << 40  # bit of run()'s result: a barrier decided to stop. Bits below are the entry's own.
 
@@ -136,17 +136,21 @@ def barrier(team: int, n_threads: int) -> bool:
 
 
 @jit
-def announce(team: int) -> None:
-    """This thread has done its part of what others of this stage will read: half of a barrier. Once a stage."""
-    atomic_add(team + READY, 1)
-    changed(team, team + READY)
+def announce(team: int, n: int) -> None:
+    """This thread has done n pieces of what others of this stage will read: half of a barrier."""
+    if n > 0:
+        atomic_add(team + READY, n)
+        changed(team, team + READY)
 
 
 @jit
-def wait_for_all(team: int, n_threads: int) -> None:
-    """Until all threads have announced theirs: the other half. What they wrote before is visible. They all come: an abort shows at barriers only."""
+def wait_for_pieces(team: int, n: int) -> None:
+    """Until all n pieces of this stage are announced: the other half. What was written before is visible. They all come: an abort shows at barriers only.
+
+    It waits for work, not for threads: one that comes late holds nobody up if others have done its share.
+    """
     ready = atomic_load(team + READY)
-    while ready != n_threads:
+    while ready != n:
         ready = wait_while(team, team + READY, ready)
 
 

@@ -277,7 +277,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("argv, code, message", [
     (["p.jsonl", "-o", "old.jsonl"], 1, "old.jsonl: exists already"),
     (["p.jsonl", "-o", "none/r.jsonl"], 1, "none/r.jsonl: cannot be written (the folder does not exist)"),
-    (["p.jsonl", "-o", "."], 1, "is a directory"), (["p.jsonl", "-o", "p.jsonl"], 2, "is the prompts' file"),
+    (["p.jsonl", "-o", "."], 1, "is a directory"), (["p.jsonl", "-o", "p.jsonl"], 2, "is the input"),
     (["none.jsonl", "-o", "r.jsonl"], 1, "none.jsonl: no such file"),
     ([".", "-o", "r.jsonl"], 1, "is a directory"), (["-", "-o", "r.jsonl"], 2, "come from a file"), (["p.jsonl"], 2, "Missing option '-o'"),
     (["p.jsonl", "-o", "r.jsonl", "--parallel", "0"], 2, "parallel must be"), (["p.jsonl", "-o", "r.jsonl", "--temperature", "-1"], 2, "temperature"),

@@ -103,6 +103,11 @@ def test_a_text_that_is_too_long_gets_an_error(run, tmp_path):
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert found.code == 0 and rows[0]["label"] and not rows[0]["error"] and not rows[1]["label"] and rows[1]["error"].startswith("line 2: context and")
     assert "1 of them errors" in found.err
+    source.write_text("".join(json.dumps({"text": text, "gold": "a"}) + "\n" for text in ("short", "long " * 300)))
+    argv = ["classify", "demo", str(source), "--labels", "a,b", "--context", "64", "--label-column", "gold"]
+    found = run(*argv, "-o", str(tmp_path / "m.csv"))  # a measurement that lacks rows, as `eval`'s
+    assert found.code == 1 and found.out.startswith("accuracy") and found.err.endswith(f"llamina: 1 row could not be computed: see {tmp_path / 'm.csv'}\n")
+    assert run(*argv, "-q").err.endswith("llamina: 1 row could not be computed: see standard output\n")
 
 
 @pytest.mark.parametrize("name, content, words", [

@@ -27,7 +27,7 @@ from llamina.kernels.atomics import (
     set_float_env,
 )
 from llamina.kernels.compile_cache import compiled, jit
-from llamina.kernels.team import ABORTED, MAX_THREADS, Team, announce, barrier, next_of_share, next_tile, wait_for_all
+from llamina.kernels.team import ABORTED, MAX_THREADS, Team, announce, barrier, next_of_share, next_tile, wait_for_pieces
 
 ENTRY = "int64(int64, int64, int64, int64)"
 TILES = 97
@@ -57,8 +57,11 @@ def mail(tid: int, n_threads: int, team: int, args: int) -> int:
     """args: int64 [rounds, errors, letters of each thread…]: everybody reads everybody's letter of this round: half a barrier, then a whole one."""
     for i in range(atomic_load(args)):
         atomic_store(args + 16 + 8 * tid, i)
-        announce(team)
-        wait_for_all(team, n_threads)
+        odd = i % 2 and n_threads > 1  # pieces count, not threads: one does two, the last none, and nobody waits for him
+        announce(team, 1 if not odd else 2 if tid == 0 else 1 if tid < n_threads - 1 else 0)
+        wait_for_pieces(team, n_threads)
+        if odd:
+            barrier(team, n_threads)
         for other in range(n_threads):
             if atomic_load(args + 16 + 8 * other) != i:
                 atomic_add(args + 8, 1)

@@ -147,6 +147,20 @@ def test_refused(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch, argument
     assert os.listdir(data.parent) == ["d.jsonl"], "nothing is left behind"
 
 
+@pytest.mark.parametrize("where", ["llamina.engine.cli.train.open_model", "llamina.engine.train.run.open_data", "llamina.engine.train.run.Run.plan",
+                                   "llamina.engine.train.run.Run.finish"])
+def test_interrupted_before_the_first_step(run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Or after the last: a line, in pipes as well, and nothing with --quiet; steps have a line of their own."""
+    monkeypatch.setattr(where, lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+    for quiet in [], ["-q"]:
+        result = run("train", "demo", str(data), "-o", str(tmp_path / f"{len(quiet)}.gguf"), *SETTINGS, *quiet)
+        said = [line for line in result.err.splitlines() if line.startswith("[")]
+        if "plan" in where and quiet:
+            assert result.code == 0  # no plan is told
+        else:
+            assert result.code == 130 and said == ([] if quiet else ["[interrupted: the same command begins again, or goes on where checkpoints are]"])
+
+
 def test_outputs_are_apart(run: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same of `llamina eval`; and a picture that can't be drawn is told before anything is computed."""
     monkeypatch.chdir(data.parent)

@@ -14,6 +14,7 @@ import targets
 from llamina.engine.errors import NumericError, UnsupportedError
 from llamina.engine.run.feed import Feed
 from llamina.engine.train.full import FullGradients
+from llamina.engine.train.gradients import memory_of
 from llamina.engine.train.model_weights import ModelWeights
 from llamina.kernels.target import EMULATION
 from naive_gradients import Twin
@@ -144,3 +145,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ModelWeights(model)
     with opened(write_case(tmp_path / "e.gguf", "qwen3moe")) as model, pytest.raises(UnsupportedError, match="layer 0 has blocks .*Experts"):
         ModelWeights(model)
+
+
+def test_memory_counts_a_tied_embeddings_waiting_rows(tmp_path: Path) -> None:
+    """What `arrays` has not been asked for yet: gradients of all rows of a step, however it is cut into micro-batches."""
+    with opened(write_case(tmp_path / "m.gguf", "gemma2")) as model:
+        found, rows = FullGradients(ModelWeights(model)), random_rows(model.config.n_vocab, [10] * 8)
+        for row in rows:
+            found.accumulate([row], 72.0, 0)
+        waiting = sum(ids.nbytes + (d if d.base is None else d.base).nbytes for ids, d in found._late)
+        counted = [found.memory(10, 10, n) - memory_of(model.runtime, 10, 10, n, 0, None) for n in (8, 1)]
+        assert model.config.tied_output and len(found._late) == 8 and 7 / 8 * waiting <= counted[0] - counted[1] <= waiting

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,29 @@ def test_log_is_the_same_bytes(tmp_path: Path, right: tuple[str, list[dict[str, 
     with pytest.raises(FileError, match="no log of a training run"):
         Log(path, {}, [])
     assert path.read_text() == "a letter"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_two_runs_do_not_share_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused, and takes nothing away; once the first is done the name is free. A place that could not be written is left empty-handed."""
+    path = tmp_path / "log.jsonl"
+    for history in [], [{"step": 1}]:  # no file is there, and one is
+        with Log(path, {"run": 1}, history) as first:
+            with pytest.raises(FileError, match="log.jsonl: another training run is writing it: wait for it, or choose another name"):
+                Log(path, {"run": 2}, [])
+            first.add({"step": 2})
+            with pytest.raises(FileError, match="another training run"):
+                Log(path, {"run": 2}, [])
+            first.add({"step": 3})
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [{"llamina_train": 1, "run": 1}, *history, {"step": 2}, {"step": 3}]
+    path.unlink()
+
+    def full(record: object) -> bytes:
+        raise OSError(errno.ENOSPC, "no space")
+    monkeypatch.setattr("llamina.engine.train.log._line", full)
+    with pytest.raises(FileError, match="the log cannot be written"):
+        Log(path, {}, [])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("wrong", "message"), [

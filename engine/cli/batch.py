@@ -72,6 +72,7 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
     from ..answers.batch_journal import Journal
     from ..answers.batch_stream import RecordStream
     from ..checks import check_max_tokens, count
+    from .outputs import check_files, journal_of
     obey = pop_grammar(sampling)
     check_sampling(sampling)
     check_max_tokens(max_tokens)
@@ -83,9 +84,8 @@ def command(prompts: str, output: str, model: str, max_tokens: int, chat: bool, 
             raise FileError(f"{name!r}: cannot be read: no path holds a zero byte")
     if prompts == "-" and not to_stream:
         raise OptionError("prompts come from a file, so that an interrupted job can go on: write them to one, or give -o -, too")
+    check_files("output", output=[journal_of])
     target = Path(output)
-    if not to_stream and target.exists() and Path(prompts).exists() and target.samefile(prompts):
-        raise OptionError(f"{output}: is the prompts' file: choose another name")
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(spooled()) if prompts == "-" else Path(prompts)
         lines, digest = count_lines(source)

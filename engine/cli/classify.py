@@ -40,7 +40,8 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
 
     INPUT is a .csv, .tsv or .jsonl file, or lines of text; - reads standard input. Its columns are kept, label and probabilities come behind them. Interrupted,
     even by kill -9, the same command goes on where it was, and the file comes out as if nothing had happened. With a label column, accuracy, F1 and the
-    confusion matrix go to standard output (to standard error if the rows go there). See docs/eval.md.
+    confusion matrix go to standard output (to standard error if the rows go there). Exit code 1 if every row was an error (as of `llamina batch`); with a
+    label column, which measures, if any was (as of `llamina eval`). See docs/eval.md.
 
     \b
     Examples:
@@ -53,9 +54,10 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
     from ..score.table import format_of
     from ..score.template import unescaped
     from .batch import spooled
-    from .scoring import check_names, check_other, journal_for, labels_of, run_job, shown, summary, tell_resumed
+    from .outputs import check_files, journal_of
+    from .scoring import check_names, journal_for, labels_of, run_job, shown, summary, tell_resumed
     check_names(source, output)
-    check_other(output, source)
+    check_files("output", output=[journal_of])
     format = format_of(source, asked)
     out_format = format_of(output)
     if out_format == "lines":
@@ -79,8 +81,12 @@ def command(model: str, source: str, output: str, labels: str, template: str, te
         print("\n".join(lines), file=sys.stderr if output == "-" else sys.stdout)
     if not quiet:
         tell(summary(job, seconds))
-    if job.progress.errors == job.total:
-        tell(f"llamina: every row is an error: see {'the first one' if output == '-' else output}")
+    errors, where = job.progress.errors, "the first one" if output == "-" else output
+    if errors == job.total:
+        tell(f"llamina: every row is an error: see {where}")
+        raise click.exceptions.Exit(1)
+    if label_column is not None and errors:  # a measurement of some rows only
+        tell(f"llamina: {errors} row{'' if errors == 1 else 's'} could not be computed: see {'standard output' if output == '-' else output}")
         raise click.exceptions.Exit(1)
 
 

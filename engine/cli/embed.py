@@ -48,10 +48,11 @@ def command(model: str, source: str, output: str, kind: str | None, prompt: str 
     """
     from ..score.embed_work import FORMATS, EmbedWork
     from ..score.table import format_of
-    from .scoring import check_names, check_other
+    from .outputs import check_files, journal_of
+    from .scoring import check_names
     from .texts import run_texts, spooled_source
     check_names(source, output)
-    check_other(output, source)
+    check_files("output", output=[journal_of])
     out_format = "jsonl" if output == "-" else Path(output).suffix.lower().lstrip(".")
     if out_format not in FORMATS:
         raise OptionError(f"{output}: vectors are written as .npy or .jsonl: choose such a name")

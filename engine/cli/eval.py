@@ -74,11 +74,10 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
     from ..score.job import ScoreJob
     from ..score.prompts import Prompts
     from ..score.template import unescaped
-    from .scoring import check_apart, check_names, check_other, check_places, journal_for, labels_of, run_job, summary, tell_resumed
+    from .outputs import check_files, journal_of
+    from .scoring import check_names, check_places, journal_for, labels_of, run_job, summary, tell_resumed
     check_names(source, *filter(None, (output, samples, shots_from, plot)))
-    for name in output, samples, plot:
-        check_other(name, source)
-    check_apart(output=output, samples=samples, plot=plot)
+    check_files("output", "samples", "plot", output=[journal_of, _environment_of])
     check_places(output, samples, plot)
     if output == "-" or samples == "-":
         raise OptionError("results and samples go to files: for standard output give --json")
@@ -119,8 +118,7 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
         text = found.text_of(result)
         job.finish(lambda file: file.write(text.encode(errors="backslashreplace")))
         if output is not None:
-            beside = Path(output).with_name("environment.json" if Path(output).stem == "results" else f"{Path(output).stem}.environment.json")
-            write_file(beside, json.dumps(found.environment(seconds), indent=1) + "\n")
+            write_file(_environment_of(Path(output)), json.dumps(found.environment(seconds), indent=1) + "\n")
         if draw is not None and plot is not None:
             draw(result, plot)
     print(as_json_line(result) if as_json else "\n".join(lines(result)))
@@ -130,6 +128,11 @@ def command(model: str, source: str, output: str | None, samples: str | None, sh
         n = result["metrics"]["errors"]
         tell(f"llamina: {n} row{'' if n == 1 else 's'} could not be computed, the first: {source}, {problems[0]}")
         raise click.exceptions.Exit(1)
+
+
+def _environment_of(output: Path) -> Path:
+    """Where times and versions go."""
+    return output.with_name("environment.json" if output.stem == "results" else f"{output.stem}.environment.json")
 
 
 def _part(job: ScoreJob, part: int) -> Any:

@@ -10,6 +10,7 @@ import click
 
 from .adapters import adapter_options
 from .options import debug_option, open_model
+from .outputs import check_files
 from .progress import Progress
 
 
@@ -39,6 +40,7 @@ def command(model: str, text: str, lens: bool, attention: str | None, top: int, 
       llamina look model.gguf "When Mary and John went to the store" --attention 5.1
       llamina look model.gguf "The capital of France is" --html look.html
     """
+    check_files("html_path")
     layer, head = _layer_head(attention)
     with Progress(quiet) as progress:
         opened = open_model(model, threads, None, progress, kv=kv)

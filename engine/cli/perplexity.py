@@ -46,7 +46,9 @@ def command(model: str, text: str, context: int, against: str | None, windows: i
     """
     from ..answers.batch_job import fingerprint
     from ..score.perplexity import running_divergence, running_perplexity
+    from .outputs import check_files, journal_of
     from .scoring import journal_for
+    check_files("output", output=[journal_of])
     body = read_text(text)
     if output == "-":
         raise OptionError("numbers go to a file: for standard output give --json")

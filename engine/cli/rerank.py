@@ -43,10 +43,11 @@ def command(model: str, query: str, source: str, output: str, top: int | None, j
     """
     from ..score.rerank_work import RerankWork
     from ..score.table import format_of
-    from .scoring import check_names, check_other
+    from .outputs import check_files, journal_of
+    from .scoring import check_names
     from .texts import run_texts, spooled_source
     check_names(source, output)
-    check_other(output, source)
+    check_files("output", output=[journal_of])
     count("top", top)
     format = format_of(source, asked)
     out_format = format_of(output)

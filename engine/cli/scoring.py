@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 import time
@@ -43,21 +42,6 @@ def check_names(*names: str) -> None:
     for name in names:
         if "\0" in name:
             raise FileError(f"{name!r}: cannot be read: no path holds a zero byte")
-
-
-def check_other(output: str | None, source: str) -> None:
-    """OptionError if the output is the input."""
-    if output not in (None, "-") and source != "-" and Path(str(output)).exists() and Path(source).exists() and Path(str(output)).samefile(source):
-        raise OptionError(f"{output}: is the input: choose another name")
-
-
-def check_apart(**outputs: str | None) -> None:
-    """OptionError if two outputs, by their options, are one file."""
-    given = [(option.replace("_", "-"), name) for option, name in outputs.items() if name not in (None, "-")]
-    for i, (option, name) in enumerate(given):
-        for other, taken in given[:i]:
-            if os.path.realpath(str(name)) == os.path.realpath(str(taken)):
-                raise OptionError(f"--{option} {name}: is what --{other} writes: choose another name")
 
 
 def check_places(*outputs: str | None) -> None:

@@ -11,6 +11,7 @@ import click
 from ..errors import FileError, OptionError, UnsupportedError
 from .adapters import asked_for, steer
 from .options import complete_model, run_options
+from .outputs import check_files
 from .progress import Progress, tell
 
 KEY_VARIABLE = "LLAMINA_API_KEY"
@@ -54,6 +55,7 @@ def command(model: str | None, host: str, port: int, api_key_file: str | None, p
     from ..serve.journal import Journal
     from ..serve.protocol import Deadlines, HttpServer, config
     from ..serve.registry import Registry
+    check_files("log")
     keys = read_keys(api_key_file)
     local = host in ("127.0.0.1", "localhost", "::1") or host.startswith("127.")
     if not local and not keys:

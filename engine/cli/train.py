@@ -93,14 +93,13 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
       llamina train config.json stories.txt --full --tokenizer demo -o new.gguf --lr 1e-3
     """
     from ..score.template import unescaped
+    from ..train.checkpoint import folder_of
     from ..train.data import Reading
     from ..train.options import Options
-    from .scoring import check_apart, check_names, check_other, labels_of
+    from .outputs import check_files
+    from .scoring import check_names, labels_of
     check_names(*filter(None, (data, valid, output, log, plot)))
-    for name in output, log, plot:
-        for given in filter(None, (data, valid)):
-            check_other(name, given)
-    check_apart(output=output, log=log, plot=plot)
+    check_files("output", "log", "plot", output=[folder_of])
     options = Options(layers=training.pop("last_layers"), **training)
     system = system_message(system, system_file)
     reading = Reading(context, loss, long, None if template is None else unescaped(template), None if delimiter is None else unescaped(delimiter),
@@ -116,16 +115,21 @@ def command(model: str, data: str, output: str | None, valid: str | None, show: 
         need_matplotlib(plot)
     if tokenizer is not None and not is_config(model):
         raise OptionError(f"--tokenizer is for new models, by a config.json: {model} has its own")
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet, verbose))
-        if is_config(model):
-            model = stack.enter_context(begun(model, tokenizer, options.seed, options.full, None if show else output, progress))
-        loaded = stack.enter_context(open_model(model, threads, context, progress, kv=kv))
-        loaded.scheduler.reading = None
-        use_template(loaded, chat_template)
-        if show is not None:
-            return _show(loaded, data, reading, show, progress)
-        _train(loaded, data, valid, output, reading, options, log, plot, memory, keep, threads, progress)
+    try:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(Progress(quiet, verbose))
+            if is_config(model):
+                model = stack.enter_context(begun(model, tokenizer, options.seed, options.full, None if show else output, progress))
+            loaded = stack.enter_context(open_model(model, threads, context, progress, kv=kv))
+            loaded.scheduler.reading = None
+            use_template(loaded, chat_template)
+            if show is not None:
+                return _show(loaded, data, reading, show, progress)
+            _train(loaded, data, valid, output, reading, options, log, plot, memory, keep, threads, progress)
+    except KeyboardInterrupt:  # not between the first step and the last, which `_train` tells of
+        if not quiet:
+            tell("[interrupted: the same command begins again, or goes on where checkpoints are]")
+        raise click.exceptions.Exit(130) from None
 
 
 def _show(model: Model, data: str, reading: Reading, most: int, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...kernels.float_env import in_default_floats
+from ..architectures.spec import round_up
 from .backward import Backward
 from .factors import Parts
 from .forward import Batch, Forward
@@ -132,7 +133,9 @@ class FullGradients(RowGradients):
             to[id] += row
 
     def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
-        """Bytes that a micro-batch of so many tokens takes beside model, weights and `arrays`, its KV pages included. longest: of its at most so many rows."""
+        """Bytes that a micro-batch of so many tokens takes beside model, weights and `arrays`, its KV pages included. longest: of its at most so many rows.
+        The gradients of a tied embedding's rows wait for the step's end (`arrays`): of as many tokens as so many rows have."""
         config = self._model.config
         widest = max(norm.dim for norm in config.norms())
-        return memory_of(self._model.runtime, tokens, longest, rows, 0, self._threads) + tokens * 4 * (10 * widest + config.dim)
+        waiting = max(tokens, rows * (longest or tokens)) * (4 * round_up(config.dim) + 4) if config.tied_output else 0
+        return memory_of(self._model.runtime, tokens, longest, rows, 0, self._threads) + tokens * 4 * (10 * widest + config.dim) + waiting

@@ -1,9 +1,10 @@
 """Adapters beside an op's matrices: u of the rows that have one, while nobody waits; B u after the matrices' own product, piece by piece (kernels/low_rank.py).
 
-    op:  low = begin(…)      u of all its matrices, for all rows with adapters: few rows' by parts of 256 columns, divided between the threads; many rows'
-                             by groups of tokens. Then this thread announces that its share is there
+    op:  low = begin(…)      u of all its matrices, for all rows with adapters: few rows' by parts of 256 columns, a share for each thread, and who is done
+                             does what others have not begun; many rows' by groups of tokens. Then this thread announces how many pieces it has done
          piece(…, low)       `fetch` of what it will read of B; base, bias; then `add`: every adapter of a row, in the order of the step's runs. The first
-                             one waits for the other threads' shares: they began when this one did, so they are mostly there, and no barrier is needed
+                             one waits until all pieces of u are done: mostly they are, and no barrier is needed. A thread that comes late (its CPU was
+                             another process's) is not waited for
 
 A *run* is some rows of a step in a row that have one adapter: first row, last row + 1, where the adapter stands in the matrices' tables, its
 factor, and where its rows of u are. The runs of a row with several adapters stand one after the other. Rows without one are in no run, and keep their bits.
@@ -15,7 +16,7 @@ from ....kernels.compile_cache import compiled
 from ....kernels.deferred import jit
 from ....kernels.low_rank import AHEAD, APART, BLOCK, PART, TOKENS, widen
 from ....kernels.simd import load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
-from ....kernels.team import announce, next_tile, wait_for_all
+from ....kernels.team import announce, next_of_share, next_tile, wait_for_pieces
 
 # -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number
 DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE = range(0, 72, 8)
@@ -34,9 +35,13 @@ the parts' sums, float32 [parts, MOST, TOTAL]. OWN: address of the first thread'
 WORDS = 10
 
 # -- a thread's own words, which `begin` returns the address of; its u follows
-SETTLED, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
-"""SETTLED: whether all threads' shares are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes to the next."""
+PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
+"""PIECES: how many this op's u is made in; SETTLED: they are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes
+to the next."""
 OWN_WORDS = 8
+SETTLED = -1
+PARTS = 2
+"""Which of a thread's shares of a stage's work (team_state.py) has its parts: `matmul` and `take` have the others."""
 
 _WIDENED = TOKENS * APART // 16
 """Vectors of the columns of a part."""
@@ -131,36 +136,49 @@ def _fetch(own, run, first, end, blocks):
 
 
 @jit
+def _units(own, run):
+    """-> (its blocks, groups of tokens), of which each part of columns is one unit."""
+    first, last = _rows(own, run)
+    return _blocks(own, run), (last - first + TOKENS - 1) // TOKENS
+
+
+@jit
 def _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at):
-    """This thread's share of the parts of all runs."""
-    n_runs, runs, total, units = load_i64(adapters + N_RUNS), load_i64(adapters + RUNS), load_i64(adapters + TOTAL), 0
+    """This thread's share of the parts of all runs, then what others have left of theirs. -> (units in all, units done)"""
+    n_runs, runs, total, units, done = load_i64(adapters + N_RUNS), load_i64(adapters + RUNS), load_i64(adapters + TOTAL), 0, 0
     for r in range(n_runs):
-        run = runs + 8 * RUN_WORDS * r
-        first, last = _rows(own, run)
-        units += (_blocks(own, run) * BLOCK + PART - 1) // PART * ((last - first + TOKENS - 1) // TOKENS)
-    n_threads, shared, at = load_i64(own + THREADS), load_i64(adapters + SHARED), 0
-    start, end = tid * units // n_threads, (tid + 1) * units // n_threads
-    for r in range(n_runs):
-        run = runs + 8 * RUN_WORDS * r
-        first, last = _rows(own, run)
-        blocks, groups = _blocks(own, run), (last - first + TOKENS - 1) // TOKENS
-        n = (blocks * BLOCK + PART - 1) // PART * groups
-        low, high = max(start - at, 0), min(end - at, n)
-        if low < high:
-            last_block = min((high - 1) // groups * (PART // BLOCK) + PART // BLOCK, blocks)
-            _fetch(own, run, low // groups * (PART // BLOCK), last_block, blocks)
-        for unit in range(low, high):
-            part, m = unit // groups, first + unit % groups * TOKENS
-            to = shared + 4 * (part * MOST * total + load_i64(run + AT) + (m - first) * load_i64(run + LD))
-            _part(own, run, x, part, last_block, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD), total,
-                  False)
-        at += n
+        blocks, groups = _units(own, runs + 8 * RUN_WORDS * r)
+        units += (blocks * BLOCK + PART - 1) // PART * groups
+    n_threads, shared, team = load_i64(own + THREADS), load_i64(adapters + SHARED), load_i64(own + TEAM)
+    for turn in range(n_threads):
+        owner = (tid + turn) % n_threads
+        start, end = owner * units // n_threads, (owner + 1) * units // n_threads
+        if start == end:
+            continue
+        unit, at = start + next_of_share(team, PARTS, owner), 0
+        for r in range(n_runs):
+            run = runs + 8 * RUN_WORDS * r
+            blocks, groups = _units(own, run)
+            n = (blocks * BLOCK + PART - 1) // PART * groups
+            high = min(end - at, n)
+            if unit - at < high:
+                last_block = min((high - 1) // groups * (PART // BLOCK) + PART // BLOCK, blocks)
+                _fetch(own, run, (unit - at) // groups * (PART // BLOCK), last_block, blocks)
+            while unit - at < high:
+                part, m, last = (unit - at) // groups, (unit - at) % groups * TOKENS, _rows(own, run)[1] - _rows(own, run)[0]
+                to = shared + 4 * (part * MOST * total + load_i64(run + AT) + m * load_i64(run + LD))
+                _part(own, run, x, part, last_block, blocks, _rows(own, run)[0] + m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to,
+                      load_i64(run + LD), total, False)
+                done += 1
+                unit = start + next_of_share(team, PARTS, owner)
+            at += n
+    return units, done
 
 
 @jit
 def _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at):
-    """Groups of tokens of all runs, whoever comes first."""
-    team, at = load_i64(own + TEAM), 0
+    """Groups of tokens of all runs, whoever comes first. -> (groups in all, groups done)"""
+    team, at, done = load_i64(own + TEAM), 0, 0
     mine = next_tile(team, 0, 1)
     for r in range(load_i64(adapters + N_RUNS)):
         run = load_i64(adapters + RUNS) + 8 * RUN_WORDS * r
@@ -175,7 +193,9 @@ def _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at):
                     _part(own, run, x, part, blocks, blocks, m, min(TOKENS, last - m), records, floats, ldx, n_rows, float_at, to, load_i64(run + LD),
                           load_i64(adapters + TOTAL), True)
                 mine = next_tile(team, 0, 1)
+                done += 1
             at += 1
+    return at, done
 
 
 @compiled(f"int64({', '.join(['int64'] * 8)})")
@@ -183,10 +203,11 @@ def low_rank_begin(adapters, own, tid, records, floats, ldx, n_rows, float_at):
     """This thread's share of u. float_at: where the first matrix has its FLOAT_INPUT."""
     x = stack_vectors(_WIDENED)
     if load_i64(adapters + PARTED) != 0:
-        _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at)
+        pieces, done = _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at)
     else:
-        _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at)
-    announce(load_i64(own + TEAM))
+        pieces, done = _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at)
+    store_i64(own + PIECES, pieces)
+    announce(load_i64(own + TEAM), done)
     return 0
 
 
@@ -195,7 +216,6 @@ def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, 
     """This thread's share of u of an op's n matrices, whose words lie `stride` bytes apart, the first one's table (LOW_RANK) at table_at and its FLOAT_INPUT at
     float_at. wanted: address of the rows that the output matrix reads, which are counted then, or 0. Once a stage. -> address of the thread's words."""
     own = load_i64(adapters + OWN) + tid * load_i64(adapters + OWN_BYTES)
-    store_i64(own + SETTLED, 0)
     store_i64(own + TABLE, table_at)
     store_i64(own + N, n)
     store_i64(own + STRIDE, stride)
@@ -229,9 +249,9 @@ def low_rank_fetch(adapters, table, tile0, tile1):
 
 @jit
 def _settle(adapters, own):
-    """All threads' shares are there; of parts, each thread makes u for itself."""
-    wait_for_all(load_i64(own + TEAM), load_i64(own + THREADS))
-    store_i64(own + SETTLED, 1)
+    """All pieces are there; of parts, each thread makes u for itself."""
+    wait_for_pieces(load_i64(own + TEAM), load_i64(own + PIECES))
+    store_i64(own + PIECES, SETTLED)
     if load_i64(adapters + PARTED) == 0:
         return
     total = load_i64(adapters + TOTAL)
@@ -255,7 +275,7 @@ def _settle(adapters, own):
 @compiled(f"int64({', '.join(['int64'] * 8)})")
 def low_rank_add(adapters, own, table, tile0, tile1, index, out, ldo):
     """Tiles [tile0, tile1) of the rows at `out` grow by their adapters' products. table: of the op's matrix number `index`."""
-    if load_i64(own + SETTLED) == 0:
+    if load_i64(own + PIECES) != SETTLED:
         _settle(adapters, own)
     if table == 0:
         return 0

@@ -14,6 +14,7 @@ from .common import (
     ENTRY,
     HEADER,
     LD_X,
+    LEAST,
     MATRIX_BYTES,
     N_TOKENS,
     TILES,
@@ -59,10 +60,14 @@ def _keys_and_values(step, stage, tid, n_threads, team, geometry, records, float
 
 @compiled(ENTRY)
 def qkv(tid, n_threads, team, step, stage):
-    """Keys and values first: they are the small pieces."""
+    """Keys and values first: they are the small pieces. Adapters wait for others' work after a thread's first piece: that is a large one, of the queries."""
     n_tokens, ld, own, geometry = load_i64(step + N_TOKENS), load_i64(step + LD_X), own_memory(step, tid), load_i64(stage + GEOMETRY)
     records, normed = normed_records(step, own), normed_rows(step, own)
     low = low_rank_of(step, tid, n_threads, team, stage + WQ, 3, MATRIX_BYTES, records, normed, ld, n_tokens)
+    if low != 0:
+        turn, tile0, tile1 = take(team, 1, tid, n_threads, 0, load_i64(stage + WQ + TILES), LEAST, load_i64(stage + WQ + TILES))
+        if turn != n_threads:
+            piece(stage + WQ, tile0, tile1, records, normed, ld, load_i64(geometry + Q), load_i64(geometry + LD_Q), n_tokens, step, low, 0)
     if _keys_and_values(step, stage, tid, n_threads, team, geometry, records, normed, ld, n_tokens, low):
         spoiled(step, stage, 0)
     matmul(stage + WQ, tid, n_threads, team, 1, records, normed, ld, load_i64(geometry + Q), load_i64(geometry + LD_Q), n_tokens, step, low, 0)
