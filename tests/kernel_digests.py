@@ -28,7 +28,7 @@ f32 = np.float32
 DOT = re.compile(r"\b(v?pdpbusds?|v?pmaddubsw|v?pmaddwd|[su]dot)\b.*?(?:%([xyz]mm)\d+|$)", re.M)
 
 
-FEW = ("BF16", "F16", "IQ4_XS", "MXFP4", "Q2_K", "Q4_0", "Q4_K", "Q6_K", "Q8_0")
+FEW = ("BF16", "F16", "IQ4_XS", "MXFP4", "Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Formats that have every loop body, dot product and lookup between them (test_targets.py)."""
 
 

@@ -1,6 +1,7 @@
 """`llamina serve` without a model: the models folder, loaded when asked for, within a memory limit, the least recently used unloaded."""
 from __future__ import annotations
 
+import asyncio
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,35 @@ def size_of_one(parallel: int) -> int:
     import llamina
     with llamina.load("demo", context=CONTEXT) as model:
         return model.memory_plan.weights + (parallel + 1) * model.memory_plan.context_bytes
+
+
+def test_asked_for_while_it_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that has to go, and that somebody wants before its closing has begun: it comes again, whole."""
+    import llamina
+    from llamina.engine.serve.registry import Registry
+    at_once = asyncio.to_thread
+
+    async def go() -> None:
+        begun, may = asyncio.Event(), asyncio.Event()
+
+        async def late(work: Any, *arguments: Any) -> Any:
+            if not isinstance(arguments[0], str):  # closing, not loading
+                begun.set()
+                await may.wait()
+            return await at_once(work, *arguments)
+        monkeypatch.setattr(asyncio, "to_thread", late)
+        registry = Registry(lambda path, memory: llamina.load(path, memory=memory, context=CONTEXT, threads=1), 2, 16, size_of_one(2), {"context": CONTEXT})
+        registry.release(await registry.acquire("one"))
+        two = asyncio.create_task(registry.acquire("sub/two"))
+        await begun.wait()
+        one = asyncio.create_task(registry.acquire("one"))
+        await asyncio.sleep(0.05)
+        assert not one.done()
+        may.set()
+        registry.release(await two)
+        assert (await one).loaded[0].generate("x", max_tokens=1).text() is not None
+        registry.close()
+    asyncio.run(asyncio.wait_for(go(), 60))
 
 
 def test_loaded_when_asked_for(folder: Path) -> None:

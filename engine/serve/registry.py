@@ -146,7 +146,8 @@ class Registry:
                     idle = [s for s in self._models.values() if s.model is not None and not s.users]
                     if not idle:
                         raise of(error) from None
-                    await asyncio.to_thread(self.unload, min(idle, key=lambda s: s.used))
+                    # out of the list at once: whoever asks for it while it closes must find it gone, and wait for this lock
+                    await asyncio.to_thread(_close, *_taken_out(min(idle, key=lambda s: s.used)))
                 except LlaminaError as error:
                     raise of(error) from None
             if self._closing:  # meanwhile
@@ -167,12 +168,7 @@ class Registry:
         return min(room, found.weights + (self._parallel + 1) * found.context_bytes)
 
     def unload(self, served: Served) -> None:
-        model, engine = served.model, served.engine
-        served.model = served.engine = None
-        if engine is not None:
-            engine.close()
-        if model is not None:
-            model.close()
+        _close(*_taken_out(served))
 
     def engines(self) -> list[Engine]:
         return [served.engine for served in self._models.values() if served.engine is not None]
@@ -187,6 +183,19 @@ class Registry:
             thread.join()
         for served in list(self._models.values()):
             self.unload(served)
+
+
+def _taken_out(served: Served) -> tuple[Model | None, Engine | None]:
+    found = served.model, served.engine
+    served.model = served.engine = None
+    return found
+
+
+def _close(model: Model | None, engine: Engine | None) -> None:
+    if engine is not None:
+        engine.close()
+    if model is not None:
+        model.close()
 
 
 def fingerprint(model: Model, digest: str) -> str:
