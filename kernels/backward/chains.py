@@ -17,7 +17,6 @@ from ..simd import (
     I64,
     fma,
     get_f32,
-    load_f32,
     load_f32x16,
     load_i64,
     pointer,
@@ -26,12 +25,11 @@ from ..simd import (
     splat_f32,
     splat_load_f32,
     stack_vectors,
-    store_f32,
     store_f32x16,
 )
 from ..target import TARGET
 from ..team_state import next_tile
-from .packed import multiply_packed
+from .packed import move, multiply_packed
 
 M, C = (8, 2) if TARGET in ("avx512vnni", "avx512") else (4, 1)
 """Rows and vectors of columns whose chains the registers hold."""
@@ -75,13 +73,6 @@ def _block(rows: int, C: int):
 _many, _one, _narrow = _block(M, C), _block(1, C), _block(M, 1)
 
 
-@jit
-def _move(source, ld_source, to, ld_to, rows, columns):
-    for i in range(rows):
-        for n in range(columns):
-            store_f32(to + i * ld_to + 4 * n, load_f32(source + i * ld_source + 4 * n))
-
-
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
     """Strides in bytes. Rows of w are read up to a whole number of COLUMNS."""
@@ -101,13 +92,13 @@ def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                 to, ld = out + i * ldo + 4 * n, ldo
                 if width < COLUMNS:
                     to, ld = edge, 4 * COLUMNS
-                    _move(out + i * ldo + 4 * n, ldo, edge, ld, M if many else 1, width)
+                    move(out + i * ldo + 4 * n, ldo, edge, ld, M if many else 1, width)
                 if many:
                     _many(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, to, ld, steps)
                 else:
                     _one(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, to, ld, steps)
                 if width < COLUMNS:
-                    _move(edge, ld, out + i * ldo + 4 * n, ldo, M if many else 1, width)
+                    move(edge, ld, out + i * ldo + 4 * n, ldo, M if many else 1, width)
                 i += M if many else 1
 
 

@@ -135,7 +135,7 @@ _any, _four, _two, _one = block(M, 0, 0, 64), block(4, 0, 0, 64), block(2, 0, 0,
 
 
 @jit
-def _move(source, ld_source, to, ld_to, rows, columns):
+def move(source, ld_source, to, ld_to, rows, columns):
     for i in range(rows):
         for n in range(columns):
             store_f32(to + i * ld_to + 4 * n, load_f32(source + i * ld_source + 4 * n))
@@ -223,7 +223,7 @@ def multiply_packed(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                     for b in range(0, width, COLUMNS):
                         goal, ld, left = out + i * ldo + 4 * (n + b), ldo, width - b
                         if left < COLUMNS:
-                            _move(goal, ldo, edge, 64, here, left)
+                            move(goal, ldo, edge, 64, here, left)
                             goal, ld = edge, 64
                         if here == M:
                             if not narrow:
@@ -241,7 +241,7 @@ def multiply_packed(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                         else:
                             _one(ai, a_i, a_k, weights, 64, goal, ld, steps)
                         if left < COLUMNS:
-                            _move(edge, 64, out + i * ldo + 4 * (n + b), ldo, here, left)
+                            move(edge, 64, out + i * ldo + 4 * (n + b), ldo, here, left)
                         weights += 64 * steps
                     i += here
                     packed += strip
