@@ -15,14 +15,12 @@ from ..simd import (
     get_f32,
     load_f32x16,
     load_i64,
-    load_u32,
     prefetch,
     put_f32,
     splat_f32,
     splat_load_f32,
     stack_vectors,
     store_f32x16,
-    store_u32,
 )
 from .unpack import COLUMNS, ROW_BYTES
 from .weights import DX, DY, DY_COLUMNS, LD_DX, LD_DY, MATRIX_COLUMNS, MATRIX_ROWS, N_TOKENS, ROOM, SCRATCH, TOKENS, UNPACK, WEIGHTS, call_unpack, settle
@@ -75,14 +73,11 @@ def _round_pairs(dy, ldy, rows, n, readable, apart):
                 store_f32x16(edge + 64, splat_f32(0.0))
                 here = edge
             store_f32x16(to + 2 * j, load_bf16_pairs(here))
-        if n & 1:
-            last = to + 4 * (n // 2)
-            store_u32(last, load_u32(last) & 0xFFFF0000)
 
 
 @jit
 def _pair_rows(rows, n, panel):
-    """n rows of an unpacked panel as pairs."""
+    """n rows of an unpacked panel as pairs; an odd one's is zero, whatever dY has there."""
     if n & 1:
         for c in range(0, ROW_BYTES, 64):
             store_f32x16(rows + n * ROW_BYTES + c, splat_f32(0.0))
