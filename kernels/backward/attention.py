@@ -57,8 +57,6 @@ _DEPTH = 128
 _NOTHING = np.float32(-1e30)
 _APART = 16
 """Floats more from a row of positions to the next: of powers of two a first-level cache would have all rows in few sets."""
-_KEEP = 1 if PACKED else 0
-"""Rows of exponentials that are kept between their two uses; else they are computed again."""
 
 (
     MULTIPLY, Q, K, V, Z, DZ, DQ, DK, DV, LD_Q, LD_K, LD_V, LD_Z, HEADS, N_KV, HEAD_DIM, VALUE_DIM, SCALE, SOFT_CAP, WINDOW, SINKS, TASKS, CLAIMS, N_CLAIMS,
@@ -72,7 +70,7 @@ WORDS = 31
 
 def scratch_bytes(longest: int, head_dim: int, value_dim: int) -> int:
     """Of each thread, for sequences of at most so many tokens."""
-    return _line(4 * (_KEEP * (-(-longest // 32) * 32 + _APART) + (QUERIES * _DEPTH if PACKED else 0)))
+    return _line(4 * (-(-longest // 32) * 32 + _APART + (QUERIES * _DEPTH if PACKED else 0)))
 
 
 def unit_bytes(longest: int, head_dim: int, value_dim: int, slots: int) -> int:
@@ -200,8 +198,7 @@ def _logits(x, by, cap):
 @jit
 def _exponentials(s, kept, top):
     e = vexp(load_f32x16(s) - top)
-    if _KEEP:
-        store_f32x16(kept, e)
+    store_f32x16(kept, e)
     return e
 
 
@@ -216,7 +213,8 @@ def _ds(x, p, dp, mean, by, cap):
 
 @jit
 def _softmax_back(s, ds, kept, columns, valid, skip, scale, cap, sink, z, dz, value_dim):
-    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows, of which it sees [skip, valid). kept: room for another."""
+    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows, of which it sees [skip, valid). kept: room for another, which may be s where there
+    is no cap."""
     by, highest, sums, zero = splat_f32(scale), splat_f32(_NOTHING), splat_f32(0.0), np.float32(0.0)
     whole, whole_end = (skip + 15) & -16, valid & -16
     first, end = skip & -16, (valid + 15) & -16
@@ -249,13 +247,13 @@ def _softmax_back(s, ds, kept, columns, valid, skip, scale, cap, sink, z, dz, va
     mean = splat_f32(vsum(both))
     for i in range(whole, whole_end, 16):
         x = load_f32x16(s + 4 * i)
-        p = (load_f32x16(kept + 4 * i) if _KEEP else vexp(x - top)) * share
+        p = load_f32x16(kept + 4 * i) * share
         store_f32x16(s + 4 * i, p)
         store_f32x16(ds + 4 * i, _ds(x, p, load_f32x16(ds + 4 * i), mean, by, cap))
     for edge in range(2):
         for i in range(first if edge == 0 else tail, min(whole, end) if edge == 0 else end, 16):
             x = load_f32x16(s + 4 * i)
-            p = _select((load_f32x16(kept + 4 * i) if _KEEP else vexp(x - top)) * share, valid - i, skip - i, zero)
+            p = _select(load_f32x16(kept + 4 * i) * share, valid - i, skip - i, zero)
             store_f32x16(s + 4 * i, p)
             store_f32x16(ds + 4 * i, _select(_ds(x, p, load_f32x16(ds + 4 * i), mean, by, cap), valid - i, skip - i, zero))
     for edge in range(2):
@@ -277,7 +275,7 @@ def _rows(words, task, keys, values, by_columns, p, ds, ld, scratch):
     ldq, ldz, head, n = 4 * load_i64(words + LD_Q), 4 * load_i64(words + LD_Z), load_i64(task + t.HEAD), load_i64(task + t.N)
     m0, m1, first, sinks = load_i64(task + t.FROM), load_i64(task + t.TO), load_i64(task + t.FIRST), load_i64(words + SINKS)
     rows, low = m1 - m0, _lowest(m0, window)
-    columns, kept = (m1 - low + 31) // 32 * 32, scratch + (4 * QUERIES * _DEPTH if PACKED else 0)
+    columns, kept, cap = (m1 - low + 31) // 32 * 32, scratch + (4 * QUERIES * _DEPTH if PACKED else 0), load_f32(words + SOFT_CAP)
     q, z = (first + m0) * ldq + 4 * head * head_dim, (first + m0) * ldz + 4 * head * value_dim
     dq, dz = load_i64(words + DQ) + q, load_i64(words + DZ) + z
     q += load_i64(words + Q)
@@ -287,7 +285,8 @@ def _rows(words, task, keys, values, by_columns, p, ds, ld, scratch):
     _by_panels(dz, ldz, rows, value_dim, values + 4 * low * value_dim, columns, ds + at, ld, scratch)
     for i in range(rows):
         skip = max(0, m0 + i - window + 1 - low) if window > 0 else 0
-        _softmax_back(p + at + i * ld, ds + at + i * ld, kept, columns, m0 + i + 1 - low, skip, load_f32(words + SCALE), load_f32(words + SOFT_CAP),
+        row = p + at + i * ld
+        _softmax_back(row, ds + at + i * ld, kept if cap != np.float32(0.0) else row, columns, m0 + i + 1 - low, skip, load_f32(words + SCALE), cap,
                       sinks + 4 * head if sinks != 0 else 0, z + i * ldz, dz + i * ldz, value_dim)
     _on_by_panels(load_i64(words + MULTIPLY), ds + at, ld, rows, m1 - low, by_columns + _BYTES * low, _BYTES * n, head_dim, dq, ldq, scratch)
 
@@ -305,7 +304,9 @@ def _chains(words, task, p, ds, ld):
         a, b, here = max(start, at), load_i64(task + t.STOP), min(end, start if at < start else at + QUERIES)
         if window > 0:
             page = (at // PAGE + 1) * PAGE
-            here, b = min(here, page), min(b, (page + window - 1 + QUERIES - 1) // QUERIES * QUERIES)
+            last = (page + window - 1 + QUERIES - 1) // QUERIES * QUERIES
+            if last < b:
+                here, b = min(here, page), last
         if a < b:
             there = (a - start) * ld + 4 * at
             call_multiply(multiply, p + there, 4, ld, dz + a * ldz, ldz, dv + at * ldv, ldv, here - at, value_dim, b - a)
