@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...kernels.backward import attention, chains, gates, loss, norms, weights
-from ...kernels.backward.attention_tasks import SLOTS, divided
+from ...kernels.backward.attention_tasks import divided
 from ...kernels.backward.unpack import unpacker
 from ..architectures.blocks import Attention
 from ..architectures.spec import Matrix, Norm, round_up
@@ -161,11 +161,10 @@ class Ops:
     def attention_back(self, a: Attention, items: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, z: np.ndarray, dz: np.ndarray, dq: np.ndarray,
                        dk: np.ndarray, dv: np.ndarray) -> None:
         """items: int64 [sequences, 2], first row and how many. dq, dk, dv are zeros before."""
-        t, layout, longest = attention, self.runtime._layout, int(items[:, 1].max())
+        t, layout = attention, self.runtime._layout
         made = divided(tuple(map(tuple, items.tolist())), a.kv_heads, a.heads // a.kv_heads, a.window, self.threads)
-        sizes = longest, a.head_dim, a.value_dim
-        scratch, own, lane = t.scratch_bytes(*sizes), t.unit_bytes(*sizes, 1), t.unit_bytes(*sizes, SLOTS)
-        counters = np.zeros(made.counters, np.int64)
+        scratch, counters = t.scratch_bytes(int(items[:, 1].max())), np.zeros(made.counters, np.int64)
+        own, lane = (t.unit_bytes(n, a.head_dim, a.value_dim, slots) for n, slots in zip(made.longest, (1, made.slots)))
         room = self._room_for(self.threads * (scratch + own) + made.lanes * lane)
         self._run(t.attention_back.address, _words(t.WORDS, {
             t.MULTIPLY: self._multiply, t.Q: q.ctypes.data, t.K: k.ctypes.data, t.V: v.ctypes.data, t.Z: z.ctypes.data, t.DZ: dz.ctypes.data,

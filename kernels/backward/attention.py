@@ -44,7 +44,7 @@ from ..team import next_tile
 from ..team_state import changed, wait_while
 from ..vecmath import soft_cap, vexp
 from . import attention_tasks as t
-from .attention_tasks import PAGE, QUERIES, SLOTS, STAGE
+from .attention_tasks import PAGE, QUERIES, STAGE
 from .chains import COLUMNS, PACKED, C, M, call_multiply
 from .packed import lay_out_rows, multiply_panel
 from .unpack import turn_tile
@@ -68,21 +68,26 @@ for each lane."""
 WORDS = 31
 
 
-def scratch_bytes(longest: int, head_dim: int, value_dim: int) -> int:
+def scratch_bytes(longest: int) -> int:
     """Of each thread, for sequences of at most so many tokens."""
-    return _line(4 * (-(-longest // 32) * 32 + _APART + (QUERIES * _DEPTH if PACKED else 0)))
+    return _line(4 * (-(-longest // WIDE) * WIDE + (QUERIES * _DEPTH if PACKED else 0)))
 
 
-def unit_bytes(longest: int, head_dim: int, value_dim: int, slots: int) -> int:
-    """Of a unit's room: panels, and so many slots."""
-    n = -(-longest // 32) * 32
-    return _line(4 * (n * (head_dim + value_dim + -(-head_dim // WIDE) * WIDE) + slots * 2 * STAGE * (n + _APART)))
+def unit_bytes(n: int, head_dim: int, value_dim: int, slots: int) -> int:
+    """Of a unit's room, for sequences of at most so many tokens."""
+    n = -(-n // WIDE) * WIDE
+    return _line(4 * n * (head_dim + value_dim + -(-head_dim // WIDE) * WIDE) + slots * _slot_bytes(n))
 
 
-def room_bytes(longest: int, head_dim: int, value_dim: int, threads: int) -> int:
-    """All of it, at most."""
-    sizes = (scratch_bytes(longest, head_dim, value_dim) + unit_bytes(longest, head_dim, value_dim, 1), unit_bytes(longest, head_dim, value_dim, SLOTS))
-    return threads * sizes[0] + t.most_lanes(threads) * sizes[1]
+def _slot_bytes(n: int) -> int:
+    return 4 * 2 * STAGE * (n + _APART)
+
+
+def room_bytes(longest: int, head_dim: int, value_dim: int, window: int, threads: int) -> int:
+    """Of all threads, at most."""
+    whole, lane = (unit_bytes(longest, head_dim, value_dim, slots) for slots in (1, 0))
+    slots = t.most_slots(longest, window, threads) * _slot_bytes(-(-longest // WIDE) * WIDE)
+    return threads * (scratch_bytes(longest) + whole) + t.most_lanes(longest, window, threads) * lane + slots
 
 
 def _line(size: int) -> int:
