@@ -1,5 +1,5 @@
-"""The way back through attention: the very bits of a twin of loops, however many threads divide it and whatever they take first; and its tasks' order, which must
-never let a thread read what isn't made yet, or wait for what nobody makes."""
+"""The way back through attention: the very bits of a twin of loops, however many threads divide it and whatever they take first; and its tasks' order, which
+must never let a thread read what isn't made yet, or wait for what nobody makes."""
 from __future__ import annotations
 
 import random
@@ -76,7 +76,8 @@ class Numbers:
                 sink = None if self.sinks is None else self.sinks[head]
                 mine, kv = ((slice(i * case.head_dim, (i + 1) * case.head_dim), slice(i * case.value_dim, (i + 1) * case.value_dim))
                             for i in (head, head // group))
-                one_head(case, *(rows[here, at] for rows, at in zip((*self.rows, *out), (mine[0], kv[0], kv[1], mine[1], mine[1], mine[0], kv[0], kv[1]))), sink)
+                places = mine[0], kv[0], kv[1], mine[1], mine[1], mine[0], kv[0], kv[1]
+                one_head(case, sink, *(rows[here, at] for rows, at in zip((*self.rows, *out), places)))
         return out
 
 
@@ -89,7 +90,7 @@ def lanes_sum(x: Array) -> f32:
     return f32(tree_sum(sums))
 
 
-def one_head(case: Case, q: Array, k: Array, v: Array, z: Array, dz: Array, dq: Array, dk: Array, dv: Array, sink: Any) -> None:
+def one_head(case: Case, sink: Any, q: Array, k: Array, v: Array, z: Array, dz: Array, dq: Array, dk: Array, dv: Array) -> None:
     """dq is made; dk and dv go on."""
     n, cap, scale = len(q), f32(case.cap), f32(case.head_dim**-0.5)
     products, dp = np.zeros((n, n), f32), np.zeros((n, n), f32)

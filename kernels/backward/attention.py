@@ -218,8 +218,8 @@ def _ds(x, p, dp, mean, by, cap):
 
 @jit
 def _softmax_back(s, ds, kept, columns, valid, skip, scale, cap, sink, z, dz, value_dim):
-    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows, of which it sees [skip, valid). kept: room for another, which may be s where there
-    is no cap."""
+    """Products at s become P, those at ds, of dz and the values, become dS: one query's rows, of which it sees [skip, valid). kept: room for
+    another, which may be s where there is no cap."""
     by, highest, sums, zero = splat_f32(scale), splat_f32(_NOTHING), splat_f32(0.0), np.float32(0.0)
     whole, whole_end = (skip + 15) & -16, valid & -16
     first, end = skip & -16, (valid + 15) & -16

@@ -3,10 +3,10 @@
     units (a sequence and a KV head), the largest first:  as many as the threads can do alone, one each, are taken whole
                                                           all threads divide each of the others
 
-A unit is TURN, and then for each stage (STAGE queries of a head, heads in order) ROWS, 32 queries each, and CHAINS, KEYS positions or more each. A task may need
-two counters to have come far enough, and counts one up when it is done. What it needs stands before it in the list, and threads take from the list in order, so
-who waits, waits for one that works. It is seldom: other tasks stand between what makes and what needs (ROWS of some stages are ahead of CHAINS), and where there
-are many threads, units of several lanes take turns.
+A unit is TURN, and then for each stage (STAGE queries of a head, heads in order) ROWS, 32 queries each, and CHAINS, KEYS positions or more each. A task may
+need two counters to have come far enough, and counts one up when it is done. What it needs stands before it in the list, and threads take from the list in
+order, so who waits, waits for one that works. It is seldom: other tasks stand between what makes and what needs (ROWS of some stages are ahead of CHAINS), and
+where there are many threads, units of several lanes take turns.
 """
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TURNED, KEYS = 128, 64
 """Positions of a TURN task, of a CHAINS task at least."""
 TURN, ROWS, CHAINS = range(3)
 KIND, FIRST, N, KV_HEAD, HEAD, FROM, TO, START, STOP, LANE, SLOT, NEEDS, NEEDED, NEEDS_TOO, NEEDED_TOO, COUNTS = range(0, 128, 8)
-"""Words of a task. FIRST, N: the sequence's first row, how many it has. HEAD: of all. FROM, TO: positions (ROWS: queries) of this task. START, STOP: the stage's
-queries. LANE: whose room, -1: the thread's own. SLOT: which part of it. NEEDS, NEEDS_TOO: counters that must be NEEDED, NEEDED_TOO at least; COUNTS: which goes
-up; -1: none."""
+"""Words of a task. FIRST, N: the sequence's first row, how many it has. HEAD: of all. FROM, TO: positions (ROWS: queries) of this task. START, STOP: the
+stage's queries. LANE: whose room, -1: the thread's own. SLOT: which part of it. NEEDS, NEEDS_TOO: counters that must be NEEDED, NEEDED_TOO at least; COUNTS:
+which goes up; -1: none."""
 TASK_WORDS = 16
 _Need = tuple[int, int]
 _NOTHING: _Need = (-1, 0)
