@@ -130,12 +130,12 @@ def memory_of(runtime: Runtime, tokens: int, longest: int | None, rows: int, fir
         for name, columns in (*columns_of(runtime, i).items(), *own_columns(config.layers[i]).items()):
             widest[name] = max(widest.get(name, 0), round_up(columns))
     matrices = max(round_up(max(m.rows, m.columns)) for block in config.blocks() for m in block.matrices())
-    heads = max(room_bytes(most, a.head_dim, a.value_dim) for a in config.attentions())
     kept = 4 * tokens * ((config.n_layers - first_layer + 2) * ld + sum(widest.values()) + (4 if drops else 0) * matrices)
     threads = threads or runtime.n_threads
+    heads = max(room_bytes(most, a.head_dim, a.value_dim, a.window, threads) for a in config.attentions())
     logits = min(tokens, runtime.max_logits) * 4 * (round_up(config.n_vocab) + 4 * ld)
     pages = min((tokens + min(rows, tokens) * (PAGE - 1)) // PAGE, most_pages(runtime))
-    return kept + threads * max(SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
+    return kept + max(threads * SCRATCH, heads) + 2 * logits + pages * runtime.plan.layout.rows * runtime.page_bytes
 
 
 class RowGradients(ABC):

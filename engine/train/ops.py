@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...kernels.backward import attention, chains, gates, loss, norms, weight_pairs, weights
+from ...kernels.backward.attention_tasks import divided
 from ...kernels.backward.unpack import unpacker
 from ...kernels.target import HAS_BF16_DOT
 from ..architectures.blocks import Attention
@@ -170,13 +171,17 @@ class Ops:
                        dk: np.ndarray, dv: np.ndarray) -> None:
         """items: int64 [sequences, 2], first row and how many. dq, dk, dv are zeros before."""
         t, layout = attention, self.runtime._layout
-        size = round_up(t.room_bytes(int(items[:, 1].max()), a.head_dim, a.value_dim), 64)
+        made = divided(tuple(map(tuple, items.tolist())), a.kv_heads, a.heads // a.kv_heads, a.window, self.threads)
+        scratch, counters = t.scratch_bytes(int(items[:, 1].max())), np.zeros(made.counters, np.int64)
+        own, lane = (t.unit_bytes(n, a.head_dim, a.value_dim, slots) for n, slots in zip(made.longest, (1, made.slots)))
+        room = self._room_for(self.threads * (scratch + own) + made.lanes * lane)
         self._run(t.attention_back.address, _words(t.WORDS, {
             t.MULTIPLY: self._multiply, t.Q: q.ctypes.data, t.K: k.ctypes.data, t.V: v.ctypes.data, t.Z: z.ctypes.data, t.DZ: dz.ctypes.data,
             t.DQ: dq.ctypes.data, t.DK: dk.ctypes.data, t.DV: dv.ctypes.data, t.LD_Q: q.shape[1], t.LD_K: k.shape[1], t.LD_V: v.shape[1],
             t.LD_Z: z.shape[1], t.HEADS: a.heads, t.N_KV: a.kv_heads, t.HEAD_DIM: a.head_dim, t.VALUE_DIM: a.value_dim, t.WINDOW: a.window,
-            t.SINKS: layout.vector(a.sinks), t.ITEMS: items.ctypes.data, t.N_ITEMS: len(items), t.ROOM: self._room_for(size * self.threads),
-            t.ROOM_BYTES: size}, {t.SCALE: a.scale, t.SOFT_CAP: a.soft_cap}))
+            t.SINKS: layout.vector(a.sinks), t.TASKS: made.tasks.ctypes.data, t.CLAIMS: made.claims.ctypes.data, t.N_CLAIMS: len(made.claims),
+            t.COUNTERS: counters.ctypes.data, t.SCRATCH: room, t.SCRATCH_BYTES: scratch, t.OWN: room + self.threads * scratch, t.OWN_BYTES: own,
+            t.LANES: room + self.threads * (scratch + own), t.LANE_BYTES: lane}, {t.SCALE: a.scale, t.SOFT_CAP: a.soft_cap}))
 
     def cross_entropy(self, logits: np.ndarray, targets: np.ndarray, n_vocab: int, divisor: float, soft_cap: float, factor: float) -> np.ndarray:
         """logits, float32 [n, at least n_vocab], become the gradients of what the output matrix made, unless the divisor is 0 -> float32 [n, 4]: kernels'."""
