@@ -1,11 +1,13 @@
 """The program: a model's stages as one array of words, and what people call its parts.
 
-    ModelConfig.fused / .open ──► Stage (op, name, matrices, buffers …) ──► the op's `fill` writes its words ──► addresses for forward.py
+    ModelConfig.fused / .open / .keeping ──► Stage (op, name, matrices, buffers …) ──► the op's `fill` writes its words ──► addresses for forward.py
 
-First all layers' fused stages, then the end (close, final norm, logits), then the open stages, layer by layer. Only ops that a program uses are compiled.
+First all layers' fused stages, then the end (close, final norm, logits), then the open stages, layer by layer, then the keeping ones. Only ops that a program
+uses are compiled.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from ..architectures.mamba_blocks import Mamba2
 from ..architectures.spec import Matrix, Norm, Stage
 from ..architectures.state_blocks import Conv, Delta, journal_stage
 from .layout import Layout
+from .ops import keep
 from .ops.common import FAULTS, NUMBER, OP, SIZE, SLOT, SLOTS
 from .ops.table import OPS
 
@@ -31,14 +34,15 @@ class Placed:
 
 
 class Program:
-    """.layers: fused stages of each layer; .end: of the end; .open: of each layer, in open form; .scans: of recurrent layers
-    alone, from what was kept of their rows; .slots: names that a profile tells apart."""
+    """.layers: fused stages of each layer; .end: of the end; .open: of each layer, in open form; .keeping: in keeping form, if it has one; .kept: its
+    sites; .scans: of recurrent layers alone, from what was kept of their rows; .slots: names that a profile tells apart."""
 
     def __init__(self, layout: Layout):
         fused, tail = layout.config.fused(layout.wants_records)
         opened = [layout.config.open(i, layout.wants_records) for i in range(layout.config.n_layers)]
         scans = [stage for r in layout.config.recurrents() for stage in (journal_stage(r, True), *r.scan())]
-        self._stages = [stage for part in (*fused, tail, *opened, scans) for stage in part]
+        keeping = layout.config.keeping(layout.wants_records)
+        self._stages = [stage for part in (*fused, tail, *opened, scans, *keeping) for stage in part]
         self.slots = list(dict.fromkeys(stage.name for part in (*fused, tail) for stage in part))
         self.slots += [name for name in dict.fromkeys(stage.name for stage in self._stages) if name not in self.slots]
         sizes = [4 + OPS[stage.op].words for stage in self._stages]
@@ -57,13 +61,15 @@ class Program:
         self.end = [next(parts) for _ in tail]
         self.open = [[next(parts) for _ in part] for part in opened]
         self.scans = [next(parts) for _ in scans]
-        self._joins = {here[-1].end: after[0].address for here, after in zip(self.layers, [*self.layers[1:], [self.end[-2]]])}
+        self.keeping = [[next(parts) for _ in part] for part in keeping]
+        self.kept = [{site.name: site for stage in part for site in stage.after} for part in keeping]
+        after = [*self.layers[1:], [self.end[-2]]]
+        self._joins = {here[-1].end: then[0].address for form in (self.layers, self.keeping) for here, then in zip(form, after) if here}
         self._fill([p for part in (*self.layers, self.end, self.scans) for p in part])
 
     def _fill(self, placed: list[Placed]) -> None:
         for p in placed:
-            first = (p.address - self._words.ctypes.data) // 8
-            op, words = OPS[p.stage.op], self._words[first:first + (p.end - p.address) // 8]
+            op, words = OPS[p.stage.op], self._words_of(p)
             if not words[OP // 8]:
                 assert self._placed[words[NUMBER // 8]] is p
                 op.fill(words, p.stage, self._layout)
@@ -73,6 +79,17 @@ class Program:
         """A layer's open stages, compiled and filled in when first wanted."""
         self._fill(self.open[layer])
         return self.open[layer]
+
+    def _words_of(self, placed: Placed) -> np.ndarray:
+        first = (placed.address - self._words.ctypes.data) // 8
+        return self._words[first:first + (placed.end - placed.address) // 8]
+
+    def aim(self, layer: int, rows: Mapping[str, np.ndarray]) -> None:
+        """From now on a layer's keeping stages, compiled and filled in when first wanted, leave the rows at these sites here, and no others."""
+        self._fill(self.keeping[layer])
+        for placed in self.keeping[layer]:
+            if placed.stage.after:
+                keep.aim(placed, self._words_of(placed), rows)
 
     def before_layers(self) -> list[Placed]:
         """Open stages of what layer 0 makes for all layers: a step that begins after it needs them, too."""
