@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 Observer = Callable[[np.ndarray], None]
+Room = Callable[[int, int], np.ndarray]
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Looking(ABC):
         """Layers [first, last) of a step of n tokens in parts that run at once, (form, first, last + 1), and the observers that are left to be called. close:
         whether to take keeping forms, where nobody wants more. Between two layers the stream is in its buffer: who looks at no more costs no open form."""
         looked: dict[int, list[str]] = {}
+        close &= any(isinstance(one, Keep) for one in observe.values())
         for name in observe:
             layer = self.sites[name][0]
             if layer is not None and first <= layer < last:
@@ -123,13 +125,15 @@ class Looking(ABC):
         there. The bits are those of a step."""
         return self.unembed_padded(rows)[:, :self.config.n_vocab]
 
-    def unembed_padded(self, rows: np.ndarray, use: Use | None = None) -> np.ndarray:
-        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default)."""
-        return self._end_of(rows, use, False, self._logit_columns)
+    def unembed_padded(self, rows: np.ndarray, use: Use | None = None, room: Room | None = None) -> np.ndarray:
+        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default). room: makes
+        float32 [n, at least so many columns], where the logits are left; None: fresh memory, which costs the system more time than it seems."""
+        n, columns = len(rows), self._logit_columns
+        return self._end_of(rows, use, False, room(n, columns) if room else np.empty((n, columns), np.float32))[:, :columns]
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the stream after the final norm, float32 [n, dim rounded up to 32]: what the output matrix reads. The bits are those of a step."""
-        return self._end_of(rows, (), True, self._layout.ld)
+        return self._end_of(rows, (), True, np.empty((len(rows), self._layout.ld), np.float32))
 
     def rewrite(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Other numbers for tensors of an F32 model (Weights.rewrite). Between two steps; what the prefix cache knows is forgotten, and texts under way become
@@ -139,18 +143,17 @@ class Looking(ABC):
         self._pool.era += 1
         self._pool.clear_prefix_cache()
 
-    def _end_of(self, rows: np.ndarray, use: Use | None, hidden: bool, columns: int) -> np.ndarray:
+    def _end_of(self, rows: np.ndarray, use: Use | None, hidden: bool, out: np.ndarray) -> np.ndarray:
         n, s = len(rows), self._step
-        assert 0 < n <= self.max_logits
+        assert 0 < n <= self.max_logits and len(out) == n
         self._x[:n, :self.config.dim] = rows
         self._tokens[3, :n] = np.arange(n)
-        logits = np.empty((n, columns), np.float32)
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, columns, hidden, 0
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, out.ctypes.data, out.shape[1], hidden, 0
         s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default if use is None else use)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
-        return logits
+        return out
 
     def say(self, rows: np.ndarray, targets: np.ndarray, k: int) -> Said:
         """What the logits of rows of the stream, float32 [n, dim], say of the targets, int [n], and their k largest."""

@@ -83,9 +83,8 @@ def fill(words: np.ndarray, stage: Any, layout: Any) -> None:
         words[at:at + 3] = layout.address(site.buffer), layout.ld_of(site), site.columns
 
 
-def aim(placed: Placed, words: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-    """From now on the rows at the sites of this stage that are named here go there: float32 [tokens, at least the site's columns], rows contiguous. words: the
-    stage's."""
+def aim(placed: Placed, rows: Mapping[str, np.ndarray]) -> None:
+    """From now on the rows at the sites of this stage that are named here go there: float32 [tokens, at least the site's columns], rows contiguous."""
     for i, site in enumerate(placed.stage.after):
-        at, to = len(words) - AIM_WORDS + AIM_BYTES // 8 * i, rows.get(site.name)
-        words[at:at + 2] = (0, 0) if to is None else (address(to), to.strides[0] // 4)
+        at, to = len(placed.words) - AIM_WORDS + AIM_BYTES // 8 * i, rows.get(site.name)
+        placed.words[at:at + 2] = (0, 0) if to is None else (address(to), to.strides[0] // 4)
