@@ -14,7 +14,7 @@ from llamina.engine.run.looking import Looking
 from llamina.engine.run.ops.common import FAULTS
 from llamina.engine.run.runtime import Runtime
 from llamina.engine.train.gradients import why_not
-from llamina.engine.train.store import columns_of
+from llamina.engine.train.store import MADE_AGAIN, columns_of
 from page_cases import CASES, IDS, N_TOKENS, write_case
 from runs import open_runtime, run, same
 from small_models import write_small_model
@@ -91,8 +91,7 @@ def test_every_page(name: str, tmp_path: Path, forms: list[str]) -> None:
                     assert not has or all(type(block) in (Attention, Mlp) for block in blocks)
                 if not why_not(runtime.config):
                     assert all(keeping)
-                    made_again = {"ln1.hook_normalized", "ln2.hook_normalized", "mlp.hook_post"}
-                    assert all({f"blocks.{i}.{site}" for site in {"hook_resid_pre", *columns_of(runtime, i)} - made_again} <= set(runtime.program.kept[i])
+                    assert all({f"blocks.{i}.{site}" for site in {"hook_resid_pre", *columns_of(runtime, i)} - MADE_AGAIN} <= set(runtime.program.kept[i])
                                for i in range(len(keeping)))
             names = sites_of(runtime)
             if not names:
