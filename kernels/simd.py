@@ -115,6 +115,17 @@ def storer(name, numba_type, llvm_type):
     return store
 
 
+@intrinsic
+def stream_f32x16(typingctx, address, v):
+    """Store past the caches, for what is read much later: 64-byte aligned. Who tells others that it is there calls `fence` before."""
+    def codegen(context, builder, sig, args):
+        store = builder.store(args[1], pointer(builder, args[0], F32x16.llvm))
+        store.align = 64
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+        return context.get_dummy_value()
+    return types.void(address, v), codegen
+
+
 _B16 = ir.VectorType(I8, 16)
 load_f32x16 = loader("load_f32x16", F32x16.llvm, F32x16)
 load_i32x16 = loader("load_i32x16", I32x16.llvm, I32x16)

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from llamina.kernels import activations, elementwise, gates, norms, simd64, vecmath
 from llamina.kernels.bfloat16 import load_bf16x16, round_bf16
-from llamina.kernels.compile_cache import jit
+from llamina.kernels.compile_cache import compiled, jit
 from llamina.kernels.dot import dot, dot_any
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import FORMATS
@@ -25,6 +26,7 @@ from llamina.kernels.simd import (
     store_f32,
     store_f32x16,
     store_i32,
+    stream_f32x16,
     vmax_across,
     vmax_across_i32,
     vsum,
@@ -66,6 +68,20 @@ def padded_rows(x: Array) -> Array:
 def _exp(x, out, n):
     for i in range(0, 4 * n, 64):
         store_f32x16(out + i, vecmath.vexp(load_f32x16(x + i)))
+
+
+@compiled("int64(int64, int64, int64)")
+def _stream(x, out, n):
+    for i in range(0, 4 * n, 64):
+        stream_f32x16(out + i, load_f32x16(x + i))
+    return 0
+
+
+def stream(x: Array, out: Array) -> str:
+    """out, float32 [n] on a cache line, becomes x, by stores past the caches -> the machine code, made anew: what is loaded from disk can't be looked at."""
+    assert len(x) == len(out) and len(x) % 16 == 0 and at(out) % 64 == 0
+    _stream.ctypes(at(x), at(out), len(x))
+    return str(numba.cfunc(_stream.signature, **_stream.options)(_stream.__wrapped__)._library.get_asm_str())
 
 
 @jit()

@@ -52,8 +52,9 @@ DIGESTS = {
 }
 """Of the logits of every case's Q8_0 file, or an encoder's rows: one computer's bits are every computer's."""
 
-LOOKING = {"pattern", "summary"}
-"""Ops that no page has: engine/run/looking.py adds them to a pass that is looked at; tests/test_look_*.py hold them to the same bits."""
+LOOKING = {"pattern", "summary", "keep", "gated_keeping"}
+"""Ops that no pass has unless it is looked at: engine/run/looking.py adds them, or they are the keeping form's; tests/test_look_*.py and test_keeping.py hold
+them to the same bits."""
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,16 @@ def test_dot(any_byte):
             assert (kernels.byte_dot(u, s, start, any_byte) == expected).all(), (u, s)
 
 
+def test_stores_past_the_caches():
+    """All bytes, none beside them; and the instruction is the one that is there for it."""
+    raw = np.full(16 * 9, 0.25, f32)
+    first = -raw.ctypes.data % 64 // 4
+    out, x = raw[first:first + 16 * 7], np.random.default_rng(2).standard_normal(16 * 7).astype(f32)
+    code = kernels.stream(x, out)
+    assert same(out, x) and (raw[:first] == 0.25).all() and (raw[first + 16 * 7:] == 0.25).all()
+    assert not IS_X86 or "movntps" in code
+
+
 # -- half precision ---------------------------------------------------------------------------------------------------------------------------
 
 def test_all_halves_widen():

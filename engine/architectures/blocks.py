@@ -2,11 +2,11 @@
 
 A block lowers two ways from the same numbers: *fused*, the coarse ops that run unobserved, and *open*, where every site is a buffer of its own that the next
 stage reads; both give the same bits. A fused block takes what still waits to join the residual stream (its norm adds it) and says what it leaves waiting; an
-open one leaves nothing.
+open one leaves nothing. What training goes back through lowers a third way, *keeping*: as fused, but the rows at its sites go where somebody wants them.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -69,6 +69,16 @@ def linear_stage(name: str, layer: int, matrix: Matrix, rows: str, made: str, ou
 
 def open_add_stage(name: str, layer: int, add: Pending, dim: int, after: Site) -> Stage:
     return Stage("add", name, layer, {"add": add, "dim": dim}, (name,), (), (after,))
+
+
+def keep_stage(name: str, layer: int, sites: dict[str, Site], *names: str) -> Stage:
+    """sites: of a layer, by the last part of their names."""
+    return Stage("keep", name, layer, {}, (), (), tuple(sites[name] for name in names if name in sites))
+
+
+def sites_of(stages: Iterable[Stage]) -> dict[str, Site]:
+    """By the last part of their names."""
+    return {site.name.split(".", 2)[2]: site for stage in stages for site in (*stage.before, *stage.after)}
 
 
 @dataclass(frozen=True)
@@ -223,6 +233,27 @@ class Attention:
         if not self.parallel:
             yield open_add_stage("attention output", i, (self.leaves,), self.dim, Site(at + "hook_resid_mid", "x", self.dim))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a keeping form."""
+        return bool(self.k and self.v) and not (self.gate or self.value_norm or self.replaces)
+
+    def keeping(self, pending: Pending, records: Records) -> list[Stage]:
+        """Queries and keys are rotated where they lie, by a stage of their own."""
+        stages, sites, i = self.fused(pending, records)[0], sites_of(self.open(records)), self.layer
+        attend = next(n for n, stage in enumerate(stages) if stage.op == "attend")
+        return [
+            stages[0],
+            replace(stages[1], args={**stages[1].args, "append": False}),
+            keep_stage("keep", i, sites, "attn.hook_q", "attn.hook_k"),
+            *([self._projection_norm()] if self.normed_whole else []),
+            Stage("rotate", "positions", i, {"attention": self, "turned": True}, ("queries and keys",)),
+            *self._append(True),
+            replace(stages[attend], args={**stages[attend].args, "turned": True}),
+            *stages[attend + 1:],
+            keep_stage("keep", i, sites, "hook_resid_pre", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v", "attn.hook_z", "hook_attn_out"),
+        ]
+
 
 @dataclass(frozen=True)
 class Mlp:
@@ -299,6 +330,21 @@ class Mlp:
         yield linear_stage("down", i, self.down, "gate", "down_records", self.leaves.buffer, Site(at + "hook_mlp_out", self.leaves.buffer, self.dim))
         if not self.waits:
             yield open_add_stage("down", i, (*pending, self.leaves), self.dim, Site(at + ("hook_resid_post" if self.last else "hook_resid_mlp"), "x", self.dim))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a keeping form."""
+        return not (self.replaces or self.waits)
+
+    def keeping(self, pending: Pending, records: Records) -> list[Stage]:
+        stages, sites, i = self.fused(pending, records)[0], sites_of(self.open(records)), self.layer
+        if not self.parallel:  # attention's last site, which is this block's first
+            sites["hook_resid_mid"] = Site(f"blocks.{i}.hook_resid_mid", "x", self.dim)
+        return [
+            *(replace(s, op="gated_keeping", after=tuple(sites[n] for n in ("mlp.hook_pre", "mlp.hook_pre_linear") if n in sites)) if s.op == "gated" else s
+              for s in stages),
+            keep_stage("keep", i, sites, "hook_resid_mid", "hook_mlp_out"),
+        ]
 
     def buffers(self) -> dict[str, int]:
         """Columns of each buffer of float32 rows that a token needs."""

@@ -164,6 +164,19 @@ class ModelConfig:
             layers.append(stages)
         return layers, self.output.stages(pending, records)
 
+    def keeping(self, records: Records) -> list[list[Stage]]:
+        """Stages of each layer that leave the rows at most sites where somebody wants to have them; none where a block has no such form."""
+        layers, pending = [], Pending()
+        for blocks in self.layers:
+            stages: list[Stage] = []
+            can = all(isinstance(block, (Attention, Mlp)) and block.keeps for block in blocks)
+            for block in blocks:
+                if can and isinstance(block, (Attention, Mlp)):
+                    stages += block.keeping(pending, records)
+                pending = block.fused(pending, records)[1]
+            layers.append(stages)
+        return layers
+
     def open(self, layer: int, records: Records) -> list[Stage]:
         """The stages of one layer with every site in a buffer."""
         return open_layer(self.layers[layer], records)

@@ -92,6 +92,10 @@ class Latent(Attention):
     def _attend(self, turned: bool, *after: Site) -> Stage:
         return Stage("attend", "attention", self.layer, {"attention": self, "records": False, "turned": turned}, ("queries", "attention output"), (), after)
 
+    @property
+    def keeps(self) -> bool:
+        return False
+
     def fused(self, pending: Pending, records: Records) -> tuple[list[Stage], Pending]:
         i = self.layer
         return [

@@ -42,6 +42,21 @@ class Part:
     until: str = ""
 
 
+@dataclass
+class Keep:
+    """An observer that copies the rows at its site: to float32 [tokens, at least the site's columns], each row contiguous. A layer that only such ones look at
+    need not run in open form, if its keeping form has their sites (blocks.py); it is faster where rows begin on cache lines."""
+
+    rows: np.ndarray
+
+    def fits(self, n: int, columns: int) -> bool:
+        """Whether compiled code can write there."""
+        return self.rows.dtype == np.float32 and len(self.rows) == n and self.rows.shape[1] >= columns and self.rows.flags.c_contiguous
+
+    def __call__(self, rows: np.ndarray) -> None:
+        self.rows[:, :rows.shape[1]] = rows
+
+
 def embedded(config: ModelConfig, weights: Weights, ids: np.ndarray, positions: np.ndarray, feeds: list[Feed]) -> np.ndarray:
     """Rows of the embedding, scaled, with what the architecture adds to them (token types, positions), one addition after the other: float32 [M, dim]."""
     rows = weights.embed(ids)

@@ -14,13 +14,16 @@ from ...kernels.attention import KVType
 from ...kernels.elementwise import HALVES, PAIRS
 from ..architectures.blocks import Attention
 from ..architectures.config import ModelConfig
-from ..architectures.spec import Matrix, Norm, Rope, round_up
+from ..architectures.spec import Matrix, Norm, Rope, Site, round_up
 from .kv_groups import KVLayout, pages_of
 from .ops.common import FLOAT_INPUT
 from .ops.journal import TOKENS as JOURNAL
 from .rope import RopeTable, query_scales
 from .step_memory import expert_bytes, expert_scratch, record_columns, scratch_bytes, widths
 from .weights import Weights
+
+OF_LAYERS = frozenset({"q", "k", "v", "att", "att_gate", "gate", "up"})
+"""Buffers whose rows are as far apart as the layer at hand is wide, not the widest."""
 
 
 class Layout:
@@ -54,8 +57,8 @@ class Layout:
         self.journals = {r.layer: aligned(4 * JOURNAL * round_up(r.buffers()["mixer"], 32)) for r in config.recurrents()}
         self.kept_rows = np.zeros(1 + 2 * JOURNAL, np.int64)
         """Rows of the step that recurrent layers keep, or restore (ops/journal.py)."""
-        self.geometry = np.zeros((2 * len(attentions), at.GEOMETRY_WORDS), np.int64)
-        self._geometries: dict[tuple[int, bool], int] = {}
+        self.geometry = np.zeros((3 * len(attentions), at.GEOMETRY_WORDS), np.int64)
+        self._geometries: dict[tuple[int, bool, bool], int] = {}
         self._constants: list[np.ndarray] = []
 
     def address(self, buffer: str) -> int:
@@ -64,6 +67,10 @@ class Layout:
     def columns(self, buffer: str) -> int:
         """Floats from a row of a buffer to the next."""
         return int(self.buffers[buffer].shape[1])
+
+    def ld_of(self, site: Site) -> int:
+        """Floats from a row at a site to the next: those of narrower layers lie closer together."""
+        return round_up(site.columns) if site.buffer in OF_LAYERS else self.columns(site.buffer)
 
     def experts_at(self, matrix: Matrix) -> int:
         """Address of int64 [experts]: where each one's part of a matrix of experts is."""
@@ -97,7 +104,7 @@ class Layout:
 
     def geometry_of(self, a: Attention, *, turned: bool = False, records: bool = False) -> int:
         """Address of a layer's geometry block (kernels/attention.py). turned: queries and keys are rotated by a stage before. records: attention makes them."""
-        key = a.layer, turned
+        key = a.layer, turned, turned and records
         if key not in self._geometries:
             words = self.geometry[len(self._geometries)]
             self._geometries[key] = words.ctypes.data

@@ -9,8 +9,9 @@ All of it uses the buffers of a step, so it is for between two steps, or, maps, 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ...kernels.team import ABORTED
 from ..architectures.blocks import Attention
 from ..architectures.spec import Matrix, Site, Stage
 from ..errors import AbortedError
+from .feed import Keep
 from .kv_groups import pages_of
 from .ops import common as f
 from .ops import pattern, unpack
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     from .weights import Weights
 
 
-_OF_LAYERS = frozenset({"q", "k", "v", "att", "att_gate", "gate", "up"})
-"""Buffers whose rows are as far apart as the layer at hand is wide, not the widest."""
+Observer = Callable[[np.ndarray], None]
+Room = Callable[[int, int], np.ndarray]
 
 
 @dataclass
@@ -77,32 +79,38 @@ class Looking(ABC):
     _pool: PagePool
     _logit_columns: int
 
-    def _opened(self, observe: Collection[str], first: int, last: int) -> tuple[set[int], list[int]]:
-        """Of layers [first, last): those that run in open form, and where runs of layers begin and end: between two fused layers the stream is in its buffer,
-        so whoever looks at a layer's beginning or end only costs no open form."""
-        opened, stops = set(), {first, last}
+    def _parts(self, observe: Mapping[str, Observer], n: int, first: int, last: int, close: bool) -> tuple[list[tuple[str, int, int]], dict[str, Observer]]:
+        """Layers [first, last) of a step of n tokens in parts that run at once, (form, first, last + 1), and the observers that are left to be called. close:
+        whether to take keeping forms, where nobody wants more. Between two layers the stream is in its buffer: who looks at no more costs no open form."""
+        looked: dict[int, list[str]] = {}
+        close &= any(isinstance(one, Keep) for one in observe.values())
         for name in observe:
             layer = self.sites[name][0]
-            if layer is None or not first <= layer < last:
-                continue
-            stages = self.program.open[layer]
-            if any(site.name == name and site.buffer == "x" for site in stages[-1].stage.after):
-                stops.add(layer + 1)
-            elif any(site.name == name and site.buffer == "x" for site in stages[0].stage.before):
-                stops.add(layer)
-            else:
-                opened.add(layer)
-                stops |= {layer, layer + 1}
-        return opened, sorted(stops)
+            if layer is not None and first <= layer < last:
+                looked.setdefault(layer, []).append(name)
+        forms, stops, left = ["fused"] * last, {first, last}, dict(observe)
+        for layer, names in looked.items():
+            stages, can_keep = self.program.open[layer], self.program.kept[layer] if close else {}
+            ends = {site.name: stop for sites, stop in ((stages[0].stage.before, layer), (stages[-1].stage.after, layer + 1)) for site in sites
+                    if site.buffer == "x"}
+            kept = {name: one.rows for name in names if name in can_keep and isinstance(one := observe[name], Keep) and one.fits(n, can_keep[name].columns)}
+            if any(name not in ends for name in names):
+                forms[layer] = "open"
+                if all(name in kept or name in ends for name in names):
+                    forms[layer], names = "keeping", [name for name in names if name not in kept]
+                    self.program.aim(layer, kept)
+                    for name in kept:
+                        del left[name]
+            stops |= {ends[name] for name in names if name in ends}
+        stops |= {i for i in range(first + 1, last) if "open" in forms[i - 1:i + 1] or forms[i - 1] != forms[i]}
+        return [(forms[layer], layer, stop) for layer, stop in itertools.pairwise(sorted(stops))], left
 
     def rows_at(self, site: Site, n: int) -> np.ndarray:
-        """The rows at a site of the stages that ran last, in their buffer, padding included: float32 [n, columns rounded up to 32]. Where layers are of several
-        widths, a narrower one's rows lie closer together."""
-        buffer = self._layout.buffers[site.buffer]
-        ld = -(-site.columns // 32) * 32 if site.buffer in _OF_LAYERS else buffer.shape[1]
-        return buffer.reshape(-1)[:n * ld].reshape(n, ld)
+        """The rows at a site of the stages that ran last, in their buffer, padding included: float32 [n, columns rounded up to 32]."""
+        ld = self._layout.ld_of(site)
+        return self._layout.buffers[site.buffer].reshape(-1)[:n * ld].reshape(n, ld)
 
-    def _visit(self, sites: tuple[Site, ...], n: int, observe: Mapping[str, Callable[[np.ndarray], None]]) -> None:
+    def _visit(self, sites: tuple[Site, ...], n: int, observe: Mapping[str, Observer]) -> None:
         for site in sites:
             if site.name in observe:
                 observe[site.name](self.rows_at(site, n)[:, :site.columns])
@@ -117,13 +125,15 @@ class Looking(ABC):
         there. The bits are those of a step."""
         return self.unembed_padded(rows)[:, :self.config.n_vocab]
 
-    def unembed_padded(self, rows: np.ndarray, use: Use | None = None) -> np.ndarray:
-        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default)."""
-        return self._end_of(rows, use, False, self._logit_columns)
+    def unembed_padded(self, rows: np.ndarray, use: Use | None = None, room: Room | None = None) -> np.ndarray:
+        """The same with the columns of the matrix's last tile, which mean nothing past the vocabulary. use: adapters (None: the model's default). room: makes
+        float32 [n, at least so many columns], where the logits are left; None: fresh memory, which costs the system more time than it seems."""
+        n, columns = len(rows), self._logit_columns
+        return self._end_of(rows, use, False, room(n, columns) if room else np.empty((n, columns), np.float32))[:, :columns]
 
     def normed(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the stream after the final norm, float32 [n, dim rounded up to 32]: what the output matrix reads. The bits are those of a step."""
-        return self._end_of(rows, (), True, self._layout.ld)
+        return self._end_of(rows, (), True, np.empty((len(rows), self._layout.ld), np.float32))
 
     def rewrite(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Other numbers for tensors of an F32 model (Weights.rewrite). Between two steps; what the prefix cache knows is forgotten, and texts under way become
@@ -133,18 +143,17 @@ class Looking(ABC):
         self._pool.era += 1
         self._pool.clear_prefix_cache()
 
-    def _end_of(self, rows: np.ndarray, use: Use | None, hidden: bool, columns: int) -> np.ndarray:
+    def _end_of(self, rows: np.ndarray, use: Use | None, hidden: bool, out: np.ndarray) -> np.ndarray:
         n, s = len(rows), self._step
-        assert 0 < n <= self.max_logits
+        assert 0 < n <= self.max_logits and len(out) == n
         self._x[:n, :self.config.dim] = rows
         self._tokens[3, :n] = np.arange(n)
-        logits = np.empty((n, columns), np.float32)
-        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, logits.ctypes.data, columns, hidden, 0
+        s[f.N_TOKENS // 8], s[f.LOGITS // 8], s[f.LD_LOGITS // 8], s[f.HIDDEN // 8], s[f.NOT_FINITE // 8] = n, out.ctypes.data, out.shape[1], hidden, 0
         s[f.OWN // 8], s[f.ADAPTERS // 8] = 0, self.adapters.plan([(n, self.adapters.default if use is None else use)])
         self.team.clear_abort()
         self._run(None, None, n, 1, noted=False)
         s[f.N_TOKENS // 8] = 0  # the next step writes all that hangs on it
-        return logits
+        return out
 
     def say(self, rows: np.ndarray, targets: np.ndarray, k: int) -> Said:
         """What the logits of rows of the stream, float32 [n, dim], say of the targets, int [n], and their k largest."""

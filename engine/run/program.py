@@ -1,12 +1,15 @@
 """The program: a model's stages as one array of words, and what people call its parts.
 
-    ModelConfig.fused / .open ──► Stage (op, name, matrices, buffers …) ──► the op's `fill` writes its words ──► addresses for forward.py
+    ModelConfig.fused / .open / .keeping ──► Stage (op, name, matrices, buffers …) ──► the op's `fill` writes its words ──► addresses for forward.py
 
-First all layers' fused stages, then the end (close, final norm, logits), then the open stages, layer by layer. Only ops that a program uses are compiled.
+First all layers' fused stages, then the end (close, final norm, logits), then the open stages, layer by layer. The keeping ones are an array of their own, made
+when they are first asked for. Only ops that a program uses are compiled.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,10 @@ import numpy as np
 from ..architectures.blocks import Attention
 from ..architectures.expert_blocks import Experts
 from ..architectures.mamba_blocks import Mamba2
-from ..architectures.spec import Matrix, Norm, Stage
+from ..architectures.spec import Matrix, Norm, Site, Stage
 from ..architectures.state_blocks import Conv, Delta, journal_stage
 from .layout import Layout
+from .ops import keep
 from .ops.common import FAULTS, NUMBER, OP, SIZE, SLOT, SLOTS
 from .ops.table import OPS
 
@@ -28,6 +32,7 @@ class Placed:
     stage: Stage
     address: int
     end: int
+    words: np.ndarray = field(compare=False)
 
 
 class Program:
@@ -38,32 +43,54 @@ class Program:
         fused, tail = layout.config.fused(layout.wants_records)
         opened = [layout.config.open(i, layout.wants_records) for i in range(layout.config.n_layers)]
         scans = [stage for r in layout.config.recurrents() for stage in (journal_stage(r, True), *r.scan())]
-        self._stages = [stage for part in (*fused, tail, *opened, scans) for stage in part]
+        stages = [stage for part in (*fused, tail, *opened, scans) for stage in part]
         self.slots = list(dict.fromkeys(stage.name for part in (*fused, tail) for stage in part))
-        self.slots += [name for name in dict.fromkeys(stage.name for stage in self._stages) if name not in self.slots]
-        sizes = [4 + OPS[stage.op].words for stage in self._stages]
-        self._words = np.zeros(sum(sizes), np.int64)
-        self._layout = layout
-        placed, first = [], 0
-        for i, (stage, size) in enumerate(zip(self._stages, sizes)):
-            words = self._words[first:first + size]
-            placed.append(Placed(stage, words.ctypes.data, words.ctypes.data + 8 * size))
-            words[OP // 8], words[SIZE // 8], words[NUMBER // 8] = 0, 8 * size, i
-            words[SLOT // 8] = SLOTS + 8 * self.slots.index(stage.name)
-            first += size
-        self._placed = placed
-        parts = iter(placed)
+        self.slots += [name for name in dict.fromkeys([*(stage.name for stage in stages), "keep"]) if name not in self.slots]
+        self._layout, self._placed = layout, list[Placed]()
+        parts = iter(self._place(stages))
         self.layers = [[next(parts) for _ in part] for part in fused]
         self.end = [next(parts) for _ in tail]
         self.open = [[next(parts) for _ in part] for part in opened]
         self.scans = [next(parts) for _ in scans]
-        self._joins = {here[-1].end: after[0].address for here, after in zip(self.layers, [*self.layers[1:], [self.end[-2]]])}
+        self._joins: dict[int, int] = {}
+        self._join(self.layers)
         self._fill([p for part in (*self.layers, self.end, self.scans) for p in part])
+
+    def _place(self, stages: list[Stage]) -> list[Placed]:
+        """One after the other in memory."""
+        sizes = [4 + OPS[stage.op].words for stage in stages]
+        found, first, all_words = list[Placed](), 0, np.zeros(sum(sizes), np.int64)
+        for stage, size in zip(stages, sizes):
+            words = all_words[first:first + size]
+            words[OP // 8], words[SIZE // 8], words[NUMBER // 8] = 0, 8 * size, len(self._placed) + len(found)
+            words[SLOT // 8] = SLOTS + 8 * self.slots.index(stage.name)
+            found.append(Placed(stage, words.ctypes.data, words.ctypes.data + 8 * size, words))
+            first += size
+        self._placed += found
+        return found
+
+    def _join(self, layers: list[list[Placed]]) -> None:
+        """What adds what these layers leave waiting."""
+        after = [*self.layers[1:], [self.end[-2]]]
+        self._joins |= {here[-1].end: then[0].address for here, then in zip(layers, after) if here}
+
+    @cached_property
+    def keeping(self) -> list[list[Placed]]:
+        """Stages of each layer in keeping form, none of a layer that has no such form."""
+        layers = self._layout.config.keeping(self._layout.wants_records)
+        parts = iter(self._place([stage for part in layers for stage in part]))
+        found = [[next(parts) for _ in part] for part in layers]
+        self._join(found)
+        return found
+
+    @cached_property
+    def kept(self) -> list[dict[str, Site]]:
+        """Sites of each layer's keeping form, by their names."""
+        return [{site.name: site for placed in layer for site in placed.stage.after} for layer in self.keeping]
 
     def _fill(self, placed: list[Placed]) -> None:
         for p in placed:
-            first = (p.address - self._words.ctypes.data) // 8
-            op, words = OPS[p.stage.op], self._words[first:first + (p.end - p.address) // 8]
+            op, words = OPS[p.stage.op], p.words
             if not words[OP // 8]:
                 assert self._placed[words[NUMBER // 8]] is p
                 op.fill(words, p.stage, self._layout)
@@ -73,6 +100,13 @@ class Program:
         """A layer's open stages, compiled and filled in when first wanted."""
         self._fill(self.open[layer])
         return self.open[layer]
+
+    def aim(self, layer: int, rows: Mapping[str, np.ndarray]) -> None:
+        """From now on a layer's keeping stages, compiled and filled in when first wanted, leave the rows at these sites here, and no others."""
+        self._fill(self.keeping[layer])
+        for placed in self.keeping[layer]:
+            if placed.stage.after:
+                keep.aim(placed, rows)
 
     def before_layers(self) -> list[Placed]:
         """Open stages of what layer 0 makes for all layers: a step that begins after it needs them, too."""
@@ -86,7 +120,7 @@ class Program:
     def fault(self, code: int) -> tuple[int | None, str]:
         """What NOT_FINITE holds -> (layer, what was not finite)."""
         number, which = divmod(code - 1, FAULTS)
-        stage = self._stages[number]
+        stage = self._placed[number].stage
         return stage.layer, stage.faults[which] if which < len(stage.faults) else stage.name
 
 

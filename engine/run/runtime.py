@@ -29,6 +29,7 @@ from .adapter_memory import Reserve
 from .adapters import Adapters, key_of
 from .expert_arena import ExpertArena
 from .feed import Feed as Feed
+from .feed import Keep as Keep
 from .feed import Look as Look
 from .feed import Part as Part
 from .feed import embedded
@@ -50,7 +51,7 @@ _RANGE_MACS = 30e9
 
 Observers = Mapping[str, Callable[[np.ndarray], None]]
 """Site (ModelConfig.sites) -> what is called with its rows, float32 [M, columns]: the buffer itself, valid during the call; what is written into it, the pass
-goes on with."""
+goes on with. A `Keep` only copies them."""
 
 
 class Runtime(Looking):
@@ -308,29 +309,29 @@ class Runtime(Looking):
                 look(room[first:first + len(at), :self.config.n_vocab], self._tokens[1, at])
                 first += len(at)
 
-    def _layers(self, first: int, last: int, n_wanted: int) -> None:
+    def _layers(self, first: int, last: int, n_wanted: int, keeping: bool = False) -> None:
         """Layers [first, last), some at a time, then the logits of n_wanted tokens."""
-        s, layers = self._words, self.program.layers
+        s, layers = self._words, self.program.keeping if keeping else self.program.layers
         n, n_layers = s[f.N_TOKENS // 8], len(layers)
-        s[f.OWN // 8] = n <= GROUP and not self.arena
+        s[f.OWN // 8] = n <= GROUP and not self.arena and not keeping
         size = 1 if self.arena else max(1, int(_RANGE_MACS / (n * self._layer_macs)))
         for at in range(first, last, size):
             to = min(at + size, last)
             start = self.arena.start_of(layers[at], self._run, self._layout.buffers) if self.arena else layers[at][0]
-            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at)
+            self._run(start, layers[to - 1][-1], n_wanted if to == n_layers else 0, to - at, noted=not keeping)
             if self.on_layers:
                 self.on_layers(to / n_layers)
 
     def _observed(self, n: int, n_wanted: int, observe: Observers, first: int, last: int, until: str) -> None:
-        """Layers [first, last), those that somebody looks into in open form, and the end."""
+        """Layers [first, last), those that somebody looks into in open form, or in keeping form, and the end."""
         sites = self.sites
         if unknown := [name for name in observe if name not in sites]:
             raise OptionError(f"{self.gguf.path}: has no site {unknown[0]!r}: their names are such as {next(iter(sites))} (ModelConfig.sites)")
-        opened, stops = self._opened(observe, first, last)
-        for layer, stop in itertools.pairwise(stops):
-            if layer not in opened:
+        parts, observe = self._parts(observe, n, first, last, not until and not self.arena)
+        for form, layer, stop in parts:
+            if form != "open":
                 self._visit(self.program.open[layer][0].stage.before, n, observe)
-                self._layers(layer, stop, 0)
+                self._layers(layer, stop, 0, form == "keeping")
                 self._visit(self.program.open[stop - 1][-1].stage.after, n, observe)
                 continue
             for placed in self.program.open_layer(layer):

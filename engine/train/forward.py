@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..architectures.blocks import Attention, Mlp
-from ..run.feed import Feed, Part
+from ..run.feed import Feed, Keep, Part
 from .factors import Factors, FactorsOf
 from .ops import padded
 from .store import Store, columns_of, read_back
@@ -109,11 +109,11 @@ class Forward:
         def observers(at: int, n: int) -> Observers:
             found: Observers = {}
             for i in range(n_layers):
-                copies = {f"blocks.{i}.{name}": _copier(rows[at:at + n]) for name, rows in self._layers.get(i, {}).items()}
+                copies: Observers = {f"blocks.{i}.{name}": Keep(rows[at:at + n]) for name, rows in self._layers.get(i, {}).items()}
                 found |= {**copies, **self._adding(i, copies, at, n)}
             for layer, stream in self.streams.items():
                 name = f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
-                found[name] = _copier(stream[at:at + n])
+                found[name] = Keep(stream[at:at + n])
             return found
         self._steps(observers)
 
@@ -151,7 +151,7 @@ class Forward:
             text.truncate(0)
 
         def observers(at: int, n: int) -> Observers:
-            copies = {prefix + name: _copier(rows[at:at + n]) for name, rows in kept.items()}
+            copies: Observers = {prefix + name: Keep(rows[at:at + n]) for name, rows in kept.items()}
             return {**copies, **self._adding(layer, copies, at, n)}
         self._steps(observers, layer, made[last].name)
         for name, site in stay:
@@ -204,12 +204,6 @@ def outputs_of(blocks: tuple[object, ...]) -> list[tuple[str, list[tuple[str, Ma
     for source, results in found:
         merged.setdefault(source, []).extend(results)
     return list(merged.items())
-
-
-def _copier(to: np.ndarray) -> Callable[[np.ndarray], None]:
-    def copy(rows: np.ndarray) -> None:
-        to[:, :rows.shape[1]] = rows
-    return copy
 
 
 def _both(first: Callable[[np.ndarray], None], second: Callable[[np.ndarray], None] | None) -> Callable[[np.ndarray], None]:

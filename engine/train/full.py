@@ -109,7 +109,7 @@ class FullGradients(RowGradients):
             sums = Sums(ops, self._arrays)
             with Forward(runtime, batch, (), lambda tensor: None, 0, self._store) as forward:
                 forward.run(keep=divisor != 0)
-                found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(config.n_layers), divisor, sums)
+                found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(config.n_layers), divisor, sums)
                 if divisor == 0:
                     return found
                 back = Backward(ops, batch, lambda tensor: sums, runtime.kv_name, sums.norm, self._store)

@@ -66,7 +66,7 @@ def why_not(config: ModelConfig) -> str:
     return ""
 
 
-def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float, sums: Sums | None = None) -> tuple[RowLosses, np.ndarray]:
+def ends(path: str, ops: Ops, batch: Batch, store: Store, stream: np.ndarray, divisor: float, sums: Sums | None = None) -> tuple[RowLosses, np.ndarray]:
     """Losses of the targets, and the gradient of the stream at the end; some rows of logits at a time. sums: to which the output matrix's and the final norm's
     gradients are added."""
     runtime = ops.runtime
@@ -78,7 +78,7 @@ def ends(path: str, ops: Ops, batch: Batch, stream: np.ndarray, divisor: float, 
         x = rows_of(len(places), runtime.config.dim)
         x[:] = stream[places]
         normed = runtime.normed(x[:, :runtime.config.dim]) if divisor and sums else x
-        logits = runtime.unembed_padded(x[:, :runtime.config.dim], ())
+        logits = runtime.unembed_padded(x[:, :runtime.config.dim], (), partial(store.rows, "logits"))
         numbers = ops.cross_entropy(logits, targets, runtime.config.n_vocab, divisor, output.soft_cap, output.factor).astype(np.float64)
         nll[start:start + most] = [(m - right) + log(total) for m, total, right, _ in numbers.tolist()]
         hits += int(numbers[:, 3].sum())
@@ -253,7 +253,7 @@ class Gradients(RowGradients):
                 return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
             with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
                 forward.run(keep=divisor != 0)
-                found, d = ends(str(self._model.path), ops, batch, forward.streams.pop(runtime.config.n_layers), divisor)
+                found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
                     return found
                 back = Backward(ops, batch, factors, runtime.kv_name, store=self._store)

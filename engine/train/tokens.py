@@ -17,6 +17,7 @@ from .forward import Batch, Forward
 from .gradients import check, ends
 from .ops import Ops
 from .rows import Row
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ def token_gradients(model: Core, ids: Sequence[int], target: int | None = None) 
         with Forward(runtime, batch, (), lambda tensor: None, 0) as forward:
             forward.run()
             x = forward.streams[0].copy()
-            said, d = ends(str(model.path), ops, batch, forward.streams.pop(n_layers), 1.0)
+            said, d = ends(str(model.path), ops, batch, Store(0), forward.streams.pop(n_layers), 1.0)
             back = Backward(ops, batch, lambda tensor: None, runtime.kv_name)
             for layer in range(n_layers - 1, -1, -1):
                 back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, True)

@@ -74,17 +74,22 @@ def norm(tid, n_threads, team, step, stage):
 
 @jit
 def _turn_heads(geometry, x, heads, gain, position, factor, row):
-    """Norm and RoPE of the heads of a row, each in `row`, where up to 15 numbers after its last may be touched. -> not finite"""
+    """Norm and RoPE of the heads of a row: where they are whole vectors, in place; else each in `row`, where up to 15 numbers after its last may be touched.
+    -> not finite"""
     head_dim, bad = load_i64(geometry + HEAD_DIM), False
+    whole = head_dim % 16 == 0
     for head in range(heads):
         at = x + 4 * head * head_dim
-        for d in range(0, head_dim, 16):
-            store_f32x16(row + 4 * d, load_f32x16(at + 4 * d))
-        bad |= norm_and_turn(geometry, gain, row, head_dim, position)
+        here = at if whole else row
+        if not whole:
+            for d in range(0, head_dim, 16):
+                store_f32x16(row + 4 * d, load_f32x16(at + 4 * d))
+        bad |= norm_and_turn(geometry, gain, here, head_dim, position)
         if factor != np.float32(1.0):
-            scale_row(row, factor, (head_dim + 15) // 16 * 16)
-        for d in range(head_dim):
-            store_f32(at + 4 * d, load_f32(row + 4 * d))
+            scale_row(here, factor, (head_dim + 15) // 16 * 16)
+        if not whole:
+            for d in range(head_dim):
+                store_f32(at + 4 * d, load_f32(row + 4 * d))
     return bad
 
 
