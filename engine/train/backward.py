@@ -6,7 +6,7 @@ over the ranks of their pairs, in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from ..architectures.spec import Addend, Norm
 
 
-class Learned(Protocol):
-    """What is trained of a tensor: its pair, or its own numbers."""
-
-    def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None: ...
+Learned = Callable[[dict[str, Parts], np.ndarray, "np.ndarray | None"], None]
+"""(tensors' matrices that read the same rows, with the gradients of what they made; these rows; the rows' gradient, which goes on with what is trained beside)."""
 
 
 def own_columns(blocks: tuple[object, ...]) -> dict[str, int]:
@@ -47,10 +45,10 @@ def _nothing(norm: Norm, x: np.ndarray, dy: np.ndarray) -> None:
 
 
 class Backward:
-    """Through the layers of one micro-batch. learned: of tensors, or None; gains: called with each norm of rows, what it read and the gradient of what it made.
+    """Through the layers of one micro-batch. learned: called with what is trained, or may be; gains: called with each norm of rows, what it read and the gradient of what it made.
     kv: the type that keys and values are kept as. store: for rows of its own."""
 
-    def __init__(self, ops: Ops, batch: Batch, learned: Callable[[str], Learned | None], kv: str,
+    def __init__(self, ops: Ops, batch: Batch, learned: Learned | None, kv: str,
                  gains: Callable[[Norm, np.ndarray, np.ndarray], None] | None = None, store: Store | None = None) -> None:
         self._store = store or Store(0)
         self._ops, self._batch, self._learned, self._half, self._gains, self._of_heads = ops, batch, learned, kv == "f16", gains or _nothing, gains is not None
@@ -163,6 +161,5 @@ class Backward:
         if dx is not None:
             for matrix, dy in parts:
                 self._ops.through_weights(matrix, dy, dx)
-        for tensor, its in of_tensors(parts).items():
-            if learned := self._learned(tensor):
-                learned.backward(x, its, dx)
+        if self._learned:
+            self._learned(of_tensors(parts), x, dx)

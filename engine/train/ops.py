@@ -5,8 +5,11 @@ elements, never sums, so their number never shows.
 """
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,8 +23,22 @@ from ..run.rope import query_scales
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
 
-Product = tuple[np.ndarray, int, int, np.ndarray, np.ndarray, int, int, int]
-"""What `Ops.product` takes."""
+
+class Product(NamedTuple):
+    """out[i, n] goes on over k of a[i, k] × w[k, n], and is multiplied with `scale` then. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows
+    contiguous; rows of w can be read up to a whole number of 16 columns."""
+
+    a: np.ndarray
+    a_i: int
+    a_k: int
+    w: np.ndarray
+    out: np.ndarray
+    rows: int
+    columns: int
+    depth: int
+    scale: float = 1.0
+
+
 SPARE = 32
 """Numbers behind the last row that vectors may read."""
 
@@ -44,6 +61,11 @@ def padded(rows: np.ndarray) -> np.ndarray:
     out = rows_of(*rows.shape)
     out[:, :rows.shape[1]] = rows
     return out
+
+
+def _bits(number: float) -> int:
+    """Of a float32."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
 
 def _words(n: int, numbers: dict[int, int], floats: dict[int, float] | None = None) -> np.ndarray:
@@ -77,22 +99,29 @@ class Ops:
         return self._room.ctypes.data + -self._room.ctypes.data % 64
 
     def product(self, a: np.ndarray, a_i: int, a_k: int, w: np.ndarray, out: np.ndarray, rows: int, columns: int, depth: int) -> None:
-        """out[i, n] goes on over k of a[i, k] × w[k, n]. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows contiguous; rows of w can be read
-        up to a whole number of 32 columns."""
-        self.products([(a, a_i, a_k, w, out, rows, columns, depth)])
+        """One Product."""
+        one = [Product(a, a_i, a_k, w, out, rows, columns, depth)]
+        if rows >= 48:
+            self.products([one], [])
+        else:
+            self.products([], [one])
 
-    def products(self, several: list[Product]) -> None:
-        """Arguments of `product`, of some none of which reads or goes on with what another makes."""
-        c, many = chains, [p for p in several if p[5] and p[6] and p[7]]
-        words = np.zeros(1 + c.WORDS * len(many), np.int64)
-        words[0], each = len(many), words[1:].reshape(-1, c.WORDS)
-        for one, (a, a_i, a_k, w, out, rows, columns, depth) in zip(each, many):
-            one[:] = (self._multiply, a.ctypes.data, a_i, a_k, w.ctypes.data, w.strides[0], out.ctypes.data, out.strides[0], rows, columns, depth)
-        if c.PACKED and many:
-            self._run(c.products.address, words)
-        elif not c.PACKED:
-            for one in each:
-                self._run(c.product.address, one)
+    def products(self, by_rows: Iterable[list[Product]], by_columns: Iterable[list[Product]]) -> None:
+        """Products that are divided by rows, or by columns, which those of one list have as many of. Of a list, one may go on with what those before have made, or
+        (by rows) read it as `a`; nothing else that is made here is read here."""
+        c, several = chains, 2 * self.threads
+        words: list[tuple[int, ...]] = []
+        for rows, lists in (False, by_columns), (True, by_rows):
+            step, most = (6 if c.PACKED else 8, 96) if rows else (16, 128)
+            for products in lists:
+                whole, together = products[0].rows if rows else products[0].columns, len(products)
+                piece = min(48 if rows and together > 1 and not c.PACKED else most, (whole // several // step + 1) * step)
+                for p in products:
+                    assert whole == (p.rows if rows else p.columns)
+                    words.append((self._multiply, p.a.ctypes.data, p.a_i, p.a_k, p.w.ctypes.data, p.w.strides[0], p.out.ctypes.data, p.out.strides[0],
+                                  p.rows, p.columns, p.depth, _bits(p.scale), together, rows, piece))
+        if words:
+            self._run(c.products.address, np.array([len(words), *chain.from_iterable(words)], np.int64))
 
     def sums(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out[c] goes on over i of rows[i, c], one chain of additions. out: float32 [columns]."""
