@@ -145,6 +145,19 @@ class Ops:
             n.X: x.ctypes.data, n.GAIN: self.runtime._layout.gain(norm), n.LAYER_NORM: norm.kind == "layer", n.DIM: norm.dim, n.LD: x.shape[1],
             n.DY: dy.ctypes.data, n.DX: dx.ctypes.data, n.N_TOKENS: len(x)}, {n.EPS: norm.eps}))
 
+    def normed(self, norm: Norm, x: np.ndarray, out: np.ndarray) -> None:
+        """Rows after a norm, as in the forward pass; both [tokens, ld] of one width."""
+        n, layout = norms, self.runtime._layout
+        self._run(n.norm_again.address, _words(n.WORDS, {
+            n.AGAIN_X: x.ctypes.data, n.AGAIN_GAIN: layout.gain(norm), n.AGAIN_BIAS: layout.bias(norm), n.AGAIN_LAYER_NORM: norm.kind == "layer",
+            n.AGAIN_DIM: norm.dim, n.AGAIN_LD: x.shape[1], n.AGAIN_OUT: out.ctypes.data, n.AGAIN_TOKENS: len(x)}, {n.AGAIN_EPS: norm.eps}))
+
+    def activated(self, activation: str, gate: np.ndarray, up: np.ndarray | None, out: np.ndarray) -> None:
+        """act(gate) × up, or act(gate), as in the forward pass."""
+        g = gates
+        self._run(g.gate_again(activation).address, _words(g.WORDS, {
+            g.GATE: gate.ctypes.data, g.UP: up.ctypes.data if up is not None else 0, g.LD: gate.shape[1], g.N_TOKENS: len(gate), g.OUT: out.ctypes.data}))
+
     def heads_back(self, a: Attention, query: bool, before: np.ndarray | None, d: np.ndarray, positions: np.ndarray, normed: bool = True) -> None:
         """d, gradients of a layer's queries (or keys) as attention reads them, become those of the projection's rows, which are `before` if there are norms.
         normed: if not, only position factor and RoPE are undone."""

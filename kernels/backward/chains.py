@@ -23,6 +23,7 @@ from ..simd import (
     load_i64,
     pointer,
     prefetch,
+    prefetch_l2,
     put_f32,
     splat_f32,
     splat_load_f32,
@@ -38,8 +39,8 @@ M, C, TALL = (8, 2, 16) if TARGET in ("avx512vnni", "avx512") else (4, 1, 4)
 """Rows and vectors of columns whose chains the registers hold; rows of a single vector."""
 PACKED = TARGET in ("avx2", "avxvnni")
 """Whether packed.py multiplies."""
-CHUNK = 256
-"""Rows of w that go through together."""
+CHUNK, NARROW, SHALLOW = 256, 128, 48
+"""Rows of w that go through together; where of each row of w or a only 64 bytes are read; most of those that all go through together."""
 COLUMNS = 16 * C
 
 MULTIPLY, A, A_I, A_K, W, LD_W, OUT, LD_OUT, ROWS, N, K, SCALE, TOGETHER, BY_ROWS, PIECE = range(0, 120, 8)
@@ -48,9 +49,10 @@ multiplied with; 1: not. TOGETHER: see `products`; BY_ROWS, PIECE: how they are 
 WORDS = 15
 
 
-def _block(rows: int, C: int):
-    """`rows` × C vectors of chains go on for n steps."""
-    together = rows * C
+def _block(rows: int, C: int, ahead: str = ""):
+    """`rows` × C vectors of chains go on for n steps. ahead: what is fetched meanwhile of what comes next, far apart as its parts lie: "rows", a's next ones;
+    "a", its next 16 columns; "w", its next columns; else the next rows of out."""
+    together, of_rows, of_a, of_w = rows * C, ahead == "rows", ahead == "a", ahead == "w"
 
     @jit
     def block(a, a_i, a_k, w, ldw, out, ldo, n):
@@ -58,10 +60,30 @@ def _block(rows: int, C: int):
         for m in range(rows):
             for c in range(C):
                 put_f32(acc, m * C + c, load_f32x16(out + m * ldo + 64 * c))
-        for m in range(rows):  # what the next block begins with: rows far apart, which no hardware foresees
-            for c in range(C):
-                prefetch(out + (rows + m) * ldo + 64 * c)
+        if not (of_rows or of_a or of_w):
+            for m in range(rows):
+                for c in range(C):
+                    prefetch(out + (rows + m) * ldo + 64 * c)
+        if of_rows:
+            coming = a + rows * a_i
+            for _ in range(n // 16):
+                line = coming
+                for _ in range(16):
+                    prefetch_l2(line)
+                    for m in range(rows):
+                        x = splat_load_f32(a + m * a_i)
+                        for c in range(C):
+                            put_f32(acc, m * C + c, fma(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
+                    a += a_k
+                    w += ldw
+                    line += a_i
+                coming += 64
+            n %= 16
         for _ in range(n):
+            if of_a:
+                prefetch(a + 64)
+            if of_w:
+                prefetch(w + 64 * C)
             for m in range(rows):
                 x = splat_load_f32(a + m * a_i)
                 for c in range(C):
@@ -75,7 +97,8 @@ def _block(rows: int, C: int):
 
 
 _many, _four, _two, _one = (_block(m, C) for m in (M, 4, 2, 1))
-_tall, _narrow, _narrow_four, _narrow_two, _narrow_one = (_block(m, 1) for m in (TALL, M, 4, 2, 1))
+_narrow, _narrow_four, _narrow_two, _narrow_one = (_block(m, 1) for m in (M, 4, 2, 1))
+_tall, _tall_rows, _tall_a, _tall_w = (_block(TALL, 1, ahead) for ahead in ("", "rows", "a", "w"))
 
 
 @jit
@@ -86,50 +109,80 @@ def _several(left, width):
     return M if left >= M else 4 if left >= 4 else 2 if left >= 2 else 1
 
 
+@jit
+def _blocks(a, a_i, a_k, w, ldw, out, ldo, rows, columns, steps, edge):
+    """All rows of up to COLUMNS columns, for some steps."""
+    i = 0
+    while i < rows:
+        here, ai, goal = _several(rows - i, columns), a + i * a_i, out + i * ldo
+        to, ld = goal, ldo
+        if columns % 16:
+            to, ld = edge, 4 * COLUMNS
+            move(goal, ldo, edge, ld, here, columns)
+        if columns <= 16:
+            if here == TALL:
+                if a_i == 4:
+                    _tall_a(ai, a_i, a_k, w, ldw, to, ld, steps)
+                elif a_k == 4:
+                    _tall_rows(ai, a_i, a_k, w, ldw, to, ld, steps)
+                else:
+                    _tall(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == M:
+                _narrow(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == 4:
+                _narrow_four(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == 2:
+                _narrow_two(ai, a_i, a_k, w, ldw, to, ld, steps)
+            else:
+                _narrow_one(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == M:
+            _many(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == 4:
+            _four(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == 2:
+            _two(ai, a_i, a_k, w, ldw, to, ld, steps)
+        else:
+            _one(ai, a_i, a_k, w, ldw, to, ld, steps)
+        if columns % 16:
+            move(edge, ld, goal, ldo, here, columns)
+        i += here
+
+
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
     """Strides in bytes. Rows of w are read up to a whole number of 16 columns."""
     edge = stack_vectors(32)
     for i in range(32):
         put_f32(edge, i, splat_f32(0.0))
-    most = CHUNK
-    for k in range(0, depth, most):
-        steps, ak, wk = min(most, depth - k), a + k * a_k, w + k * ldw
-        n = 0
-        while n < columns:
-            width, i = min(COLUMNS, columns - n), 0
-            if rows == TALL:  # all of them at once: w is read once
-                width = min(16, width)
-            here_w = wk + 4 * n
-            while i < rows:
-                here, ai, goal = _several(rows - i, width), ak + i * a_i, out + i * ldo + 4 * n
-                to, ld = goal, ldo
-                if width % 16:
-                    to, ld = edge, 4 * COLUMNS
-                    move(goal, ldo, edge, ld, here, width)
-                if width <= 16:
-                    if here == TALL:
-                        _tall(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                    elif here == M:
-                        _narrow(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                    elif here == 4:
-                        _narrow_four(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                    elif here == 2:
-                        _narrow_two(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                    else:
-                        _narrow_one(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                elif here == M:
-                    _many(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                elif here == 4:
-                    _four(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                elif here == 2:
-                    _two(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                else:
-                    _one(ai, a_i, a_k, here_w, ldw, to, ld, steps)
-                if width % 16:
-                    move(edge, ld, goal, ldo, here, width)
-                i += here
-            n += width
+    if columns <= 16:  # a is read once: its rows from one end to the other, or some of each
+        most = depth if a_k == 4 else NARROW
+        for k in range(0, depth, most):
+            _blocks(a + k * a_k, a_i, a_k, w + k * ldw, ldw, out, ldo, rows, columns, min(most, depth - k), edge)
+    elif rows == TALL:  # w is read once
+        for k in range(0, depth, NARROW):
+            ak, wk, steps = a + k * a_k, w + k * ldw, min(NARROW, depth - k)
+            for n in range(0, columns & -16, 16):
+                _tall_w(ak, a_i, a_k, wk + 4 * n, ldw, out + 4 * n, ldo, steps)
+            if columns % 16:
+                n = columns & -16
+                _blocks(ak, a_i, a_k, wk + 4 * n, ldw, out + 4 * n, ldo, rows, columns - n, steps, edge)
+    elif depth <= SHALLOW:  # the most is to be read and written of out: along its rows, of as much of w as stays in a first-level cache
+        wide = max(COLUMNS, 2048 // depth // COLUMNS * COLUMNS)
+        for first in range(0, columns, wide):
+            last = min(columns, first + wide)
+            for i in range(0, rows, M):
+                ai, to, n = a + i * a_i, out + i * ldo, first
+                if i + M <= rows:
+                    while n + COLUMNS <= last:
+                        _many(ai, a_i, a_k, w + 4 * n, ldw, to + 4 * n, ldo, depth)
+                        n += COLUMNS
+                while n < last:
+                    _blocks(ai, a_i, a_k, w + 4 * n, ldw, to + 4 * n, ldo, min(M, rows - i), min(COLUMNS, last - n), depth, edge)
+                    n += COLUMNS
+    else:
+        for k in range(0, depth, CHUNK):
+            for n in range(0, columns, COLUMNS):
+                _blocks(a + k * a_k, a_i, a_k, w + k * ldw + 4 * n, ldw, out + 4 * n, ldo, rows, min(COLUMNS, columns - n), min(CHUNK, depth - k), edge)
 
 
 multiply = multiply_packed if PACKED else _multiply

@@ -12,8 +12,8 @@ from ..attention import HEAD_DIM, NORM_EPS, NORM_LAST, Q_SCALES, ROPE_DIM, ROPE_
 from ..compile_cache import compiled
 from ..deferred import jit
 from ..delta import put_values
-from ..elementwise import HALVES, PAIRS, turn
-from ..norms import scale_row, squares_about, sum_of
+from ..elementwise import HALVES, PAIRS, rms_norm, turn
+from ..norms import layer_norm, scale_row, squares_about, sum_of
 from ..simd import (
     even_twice,
     fma,
@@ -30,6 +30,7 @@ from ..simd import (
     swap_pairs,
     vsum,
 )
+from ..team_state import next_tile
 
 X, GAIN, LAYER_NORM, EPS, DIM, LD, DY, DX, N_TOKENS = range(0, 72, 8)
 """Words of `norm_back`: addresses of float32 [N_TOKENS, LD] rows padded with zeros; DX goes on. EPS: float32."""
@@ -92,6 +93,28 @@ def norm_back(tid, n_threads, team, words):
             layer_norm_back(from_ + m * ld, gain, dy + m * ld, n, eps, to + m * ld, room)
         else:
             rms_norm_back(from_ + m * ld, gain, dy + m * ld, n, eps, to + m * ld, True, room)
+    return 0
+
+
+AGAIN_X, AGAIN_GAIN, AGAIN_BIAS, AGAIN_LAYER_NORM, AGAIN_EPS, AGAIN_DIM, AGAIN_LD, AGAIN_OUT, AGAIN_TOKENS = range(0, 72, 8)
+"""Words of `norm_again`: as of `norm_back`, and the address of the bias, or 0. OUT: of the normed rows."""
+SOME = 8
+"""Tokens that go to a thread at once."""
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def norm_again(tid, n_threads, team, words):
+    """Rows as the forward pass norms them."""
+    x, out, ld, n = load_i64(words + AGAIN_X), load_i64(words + AGAIN_OUT), load_i64(words + AGAIN_LD), load_i64(words + AGAIN_DIM)
+    gain, bias, eps, tokens = load_i64(words + AGAIN_GAIN), load_i64(words + AGAIN_BIAS), load_f32(words + AGAIN_EPS), load_i64(words + AGAIN_TOKENS)
+    first = next_tile(team, 0, SOME)
+    while first < tokens:
+        for at in range(4 * ld * first, 4 * ld * min(tokens, first + SOME), 4 * ld):
+            if load_i64(words + AGAIN_LAYER_NORM) != 0:
+                layer_norm(x + at, gain, bias, n, ld, eps, out + at)
+            else:
+                rms_norm(x + at, gain, n, ld, eps, out + at)
+        first = next_tile(team, 0, SOME)
     return 0
 
 
