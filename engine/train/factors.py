@@ -115,8 +115,8 @@ def back(ops: Ops, several: list[tuple[Factors, Parts]], x: np.ndarray, dx: np.n
         if factors._mask is not None:
             factors._back_dropped(factors._mask(0, len(x)), x, parts, dx)
             continue
-        for found, more in zip((tokens, b, a), factors._back(x, parts, dx)):
-            found.extend(more)
+        for_tokens, for_b, for_a = factors._back(x, parts, dx)
+        tokens, b, a = tokens + for_tokens, b + for_b, a + for_a
     if tokens:
         ops.products([tokens], [])
     if a:

@@ -144,6 +144,7 @@ class RowGradients(ABC):
     _model: Core
     _store: Store
     _first_layer: int
+    _threads: int | None
 
     def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
         """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
@@ -155,6 +156,11 @@ class RowGradients(ABC):
     def losses(self, rows: Sequence[Row]) -> RowLosses:
         """What the model, with the numbers as they are now, thinks of the rows' targets, by the same arithmetic, without dropout."""
         return self._go(rows, 0.0, -1)
+
+    def run(self, entry: int, args: int) -> int:
+        """Compiled work on the threads that this has (Team.run)."""
+        with self._model.scheduler.alone() as runtime:
+            return int(runtime.team.run(entry, args, self._threads))
 
     @abstractmethod
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:

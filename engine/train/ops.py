@@ -6,7 +6,7 @@ elements, never sums, so their number never shows.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ...kernels.backward import attention, chains, gates, loss, norms, weights
+from ...kernels.backward import halves as halves_of
 from ...kernels.backward.unpack import unpacker
 from ..architectures.blocks import Attention
 from ..architectures.spec import Matrix, Norm, round_up
@@ -107,8 +108,8 @@ class Ops:
             self.products([], [one])
 
     def products(self, by_rows: Iterable[list[Product]], by_columns: Iterable[list[Product]]) -> None:
-        """Products that are divided by rows, or by columns, which those of one list have as many of. Of a list, one may go on with what those before have made, or
-        (by rows) read it as `a`; nothing else that is made here is read here."""
+        """Products that are divided by rows, or by columns, of which all of one list have as many. One may go on with what those before it in its list have made,
+        or (by rows) read it as `a`; nothing else that is made here is read here."""
         c, several = chains, 2 * self.threads
         words: list[tuple[int, ...]] = []
         for rows, lists in (False, by_columns), (True, by_rows):
@@ -122,6 +123,11 @@ class Ops:
                                   p.rows, p.columns, p.depth, _bits(p.scale), together, rows, piece))
         if words:
             self._run(c.products.address, np.array([len(words), *chain.from_iterable(words)], np.int64))
+
+    def ready(self, zeros: Sequence[np.ndarray], halves: Sequence[np.ndarray] = ()) -> None:
+        """Rows, contiguous, whose numbers become zeros, and those that are rounded to halves."""
+        words = [(rows.ctypes.data, rows.size, which) for some, which in ((zeros, 1), (halves, 0)) for rows in some]
+        self._run(halves_of.ready.address, np.array([len(words), *chain.from_iterable(words)], np.int64))
 
     def sums(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out[c] goes on over i of rows[i, c], one chain of additions. out: float32 [columns]."""

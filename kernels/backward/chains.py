@@ -44,8 +44,8 @@ CHUNK, NARROW, SHALLOW = 256, 128, 48
 COLUMNS = 16 * C
 
 MULTIPLY, A, A_I, A_K, W, LD_W, OUT, LD_OUT, ROWS, N, K, SCALE, TOGETHER, BY_ROWS, PIECE = range(0, 120, 8)
-"""Words of a product. A_I, A_K: bytes from a's element to the next i, and k. LD_W, LD_OUT: bytes from a row to the next. SCALE: float32 that what has come out is
-multiplied with; 1: not. TOGETHER: see `products`; BY_ROWS, PIECE: how they are divided, and how many rows (or columns) a piece has."""
+"""Words of a product. A_I, A_K: bytes from a's element to the next i, and k. LD_W, LD_OUT: bytes from a row to the next. SCALE: float32 that what has come out
+is multiplied with; 1: not. TOGETHER: see `products`; BY_ROWS, PIECE: how they are divided, and how many rows (or columns) a piece has."""
 WORDS = 15
 
 
