@@ -108,8 +108,8 @@ class Ops:
             self.products([], [one])
 
     def products(self, by_rows: Iterable[list[Product]], by_columns: Iterable[list[Product]]) -> None:
-        """Products that are divided by rows, or by columns, of which all of one list have as many. One may go on with what those before it in its list have made,
-        or (by rows) read it as `a`; nothing else that is made here is read here."""
+        """Products that are divided by rows, or by columns, of which all of one list have as many. One may go on with what those before it in its list made, or
+        (by rows) read it as `a`; nothing else that is made here is read here."""
         c, several = chains, 2 * self.threads
         words: list[tuple[int, ...]] = []
         for rows, lists in (False, by_columns), (True, by_rows):

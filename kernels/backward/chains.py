@@ -167,7 +167,7 @@ def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                 n = columns & -16
                 _blocks(ak, a_i, a_k, wk + 4 * n, ldw, out + 4 * n, ldo, rows, columns - n, steps, edge)
     elif depth <= SHALLOW:  # the most is to be read and written of out: along its rows, of as much of w as stays in a first-level cache
-        wide = max(COLUMNS, 2048 // depth // COLUMNS * COLUMNS)
+        wide = max(COLUMNS, 2048 // max(1, depth) // COLUMNS * COLUMNS)
         for first in range(0, columns, wide):
             last = min(columns, first + wide)
             for i in range(0, rows, M):
