@@ -133,11 +133,17 @@ def turn_back(kind, x, rope_dim, table):
             store_f32(x + i + 4, b * c - a * s)
             i += 8
     elif kind == HALVES:
-        half = 2 * rope_dim
-        for i in range(0, half, 4):
+        half, i = 2 * rope_dim, 0
+        while i + 64 <= half:
+            v, w, cosine, sine = load_f32x16(x + i), load_f32x16(x + half + i), load_f32x16(table + i), load_f32x16(table + half + i)
+            store_f32x16(x + i, v * cosine + w * sine)
+            store_f32x16(x + half + i, w * cosine - v * sine)
+            i += 64
+        while i < half:
             a, b, c, s = load_f32(x + i), load_f32(x + half + i), load_f32(table + i), load_f32(table + half + i)
             store_f32(x + i, a * c + b * s)
             store_f32(x + half + i, b * c - a * s)
+            i += 4
 
 
 GEOMETRY, HEADS_X, HEADS_GAIN, HEADS, HEADS_LD, HEADS_D, HEADS_TOKENS, HEADS_POSITIONS, IS_QUERY, HEADS_ROOM, WHOLE, WHOLE_EPS = range(0, 96, 8)
