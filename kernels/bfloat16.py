@@ -17,6 +17,8 @@ TINY = 2.0**-55
 """Weights of BF16 matrices and their activations count as zero below it."""
 TINY_BITS = 127 - 55 << 7
 """TINY as bfloat16."""
+TINY_SUM = 2.0**-100
+"""What a chain of products goes on from counts as zero below it: what is left are multiples of 2**-123."""
 
 
 class _BFloat(ir.Type):
@@ -29,9 +31,9 @@ class _BFloat(ir.Type):
 _BF32 = ir.VectorType(_BFloat(), 32)
 
 
-def _without_tiny(builder, x):
+def _without_tiny(builder, x, tiny=TINY):
     magnitude = call(builder, "llvm.fabs.v16f32", F32x16.llvm, [x])
-    return builder.select(builder.fcmp_ordered("<", magnitude, constant(F32x16.llvm, TINY)), constant(F32x16.llvm, 0.0), x)
+    return builder.select(builder.fcmp_ordered("<", magnitude, constant(F32x16.llvm, tiny)), constant(F32x16.llvm, 0.0), x)
 
 
 @intrinsic
@@ -54,6 +56,26 @@ def round_bf16(typingctx, x):
         rounded = builder.and_(builder.add(builder.add(bits, c(0x7FFF)), odd), c(-0x10000))
         return builder.select(builder.fcmp_unordered("uno", x, x), x, builder.bitcast(rounded, F32x16.llvm))
     return F32x16(x), codegen
+
+
+@intrinsic
+def settled_sum(typingctx, x):
+    """f32x16 with zero below TINY_SUM."""
+    def codegen(context, builder, sig, args):
+        return _without_tiny(builder, args[0], TINY_SUM)
+    return F32x16(x), codegen
+
+
+@intrinsic
+def pairs_bf16(typingctx, upper, lower):
+    """Two f32x16, rounded like `round_bf16`'s: lane i has upper's in its upper half, and lower's. Needs HAS_BF16_DOT."""
+    def codegen(context, builder, sig, args):
+        high, low = (_without_tiny(builder, x) for x in args)
+        both = call(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _BF32, [high, low])
+        halves = builder.bitcast(both, ir.VectorType(I16, 32))
+        order = ir.Constant(ir.VectorType(ir.IntType(32), 32), [i // 2 + 16 * (i % 2) for i in range(32)])
+        return builder.bitcast(builder.shuffle_vector(halves, halves, order), F32x16.llvm)
+    return F32x16(upper, lower), codegen
 
 
 @intrinsic

@@ -1,6 +1,7 @@
 """The backward pass's product and its gradients through weights, bit for bit against one fma after the other."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 from llamina.engine.train.ops import Ops, Product, rows_of
-from llamina.kernels.backward import chains, packed
+from llamina.kernels.backward import chains, packed, weight_pairs, weights
 from llamina.kernels.compile_cache import Compiled
+from llamina.kernels.target import HAS_BF16_DOT
 from llamina.kernels.team import Team
 from naive_kernels import fma32
 from small_models import write_small_model
@@ -95,3 +97,56 @@ def test_gradients_through_weights_are_chains(format: str, tmp_path: Path) -> No
             expected = chained(dy[:, :matrix.rows], w, dx)
             ops.through_weights(matrix, dy, dx)
             assert (dx.view(np.int32) == expected.view(np.int32)).all(), tokens
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """To nearest, ties to even, zero below 2**-55: by way of float64, not of bits."""
+    m, e = np.frexp(x.astype(np.float64))
+    rounded = np.ldexp(np.rint(m * 256) / 256, e)
+    return np.where(np.abs(x) < 2.0**-55, 0.0, rounded).astype(f32)
+
+
+WAYS = {"plain": weights._plain(True), "packed": weights._packed(True), "pairs": weight_pairs.through_weight_pairs}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("format", ["Q4_0", "BF16"])
+def test_rounded_gradients_through_weights_are_chains(format: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every way that any CPU takes: an odd number of rows, of which the last is alone in its pair, more rows than a panel has; numbers that count as zero,
+    and what a gradient goes on from far below the products."""
+    if way == "pairs" and not HAS_BF16_DOT:
+        pytest.skip("this CPU has no dot product of bfloat16")
+    monkeypatch.setattr(weights, "through_rounded_weights", WAYS[way])
+    monkeypatch.setattr(weight_pairs, "through_weight_pairs", WAYS[way])
+    rng = np.random.default_rng(8)
+    with opened(write_small_model(tmp_path / "m.gguf", format), threads=2) as model:
+        exact, ops, matrix = Ops(model.runtime), Ops(model.runtime, rounded=True), model.config.output.matrix
+        one, w = rows_of(matrix.rows, matrix.rows), rows_of(matrix.rows, model.config.dim)
+        one[:, :matrix.rows] = np.eye(matrix.rows, dtype=f32)
+        exact.through_weights(matrix, one, w)
+        whole = matrix.rows
+        for tokens, rows in (1, whole), (6, whole - 1), (8, 33), (11, 1), (521, whole - 3):
+            part = replace(matrix, rows=rows)
+            dy, dx = random(rng, tokens, matrix.rows), random(rng, tokens, model.config.dim)
+            dy *= f32(10.0) ** rng.integers(-22, 1, dy.shape).astype(f32)
+            dx *= f32(10.0) ** rng.integers(-38, 1, dx.shape).astype(f32)
+            dx[0, ::3] = -0.0
+            before = np.where(np.abs(dx) < 2.0**-100, f32(0), dx)
+            expected = chained(to_bfloat16(dy[:, :rows]), to_bfloat16(w[:rows]), before)
+            ops.through_weights(part, dy, dx)
+            assert (dx.view(np.int32) == expected.view(np.int32)).all(), (tokens, rows)
+            again = dx.copy()
+            exact.through_weights(part, dy, again)
+            assert (again != dx).any(), "and not what float32 gives"
+
+
+def test_only_formats_that_are_not_float_are_rounded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    for format, rounded in ("F32", False), ("F16", False), ("BF16", True), ("Q8_0", True):
+        with opened(write_small_model(tmp_path / f"{format}.gguf", format)) as model:
+            matrix, results = model.config.output.matrix, []
+            dy = random(rng, 3, matrix.rows)
+            for ops in Ops(model.runtime), Ops(model.runtime, rounded=True):
+                results.append(rows_of(3, model.config.dim))
+                ops.through_weights(matrix, dy, results[-1])
+            assert (results[0] != results[1]).any() == rounded, format

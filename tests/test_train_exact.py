@@ -21,6 +21,7 @@ from llamina.engine.model import Model
 from llamina.engine.train import gradients, loop, optimiser, order
 from llamina.engine.train.gradients import Gradients
 from llamina.engine.train.loop import Progress
+from llamina.engine.train.options import Options
 from llamina.engine.train.rows import Row, RowLosses
 from llamina.kernels.target import EMULATION
 from small_models import write_small_model
@@ -116,6 +117,28 @@ def test_another_base_is_refused(model: Model, folder: Path, tmp_path: Path) -> 
         other.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS)
     trained = model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS)
     assert [record["step"] for record in trained.history] == [1, 2, 3, 4]
+
+
+def test_how_gradients_went_back_is_bound(model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another way back makes another adapter. A checkpoint of the time before there were two is of float32."""
+    def stop(state: Progress) -> None:
+        if state.step == 2:
+            raise KeyboardInterrupt
+    other, right = made(model, folder), made(model, folder, backward="float32")
+    assert other != right
+    bound = Options.bound
+    monkeypatch.setattr(Options, "bound", lambda self: {k: v for k, v in bound(self).items() if k != "backward"})
+    with pytest.raises(KeyboardInterrupt):
+        model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS, backward="float32", progress=stop)
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match=r'was begun with other backward \("float32", now "bfloat16"\)'):
+        model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS)
+    model.train(folder / "d.jsonl", tmp_path / "a.gguf", **OPTIONS, backward="float32")
+    assert hashlib.sha256((tmp_path / "a.gguf").read_bytes()).hexdigest() == right[0]
+    with pytest.raises(OptionError, match="backward must be one of bfloat16, float32, found 'half'"):
+        model.train(folder / "d.jsonl", **OPTIONS, backward="half")
+    with pytest.raises(OptionError, match="backward must be one of bfloat16, float32, found 'half'"):
+        Gradients(model, random_adapter(model.config), backward="half")
 
 
 def test_memory_counts_the_pages_of_short_rows(model: Model) -> None:

@@ -113,8 +113,8 @@ def test_others_are_refused_by_name(tmp_path: Path) -> None:
 def test_what_is_bound() -> None:
     """All options but those that change nothing."""
     bound = Options().bound()
-    assert {"rank", "alpha", "targets", "layers", "dropout", "rslora", "epochs", "batch", "lr", "schedule", "warmup", "weight_decay", "clip", "optimizer",
-            "seed", "steps"} == set(bound)
+    assert {"rank", "alpha", "targets", "layers", "dropout", "rslora", "backward", "epochs", "batch", "lr", "schedule", "warmup", "weight_decay", "clip",
+            "optimizer", "seed", "steps"} == set(bound)
     assert "epochs" not in Options(steps=5).bound()
 
 

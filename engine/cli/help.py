@@ -47,7 +47,8 @@ SECTIONS = {
                                 "dry_last_n", "dry_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "logit_bias", "banned", "order", "ignore_eos"),
     "What is learned": ("valid", "show", "loss", "long"),
     "The adapter": ("rank", "alpha", "targets", "last_layers", "dropout", "rslora"),
-    "Steps": ("epochs", "steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "clip", "optimizer", "eval_every", "save_every"),
+    "Steps": ("epochs", "steps", "batch", "micro_batch", "lr", "schedule", "warmup", "weight_decay", "clip", "optimizer", "backward", "eval_every",
+              "save_every"),
     "Context, memory, speed": ("context", "context_shift", "keep", "memory", "kv", "threads", "parallel", "draft", "no_speculation"),
 }
 """Title -> options of the commands that have many, by their parameters' names."""

@@ -50,6 +50,8 @@ _COLOURED, _PLAIN = ("\x1b[30;42m", "\x1b[0m"), ("\u27e6", "\u27e7")
 @click.option("--layers", "last_layers", type=int, metavar="N", help="The last N layers only.  [default: all]")
 @click.option("--dropout", type=float, default=0.0, show_default=True, metavar="P", help="Share of a pair's inputs that each token leaves out.")
 @click.option("--rslora", is_flag=True, help="A pair counts alpha / sqrt(rank) times.")
+@click.option("--backward", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True,
+              help="What the way back through quantised matrices rounds its factors to; sums are float32.")
 @click.option("--epochs", type=int, default=1, show_default=True, metavar="N", help="How often each row is met.")
 @click.option("--steps", type=int, metavar="N", help="So many steps instead.")
 @click.option("--batch", type=int, default=8, show_default=True, metavar="N", help="Rows of a step.")

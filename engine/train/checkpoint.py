@@ -139,6 +139,9 @@ class Checkpoints:
             return None
         step, i, header, arrays = max(found, key=lambda one: one[0])
         self._next = 1 - i
+        began = header["bound"].get("options")
+        if isinstance(began, dict) and "backward" in bound.get("options", ()):
+            began.setdefault("backward", "float32")  # which it was before there was another
         if different := difference(header["bound"], json.loads(json.dumps(bound))):
             keys, values = different
             raise OptionError(f"{shown(self.output)}: was begun with other {keys[-1]} ({values}): go on as it was begun, or remove "

@@ -32,6 +32,7 @@ from .factors import Factors, Parts
 from .factors import back as back_of
 from .forward import Batch, Forward
 from .ops import Ops, rows_of
+from .options import BACKWARD
 from .philox import dropout_mask
 from .rows import Row, RowLosses
 from .store import Store, columns_of, default_keep, layers_kept
@@ -194,17 +195,21 @@ class Gradients(RowGradients):
     """Of one adapter of a model. .arrays: {"blk.0.attn_q.weight.lora_a": float32, the shape of the pair's a, …}: running sums, zero at first.
 
     dropout: of what a pair's A reads, from Philox keyed by (seed, step, matrix, the token's number in the step). threads: None: as many as the model has.
-    keep: bytes (see .keep), None: up to 900 MB of what is free.
+    keep: bytes (see .keep), None: up to 900 MB of what is free. backward: "bfloat16": where gradients go through the base's matrices, but for F32 and F16 ones,
+    both are rounded to it; "float32".
     UnsupportedError: a model with blocks that can't be trained. OptionError.
     """
 
     def __init__(self, model: Core, adapter: Adapter, *, dropout: float = 0.0, seed: int = 0, threads: int | None = None,
-                 keep: int | None = None) -> None:
+                 keep: int | None = None, backward: str = "bfloat16") -> None:
         config = model.config
         check(model)
         if not 0 <= dropout < 1:
             raise OptionError(f"dropout must be at least 0 and below 1, found {dropout:g}")
+        if backward not in BACKWARD:
+            raise OptionError(f"backward must be one of {', '.join(BACKWARD)}, found {quoted(backward)}")
         self._model, self._adapter, self._threads, self._dropout, self._seed = model, adapter, threads, dropout, seed
+        self._rounded = backward == "bfloat16"
         self._store = Store(default_keep() if keep is None else keep)
         self._name, self._taken = f"training {id(self)}", -1
         adapter.check(config)
@@ -240,7 +245,7 @@ class Gradients(RowGradients):
             batch = Batch(rows, runtime.max_batch)
             if not batch.n:
                 return RowLosses(np.zeros(0, np.float64), 0, 0)
-            ops, names = Ops(runtime, self._threads), runtime.adapters
+            ops, names = Ops(runtime, self._threads, self._rounded), runtime.adapters
             if self._taken != step or step < 0:
                 names.update(self._name)
                 self._taken = step

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ...kernels.backward import attention, chains, gates, loss, norms, weights
+from ...kernels.backward import attention, chains, gates, loss, norms, weight_pairs, weights
 from ...kernels.backward import halves as halves_of
 from ...kernels.backward.unpack import unpacker
+from ...kernels.target import HAS_BF16_DOT
 from ..architectures.blocks import Attention
 from ..architectures.spec import Matrix, Norm, round_up
 from ..run.ops.common import COLUMNS, WEIGHTS
@@ -78,11 +79,16 @@ def _words(n: int, numbers: dict[int, int], floats: dict[int, float] | None = No
     return words
 
 
-class Ops:
-    """Of one runtime. threads: how many take part, None: as many as the runtime has."""
+EXACT_FORMATS = ("F32", "F16")
+"""Whose matrices the forward pass multiplies with float32, too: their gradients are never rounded."""
 
-    def __init__(self, runtime: Runtime, threads: int | None = None) -> None:
-        self.runtime = runtime
+
+class Ops:
+    """Of one runtime. threads: how many take part, None: as many as the runtime has. rounded: whether gradients go through matrices of other formats than
+    EXACT_FORMATS with both factors rounded to bfloat16."""
+
+    def __init__(self, runtime: Runtime, threads: int | None = None, rounded: bool = False) -> None:
+        self.runtime, self.rounded = runtime, rounded
         self.threads = min(threads or runtime.team.n_threads, runtime.team.n_threads)
         self._room = np.zeros(0, np.uint8)
 
@@ -138,7 +144,10 @@ class Ops:
         """dx goes on over the matrix's rows r of dy[m, r] × W[r, c]."""
         t, descriptor = weights, self.runtime._layout.matrix(matrix)
         kind = self.runtime.gguf.tensors[matrix.tensor].format.name
-        self._run(t.through_weights.address, _words(t.WORDS, {
+        op = t.through_weights
+        if self.rounded and kind not in EXACT_FORMATS:
+            op = weight_pairs.through_weight_pairs if HAS_BF16_DOT else t.through_rounded_weights
+        self._run(op.address, _words(t.WORDS, {
             t.MULTIPLY: self._multiply, t.UNPACK: unpacker(kind).address, t.WEIGHTS: int(descriptor[WEIGHTS // 8]),
             t.MATRIX_COLUMNS: int(descriptor[COLUMNS // 8]), t.MATRIX_ROWS: matrix.rows, t.DY: dy.ctypes.data, t.LD_DY: dy.strides[0],
             t.DY_COLUMNS: dy.shape[1] // 16 * 16, t.DX: dx.ctypes.data, t.LD_DX: dx.strides[0], t.N_TOKENS: len(dy),

@@ -11,15 +11,17 @@ from .optimiser import OPTIMISERS
 from .schedule import SCHEDULES
 
 _HARMLESS = ("micro_batch", "eval_every", "save_every")
-_OF_ADAPTERS = ("rank", "alpha", "targets", "layers", "dropout", "rslora")
+_OF_ADAPTERS = ("rank", "alpha", "targets", "layers", "dropout", "rslora", "backward")
+BACKWARD = ("bfloat16", "float32")
 MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Options:
     """rank, alpha, rslora: of every pair; its product is multiplied with alpha / rank (rslora: alpha / sqrt(rank)). targets: "all-linear", or names of matrices
-    with commas (attn_q,attn_v). layers: the last so many (None: all). dropout: of what A reads. full: no adapter but all of the model's weights, to which none
-    of these apply.
+    with commas (attn_q,attn_v). layers: the last so many (None: all). dropout: of what A reads. backward: what gradients and weights are rounded to where
+    they are multiplied with each other, a name of BACKWARD; with F32 and F16 matrices always float32. full: no adapter but all of the model's weights, to
+    which none of these apply.
 
     epochs: how often every row is met; steps: so many steps instead. batch: rows of a step. micro_batch: rows computed at once (None: as many as memory and
     speed ask for); changes nothing. lr: the greatest learning rate; warmup: a share of the steps, or (from 1 on) how many. clip: greatest norm of all gradients
@@ -33,6 +35,7 @@ class Options:
     layers: int | None = None
     dropout: float = 0.0
     rslora: bool = False
+    backward: str = "bfloat16"
     epochs: int = 1
     steps: int | None = None
     batch: int = 8
@@ -60,7 +63,7 @@ class Options:
         self._number("dropout", 0.0, 1.0)
         for name in "warmup", "weight_decay", "clip":
             self._number(name, 0.0)
-        for name, allowed in ("schedule", SCHEDULES), ("optimizer", tuple(OPTIMISERS)):
+        for name, allowed in ("schedule", SCHEDULES), ("optimizer", tuple(OPTIMISERS)), ("backward", BACKWARD):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"{name} must be one of {', '.join(allowed)}, found {quoted(getattr(self, name))}")
         if not isinstance(self.targets, str) or not all(part.strip() for part in self.targets.split(",")):

@@ -139,7 +139,8 @@ class Run:
                 self.gradients, arrays = FullGradients(self.learned, threads=threads), self.learned.arrays
             else:
                 self.learned = adapter = new_adapter(model.config, options, Path(model.path).stem)
-                self.gradients, arrays = Gradients(model, adapter, dropout=options.dropout, seed=options.seed, threads=threads), weights(adapter)
+                self.gradients, arrays = Gradients(model, adapter, dropout=options.dropout, seed=options.seed, threads=threads,
+                                                   backward=options.backward), weights(adapter)
                 self._stack.callback(self.gradients.close)
             self.checkpoints = None if self.output is None else self._stack.enter_context(Checkpoints(self.output))
             self.data = open_data(model, data, reading, seen=reads)

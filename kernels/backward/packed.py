@@ -142,7 +142,7 @@ def move(source, ld_source, to, ld_to, rows, columns):
 
 
 @jit
-def _several(left):
+def several(left):
     """How many of the rows that are left go together."""
     return M if left >= M and left != 8 else 4 if left >= 4 else 2 if left >= 2 else 1
 
@@ -154,7 +154,7 @@ _wide, _wide_four, _wide_two, _wide_one = block(M, 4, STEP, WIDE), block(4, 0, 4
 def lay_out_rows(a, a_i, rows, n, packed):
     """Blocks of M rows as `multiply_panel` reads them, one after the other -> how many rows those are; the others stay where they are."""
     i = 0
-    while i < rows and _several(rows - i) == M:
+    while i < rows and several(rows - i) == M:
         pack_rows(a + i * a_i, a_i, n, packed)
         packed += STEP * n
         i += M
@@ -166,7 +166,7 @@ def multiply_panel(packed, a, a_i, panel, out, ldo, rows, n):
     """out[i, c] goes on, c < 32, over n rows of a panel of unpack.py; packed: from `lay_out_rows`, which did not take the last rows, that stand at a."""
     i = 0
     while i < rows:
-        here, ai, to = _several(rows - i), a + i * a_i, out + i * ldo
+        here, ai, to = several(rows - i), a + i * a_i, out + i * ldo
         if here == M:
             for m in range(M, 2 * M):  # what the next block begins with: rows far apart, which no hardware foresees
                 prefetch(to + m * ldo)
@@ -202,7 +202,7 @@ def multiply_packed(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                 i1 = i0 + M * GROUP
             if not narrow:
                 i, to = i0, strips
-                while i < i1 and _several(i1 - i) == M:
+                while i < i1 and several(i1 - i) == M:
                     _pack(ak + i * a_i, a_i, a_k, steps, to)
                     i += M
                     to += strip
@@ -219,7 +219,7 @@ def multiply_packed(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
                             wk += ldw
                 i, packed = i0, strips
                 while i < i1:
-                    here, ai, weights = _several(i1 - i), ak + i * a_i, panel
+                    here, ai, weights = several(i1 - i), ak + i * a_i, panel
                     for b in range(0, width, COLUMNS):
                         goal, ld, left = out + i * ldo + 4 * (n + b), ldo, width - b
                         if left < COLUMNS:

@@ -1,5 +1,8 @@
 """Gradients of a matrix's input: dX[m, c] goes on as a fma chain over the matrix's rows r = 0, 1, … of dY[m, r] × W[r, c].
 
+*Rounded*: both factors are rounded to bfloat16 before, those below 2**-55 are zero, and so is a dX below 2**-100 that a matrix goes on from; the chain is
+float32 as ever. Then the dot product of pairs (weight_pairs.py), where the CPU has one, gives the same bits in half the time.
+
     for up to 512 tokens:  for 128 rows:  copy their dY apart (a first-level cache would have them all in few sets)
                                             for each 32 columns of the thread's share:  unpack a panel of 16 KB  ──►  multiply (chains.py)
 
@@ -7,22 +10,28 @@ The threads divide the columns, so every tile is unpacked once for 512 tokens, a
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
-from ..compile_cache import compiled
-from ..deferred import intrinsic, types
+from ..bfloat16 import round_bf16, settled_sum
+from ..compile_cache import Compiled, compiled
+from ..deferred import intrinsic, jit, types
 from ..matmul import ROWS
-from ..simd import I64, load_f32x16, load_i64, pointer, store_f32x16
+from ..simd import I64, load_f32x16, load_i64, pointer, stack_vectors, store_f32x16
 from .chains import PACKED, call_multiply
-from .packed import lay_out_rows, multiply_panel
+from .packed import STEP, M, lay_out_rows, multiply_panel, pack_rows, several
 from .unpack import COLUMNS, ROW_BYTES
 
 TOKENS, PANEL_ROWS = 512, 128
 """Of what is worked on at once: dY of both fits a second-level cache, the panel a half of a first-level one (another machine may share it)."""
 _APART = 16
 _LD = 4 * (PANEL_ROWS + _APART)
-SCRATCH = PANEL_ROWS * ROW_BYTES + TOKENS * _LD + 64
-"""Bytes of each thread."""
+SCRATCH = 3 * PANEL_ROWS * ROW_BYTES // 2 + TOKENS * _LD + 64
+"""Bytes of each thread: a panel (and a half, of which weight_pairs.py makes one), dY, and what the address may be off."""
+
+_FEW = 8 * PANEL_ROWS // 16
+"""Vectors of the rows that `lay_out_rows` may leave."""
 
 MULTIPLY, UNPACK, WEIGHTS, MATRIX_COLUMNS, MATRIX_ROWS, DY, LD_DY, DX, LD_DX, N_TOKENS, ROOM, DY_COLUMNS = range(0, 96, 8)
 """DY: address of float32 [tokens], rows LD_DY bytes apart, of which DY_COLUMNS may be read. DX: what goes on, of MATRIX_COLUMNS rounded up to 32, LD_DX bytes
@@ -31,7 +40,7 @@ WORDS = 12
 
 
 @intrinsic
-def _call_unpack(typingctx, function, w, columns, tile0, tile1, first, panel):
+def call_unpack(typingctx, function, w, columns, tile0, tile1, first, panel):
     def codegen(context, builder, sig, args):
         values = [context.cast(builder, x, t, types.int64) for x, t in zip(args[1:], sig.args[1:])]
         builder.call(pointer(builder, args[0], ir.FunctionType(ir.VoidType(), [I64] * len(values))), values)
@@ -39,52 +48,109 @@ def _call_unpack(typingctx, function, w, columns, tile0, tile1, first, panel):
     return types.void(function, w, columns, tile0, tile1, first, panel), codegen
 
 
-@compiled("int64(int64, int64, int64, int64)")
-def _through_weights(tid, n_threads, team, words):
-    multiply, unpack, w = load_i64(words + MULTIPLY), load_i64(words + UNPACK), load_i64(words + WEIGHTS)
-    columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
-    ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
-    panel = load_i64(words + ROOM) + tid * SCRATCH
-    panel += -panel & 63
-    apart = panel + PANEL_ROWS * ROW_BYTES
-    blocks = (columns + COLUMNS - 1) // COLUMNS
-    first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
-    for m in range(0, tokens, TOKENS):
-        here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
-        for r in range(0, rows, PANEL_ROWS):
-            n = min(PANEL_ROWS, rows - r)
-            dy = load_i64(words + DY) + m * ldy + 4 * r
-            for i in range(here):
-                for j in range(0, 4 * min((n + 15) // 16 * 16, readable - r), 64):
-                    store_f32x16(apart + i * _LD + j, load_f32x16(dy + i * ldy + j))
-            for block in range(first, last):
-                _call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
-                call_multiply(multiply, apart, _LD, 4, panel, ROW_BYTES, dx + ROW_BYTES * block, ldx, here, COLUMNS, n)
-    return 0
+@jit
+def settle(dx, ldx, rows):
+    """What rows of 32 columns go on from, for rounded factors."""
+    for i in range(rows):
+        for c in range(0, ROW_BYTES, 64):
+            store_f32x16(dx + i * ldx + c, settled_sum(load_f32x16(dx + i * ldx + c)))
 
 
-@compiled("int64(int64, int64, int64, int64)")
-def _through_weights_packed(tid, n_threads, team, words):
+@jit
+def _round_panel(panel, n):
+    for at in range(panel, panel + n * ROW_BYTES, 64):
+        store_f32x16(at, round_bf16(load_f32x16(at)))
+
+
+def _plain(rounded: bool) -> Compiled:
+    def through_weights(tid, n_threads, team, words):
+        multiply, unpack, w = load_i64(words + MULTIPLY), load_i64(words + UNPACK), load_i64(words + WEIGHTS)
+        columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
+        ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
+        panel = load_i64(words + ROOM) + tid * SCRATCH
+        panel += -panel & 63
+        apart = panel + PANEL_ROWS * ROW_BYTES
+        blocks = (columns + COLUMNS - 1) // COLUMNS
+        first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
+        for m in range(0, tokens, TOKENS):
+            here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
+            for r in range(0, rows, PANEL_ROWS):
+                n = min(PANEL_ROWS, rows - r)
+                dy = load_i64(words + DY) + m * ldy + 4 * r
+                for i in range(here):
+                    for j in range(0, 4 * min((n + 15) // 16 * 16, readable - r), 64):
+                        v = load_f32x16(dy + i * ldy + j)
+                        if rounded:
+                            v = round_bf16(v)
+                        store_f32x16(apart + i * _LD + j, v)
+                for block in range(first, last):
+                    call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
+                    if rounded:
+                        _round_panel(panel, n)
+                        if r == 0:
+                            settle(dx + ROW_BYTES * block, ldx, here)
+                    call_multiply(multiply, apart, _LD, 4, panel, ROW_BYTES, dx + ROW_BYTES * block, ldx, here, COLUMNS, n)
+        return 0
+    return _compiled(through_weights, rounded)
+
+
+@jit
+def _round_rows(dy, ldy, rows, columns, out):
+    for i in range(rows):
+        for j in range(0, 4 * columns, 64):
+            store_f32x16(out + 4 * PANEL_ROWS * i + j, round_bf16(load_f32x16(dy + i * ldy + j)))
+
+
+@jit
+def _lay_out_rounded(dy, ldy, rows, columns, n, packed, few):
+    """What `lay_out_rows` takes, rounded -> the address from which row i of the others would stand 4 * PANEL_ROWS * i bytes apart; few: room for them."""
+    i = 0
+    while i < rows and several(rows - i) == M:
+        _round_rows(dy + i * ldy, ldy, M, columns, few)
+        pack_rows(few, 4 * PANEL_ROWS, n, packed)
+        packed += STEP * n
+        i += M
+    _round_rows(dy + i * ldy, ldy, rows - i, columns, few)
+    return few - 4 * PANEL_ROWS * i
+
+
+def _packed(rounded: bool) -> Compiled:
     """The same where packed.py multiplies: what is copied apart of dY has its order."""
-    unpack, w = load_i64(words + UNPACK), load_i64(words + WEIGHTS)
-    columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
-    ldy, ldx = load_i64(words + LD_DY), load_i64(words + LD_DX)
-    panel = load_i64(words + ROOM) + tid * SCRATCH
-    panel += -panel & 63
-    apart = panel + PANEL_ROWS * ROW_BYTES
-    blocks = (columns + COLUMNS - 1) // COLUMNS
-    first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
-    for m in range(0, tokens, TOKENS):
-        here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
-        for r in range(0, rows, PANEL_ROWS):
-            n = min(PANEL_ROWS, rows - r)
-            dy = load_i64(words + DY) + m * ldy + 4 * r
-            if first < last:
-                lay_out_rows(dy, ldy, here, n, apart)
-            for block in range(first, last):
-                _call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
-                multiply_panel(apart, dy, ldy, panel, dx + ROW_BYTES * block, ldx, here, n)
-    return 0
+    def through_weights(tid, n_threads, team, words):
+        unpack, w = load_i64(words + UNPACK), load_i64(words + WEIGHTS)
+        columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
+        ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
+        panel = load_i64(words + ROOM) + tid * SCRATCH
+        panel += -panel & 63
+        apart, few = panel + PANEL_ROWS * ROW_BYTES, stack_vectors(_FEW)
+        blocks = (columns + COLUMNS - 1) // COLUMNS
+        first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
+        for m in range(0, tokens, TOKENS):
+            here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
+            for r in range(0, rows, PANEL_ROWS):
+                n = min(PANEL_ROWS, rows - r)
+                dy, ldn = load_i64(words + DY) + m * ldy + 4 * r, ldy
+                if first < last:
+                    if rounded:
+                        dy = _lay_out_rounded(dy, ldy, here, min((n + 15) // 16 * 16, readable - r), n, apart, few)
+                        ldn = 4 * PANEL_ROWS
+                    else:
+                        lay_out_rows(dy, ldy, here, n, apart)
+                for block in range(first, last):
+                    call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
+                    if rounded:
+                        _round_panel(panel, n)
+                        if r == 0:
+                            settle(dx + ROW_BYTES * block, ldx, here)
+                    multiply_panel(apart, dy, ldn, panel, dx + ROW_BYTES * block, ldx, here, n)
+        return 0
+    return _compiled(through_weights, rounded)
 
 
-through_weights = _through_weights_packed if PACKED else _through_weights
+def _compiled(function: Callable[..., int], rounded: bool) -> Compiled:
+    function.__name__ = function.__qualname__ = "through_rounded_weights" if rounded else "through_weights"
+    return compiled("int64(int64, int64, int64, int64)")(function)
+
+
+through_weights = _packed(False) if PACKED else _plain(False)
+through_rounded_weights = _packed(True) if PACKED else _plain(True)
