@@ -3,21 +3,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
-from llamina.engine.train.ops import Ops, rows_of
+from llamina.engine.train.ops import Ops, Product, rows_of
 from llamina.kernels.backward import chains, packed, weight_pairs, weights
 from llamina.kernels.compile_cache import Compiled
 from llamina.kernels.target import HAS_BF16_DOT
+from llamina.kernels.team import Team
 from naive_kernels import fma32
 from small_models import write_small_model
 from train_cases import opened
 
+if TYPE_CHECKING:
+    from llamina.engine.run.runtime import Runtime
+
 f32 = np.float32
 SHAPES = [(1, 1, 1), (2, 16, 3), (3, 15, 64), (5, 17, 65), (6, 16, 257), (7, 16, 300), (8, 33, 70), (9, 32, 9), (16, 70, 130), (23, 16, 31),
-          (49, 40, 66), (53, 300, 7)]
-"""Rows, columns, depth: every number of rows that goes together, one group of rows and two, one panel and several, a part of a vector."""
+          (49, 40, 66), (53, 300, 7), (39, 13, 150), (16, 16, 129), (9, 150, 16), (31, 48, 49)]
+"""Rows, columns, depth: every number of rows that goes together, one group of rows and two, one panel and several, a part of a vector; few columns, few rows,
+and little depth, which are walked through in orders of their own."""
 
 
 def random(rng: np.random.Generator, n: int, columns: int) -> np.ndarray:
@@ -51,6 +58,28 @@ def test_a_product_is_chains(multiply: Compiled, order: str) -> None:
         multiply.ctypes(at.ctypes.data, a_i, a_k, w.ctypes.data, w.strides[0], out.ctypes.data, out.strides[0], rows, columns, depth)
         assert (out[:, :columns].view(np.int32) == expected.view(np.int32)).all(), (rows, columns, depth)
         assert (out[:, columns:] == beside).all(), "nothing is written past the columns"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_products_that_read_each_other(threads: int) -> None:
+    """A list that is divided by rows: a product, one that goes on with it, its scale, and one that reads it; and one by columns, of several; beside others."""
+    rng = np.random.default_rng(8)
+    with Team(3) as team:
+        ops = Ops(cast("Runtime", SimpleNamespace(team=team)), threads)
+        for n in 1, 7, 130:
+            x, w, b, more = random(rng, n, 70), random(rng, 70, 16), random(rng, 33, 16), random(rng, n, 33)
+            a, dx, out, others = random(rng, 16, 300), random(rng, n, 300), rows_of(n, 16), [random(rng, rows, 300) for rows in (16, 5)]
+            left = [random(rng, n, 16), random(rng, n, 5)]
+            by, before, first = f32(0.37), dx.copy(), [o.copy() for o in others]
+            expected = chained(more[:, :33], b[:, :16], chained(x[:, :70], w[:, :16], np.zeros((n, 16), f32))) * by
+            ops.products(
+                [[Product(x, x.strides[0], 4, w, out, n, 16, 70), Product(more, more.strides[0], 4, b, out, n, 16, 33, float(by)),
+                  Product(out, out.strides[0], 4, a, dx, n, 300, 16)]],
+                [[Product(u, 4, u.strides[0], before, o, len(o), 300, n) for u, o in zip(left, others)]])
+            assert (out[:, :16].view(np.int32) == expected.view(np.int32)).all()
+            assert (dx[:, :300] == chained(expected, a[:, :300], before[:, :300])).all()
+            for u, o, was in zip(left, others, first):
+                assert (o[:, :300] == chained(u.T[:len(o), :n], before[:, :300], was[:, :300])).all()
 
 
 @pytest.mark.parametrize("format", ["F32", "Q4_0"])

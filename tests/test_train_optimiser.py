@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from llamina.engine.train import optimiser, schedule
+from llamina.kernels.team import Team
 
 
 def arrays(seed: int, sizes: dict[str, tuple[int, ...]], scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -44,19 +45,24 @@ def test_adamw_by_plain_numbers(decay: float) -> None:
 
 def test_kernels_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of long arrays: every element and the norm, where squares are subnormal or large, moments 0 and the last few are left over, too."""
-    sizes, found = {"a": (optimiser.PIECE + 13,), "b": (3, 1000)}, []
-    for many in (1 << 60, 8):
+    sizes, found, team = {"a": (optimiser.PIECE + 13,), "b": (3, 1000), "c": (5,)}, [], Team(2)
+    for many, run in (1 << 60, None), (8, None), (8, team.run):
         monkeypatch.setattr(optimiser, "MANY", many)
         weights = arrays(1, sizes)
-        adam, norms = optimiser.make("adamw", weights, weight_decay=0.1, plain={"b"}), []
+        adam, norms = optimiser.make("adamw", weights, weight_decay=0.1, plain={"b"}, run=run), []
         for step, scale in enumerate((0.1, 1e-30, 1e18)):
             g = arrays(10 + step, sizes, scale)
             g["a"][5:20] = 0
             norms.append(optimiser.gradient_norm(g))
-            adam.step(g, 0.01, 0.3 if step == 1 else 1.0)
+            assert adam.step(g, 0.01, 0.3 if step == 1 else 1.0)
         found.append((norms, {name: array.view(np.uint32).tolist() for name, array in {**weights, **adam.moments}.items()}))
         assert math.isnan(optimiser.gradient_norm({"a": np.array([1, np.nan] * 8, np.float32)}))
-    assert found[0] == found[1]
+        for name, at, wrong in ("a", optimiser.PIECE + 3, np.inf), ("a", -1, np.nan), ("b", 2999, 1e30), ("c", 2, np.inf):  # 1e30: its square isn't finite
+            g = arrays(20, sizes)
+            g[name].flat[at] = wrong
+            assert not optimiser.make("adamw", arrays(1, sizes), run=run).step(g, 0.01), (name, wrong)
+    team.close()
+    assert found[0] == found[1] == found[2]
 
 
 def test_sgd() -> None:

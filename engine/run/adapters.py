@@ -74,6 +74,11 @@ class Loaded:
         self._digest = self.digest
         self.source.pairs = {}
 
+    def turned(self, key: str) -> np.ndarray | None:
+        """A of a pair as it is kept, float32 [tiles of 16 ranks, columns rounded up to 32, 16]; None if that is halves."""
+        a = self._parts[key][0]
+        return a if a.dtype == np.float32 else None
+
     @property
     def digest(self) -> str:
         """Of names, shapes, numbers and scales (Adapter.digest), as they were taken last."""

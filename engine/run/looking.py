@@ -203,21 +203,6 @@ class Looking(ABC):
         s[f.N_TOKENS // 8] = 0
         return out
 
-    def made_again(self, layer: int, site: str, inputs: Mapping[str, np.ndarray], out: np.ndarray) -> None:
-        """What the one open stage before a site of a layer makes of other rows in the buffers that it reads, {buffer: float32 [n, columns rounded up to 32]},
-        any number of them -> out, of the same kind. For stages that read nothing else: norms, activations."""
-        placed = next(p for p in self.program.open_layer(layer) if any(s.name == site for s in p.stage.after))
-        target, s = next(s for s in placed.stage.after if s.name == site), self._step
-        self.team.clear_abort()
-        for start in range(0, len(out), self.max_batch):
-            n = min(self.max_batch, len(out) - start)
-            s[f.N_TOKENS // 8], s[f.NOT_FINITE // 8], s[f.ADAPTERS // 8] = n, 0, self.adapters.plan([(n, ())])
-            for buffer, rows in inputs.items():
-                self.rows_at(Site(site, buffer, rows.shape[1]), n)[:] = rows[start:start + n]
-            self._run(placed, placed, 0, 1, open=True)
-            out[start:start + n, :target.columns] = self.rows_at(target, n)[:, :target.columns]
-        s[f.N_TOKENS // 8] = 0
-
     def ops_between(self, layer: int, after: str, until: str) -> list[str]:
         """The ops between two sites of a layer."""
         placed, first, last = self._between(layer, after, until)

@@ -6,11 +6,10 @@ over the ranks of their pairs, in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...kernels.backward.halves import to_halves
 from ..architectures.blocks import Attention, Mlp
 from .factors import Parts, of_tensors
 from .forward import Batch, Kept
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
     from ..architectures.spec import Addend, Norm
 
 
-class Learned(Protocol):
-    """What is trained of a tensor: its pair, or its own numbers."""
-
-    def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None: ...
+Learned = Callable[[dict[str, Parts], np.ndarray, "np.ndarray | None"], None]
+"""(tensors' matrices that read the same rows, with the gradients of what they made; these rows; the rows' gradient, to which what is trained beside adds)."""
 
 
 def own_columns(blocks: tuple[object, ...]) -> dict[str, int]:
@@ -47,10 +44,10 @@ def _nothing(norm: Norm, x: np.ndarray, dy: np.ndarray) -> None:
 
 
 class Backward:
-    """Through the layers of one micro-batch. learned: of tensors, or None; gains: called with each norm of rows, what it read and the gradient of what it made.
-    kv: the type that keys and values are kept as. store: for rows of its own."""
+    """Through the layers of one micro-batch. learned: called with what may be trained; gains: called with each norm of rows, what it read and the gradient of
+    what it made. kv: the type that keys and values are kept as. store: for rows of its own."""
 
-    def __init__(self, ops: Ops, batch: Batch, learned: Callable[[str], Learned | None], kv: str,
+    def __init__(self, ops: Ops, batch: Batch, learned: Learned | None, kv: str,
                  gains: Callable[[Norm, np.ndarray, np.ndarray], None] | None = None, store: Store | None = None) -> None:
         self._store = store or Store(0)
         self._ops, self._batch, self._learned, self._half, self._gains, self._of_heads = ops, batch, learned, kv == "f16", gains or _nothing, gains is not None
@@ -103,18 +100,20 @@ class Backward:
             return d
         assert made is not None
         self._gains(addend.norm, made, d)
-        out = self._zeros("left", *made.shape)
+        out = self._store.rows("left", *made.shape)
+        self._ops.ready([out])
         self._ops.norm_back(addend.norm, made, d, out)
         return out
 
     def _feed_forward(self, mlp: Mlp, kept: Kept, normed: np.ndarray, d: np.ndarray, dn: np.ndarray | None) -> np.ndarray:
         """-> the gradient of the normed rows; dn goes on if it is given."""
         made, gate = self._left(mlp.leaves, kept.get("hook_mlp_out"), d), kept["mlp.hook_pre"]
-        dact = self._zeros("dact", len(d), mlp.width)
+        dact, fresh = self._store.rows("dact", len(d), mlp.width), dn is None
+        dn = self._store.rows("dn", len(d), mlp.dim) if dn is None else dn
+        self._ops.ready([dact, dn] if fresh else [dact])
         self._matrices([(mlp.down, made)], kept["mlp.hook_post"], dact)
         up = kept["mlp.hook_pre_linear"] if mlp.gate else None
         self._ops.gate_back(mlp.activation, gate, up, dact)
-        dn = self._zeros("dn", len(d), mlp.dim) if dn is None else dn
         parts: Parts = [(mlp.gate, gate), (mlp.up, up)] if mlp.gate and up is not None else [(mlp.up, gate)]
         self._matrices(parts, normed, dn)
         return dn
@@ -124,25 +123,18 @@ class Backward:
         assert a.k and a.v
         n, ops, batch = len(d), self._ops, self._batch
         made = self._left(a.leaves, kept.get("hook_attn_out"), d)
-        dz = self._zeros("dz", n, a.heads * a.value_dim)
+        q, k, v = kept["attn.hook_rot_q"], kept["attn.hook_rot_k"], kept["attn.hook_v"]
+        dz, dn = self._store.rows("dz", n, a.heads * a.value_dim), self._store.rows("dn", n, a.dim)
+        dq, dk, dv = (self._store.rows(name, *rows.shape) for name, rows in (("dq", q), ("dk", k), ("dv", v)))
+        ops.ready([dz, dn, dq, dk, dv], [k, v] if self._half else [])
         self._matrices([(a.output, made)], kept["attn.hook_z"], dz)
-        k, v = kept["attn.hook_rot_k"], kept["attn.hook_v"]
-        if self._half:
-            for rows in k, v:
-                to_halves.ctypes(rows.ctypes.data, rows.size)
-        q = kept["attn.hook_rot_q"]
-        dq, dk, dv = (self._zeros(name, *rows.shape) for name, rows in (("dq", q), ("dk", k), ("dv", v)))
         ops.attention_back(a, batch.items, q, k, v, kept["attn.hook_z"], dz, dq, dk, dv)
         for query, name, dx in (True, "attn.hook_q", dq), (False, "attn.hook_k", dk):
             if self._of_heads and a.qk_norm:
                 self._head_gains(a, query, kept[name], dx)
             ops.heads_back(a, query, kept.get(name), dx, batch.positions)
-        dn = self._zeros("dn", n, a.dim)
         self._matrices([(a.q, dq), (a.k, dk), (a.v, dv)], kept["ln1.hook_normalized"], dn if below else None)
         return dn
-
-    def _zeros(self, name: str, n: int, columns: int) -> np.ndarray:
-        return self._store.rows(name, n, columns, zeros=True)
 
     def _head_gains(self, a: Attention, query: bool, x: np.ndarray, d: np.ndarray) -> None:
         """Of the norm of a layer's queries or keys: x, the projection's rows; d, the gradient of what attention reads."""
@@ -163,6 +155,5 @@ class Backward:
         if dx is not None:
             for matrix, dy in parts:
                 self._ops.through_weights(matrix, dy, dx)
-        for tensor, its in of_tensors(parts).items():
-            if learned := self._learned(tensor):
-                learned.backward(x, its, dx)
+        if self._learned:
+            self._learned(of_tensors(parts), x, dx)

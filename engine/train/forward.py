@@ -17,7 +17,7 @@ import numpy as np
 from ..architectures.blocks import Attention, Mlp
 from ..run.feed import Feed, Keep, Part
 from .factors import Factors, FactorsOf
-from .ops import padded
+from .ops import Ops, padded
 from .store import Store, columns_of, read_back
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Forward:
 
     def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int, store: Store | None = None) -> None:
         self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
-        self._store, self._layers = store or Store(0), dict[int, Kept]()
+        self._store, self._layers, self._ops = store or Store(0), dict[int, Kept](), Ops(runtime)
         self.streams: dict[int, np.ndarray] = {}
         """By layer (n_layers: the end), from first_layer on: the stream before it."""
         self._texts: list[Text] = []
@@ -124,13 +124,21 @@ class Forward:
 
     def _completed(self, layer: int, kept: Kept) -> Kept:
         """With what one stage makes of what was kept."""
-        stream = self.streams[layer]
-        inputs = {"ln1.hook_normalized": {"x": stream}, "ln2.hook_normalized": {"x": kept.get("hook_resid_mid", stream)},
-                  "mlp.hook_post": {"gate": kept["mlp.hook_pre"], **({"up": kept["mlp.hook_pre_linear"]} if "mlp.hook_pre_linear" in kept else {})}}
+        stream, (attention, mlp) = self.streams[layer], self._runtime.config.layers[layer]
+        assert isinstance(attention, Attention) and isinstance(mlp, Mlp)
+        norms = {"ln1.hook_normalized": (attention.norm, stream), "ln2.hook_normalized": (mlp.norm, kept.get("hook_resid_mid", stream))}
         for name, columns in columns_of(self._runtime, layer).items():
-            if name not in kept:
-                kept[name] = self._store.rows(name, self.batch.n, columns)
-                self._runtime.made_again(layer, f"blocks.{layer}.{name}", inputs[name], kept[name])
+            if name in kept:
+                continue
+            norm, rows = norms.get(name, (None, kept["mlp.hook_pre"]))
+            if name in norms and norm is None:
+                kept[name] = rows
+                continue
+            kept[name] = self._store.rows(name, self.batch.n, columns)
+            if norm is None:
+                self._ops.activated(mlp.activation, rows, kept.get("mlp.hook_pre_linear"), kept[name])
+            else:
+                self._ops.normed(norm, rows, kept[name])
         return kept
 
     def _second(self, layer: int) -> Kept:

@@ -19,7 +19,7 @@ from .backward import Backward
 from .factors import Parts
 from .forward import Batch, Forward
 from .gradients import RowGradients, check_row, ends, memory_of
-from .ops import Ops, rows_of
+from .ops import Ops, Product, rows_of
 from .rows import Row, RowLosses
 from .store import Store, default_keep
 
@@ -36,11 +36,15 @@ class Sums:
     def __init__(self, ops: Ops, arrays: dict[str, np.ndarray]) -> None:
         self._ops, self._arrays = ops, arrays
 
-    def backward(self, x: np.ndarray, parts: Parts, dx: np.ndarray | None) -> None:
-        """Matrices of one tensor that read x, and the gradients of what they made. What goes on to dx is not its matter."""
+    def of_tensors(self, tensors: dict[str, Parts], x: np.ndarray, dx: np.ndarray | None) -> None:
+        """What a way back calls (Learned)."""
+        self.backward(x, [part for parts in tensors.values() for part in parts])
+
+    def backward(self, x: np.ndarray, parts: Parts) -> None:
+        """Matrices that read x, and the gradients of what they made."""
+        self._ops.products([[Product(dy, 4, dy.strides[0], x, self._arrays[matrix.tensor][matrix.first:matrix.first + matrix.rows], matrix.rows,
+                                     matrix.columns, len(x))] for matrix, dy in parts], [])
         for matrix, dy in parts:
-            out = self._arrays[matrix.tensor][matrix.first:matrix.first + matrix.rows]
-            self._ops.product(dy, 4, dy.strides[0], x, out, matrix.rows, matrix.columns, len(x))
             if matrix.bias:
                 self._ops.sums(dy, self._arrays[matrix.bias][matrix.first:matrix.first + matrix.rows])
 
@@ -112,7 +116,7 @@ class FullGradients(RowGradients):
                 found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(config.n_layers), divisor, sums)
                 if divisor == 0:
                     return found
-                back = Backward(ops, batch, lambda tensor: sums, runtime.kv_name, sums.norm, self._store)
+                back = Backward(ops, batch, sums.of_tensors, runtime.kv_name, sums.norm, self._store)
                 for layer in range(config.n_layers - 1, -1, -1):
                     back.layer(config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, True)
             ids = np.concatenate(batch.ids)

@@ -28,7 +28,8 @@ from ..errors import NumericError, OptionError, UnsupportedError, quoted
 from ..run.kv_cache import PAGE
 from ..sampling.arithmetic import log
 from .backward import Backward, own_columns
-from .factors import Factors
+from .factors import Factors, Parts
+from .factors import back as back_of
 from .forward import Batch, Forward
 from .ops import Ops, rows_of
 from .options import BACKWARD
@@ -86,7 +87,7 @@ def ends(path: str, ops: Ops, batch: Batch, store: Store, stream: np.ndarray, di
             dn, dx = rows_of(*x.shape), rows_of(*x.shape)
             ops.through_weights(output.matrix, logits, dn)
             if sums:
-                sums.backward(normed, [(output.matrix, logits)], None)
+                sums.backward(normed, [(output.matrix, logits)])
                 sums.norm(output.norm, x, dn)
             ops.norm_back(output.norm, x, dn, dx)
             d[places] = dx
@@ -144,6 +145,7 @@ class RowGradients(ABC):
     _model: Core
     _store: Store
     _first_layer: int
+    _threads: int | None
 
     def accumulate(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
         """Add the gradients of the rows' mean loss to `arrays` -> what the model thought of their targets. divisor: targets of the whole optimiser step.
@@ -155,6 +157,11 @@ class RowGradients(ABC):
     def losses(self, rows: Sequence[Row]) -> RowLosses:
         """What the model, with the numbers as they are now, thinks of the rows' targets, by the same arithmetic, without dropout."""
         return self._go(rows, 0.0, -1)
+
+    def run(self, entry: int, args: int) -> int:
+        """Compiled work on the threads that this has (Team.run)."""
+        with self._model.scheduler.alone() as runtime:
+            return int(runtime.team.run(entry, args, self._threads))
 
     @abstractmethod
     def _go(self, rows: Sequence[Row], divisor: float, step: int) -> RowLosses:
@@ -242,7 +249,7 @@ class Gradients(RowGradients):
             if self._taken != step or step < 0:
                 names.update(self._name)
                 self._taken = step
-            drops = self._dropout > 0 and divisor != 0
+            drops, taken = self._dropout > 0 and divisor != 0, names.by_name[self._name]
             use = () if drops else names.chosen({self._name: 1.0})
 
             def factors(tensor: str) -> Factors | None:
@@ -250,13 +257,16 @@ class Gradients(RowGradients):
                 if pair is None:
                     return None
                 mask = partial(self._mask, batch, step, tensor, pair.a.shape[1]) if drops else None
-                return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask)
+                return Factors(ops, pair, self.arrays[f"{tensor}.lora_a"], self.arrays[f"{tensor}.lora_b"], mask, taken.turned(tensor))
+
+            def learned(tensors: dict[str, Parts], x: np.ndarray, dx: np.ndarray | None) -> None:
+                back_of(ops, [(found, parts) for tensor, parts in tensors.items() if (found := factors(tensor))], x, dx)
             with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:
                     return found
-                back = Backward(ops, batch, factors, runtime.kv_name, store=self._store)
+                back = Backward(ops, batch, learned, runtime.kv_name, store=self._store)
                 for layer in range(runtime.config.n_layers - 1, self._first_layer - 1, -1):
                     back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, layer > self._first_layer)
         return found

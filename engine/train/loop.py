@@ -45,6 +45,9 @@ class Gradient(Protocol):
 
     def losses(self, rows: Sequence[Row]) -> RowLosses: ...
 
+    def run(self, entry: int, args: int) -> int:
+        """Compiled work on the threads that it has (Team.run)."""
+
 
 @dataclass
 class Progress:
@@ -79,7 +82,8 @@ class Loop:
         self.gradients, self.weights, self.valid, self.options = gradients, weights, valid, options
         self.order = Order(data, options)
         self.steps = self.order.steps
-        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay, plain={name for name, w in weights.items() if w.ndim < 2})
+        self.optimiser = make(options.optimizer, weights, weight_decay=options.weight_decay, plain={name for name, w in weights.items() if w.ndim < 2},
+                              run=gradients.run)
         self.history: list[dict[str, Any]] = []
         self._bound, self._checkpoints, self._seen = dict(bound or {}), checkpoints, seen
         self._most_tokens, self._most_pages = most_tokens, most_pages
@@ -152,7 +156,7 @@ class Loop:
         """Seconds that a step takes beside its tokens, for norm and optimiser: of some weights, as many times as there are more."""
         total = sum(w.size for w in self.weights.values())
         some = {"w": np.full(min(total, _SOME), 0.1, np.float32)}
-        optimiser, seconds = make(self.options.optimizer, some, weight_decay=self.options.weight_decay), 0.0
+        optimiser, seconds = make(self.options.optimizer, some, weight_decay=self.options.weight_decay, run=self.gradients.run), 0.0
         for _ in range(2):
             start = time.perf_counter()
             optimiser.step(some, 1e-3, clip_factor(gradient_norm(some), 1e-3))

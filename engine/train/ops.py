@@ -5,12 +5,16 @@ elements, never sums, so their number never shows.
 """
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ...kernels.backward import attention, chains, gates, loss, norms, weight_pairs, weights
+from ...kernels.backward import halves as halves_of
 from ...kernels.backward.attention_tasks import divided
 from ...kernels.backward.unpack import unpacker
 from ...kernels.target import HAS_BF16_DOT
@@ -22,8 +26,22 @@ from ..run.rope import query_scales
 if TYPE_CHECKING:
     from ..run.runtime import Runtime
 
-Product = tuple[np.ndarray, int, int, np.ndarray, np.ndarray, int, int, int]
-"""What `Ops.product` takes."""
+
+class Product(NamedTuple):
+    """out[i, n] goes on over k of a[i, k] × w[k, n], and is multiplied with `scale` then. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows
+    contiguous; rows of w can be read up to a whole number of 16 columns."""
+
+    a: np.ndarray
+    a_i: int
+    a_k: int
+    w: np.ndarray
+    out: np.ndarray
+    rows: int
+    columns: int
+    depth: int
+    scale: float = 1.0
+
+
 SPARE = 32
 """Numbers behind the last row that vectors may read."""
 
@@ -46,6 +64,11 @@ def padded(rows: np.ndarray) -> np.ndarray:
     out = rows_of(*rows.shape)
     out[:, :rows.shape[1]] = rows
     return out
+
+
+def _bits(number: float) -> int:
+    """Of a float32."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
 
 def _words(n: int, numbers: dict[int, int], floats: dict[int, float] | None = None) -> np.ndarray:
@@ -84,22 +107,34 @@ class Ops:
         return self._room.ctypes.data + -self._room.ctypes.data % 64
 
     def product(self, a: np.ndarray, a_i: int, a_k: int, w: np.ndarray, out: np.ndarray, rows: int, columns: int, depth: int) -> None:
-        """out[i, n] goes on over k of a[i, k] × w[k, n]. a_i, a_k: bytes between a's elements; w, out: two-dimensional, rows contiguous; rows of w can be read
-        up to a whole number of 32 columns."""
-        self.products([(a, a_i, a_k, w, out, rows, columns, depth)])
+        """One Product."""
+        one = [Product(a, a_i, a_k, w, out, rows, columns, depth)]
+        if rows >= 48:
+            self.products([one], [])
+        else:
+            self.products([], [one])
 
-    def products(self, several: list[Product]) -> None:
-        """Arguments of `product`, of some none of which reads or goes on with what another makes."""
-        c, many = chains, [p for p in several if p[5] and p[6] and p[7]]
-        words = np.zeros(1 + c.WORDS * len(many), np.int64)
-        words[0], each = len(many), words[1:].reshape(-1, c.WORDS)
-        for one, (a, a_i, a_k, w, out, rows, columns, depth) in zip(each, many):
-            one[:] = (self._multiply, a.ctypes.data, a_i, a_k, w.ctypes.data, w.strides[0], out.ctypes.data, out.strides[0], rows, columns, depth)
-        if c.PACKED and many:
-            self._run(c.products.address, words)
-        elif not c.PACKED:
-            for one in each:
-                self._run(c.product.address, one)
+    def products(self, by_rows: Iterable[list[Product]], by_columns: Iterable[list[Product]]) -> None:
+        """Products that are divided by rows, or by columns, of which all of one list have as many. One may go on with what those before it in its list made, or
+        (by rows) read it as `a`; nothing else that is made here is read here."""
+        c, several = chains, 2 * self.threads
+        words: list[tuple[int, ...]] = []
+        for rows, lists in (False, by_columns), (True, by_rows):
+            step, most = (6 if c.PACKED else 8, 96) if rows else (16, 128)
+            for products in lists:
+                whole, together = products[0].rows if rows else products[0].columns, len(products)
+                piece = min(48 if rows and together > 1 and not c.PACKED else most, (whole // several // step + 1) * step)
+                for p in products:
+                    assert whole == (p.rows if rows else p.columns)
+                    words.append((self._multiply, p.a.ctypes.data, p.a_i, p.a_k, p.w.ctypes.data, p.w.strides[0], p.out.ctypes.data, p.out.strides[0],
+                                  p.rows, p.columns, p.depth, _bits(p.scale), together, rows, piece))
+        if words:
+            self._run(c.products.address, np.array([len(words), *chain.from_iterable(words)], np.int64))
+
+    def ready(self, zeros: Sequence[np.ndarray], halves: Sequence[np.ndarray] = ()) -> None:
+        """Rows, contiguous, whose numbers become zeros, and those that are rounded to halves."""
+        words = [(rows.ctypes.data, rows.size, which) for some, which in ((zeros, 1), (halves, 0)) for rows in some]
+        self._run(halves_of.ready.address, np.array([len(words), *chain.from_iterable(words)], np.int64))
 
     def sums(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out[c] goes on over i of rows[i, c], one chain of additions. out: float32 [columns]."""
@@ -125,6 +160,19 @@ class Ops:
         self._run(n.norm_back.address, _words(n.WORDS, {
             n.X: x.ctypes.data, n.GAIN: self.runtime._layout.gain(norm), n.LAYER_NORM: norm.kind == "layer", n.DIM: norm.dim, n.LD: x.shape[1],
             n.DY: dy.ctypes.data, n.DX: dx.ctypes.data, n.N_TOKENS: len(x)}, {n.EPS: norm.eps}))
+
+    def normed(self, norm: Norm, x: np.ndarray, out: np.ndarray) -> None:
+        """Rows after a norm, as in the forward pass; both [tokens, ld] of one width."""
+        n, layout = norms, self.runtime._layout
+        self._run(n.norm_again.address, _words(n.WORDS, {
+            n.AGAIN_X: x.ctypes.data, n.AGAIN_GAIN: layout.gain(norm), n.AGAIN_BIAS: layout.bias(norm), n.AGAIN_LAYER_NORM: norm.kind == "layer",
+            n.AGAIN_DIM: norm.dim, n.AGAIN_LD: x.shape[1], n.AGAIN_OUT: out.ctypes.data, n.AGAIN_TOKENS: len(x)}, {n.AGAIN_EPS: norm.eps}))
+
+    def activated(self, activation: str, gate: np.ndarray, up: np.ndarray | None, out: np.ndarray) -> None:
+        """act(gate) × up, or act(gate), as in the forward pass."""
+        g = gates
+        self._run(g.gate_again(activation).address, _words(g.WORDS, {
+            g.GATE: gate.ctypes.data, g.UP: up.ctypes.data if up is not None else 0, g.LD: gate.shape[1], g.N_TOKENS: len(gate), g.OUT: out.ctypes.data}))
 
     def heads_back(self, a: Attention, query: bool, before: np.ndarray | None, d: np.ndarray, positions: np.ndarray, normed: bool = True) -> None:
         """d, gradients of a layer's queries (or keys) as attention reads them, become those of the projection's rows, which are `before` if there are norms.

@@ -9,18 +9,25 @@ step of Adam is PyTorch's: decay first, then the bias-corrected moments.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...kernels.backward import adam
 from ...kernels.float_env import in_default_floats
+from ...kernels.team import Team
 
-MANY = 1 << 13
+MANY = 64
 """Numbers of an array from which on a kernel does the same operations (kernels/backward/adam.py)."""
 PIECE = 1 << 15  # elements at once: what is between two operations stays in the second-level cache
 Arrays = Mapping[str, np.ndarray]
+Run = Callable[[int, int], int]
+"""(entry, address of its words) -> its status: as Team.run."""
+
+
+Many = tuple[np.ndarray, np.ndarray, list[np.ndarray], dict[str, float]]
+"""Weights, gradients, moments, numbers."""
 
 
 def power(x: float, n: int) -> float:
@@ -61,14 +68,16 @@ def clip_factor(norm: float, most: float) -> float:
 
 class Optimiser(ABC):
     """weights: float32 arrays that `step` changes in place; those named in `plain` don't decay. moments: what it remembers of them, by name, for
-    checkpoints."""
+    checkpoints. run: on which threads kernels run; None: on this one."""
 
     name = ""
     kept: tuple[str, ...] = ()
     """Moments of each weight."""
+    compiled = False
 
-    def __init__(self, weights: Arrays, weight_decay: float = 0.0, plain: Collection[str] = ()) -> None:
+    def __init__(self, weights: Arrays, weight_decay: float = 0.0, plain: Collection[str] = (), run: Run | None = None) -> None:
         self.weights, self.weight_decay, self.plain, self.steps = weights, weight_decay, plain, 0
+        self._run = run or Team(1).run
         self.moments: dict[str, np.ndarray] = {f"{name}.{kind}": np.zeros_like(w) for name, w in weights.items() for kind in self.kept}
 
     @in_default_floats
@@ -77,24 +86,28 @@ class Optimiser(ABC):
         """One step down. gradients: as weights; factor: they are multiplied with it first. -> Whether weights and moments are all finite after it."""
         self.steps += 1
         finite = True
+        numbers = {plain: self._numbers(rate, 0.0 if plain else self.weight_decay) for plain in (False, True)}
+        many: list[Many] = []
         for name in sorted(self.weights):
-            numbers = self._numbers(rate, 0.0 if name in self.plain else self.weight_decay)
+            n = numbers[name in self.plain]
             w, g = self.weights[name].reshape(-1), gradients[name].reshape(-1)  # contiguous: views
             moments = [self.moments[f"{name}.{kind}"].reshape(-1) for kind in self.kept]
-            done = self._many(w, g, moments, numbers, factor) if len(w) >= MANY and g.dtype == np.float32 else 0
+            done = len(w) // 8 * 8 if self.compiled and len(w) >= MANY and g.dtype == np.float32 else 0
+            if done:
+                many.append((w[:done], g, moments, n))
             for start in range(done, len(w), PIECE):
                 piece = slice(start, start + PIECE)
                 gradient = g[piece].astype(np.float64)
                 if factor != 1.0:
                     gradient *= factor
-                self._piece(w[piece], gradient, [m[piece] for m in moments], numbers)
-            for start in range(0, len(w), PIECE):
-                finite = finite and all(bool(np.isfinite(x[start:start + PIECE]).all()) for x in (w, *moments))
-        return finite
+                self._piece(w[piece], gradient, [m[piece] for m in moments], n)
+                finite = finite and all(bool(np.isfinite(x[piece]).all()) for x in (w, *moments))
+        return self._many(many, factor) and finite
 
-    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
-        """As _piece on the beginning of long arrays -> how many numbers that was."""
-        return 0
+    def _many(self, arrays: list[Many], factor: float) -> bool:
+        """As _piece, if it is compiled -> whether weights and moments are all finite after it."""
+        assert not arrays
+        return True
 
     @abstractmethod
     def _numbers(self, rate: float, decay: float) -> dict[str, float]:
@@ -108,7 +121,7 @@ class Optimiser(ABC):
 class AdamW(Optimiser):
     """w = w (1 - rate decay) - (rate / c1) m / (sqrt(v) / sqrt(c2) + eps), m and v the moments after they have taken the gradient in."""
 
-    name, kept = "adamw", ("m", "v")
+    name, kept, compiled = "adamw", ("m", "v"), True
     BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
     def _numbers(self, rate: float, decay: float) -> dict[str, float]:
@@ -125,11 +138,14 @@ class AdamW(Optimiser):
         new -= (m * n["size"]) / (np.sqrt(v) / n["root"] + self.EPS)
         m32[:], v32[:], w[:] = m, v, new
 
-    def _many(self, w: np.ndarray, g: np.ndarray, moments: list[np.ndarray], n: dict[str, float], factor: float) -> int:
-        (m, v), whole = moments, len(w) // 8 * 8
-        numbers = np.array([factor, n["keep"], n["size"], n["root"], self.BETA1, 1.0 - self.BETA1, self.BETA2, 1.0 - self.BETA2, self.EPS])
-        adam.adamw.ctypes(w.ctypes.data, g.ctypes.data, m.ctypes.data, v.ctypes.data, whole, numbers.ctypes.data)
-        return whole
+    def _many(self, arrays: list[Many], factor: float) -> bool:
+        if not arrays:
+            return True
+        rest = self.BETA1, 1.0 - self.BETA1, self.BETA2, 1.0 - self.BETA2, self.EPS
+        numbers = np.array([(factor, n["keep"], n["size"], n["root"], *rest) for *_, n in arrays])
+        words = np.array([len(arrays), *(word for (w, g, (m, v), _), own in zip(arrays, numbers) for word in (
+            w.ctypes.data, g.ctypes.data, m.ctypes.data, v.ctypes.data, len(w), own.ctypes.data))], np.int64)
+        return self._run(adam.adamw.address, words.ctypes.data) == 0
 
 
 class SGD(Optimiser):

@@ -83,14 +83,14 @@ class Store:
         self._named: dict[str, np.ndarray] = {}
         self._layers = np.zeros(0, np.float32)
 
-    def rows(self, name: str, n: int, columns: int, zeros: bool = False) -> np.ndarray:
-        """float32 [n, columns rounded up to 32], as `ops.rows_of` lays them out, but with anything in their columns unless `zeros`: until they are asked for by
-        this name again."""
+    def rows(self, name: str, n: int, columns: int) -> np.ndarray:
+        """float32 [n, columns rounded up to 32], as `ops.rows_of` lays them out, but with anything in their columns: until they are asked for by this name
+        again."""
         size = n * round_up(columns) + SPARE
         if name not in self._named or len(self._named[name]) < size:
             self._named.pop(name, None)  # before the larger one comes
             self._named[name] = flat_rows(size)
-        return _laid_out(self._named[name], n, columns, zeros)
+        return _laid_out(self._named[name], n, columns)
 
     def layers(self, runtime: Runtime, tokens: int, first_layer: int) -> dict[int, dict[str, np.ndarray]]:
         """Rows for the sites of the layers that are kept, as `rows` gives them: until the next call."""
@@ -103,17 +103,15 @@ class Store:
         for layer, columns in wanted.items():
             found[layer] = {}
             for name, n in columns.items():
-                found[layer][name] = _laid_out(self._layers[at:], tokens, n, False)
+                found[layer][name] = _laid_out(self._layers[at:], tokens, n)
                 at += tokens * round_up(n) + SPARE
         return found
 
 
-def _laid_out(flat: np.ndarray, n: int, columns: int, zeros: bool) -> np.ndarray:
+def _laid_out(flat: np.ndarray, n: int, columns: int) -> np.ndarray:
     ld = round_up(columns)
     rows = flat[:n * ld].reshape(n, ld)
     flat[n * ld:n * ld + SPARE] = 0
-    if zeros:
-        rows.fill(0)
-    elif ld != columns:
+    if ld != columns:
         rows[:, columns:] = 0
     return rows

@@ -52,7 +52,7 @@ def token_gradients(model: Core, ids: Sequence[int], target: int | None = None) 
             forward.run()
             x = forward.streams[0].copy()
             said, d = ends(str(model.path), ops, batch, Store(0), forward.streams.pop(n_layers), 1.0)
-            back = Backward(ops, batch, lambda tensor: None, runtime.kv_name)
+            back = Backward(ops, batch, None, runtime.kv_name)
             for layer in range(n_layers - 1, -1, -1):
                 back.layer(runtime.config.layers[layer], forward.again(layer), forward.streams.pop(layer), d, True)
     dim = runtime.config.dim

@@ -9,6 +9,7 @@ registers hold, and chunks of k, whose rows of w stay in a first-level cache, ne
 """
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 
 from ..compile_cache import compiled
@@ -17,36 +18,41 @@ from ..simd import (
     I64,
     fma,
     get_f32,
+    load_f32,
     load_f32x16,
     load_i64,
     pointer,
     prefetch,
+    prefetch_l2,
     put_f32,
     splat_f32,
     splat_load_f32,
     stack_vectors,
+    store_f32,
     store_f32x16,
 )
 from ..target import TARGET
 from ..team_state import next_tile
 from .packed import move, multiply_packed
 
-M, C = (8, 2) if TARGET in ("avx512vnni", "avx512") else (4, 1)
-"""Rows and vectors of columns whose chains the registers hold."""
+M, C, TALL = (8, 2, 16) if TARGET in ("avx512vnni", "avx512") else (4, 1, 4)
+"""Rows and vectors of columns whose chains the registers hold; rows of a single vector."""
 PACKED = TARGET in ("avx2", "avxvnni")
 """Whether packed.py multiplies."""
-CHUNK = 256
-"""Rows of w that go through together."""
+CHUNK, NARROW, SHALLOW = 256, 128, 48
+"""Rows of w that go through together; where of each row of w or a only 64 bytes are read; most of those that all go through together."""
 COLUMNS = 16 * C
 
-MULTIPLY, A, A_I, A_K, W, LD_W, OUT, LD_OUT, ROWS, N, K = range(0, 88, 8)
-"""Words of a product. A_I, A_K: bytes from a's element to the next i, and k. LD_W, LD_OUT: bytes from a row to the next."""
-WORDS = 11
+MULTIPLY, A, A_I, A_K, W, LD_W, OUT, LD_OUT, ROWS, N, K, SCALE, TOGETHER, BY_ROWS, PIECE = range(0, 120, 8)
+"""Words of a product. A_I, A_K: bytes from a's element to the next i, and k. LD_W, LD_OUT: bytes from a row to the next. SCALE: float32 that what has come out
+is multiplied with; 1: not. TOGETHER: see `products`; BY_ROWS, PIECE: how they are divided, and how many rows (or columns) a piece has."""
+WORDS = 15
 
 
-def _block(rows: int, C: int):
-    """`rows` × C vectors of chains go on for n steps."""
-    together = rows * C
+def _block(rows: int, C: int, ahead: str = ""):
+    """`rows` × C vectors of chains go on for n steps. ahead: what is fetched meanwhile of what comes next, far apart as its parts lie: "rows", a's next ones;
+    "a", its next 16 columns; "w", its next columns; else the next rows of out."""
+    together, of_rows, of_a, of_w = rows * C, ahead == "rows", ahead == "a", ahead == "w"
 
     @jit
     def block(a, a_i, a_k, w, ldw, out, ldo, n):
@@ -54,10 +60,30 @@ def _block(rows: int, C: int):
         for m in range(rows):
             for c in range(C):
                 put_f32(acc, m * C + c, load_f32x16(out + m * ldo + 64 * c))
-        for m in range(rows):  # what the next block begins with: rows far apart, which no hardware foresees
-            for c in range(C):
-                prefetch(out + (rows + m) * ldo + 64 * c)
+        if not (of_rows or of_a or of_w):
+            for m in range(rows):
+                for c in range(C):
+                    prefetch(out + (rows + m) * ldo + 64 * c)
+        if of_rows:
+            coming = a + rows * a_i
+            for _ in range(n // 16):
+                line = coming
+                for _ in range(16):
+                    prefetch_l2(line)
+                    for m in range(rows):
+                        x = splat_load_f32(a + m * a_i)
+                        for c in range(C):
+                            put_f32(acc, m * C + c, fma(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
+                    a += a_k
+                    w += ldw
+                    line += a_i
+                coming += 64
+            n %= 16
         for _ in range(n):
+            if of_a:
+                prefetch(a + 64)
+            if of_w:
+                prefetch(w + 64 * C)
             for m in range(rows):
                 x = splat_load_f32(a + m * a_i)
                 for c in range(C):
@@ -70,36 +96,93 @@ def _block(rows: int, C: int):
     return block
 
 
-_many, _one, _narrow = _block(M, C), _block(1, C), _block(M, 1)
+_many, _four, _two, _one = (_block(m, C) for m in (M, 4, 2, 1))
+_narrow, _narrow_four, _narrow_two, _narrow_one = (_block(m, 1) for m in (M, 4, 2, 1))
+_tall, _tall_rows, _tall_a, _tall_w = (_block(TALL, 1, ahead) for ahead in ("", "rows", "a", "w"))
+
+
+@jit
+def _several(left, width):
+    """How many of the rows that are left go together."""
+    if width <= 16 and left >= TALL:
+        return TALL
+    return M if left >= M else 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@jit
+def _blocks(a, a_i, a_k, w, ldw, out, ldo, rows, columns, steps, edge):
+    """All rows of up to COLUMNS columns, for some steps."""
+    i = 0
+    while i < rows:
+        here, ai, goal = _several(rows - i, columns), a + i * a_i, out + i * ldo
+        to, ld = goal, ldo
+        if columns % 16:
+            to, ld = edge, 4 * COLUMNS
+            move(goal, ldo, edge, ld, here, columns)
+        if columns <= 16:
+            if here == TALL:
+                if a_i == 4:
+                    _tall_a(ai, a_i, a_k, w, ldw, to, ld, steps)
+                elif a_k == 4:
+                    _tall_rows(ai, a_i, a_k, w, ldw, to, ld, steps)
+                else:
+                    _tall(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == M:
+                _narrow(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == 4:
+                _narrow_four(ai, a_i, a_k, w, ldw, to, ld, steps)
+            elif here == 2:
+                _narrow_two(ai, a_i, a_k, w, ldw, to, ld, steps)
+            else:
+                _narrow_one(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == M:
+            _many(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == 4:
+            _four(ai, a_i, a_k, w, ldw, to, ld, steps)
+        elif here == 2:
+            _two(ai, a_i, a_k, w, ldw, to, ld, steps)
+        else:
+            _one(ai, a_i, a_k, w, ldw, to, ld, steps)
+        if columns % 16:
+            move(edge, ld, goal, ldo, here, columns)
+        i += here
 
 
 @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def _multiply(a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth):
-    """Strides in bytes. Rows of w are read up to a whole number of COLUMNS."""
-    edge = stack_vectors(16)
-    for i in range(16):
+    """Strides in bytes. Rows of w are read up to a whole number of 16 columns."""
+    edge = stack_vectors(32)
+    for i in range(32):
         put_f32(edge, i, splat_f32(0.0))
-    for k in range(0, depth, CHUNK):
-        steps, ak, wk = min(CHUNK, depth - k), a + k * a_k, w + k * ldw
-        for n in range(0, columns, COLUMNS):
-            width, i = min(COLUMNS, columns - n), 0
-            while i < rows:
-                many = i + M <= rows
-                if many and width == 16:  # as wide as most pairs' rank
-                    _narrow(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, out + i * ldo + 4 * n, ldo, steps)
-                    i += M
-                    continue
-                to, ld = out + i * ldo + 4 * n, ldo
-                if width < COLUMNS:
-                    to, ld = edge, 4 * COLUMNS
-                    move(out + i * ldo + 4 * n, ldo, edge, ld, M if many else 1, width)
-                if many:
-                    _many(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, to, ld, steps)
-                else:
-                    _one(ak + i * a_i, a_i, a_k, wk + 4 * n, ldw, to, ld, steps)
-                if width < COLUMNS:
-                    move(edge, ld, out + i * ldo + 4 * n, ldo, M if many else 1, width)
-                i += M if many else 1
+    if columns <= 16:  # a is read once: its rows from one end to the other, or some of each
+        most = depth if a_k == 4 else NARROW
+        for k in range(0, depth, most):
+            _blocks(a + k * a_k, a_i, a_k, w + k * ldw, ldw, out, ldo, rows, columns, min(most, depth - k), edge)
+    elif rows == TALL:  # w is read once
+        for k in range(0, depth, NARROW):
+            ak, wk, steps = a + k * a_k, w + k * ldw, min(NARROW, depth - k)
+            for n in range(0, columns & -16, 16):
+                _tall_w(ak, a_i, a_k, wk + 4 * n, ldw, out + 4 * n, ldo, steps)
+            if columns % 16:
+                n = columns & -16
+                _blocks(ak, a_i, a_k, wk + 4 * n, ldw, out + 4 * n, ldo, rows, columns - n, steps, edge)
+    elif depth <= SHALLOW:  # the most is to be read and written of out: along its rows, of as much of w as stays in a first-level cache
+        wide = max(COLUMNS, 2048 // max(1, depth) // COLUMNS * COLUMNS)
+        for first in range(0, columns, wide):
+            last = min(columns, first + wide)
+            for i in range(0, rows, M):
+                ai, to, n = a + i * a_i, out + i * ldo, first
+                if i + M <= rows:
+                    while n + COLUMNS <= last:
+                        _many(ai, a_i, a_k, w + 4 * n, ldw, to + 4 * n, ldo, depth)
+                        n += COLUMNS
+                while n < last:
+                    _blocks(ai, a_i, a_k, w + 4 * n, ldw, to + 4 * n, ldo, min(M, rows - i), min(COLUMNS, last - n), depth, edge)
+                    n += COLUMNS
+    else:
+        for k in range(0, depth, CHUNK):
+            for n in range(0, columns, COLUMNS):
+                _blocks(a + k * a_k, a_i, a_k, w + k * ldw + 4 * n, ldw, out + 4 * n, ldo, rows, min(COLUMNS, columns - n), min(CHUNK, depth - k), edge)
 
 
 multiply = multiply_packed if PACKED else _multiply
@@ -115,41 +198,36 @@ def call_multiply(typingctx, function, a, a_i, a_k, w, ldw, out, ldo, rows, colu
     return types.void(function, a, a_i, a_k, w, ldw, out, ldo, rows, columns, depth), codegen
 
 
-@compiled("int64(int64, int64, int64, int64)")
-def product(tid, n_threads, team, words):
-    """A product on all threads: they divide its rows, or its columns if there are more blocks of those."""
-    rows, columns, ldo = load_i64(words + ROWS), load_i64(words + N), load_i64(words + LD_OUT)
-    by_rows, by_columns, i0, i1, n0, n1 = (rows + M - 1) // M, (columns + COLUMNS - 1) // COLUMNS, 0, rows, 0, columns
-    if by_rows >= by_columns:
-        i0, i1 = min(rows, M * (tid * by_rows // n_threads)), min(rows, M * ((tid + 1) * by_rows // n_threads))
-    else:
-        n0, n1 = min(columns, COLUMNS * (tid * by_columns // n_threads)), min(columns, COLUMNS * ((tid + 1) * by_columns // n_threads))
-    if i0 < i1 and n0 < n1:
-        call_multiply(load_i64(words + MULTIPLY), load_i64(words + A) + i0 * load_i64(words + A_I), load_i64(words + A_I), load_i64(words + A_K),
-                      load_i64(words + W) + 4 * n0, load_i64(words + LD_W), load_i64(words + OUT) + i0 * ldo + 4 * n0, ldo, i1 - i0, n1 - n0,
-                      load_i64(words + K))
-    return 0
+@jit
+def _scale(out, ld, rows, columns, by):
+    for i in range(rows):
+        for n in range(0, 4 * columns, 4):
+            store_f32(out + i * ld + n, load_f32(out + i * ld + n) * by)
 
 
 @compiled("int64(int64, int64, int64, int64)")
 def products(tid, n_threads, team, words):
-    """Products none of which reads or goes on with what another makes: a number, then the words of each. Pieces of up to 96 rows (where there are few, of 128
-    columns) go to whoever is free."""
-    at, before = next_tile(team, 0, 1), 0
-    for i in range(load_i64(words)):
+    """Products: how many, then the words of each. Pieces go to whoever is free. Some are TOGETHER, as the first of them says: all are divided alike, by their
+    rows or by their columns, of which they have as many, and a piece is of all, one after the other. So these may go on with what another of them has made, or,
+    divided by rows, read it as `a`; nothing else that is made here is read here."""
+    at, before, i, n = next_tile(team, 0, 1), 0, 0, load_i64(words)
+    while i < n:
         p = words + 8 + 8 * WORDS * i
-        rows, columns, ldo, a_i = load_i64(p + ROWS), load_i64(p + N), load_i64(p + LD_OUT), load_i64(p + A_I)
-        by_rows = rows >= 48
-        whole, size = (rows, 96) if by_rows else (columns, 128)
-        step = 6 if by_rows else 16
-        size = min(size, (whole // (2 * n_threads) // step + 1) * step)
+        together, by_rows, size = load_i64(p + TOGETHER), load_i64(p + BY_ROWS) != 0, load_i64(p + PIECE)
+        whole = load_i64(p + ROWS) if by_rows else load_i64(p + N)
         pieces = (whole + size - 1) // size
         while at < before + pieces:
             first = (at - before) * size
             here = min(size, whole - first)
-            i0, n0 = (first, 0) if by_rows else (0, first)
-            call_multiply(load_i64(p + MULTIPLY), load_i64(p + A) + i0 * a_i, a_i, load_i64(p + A_K), load_i64(p + W) + 4 * n0, load_i64(p + LD_W),
-                          load_i64(p + OUT) + i0 * ldo + 4 * n0, ldo, here if by_rows else rows, columns if by_rows else here, load_i64(p + K))
+            for one in range(p, p + 8 * WORDS * together, 8 * WORDS):
+                i0, n0, rows, columns = (first, 0, here, load_i64(one + N)) if by_rows else (0, first, load_i64(one + ROWS), here)
+                a_i, ldo, by = load_i64(one + A_I), load_i64(one + LD_OUT), load_f32(one + SCALE)
+                out = load_i64(one + OUT) + i0 * ldo + 4 * n0
+                call_multiply(load_i64(one + MULTIPLY), load_i64(one + A) + i0 * a_i, a_i, load_i64(one + A_K), load_i64(one + W) + 4 * n0,
+                              load_i64(one + LD_W), out, ldo, rows, columns, load_i64(one + K))
+                if by != np.float32(1.0):
+                    _scale(out, ldo, rows, columns, by)
             at = next_tile(team, 0, 1)
         before += pieces
+        i += together
     return 0

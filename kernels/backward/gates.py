@@ -15,11 +15,15 @@ from ..compile_cache import Compiled, compiled
 from ..deferred import intrinsic, jit
 from ..gates import gelu_erf, gelu_tanh, relu2, silu
 from ..simd import F32x16, constant, fma, load_f32x16, load_i64, splat_f32, store_f32x16, vmax
+from ..team_state import next_tile
 from ..vecmath import vabs, verfc, vexp
 
-GATE, UP, D, LD, N_TOKENS = range(0, 40, 8)
-"""Addresses of float32 [N_TOKENS, LD]. GATE, UP (0: a plain block): what the activation read; they become their gradients. D: gradients of its result."""
-WORDS = 5
+GATE, UP, D, LD, N_TOKENS, OUT = range(0, 48, 8)
+"""Addresses of float32 [N_TOKENS, LD]. GATE, UP (0: a plain block): what the activation read; they become their gradients. D: gradients of its result. OUT: its
+result, of `gate_again`."""
+WORDS = 6
+SOME = 8
+"""Tokens that go to a thread at once."""
 
 
 @intrinsic
@@ -76,3 +80,22 @@ def gate_back(activation: str) -> Compiled:
         return 0
     gate_back.__name__ = gate_back.__qualname__ = f"gate_back_{activation}"
     return compiled("int64(int64, int64, int64, int64)")(gate_back)
+
+
+@cache
+def gate_again(activation: str) -> Compiled:
+    act = KINDS[activation][0]
+
+    def gate_again(tid, n_threads, team, words):
+        gate, up, out, ld, tokens = (load_i64(words + GATE), load_i64(words + UP), load_i64(words + OUT), load_i64(words + LD), load_i64(words + N_TOKENS))
+        first = next_tile(team, 0, SOME)
+        while first < tokens:
+            for i in range(4 * ld * first, 4 * ld * min(tokens, first + SOME), 64):
+                a = act(load_f32x16(gate + i))
+                if up != 0:
+                    a = a * load_f32x16(up + i)
+                store_f32x16(out + i, a)
+            first = next_tile(team, 0, SOME)
+        return 0
+    gate_again.__name__ = gate_again.__qualname__ = f"gate_again_{activation}"
+    return compiled("int64(int64, int64, int64, int64)")(gate_again)

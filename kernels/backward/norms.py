@@ -12,8 +12,8 @@ from ..attention import HEAD_DIM, NORM_EPS, NORM_LAST, Q_SCALES, ROPE_DIM, ROPE_
 from ..compile_cache import compiled
 from ..deferred import jit
 from ..delta import put_values
-from ..elementwise import HALVES, PAIRS, turn
-from ..norms import scale_row, squares_about, sum_of
+from ..elementwise import HALVES, PAIRS, rms_norm, turn
+from ..norms import layer_norm, scale_row, squares_about, sum_of
 from ..simd import (
     even_twice,
     fma,
@@ -30,6 +30,7 @@ from ..simd import (
     swap_pairs,
     vsum,
 )
+from ..team_state import next_tile
 
 X, GAIN, LAYER_NORM, EPS, DIM, LD, DY, DX, N_TOKENS = range(0, 72, 8)
 """Words of `norm_back`: addresses of float32 [N_TOKENS, LD] rows padded with zeros; DX goes on. EPS: float32."""
@@ -95,6 +96,28 @@ def norm_back(tid, n_threads, team, words):
     return 0
 
 
+AGAIN_X, AGAIN_GAIN, AGAIN_BIAS, AGAIN_LAYER_NORM, AGAIN_EPS, AGAIN_DIM, AGAIN_LD, AGAIN_OUT, AGAIN_TOKENS = range(0, 72, 8)
+"""Words of `norm_again`: as of `norm_back`, and the address of the bias, or 0. OUT: of the normed rows."""
+SOME = 8
+"""Tokens that go to a thread at once."""
+
+
+@compiled("int64(int64, int64, int64, int64)")
+def norm_again(tid, n_threads, team, words):
+    """Rows as the forward pass norms them."""
+    x, out, ld, n = load_i64(words + AGAIN_X), load_i64(words + AGAIN_OUT), load_i64(words + AGAIN_LD), load_i64(words + AGAIN_DIM)
+    gain, bias, eps, tokens = load_i64(words + AGAIN_GAIN), load_i64(words + AGAIN_BIAS), load_f32(words + AGAIN_EPS), load_i64(words + AGAIN_TOKENS)
+    first = next_tile(team, 0, SOME)
+    while first < tokens:
+        for at in range(4 * ld * first, 4 * ld * min(tokens, first + SOME), 4 * ld):
+            if load_i64(words + AGAIN_LAYER_NORM) != 0:
+                layer_norm(x + at, gain, bias, n, ld, eps, out + at)
+            else:
+                rms_norm(x + at, gain, n, ld, eps, out + at)
+        first = next_tile(team, 0, SOME)
+    return 0
+
+
 @jit
 def turn_back(kind, x, rope_dim, table):
     """RoPE of a head's gradient, backwards, in place."""
@@ -110,11 +133,17 @@ def turn_back(kind, x, rope_dim, table):
             store_f32(x + i + 4, b * c - a * s)
             i += 8
     elif kind == HALVES:
-        half = 2 * rope_dim
-        for i in range(0, half, 4):
+        half, i = 2 * rope_dim, 0
+        while i + 64 <= half:
+            v, w, cosine, sine = load_f32x16(x + i), load_f32x16(x + half + i), load_f32x16(table + i), load_f32x16(table + half + i)
+            store_f32x16(x + i, v * cosine + w * sine)
+            store_f32x16(x + half + i, w * cosine - v * sine)
+            i += 64
+        while i < half:
             a, b, c, s = load_f32(x + i), load_f32(x + half + i), load_f32(table + i), load_f32(table + half + i)
             store_f32(x + i, a * c + b * s)
             store_f32(x + half + i, b * c - a * s)
+            i += 4
 
 
 GEOMETRY, HEADS_X, HEADS_GAIN, HEADS, HEADS_LD, HEADS_D, HEADS_TOKENS, HEADS_POSITIONS, IS_QUERY, HEADS_ROOM, WHOLE, WHOLE_EPS = range(0, 96, 8)
