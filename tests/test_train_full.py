@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import targets
+from llamina import load
 from llamina.engine.errors import NumericError, UnsupportedError
 from llamina.engine.run.feed import Feed
+from llamina.engine.train.data import Reading
 from llamina.engine.train.full import FullGradients
 from llamina.engine.train.gradients import memory_of
 from llamina.engine.train.model_weights import ModelWeights
+from llamina.engine.train.options import Options
+from llamina.engine.train.run import Run
 from llamina.kernels.target import EMULATION
 from naive_gradients import Twin
 from page_cases import write_case
@@ -156,3 +160,15 @@ def test_memory_counts_a_tied_embeddings_waiting_rows(tmp_path: Path) -> None:
         waiting = sum(ids.nbytes + (d if d.base is None else d.base).nbytes for ids, d in found._late)
         counted = [found.memory(10, 10, n) - memory_of(model.runtime, 10, 10, n, 0, None) for n in (8, 1)]
         assert model.config.tied_output and len(found._late) == 8 and 7 / 8 * waiting <= counted[0] - counted[1] <= waiting
+
+
+def test_a_plan_counts_rows_that_wait_for_other_micro_batches(tmp_path: Path) -> None:
+    """One row at a time, of eight: the plan's memory has the eight rows' gradients, as with all at once."""
+    rows = [{"text": "ab" * 20}] * 8
+    with load(write_case(tmp_path / "m.gguf", "gemma2"), threads=1) as model:
+        planned = {}
+        for batch in 8, 1:
+            with Run(model, rows, None, Reading(), Options(full=True, batch=batch, micro_batch=1, steps=1)) as run:
+                planned[batch] = run.plan(measured=False).memory["micro-batch"]
+                longest = max(len(example.ids) for example in run.data.examples)
+        assert planned[8] - planned[1] >= 7 * longest * 4 * model.config.dim

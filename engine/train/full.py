@@ -75,12 +75,14 @@ def _sums(rows: np.ndarray) -> np.ndarray:
 
 class FullGradients(RowGradients):
     """Of a model's own weights. .arrays: {tensor: float32 of its shape}: running sums, zero at first. The model has the weights' numbers while it is trained;
-    they are read again when a step begins, and after `zero`. threads: None: as many as the model has. keep: as of Gradients."""
+    they are read again when a step begins, and after `zero`. threads: None: as many as the model has. keep: as of Gradients. .step_rows: of an optimiser step,
+    for `memory`, where a micro-batch has fewer."""
 
     def __init__(self, weights: ModelWeights, *, threads: int | None = None, keep: int | None = None) -> None:
         self._model, self._weights, self._threads, self._taken = weights.model, weights, threads, -1
         self._store, self._first_layer = Store(default_keep() if keep is None else keep), 0
         self._arrays = {name: np.zeros(array.shape, np.float32) for name, array in weights.arrays.items()}
+        self.step_rows = 1
         self._late: list[tuple[np.ndarray, np.ndarray]] = []
         """(ids, gradients of their rows) of a tied embedding, which wait for the output's last."""
 
@@ -138,8 +140,8 @@ class FullGradients(RowGradients):
 
     def memory(self, tokens: int, longest: int | None = None, rows: int = 1) -> int:
         """Bytes that a micro-batch of so many tokens takes beside model, weights and `arrays`, its KV pages included. longest: of its at most so many rows.
-        The gradients of a tied embedding's rows wait for the step's end (`arrays`): of as many tokens as so many rows have."""
+        The gradients of a tied embedding's rows wait for the step's end (`arrays`): of as many tokens as all its rows have."""
         config = self._model.config
         widest = max(norm.dim for norm in config.norms())
-        waiting = max(tokens, rows * (longest or tokens)) * (4 * round_up(config.dim) + 4) if config.tied_output else 0
+        waiting = max(tokens, max(rows, self.step_rows) * (longest or tokens)) * (4 * round_up(config.dim) + 4) if config.tied_output else 0
         return memory_of(self._model.runtime, tokens, longest, rows, 0, self._threads) + tokens * 4 * (10 * widest + config.dim) + waiting

@@ -146,6 +146,8 @@ class Run:
             self.data = open_data(model, data, reading, seen=reads)
             self.valid = None if valid is None else open_data(model, valid, replace(reading, labels=self.data.labels or reading.labels),
                                                               None if isinstance(valid, (str, os.PathLike)) else "valid", seen=reads)
+            if isinstance(self.gradients, FullGradients):
+                self.gradients.step_rows = min(options.batch, len(self.data.examples))
             ropes = sorted({a.rope.factors_for(model.context) for a in model.config.attentions() if a.rope})  # which of them, hangs on the context
             bound = {"base": model.digest, "rope_factors": ropes, "kv": model.runtime.kv_name, "arithmetic": [kernels.ARITHMETIC_VERSION, ORDER],
                      "data": self.data.bound(), "valid": self.valid.bound() if self.valid else None, "reading": reading.bound(), "options": options.bound()}
