@@ -72,7 +72,7 @@ def test_threads(folder: Path, right: tuple[str, str], threads: int) -> None:
         assert made(model, folder) == right
 
 
-@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 8}, {"memory": "4.8MB"}], ids=str)
+@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 8}, {"memory": "5MB"}], ids=str)
 def test_micro_batches(model: Model, folder: Path, right: tuple[str, str], cut: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], Gradients.accumulate
 
