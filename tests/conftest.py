@@ -45,7 +45,7 @@ def models() -> Path:
 
 ORDER = ["test_targets.py", "test_page_exactness.py", "test_exactness.py", "test_encoders.py", "test_adapters.py", "test_bad_models.py", "test_batch.py",
          "test_compile_cache.py", "test_readonly.py", "test_bench_suite.py", "test_fit.py"]
-"""The longest files first, so that at the end neither process works alone. (Files go to whichever process is free, in this order.)"""
+"""The longest files first, so that at the end no process works alone. (Files go to whichever process is free, in this order.)"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
