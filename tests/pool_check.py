@@ -5,7 +5,6 @@
 """
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -15,39 +14,26 @@ from llamina.engine.run.kv_cache import Sequence, pages_of
 from llamina.engine.run.kv_groups import STATES
 from llamina.engine.run.page_pool import PagePool, State
 
-_known: dict[int, tuple[weakref.ref[Any], int]] = {}
-
-
-def address(unit: Any) -> int:
-    """unit.ctypes.data, which takes longer than all else here, once for each array."""
-    found = _known.get(id(unit))
-    if found is None or found[0]() is not unit:
-        found = _known[id(unit)] = weakref.ref(unit), unit.ctypes.data
-    return found[1]
-
 
 def check_pool(pool: PagePool) -> None:
     """The pool's own numbers agree with its pages."""
     with pool.lock:
         count = pool.census()
         assert count.owned + count.shared + count.free + count.cached == pool.claimed <= pool.max_pages, (count, pool.claimed, pool.max_pages)
-        free = [address(unit) for unit in [*pool._free, *pool._free_states]]
-        used = [address(unit) for page in pool.pages for unit in page.units]
-        slot, reserved = pool.layout.slot, 0
+        free = [unit.ctypes.data for unit in [*pool._free, *pool._free_states]]
+        used = [unit.ctypes.data for page in pool.pages for unit in page.units]
+        slot = pool.layout.slot
         assert len(set(free)) == len(free) and len(pool._free) + slot * len(pool._free_states) == count.free
         assert len(set(used)) == len(used) and not set(free) & set(used), "free units"
+        assert all(p.users > 0 or p.entry is not None for p in pool.pages), "a page that nobody holds or knows is not free"
         idle = list(pool.prefix.idle.values())
         assert sum(p.weight for p in idle) == count.cached == pool.prefix.idle_pages, "idle units"
         assert all(p.users == 0 and p.entry is not None for p in idle), "idle pages"
-        for p in pool.pages:  # one walk: there may be thousands, after each of thousands of operations
-            users, rewinders, entry = p.users, p.rewinders, p.entry
-            assert users > 0 or entry is not None, "a page that nobody holds or knows is not free"
-            assert entry is None or p is entry.page or p is entry.window or p is entry.state, "a page and its entry"
-            assert 0 <= rewinders <= users, "more sequences may go back over a page than hold it"
-            assert not isinstance(p, State) or p.weight == slot and rewinders == users, "a state may be left by all who hold it"
-            if rewinders > 0 and users > 1:
-                reserved += min(rewinders, users - 1) * p.weight
-        assert pool._reserved == reserved, "reserved pages"
+        assert all(p.entry is None or p in (p.entry.page, p.entry.window, p.entry.state) for p in pool.pages), "a page and its entry"
+        states = [p for p in pool.pages if isinstance(p, State)]
+        assert all(p.weight == slot and p.rewinders == p.users for p in states), "a state may be left by all who hold it"
+        assert all(0 <= p.rewinders <= p.users for p in pool.pages), "more sequences may go back over a page than hold it"
+        assert pool._reserved == sum(max(0, min(p.rewinders, p.users - 1)) * p.weight for p in pool.pages), "reserved pages"
         assert pool._promised >= 0 and pool._left() >= 0, (pool._promised, pool._left())
 
 
@@ -68,7 +54,7 @@ def check_sequences(pool: PagePool, sequences: Iterable[Sequence]) -> None:
             for at, page in enumerate(s._pages):
                 window = s._window_at(at)
                 units = page.units + (window.units if window else [])
-                assert s.table[:len(units), at].tolist() == [address(unit) for unit in units]
+                assert s.table[:len(units), at].tolist() == [unit.ctypes.data for unit in units]
                 users[id(page)] += 1
                 rewinders[id(page)] += at >= s._floor
                 if window:
