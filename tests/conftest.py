@@ -17,6 +17,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != REPOSITOR
 
 os.environ["LLAMINA_HOME"] = os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"] = str(REPOSITORY / "tests" / "nothing")  # nor what the user has
 
+# The twins' products are small: a second thread of BLAS, which waits in a loop, only takes the other processes' core. Before anything imports NumPy
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a script ignores Ctrl-C, and so would the programs that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
