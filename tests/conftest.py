@@ -46,8 +46,8 @@ def models() -> Path:
     return Path(folder)
 
 
-ORDER = ["test_targets.py", "test_page_exactness.py", "test_exactness.py", "test_encoders.py", "test_adapters.py", "test_bad_models.py", "test_batch.py",
-         "test_compile_cache.py", "test_readonly.py", "test_bench_suite.py", "test_fit.py"]
+ORDER = ["test_targets.py", "test_page_exactness.py", "test_pages.py", "test_exactness.py", "test_encoders.py", "test_adapters.py", "test_bad_models.py",
+         "test_batch.py", "test_compile_cache.py", "test_readonly.py", "test_bench_suite.py", "test_fit.py"]
 """The longest files first, so that at the end no process works alone. (Files go to whichever process is free, in this order.)"""
 
 
