@@ -33,6 +33,7 @@ from .interrupts import raised_at_the_end
 from .new_file import LEFTOVER, write_bytes
 from .pipeline import kernel_compiler, without_collector
 from .room import COMPILE, need_room
+from .turns import turn
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("kernels/*.py", "kernels/formats/*.py", "kernels/backward/*.py", "engine/run/forward.py", "engine/run/ops/*.py", "engine/run/rope.py")
@@ -399,6 +400,8 @@ class Compiled:
             address = self._store.native(self._key)
             if address is not None:
                 return address
+            with turn(cache_folder(), MARKER, f"{self._store.identity} {self._key}") as waited:
+                return waited and self._store.native(self._key) or self.cfunc.address
         return self.cfunc.address
 
     @functools.cached_property

@@ -25,7 +25,7 @@ def append(kv: str, k: Array, v: Array, position: int, table: Array, offset: int
                         (attention.V, at(rows[1])), (attention.POSITIONS, at(positions)),
                         (attention.PAGE_TABLES, at(tables))):
         geometry[word // 8] = value
-    kernel = attention.append_kernel(KV[kv]).cfunc.ctypes
+    kernel = attention.append_kernel(KV[kv]).ctypes
     bad = max(kernel(at(geometry), is_value, head, offset, 1) for is_value in (0, 1) for head in range(n_kv))
     del kept
     return bad
@@ -102,7 +102,7 @@ def attend(q: Array, cache: Cache, position0: int, scale: float, borders: list[i
         geometry[word // 8] = value
     geometry.view(f32)[attention.SCALE // 4] = scale
     kept = keep_words(geometry, words)
-    kernel, done = attention.attention_kernel(cache.kv).cfunc.ctypes, np.zeros(cache.n_kv, np.int64)
+    kernel, done = attention.attention_kernel(cache.kv).ctypes, np.zeros(cache.n_kv, np.int64)
     for m0, m1 in zip(borders, borders[1:]):
         assert 0 < m1 - m0 <= most
         pages = -(-min(position0 + m1 + words.get("AHEAD", 0), position0 + tokens) // PAGE)

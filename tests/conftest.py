@@ -17,6 +17,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != REPOSITOR
 
 os.environ["LLAMINA_HOME"] = os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_STATE_HOME"] = str(REPOSITORY / "tests" / "nothing")  # nor what the user has
 
+# The twins' products are small: a second thread of BLAS, which waits in a loop, only takes the other processes' core. Before anything imports NumPy
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a script ignores Ctrl-C, and so would the programs that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -43,9 +46,9 @@ def models() -> Path:
     return Path(folder)
 
 
-ORDER = ["test_targets.py", "test_page_exactness.py", "test_exactness.py", "test_encoders.py", "test_adapters.py", "test_bad_models.py", "test_batch.py",
-         "test_compile_cache.py", "test_readonly.py", "test_bench_suite.py", "test_fit.py"]
-"""The longest files first, so that at the end neither process works alone. (Files go to whichever process is free, in this order.)"""
+ORDER = ["test_targets.py", "test_page_exactness.py", "test_pages.py", "test_exactness.py", "test_encoders.py", "test_adapters.py", "test_bad_models.py",
+         "test_batch.py", "test_compile_cache.py", "test_readonly.py", "test_bench_suite.py", "test_fit.py"]
+"""The longest files first, so that at the end no process works alone. (Files go to whichever process is free, in this order.)"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

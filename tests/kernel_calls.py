@@ -296,8 +296,8 @@ def retile(name: str, data: Array, columns: int, pieces: int = 1) -> tuple[Array
     return raw[:size], bad
 
 
-def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | None = None) -> Array:
-    """out float32 [M, rows]; x: float32 [M, C] with C the matrix's columns. `borders`: tile ranges of separate calls."""
+def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | None = None, kernel: Any = None) -> Array:
+    """out float32 [M, rows]; x: float32 [M, C] with C the matrix's columns. `borders`: tile ranges of separate calls. `kernel`: instead of the format's."""
     tokens, columns = x.shape
     inputs = padded_rows(x)
     ldx, ldo = inputs.shape[1], n_tiles(rows) * ROWS
@@ -306,7 +306,7 @@ def matmul(name: str, tiles: Array, rows: int, x: Array, borders: list[int] | No
     out = np.full((tokens + 1, ldo), np.nan, np.float32)
     borders = borders or [0, n_tiles(rows)]
     for t0, t1 in zip(borders, borders[1:]):
-        registry.kernel(name).ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
+        (kernel or registry.kernel(name)).ctypes(at(tiles), columns, t0, t1, at(inputs), ldx, at(out), ldo, tokens)
     finite = np.abs(x).max(axis=1) < 1e30
     assert np.isnan(out[tokens]).all(), "wrote past the last token"
     assert (out[:tokens, rows:][finite] == 0).all(), "lanes past the last row are not zero"

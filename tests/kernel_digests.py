@@ -1,7 +1,8 @@
 """Digests of what every kernel computes from seeded inputs, to be compared between CPU targets: equal bits or not.
 
 As a script, in a process that compiles for another target:  python kernel_digests.py  prints one JSON object,
-{"target": "avx2", "digests": {"matmul Q4_0": "sha256 ...", ...}, "instructions": {"Q4_0": ["vpmaddubsw ymm", ...], ...}}. With --few, of FEW's formats only.
+{"target": "avx2", "digests": {"matmul Q4_0": "sha256 ...", ...}, "instructions": {"Q4_0": ["vpmaddubsw ymm", ...], ...}}. With --few, of the kernels of
+targets.FEW and what of the others is their own; with --dots, of FEW's and of attention, whose dot products are the target's.
 """
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 import attention_calls
@@ -18,18 +18,20 @@ import numba
 import numpy as np
 from llamina.engine.sampling.candidates import Scores
 from llamina.kernels import gates, matmul
+from llamina.kernels.compile_cache import compiled
 from llamina.kernels.elementwise import HALVES
 from llamina.kernels.formats import registry
 from llamina.kernels.formats.table import RUNNABLE
 from llamina.kernels.target import TARGET
 from naive_kernels import ITEM, Array, block_shape, random_rows
+from targets import ALL, FEW
 
 f32 = np.float32
 DOT = re.compile(r"\b(v?pdpbusds?|v?pmaddubsw|v?pmaddwd|[su]dot)\b.*?(?:%([xyz]mm)\d+|$)", re.M)
 
 
-FEW = ("BF16", "F16", "IQ4_XS", "MXFP4", "Q2_K", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-"""Formats that have every loop body, dot product and lookup between them (test_targets.py)."""
+DOTS = tuple(name for name in FEW if name not in ("F16", "F32"))
+SHAPES = ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128))
 
 
 def digest(a: Array) -> str:
@@ -38,24 +40,43 @@ def digest(a: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()
 
 
-def matmul_digest(name: str) -> str:
+def matmul_digest(name: str, tokens: int = 141, kernel: Any = None) -> str:
     """Two matrices of random and three of extreme codes, activations of very different size, 141 tokens: enough for matmul_many.py, and 5 more."""
     columns, parts = 150 if name in ITEM else max(160, 2 * block_shape(name)[0]), []
     columns -= columns % block_shape(name)[0]
     for seed, codes in ((0, None), (1, None), (2, 0xFF), (3, 0x7F), (4, 0x80)):
         rng = np.random.default_rng(seed)
         data = random_rows(name, 37, columns, rng, codes)
-        x = (rng.standard_normal((141, columns)) * 10.0 ** rng.uniform(-3, 3, (141, columns))).astype(f32)
+        x = (rng.standard_normal((tokens, columns)) * 10.0 ** rng.uniform(-3, 3, (tokens, columns))).astype(f32)
         if name in ITEM:
             x *= f32(1e-3)
-        parts.append(kernels.matmul(name, kernels.retile(name, data, columns)[0], 37, x))
+        parts.append(kernels.matmul(name, kernels.retile(name, data, columns)[0], 37, x, kernel=kernel))
     return digest(np.concatenate(parts))
+
+
+def one_token_kernel(name: str) -> Any:
+    """A block format's loop body for one token, which holds all that is its own: unpacking, scales, minimums, zero point. Compiles in a quarter of the time."""
+    f: Any = registry.packing(name)
+    body, file_columns, tile_bytes = matmul._body(f, 1), f.columns, f.tile_bytes
+
+    @compiled("void(int64, int64, int64, int64, int64, int64, int64, int64, int64)")
+    def kernel(w, columns, tile0, tile1, x, ldx, out, ldo, tokens):
+        blocks = columns // file_columns
+        for t in range(tile0, tile1):
+            body(w + t * blocks * tile_bytes, blocks, x, tokens, out + 64 * t, ldo)
+    return kernel
 
 
 def attention_digest(heads: int, n_kv: int, head_dim: int, kv: str = "f16", **words: Any) -> str:
     rng = np.random.default_rng(head_dim)
     q, k, v = ((3 * rng.standard_normal((150, n, head_dim))).astype(f32) for n in (heads, n_kv, n_kv))
     return digest(attention_calls.attend(q, attention_calls.Cache(k, v, kv=kv), 0, head_dim**-0.5, **words))
+
+
+def attention_of_all_kinds(kv: str) -> str:
+    gain = np.random.default_rng(6).uniform(0.5, 2, 40).astype(f32)
+    sinks, table = np.linspace(-3, 3, 8).astype(f32), kernels.rope_table(500000.0 ** (-np.arange(0, 32, 2) / 32), 150, halves=True)
+    return attention_digest(8, 2, 40, kv, WINDOW=70, SOFT_CAP=20.0, SINKS=sinks, Q_NORM=gain, NORM_EPS=1e-6, ROPE_KIND=HALVES, ROPE_DIM=32, ROPE_TABLE=table)
 
 
 def sampler_digest() -> str:
@@ -74,8 +95,8 @@ def sampler_digest() -> str:
     return digest(np.concatenate(parts))
 
 
-def digests(formats: Iterable[str] = tuple(sorted(RUNNABLE))) -> dict[str, str]:
-    """{kernel: sha256}"""
+def digests(whole: bool = True) -> dict[str, str]:
+    """{kernel: sha256}. Not whole: of formats that aren't FEW, what is their own."""
     rng = np.random.default_rng(100)
     x = (rng.standard_normal(1 << 14) * 10.0 ** rng.uniform(-8, 2, 1 << 14)).astype(f32)
     row, gain = x[:2048], x[2048:4096]
@@ -94,17 +115,21 @@ def digests(formats: Iterable[str] = tuple(sorted(RUNNABLE))) -> dict[str, str]:
         "soft cap": digest(kernels.soft_cap(x, 30.0)),
         "silu mul": digest(kernels.silu_mul(row, gain)),
         "quantize": hashlib.sha256(kernels.quantize(x.reshape(8, -1))[0][0].tobytes()).hexdigest(),
+        "sampler": sampler_digest(),
     }
-    for heads, n_kv, head_dim in ((8, 2, 64), (4, 4, 8), (3, 1, 24), (2, 2, 128)):
-        result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
-        result[f"attention {heads} {n_kv} {head_dim} q8_0"] = attention_digest(heads, n_kv, head_dim, "q8_0")
-    for kv in ("f16", "q8_0"):
-        sinks, table = np.linspace(-3, 3, 8).astype(f32), kernels.rope_table(500000.0 ** (-np.arange(0, 32, 2) / 32), 150, halves=True)
-        result[f"attention of all kinds {kv}"] = attention_digest(
-            8, 2, 40, kv, WINDOW=70, SOFT_CAP=20.0, SINKS=sinks, Q_NORM=gain[:40], NORM_EPS=1e-6, ROPE_KIND=HALVES, ROPE_DIM=32, ROPE_TABLE=table)
     result |= {f"gate {name}": digest(kernels.activate(kind, row, np.sqrt(np.abs(gain)))) for name, kind in gates.KINDS.items()}
-    result["sampler"] = sampler_digest()
-    return result | {f"matmul {name}": matmul_digest(name) for name in formats}
+    for heads, n_kv, head_dim in SHAPES:
+        result[f"attention {heads} {n_kv} {head_dim}"] = attention_digest(heads, n_kv, head_dim)
+    result["attention of all kinds f16"] = attention_of_all_kinds("f16")
+    result |= {f"matmul {name}": matmul_digest(name) for name in (sorted(RUNNABLE - {*DOTS}) if whole else sorted({*FEW} - {*DOTS}))}
+    result |= {f"one token {name}": matmul_digest(name, 1, None if whole else one_token_kernel(name)) for name in sorted(RUNNABLE - {*FEW})}
+    return result | dot_digests()
+
+
+def dot_digests() -> dict[str, str]:
+    """Of what is built of a target's dot products alone."""
+    result = {f"attention {heads} {n_kv} {head_dim} q8_0": attention_digest(heads, n_kv, head_dim, "q8_0") for heads, n_kv, head_dim in SHAPES}
+    return {**result, "attention of all kinds q8_0": attention_of_all_kinds("q8_0"), **{f"matmul {name}": matmul_digest(name) for name in DOTS}}
 
 
 def assembly(name: str) -> str:
@@ -129,7 +154,7 @@ def instructions(name: str, whole: bool) -> list[str]:
 
 
 def main() -> None:
-    found = digests(FEW) if "--few" in sys.argv else digests()
+    found = dot_digests() if "--dots" in sys.argv and not ALL else digests("--few" not in sys.argv or ALL)
     print(json.dumps({"target": TARGET, "digests": found, "instructions": {"Q4_0": instructions("Q4_0", True), "Q8_0": instructions("Q8_0", False)}}))
 
 

@@ -16,10 +16,10 @@ from gguf.quants import dequantize
 
 
 class NaiveLlama:
-    """`kv_dtype`: what keys and values are rounded to when they are stored (float64: not at all)."""
+    """`path`: a file, or its reader. `kv_dtype`: what keys and values are rounded to when they are stored (float64: not at all)."""
 
-    def __init__(self, path: Path | str, kv_dtype: type = np.float64):
-        reader = gguf.GGUFReader(path)
+    def __init__(self, path: Path | str | gguf.GGUFReader, kv_dtype: type = np.float64):
+        reader = path if isinstance(path, gguf.GGUFReader) else gguf.GGUFReader(path)
         self.kv_dtype = kv_dtype
         self.tensors = {t.name: t for t in reader.tensors}
         self.keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}

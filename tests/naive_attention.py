@@ -39,8 +39,9 @@ def naive_attention(q: Array, k: Array, v: Array, position: int, scale: float, k
         extra = [] if kind.sinks is None else [float(kind.sinks[h])]
         top = max(scores + extra)
         weights = [math.exp(s - top) for s in scores + extra]
+        total = sum(weights)
         for p, weight in zip(seen, weights):
-            out[h] += weight / sum(weights) * v[p, h // group]
+            out[h] += weight / total * v[p, h // group]
     return out
 
 

@@ -37,7 +37,7 @@ class Family(NaiveLlama):
     halves = True
     act = staticmethod(silu)
 
-    def __init__(self, path: Path | str, kv_dtype: type = np.float64):
+    def __init__(self, path: Any, kv_dtype: type = np.float64):
         super().__init__(path, kv_dtype)
         self.n_layers -= self.get("nextn_predict_layers", 0)  # Hugging Face leaves the heads that predict further tokens out as well
         self.weight = functools.cache(super().weight)  # type: ignore[method-assign]
@@ -118,15 +118,14 @@ class Family(NaiveLlama):
         n = len(h)
         q, k, v = self.qkv(h, i, at)
         q, k = self.prepare(q, k, i, at)
-        out, window, cap = np.empty_like(q), self.window(i), self.cap()
+        out, window, cap, scale, sink = np.empty_like(q), self.window(i), self.cap(), self.scale(), self.sink(i)
         for head in range(q.shape[1]):
             kv = head // (q.shape[1] // k.shape[1])
             for t in range(n):
                 first = max(0, t - window + 1) if window else 0
-                scores = k[first:t + 1, kv] @ q[t, head] * self.scale()
+                scores = k[first:t + 1, kv] @ q[t, head] * scale
                 if cap:
                     scores = cap * np.tanh(scores / cap)
-                sink = self.sink(i)
                 most = max(scores.max(), scores.max() if sink is None else sink[head])
                 p = np.exp(scores - most)
                 out[t, head] = p / (p.sum() + (0.0 if sink is None else np.exp(sink[head] - most))) @ v[first:t + 1, kv]
@@ -434,6 +433,6 @@ def naive_family(path: Path | str, ids: list[int], kv_dtype: type = np.float64) 
     """float64 [len(ids), n_vocab] logits of a GGUF file of any architecture in FAMILIES, with its weights dequantised."""
     import gguf
 
-    fields = gguf.GGUFReader(path).fields
-    architecture = fields["general.architecture"].contents()
-    return FAMILIES["mixtral" if "llama.expert_count" in fields else architecture](path, kv_dtype).logits(ids)
+    reader = gguf.GGUFReader(path)  # which takes as long as the logits: once
+    architecture = reader.fields["general.architecture"].contents()
+    return FAMILIES["mixtral" if "llama.expert_count" in reader.fields else architecture](reader, kv_dtype).logits(ids)

@@ -169,20 +169,20 @@ def test_waits_for_kv_memory(model):
         model.runtime.clear_prefix_cache()
 
 
-def test_thousand_prompts_take_the_memory_of_a_few(model, free):
+def test_hundreds_of_prompts_take_the_memory_of_a_few(model, free):
     taken = []
 
     def prompts() -> Iterator[list[int]]:
-        for i in range(1000):
+        for i in range(400):
             taken.append(i)
             yield [1, 3 + i % 250, 5 + i // 250]
     batch = model.generate_many(prompts(), max_tokens=2, ignore_eos=True, temperature=0.0, live=8)
     for done, r in enumerate(batch, 1):
         assert r.error is None and len(taken) - done <= 8
-    assert done == 1000
+    assert done == 400
     model.runtime.clear_prefix_cache()
     pool = model.runtime._pool
-    assert pool.claimed <= 2000
+    assert pool.claimed <= 800
 
 
 def test_ordered_ones_wait_for_the_slow(model, free):

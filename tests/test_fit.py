@@ -6,12 +6,29 @@ import json
 
 import numpy as np
 import pytest
+from llamina.convert import fit
 from llamina.convert.convert import convert
 from llamina.convert.fit import Option, allocate, plan, sensitivity, spend
 from llamina.convert.sources import open_source
 from llamina.engine.cli import main
 from llamina.engine.errors import OptionError
 from llamina.engine.model import DEMO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured_once():
+    """A matrix of the demo model costs the same in every test: encoding it in all formats is most of their time."""
+    known, usual = {}, fit.measure
+
+    def measure(tensor, weights, weight, threads=None):
+        assert weights is None
+        key = tensor.name, tensor.shape, weight
+        if key not in known:
+            known[key] = usual(tensor, weights, weight, threads)
+        return known[key]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "measure", measure)
+        yield
 
 
 def random_table(rng, n):

@@ -7,14 +7,15 @@ import gguf
 import kernel_calls as kernels
 import numpy as np
 import pytest
+import targets
 from llamina.kernels.formats import registry, untile
 from llamina.kernels.formats.rows import decoder
 from llamina.kernels.formats.table import BY_ID, FORMATS, REMOVED, RUNNABLE
 from naive_kernels import HALVES, ITEM, block_shape, random_rows, reference
 
 f32 = np.float32
-NAMES = sorted(RUNNABLE)
-COMPILED = [n for n in NAMES if decoder(n)]
+NAMES = targets.formats()
+COMPILED = [n for n in sorted(RUNNABLE) if decoder(n)]
 WITH_HALVES = [n for n in NAMES if HALVES.get(n)]
 
 

@@ -6,9 +6,9 @@ import functools
 import kernel_calls as kernels
 import numpy as np
 import pytest
+import targets
 from llamina.kernels import matmul_float
 from llamina.kernels.formats import registry
-from llamina.kernels.formats.table import RUNNABLE
 from llamina.kernels.matmul import Packing
 from llamina.kernels.matmul_many import ENOUGH, GROUPS, pays
 from naive_kernels import (
@@ -25,7 +25,7 @@ from naive_kernels import (
 )
 
 f32 = np.float32
-NAMES = sorted(RUNNABLE)
+NAMES = targets.formats()
 FLOATS = [n for n in NAMES if n in ITEM]
 BLOCKS = [n for n in NAMES if n not in ITEM]
 
