@@ -167,6 +167,13 @@ def down(kind: str) -> Compiled:
 
 
 @cache
+def tile_up(kind: str) -> Any:
+    """(b, rank, u, ldu, out, ldo, scale): one token's y of one tile, for a kernel that has just computed its base (matmul.py, `beside_kernel`)."""
+    dtype, load = KINDS[kind]
+    return _up_some(load, dtype.itemsize, 1, 1)
+
+
+@cache
 def up(kind: str) -> Compiled:
     """(b, rank, tile0, tile1, u, ldu, out, ldo, tokens, scale, factor): tiles [tile0, tile1) of float32 [tokens, ldo] at `out` grow by scale * factor times
     B u. scale, factor: addresses of float32."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...kernels import low_rank as kernels
+from ...kernels.formats.registry import kernel_beside
 from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
@@ -91,7 +92,7 @@ class Adapters:
 
     def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int, reserve: Reserve):
         self._config, self._targets, self._pool, self._n_threads = config, targets(config), pool, n_threads
-        self._reserve = reserve
+        self._reserve, self._format = reserve, weights.format_of
         self.by_name: dict[str, Loaded] = {}
         self.default: Use = ()
         self._free = list(range(SLOTS))[::-1]
@@ -150,6 +151,8 @@ class Adapters:
                 for word, value in ((f.DOWN, kernels.down(kind).address), (f.UP, kernels.up(kind).address), (f.A, a.ctypes.data), (f.B, b.ctypes.data),
                                     (f.BLOCKS, a.shape[1] // 32), (f.TILES, len(a)), (f.RANK, rank), (f.SIZE, dtype.itemsize)):
                     words[word // 8] = value
+                beside = kernel_beside(self._format(matrix), kind)
+                words[f.KERNEL_BESIDE // 8] = beside.address if beside else 0
                 parts.append((b, words, rows))
                 loaded.nbytes += b.nbytes
                 self._tables[matrix.key][loaded.slot] = words.ctypes.data
@@ -248,7 +251,7 @@ class Adapters:
         at_u = self._u.ctypes.data
         for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.TOTAL, total), (f.PARTED, parted), (f.SHARED, at_u + own * self._n_threads),
                             (f.OWN, at_u), (f.OWN_BYTES, own), (f.BEGIN, f.low_rank_begin.address), (f.FETCH, f.low_rank_fetch.address),
-                            (f.ADD, f.low_rank_add.address)):
+                            (f.ADD, f.low_rank_add.address), (f.BESIDE, f.low_rank_beside.address)):
             self._words[word // 8] = value
         return self._words.ctypes.data
 

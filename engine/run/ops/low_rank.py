@@ -15,12 +15,13 @@ from ....kernels.atomics import call_pointer4, call_pointer7, call_pointer8, cal
 from ....kernels.compile_cache import compiled
 from ....kernels.deferred import jit
 from ....kernels.low_rank import AHEAD, APART, BLOCK, PART, TOKENS, widen
-from ....kernels.simd import load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
+from ....kernels.simd import load_f32, load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32, store_f32x16, store_i64
 from ....kernels.team import announce, next_of_share, next_tile, wait_for_pieces
+from .matrix import BIAS, COLUMNS, LOW_RANK, WEIGHTS
 
 # -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number
-DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE = range(0, 72, 8)
-PAIR_WORDS = 9
+DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE, KERNEL_BESIDE = range(0, 80, 8)
+PAIR_WORDS = 10
 
 # -- a run
 FIRST, LAST, SLOT, FACTOR, AT, LD = range(0, 48, 8)
@@ -29,16 +30,16 @@ floats, LD floats to the next."""
 RUN_WORDS = 6
 
 # -- a step's adapters; the step's word has 0 instead of their address where no row has one
-N_RUNS, RUNS, TOTAL, PARTED, SHARED, OWN, OWN_BYTES, BEGIN, FETCH, ADD = range(0, 80, 8)
+N_RUNS, RUNS, TOTAL, PARTED, SHARED, OWN, OWN_BYTES, BEGIN, FETCH, ADD, BESIDE = range(0, 88, 8)
 """PARTED: whether few rows have one. u is float32 [matrices of an op, TOTAL], at SHARED; PARTED: it is each thread's own, after its words, and at SHARED are
 the parts' sums, float32 [parts, MOST, TOTAL]. OWN: address of the first thread's words, OWN_BYTES to the next one's. Then the functions below."""
-WORDS = 10
+WORDS = 11
 
 # -- a thread's own words, which `begin` returns the address of; its u follows
-PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
+PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED, LONE, FACTORS = range(0, 80, 8)
 """PIECES: how many this op's u is made in; SETTLED: they are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes
 to the next."""
-OWN_WORDS = 8
+OWN_WORDS = 16
 SETTLED = -1
 PARTS = 2
 """Which of a thread's shares of a stage's work (team_state.py) has its parts: `matmul` and `take` have the others."""
@@ -223,6 +224,7 @@ def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, 
     store_i64(own + THREADS, n_threads)
     store_i64(own + WANTED, wanted)
     store_i64(own + N_WANTED, n_wanted)
+    store_i64(own + LONE, n_rows == 1 and load_i64(adapters + N_RUNS) == 1 and _rows(own, load_i64(adapters + RUNS)) == (0, 1))
     call_pointer8(load_i64(adapters + BEGIN), adapters, own, tid, records, floats, ldx, n_rows, float_at)
     return own
 
@@ -288,3 +290,20 @@ def low_rank_add(adapters, own, table, tile0, tile1, index, out, ldo):
             call_pointer11(load_i64(pair + UP), load_i64(pair + B), load_i64(pair + RANK), tile0, tile1, u + 4 * load_i64(run + AT), load_i64(run + LD),
                            out + 4 * first * ldo, ldo, last - first, pair + SCALE, run + FACTOR)
     return 0
+
+
+@compiled(f"int64({', '.join(['int64'] * 8)})")
+def low_rank_beside(adapters, own, matrix, index, tile0, tile1, x, out):
+    """Tiles [tile0, tile1) of a lone row, the adapter's product beside the base's. -> the first tile that is still to be done: there is no such kernel, or what
+    others do of u may not be there yet."""
+    run, table = load_i64(adapters + RUNS), load_i64(matrix + LOW_RANK)
+    pair = load_i64(table + load_i64(run + SLOT)) if table != 0 else 0
+    if pair == 0 or load_i64(pair + KERNEL_BESIDE) == 0:
+        return tile0
+    if load_i64(own + PIECES) != SETTLED:
+        return tile0
+    u = (own + 8 * OWN_WORDS if load_i64(adapters + PARTED) else load_i64(adapters + SHARED)) + 4 * (index * load_i64(adapters + TOTAL) + load_i64(run + AT))
+    store_f32(own + FACTORS, load_f32(pair + SCALE) * load_f32(run + FACTOR))
+    call_pointer11(load_i64(pair + KERNEL_BESIDE), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile0, tile1, x, load_i64(matrix + BIAS), out,
+                   load_i64(pair + B), load_i64(pair + RANK), u, own + FACTORS)
+    return tile1
