@@ -30,9 +30,9 @@ from .simd import (
     fma,
     get_f32,
     get_i8,
+    get_i32,
     load_f32,
     load_f32x16,
-    get_i32,
     pointer,
     prefetch,
     prefetch_l2,
@@ -204,8 +204,8 @@ def block_kernel(f: Packing):
 def beside_kernel(f: Packing, up, number_bytes: int):
     """A lone token's product with an adapter's beside it: (w, columns, tile0, tile1, x, bias, out, b, rank, u, scale), all int64. up: low_rank.py's `tile_up`.
 
-    w ... x, out: as above. bias: address of float32 [rows], or 0. b: of the packed B, whose numbers have number_bytes; scale: of a float32. Tile by tile, so that
-    the few lines of B join the stream of weights: what is read in one go, or fetched ahead, costs that stream three times its bytes.
+    w to x, and out: as above. bias: address of float32 [16 * tiles], or 0. b: of the packed B, whose numbers have number_bytes; scale: of a float32. Tile by
+    tile, so that the few lines of B join the stream of weights, in the order they lie in: read in one go, or fetched ahead, they cost three times their bytes.
     """
     one, file_columns, tile_bytes = _body(f, 1), f.columns, f.tile_bytes
 

@@ -18,7 +18,8 @@ from ....kernels.matmul import TILES_A_GROUP, call_kernel
 from ....kernels.simd import load_f32x16, load_i64, store_f32x16, store_i64
 from ....kernels.team import GENERATION, barrier, next_of_share
 from . import low_rank
-from .matrix import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, LOW_RANK, MATRIX_BYTES, TILES, WEIGHTS
+from .matrix import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, LOW_RANK, TILES, WEIGHTS
+from .matrix import MATRIX_BYTES as MATRIX_BYTES
 
 ENTRY = "int64(int64, int64, int64, int64, int64)"
 """Signature of an op."""
@@ -127,6 +128,7 @@ def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, 
                 t0 = call_pointer8(load_i64(adapters + low_rank.BESIDE), adapters, low, matrix, index, t0, tile1, x, out)
                 if t0 == tile1:
                     return
+                size = TILES_A_GROUP
             if t0 == tile0:
                 low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t0, min(t0 + size, tile1), n_tokens)
         t1 = min(t0 + size, tile1)
@@ -135,7 +137,8 @@ def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, 
             for m in range(n_tokens):
                 add_rows(out + 4 * (m * ldo + 16 * t0), bias + 64 * t0, 16 * (t1 - t0))
         if low != 0:
-            low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t1, min(t1 + size, tile1), n_tokens)
+            if load_i64(low + low_rank.LONE) == 0:
+                low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t1, min(t1 + size, tile1), n_tokens)
             call_pointer8(load_i64(adapters + low_rank.ADD), adapters, low, load_i64(matrix + LOW_RANK), t0, t1, index, out, ldo)
         t0 = t1
 
