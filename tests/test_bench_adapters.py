@@ -14,7 +14,7 @@ def test_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert adapters.main([str(path), "--rank", "4", "--rounds", "3", "--batch", "2", "--depth", "5", "--json", str(kept)]) == 0
     found, shown = json.loads(kept.read_text()), capsys.readouterr().out
     assert [len(found[name]) for name in ("none", "empty", "F16", "F32")] == [3] * 4
-    assert 0 < found["bytes"]["F16"] and found["bytes"]["F32"] == 2 * found["bytes"]["F16"]
+    assert found["bytes"]["F16"] > 0 and found["bytes"]["F32"] == 2 * found["bytes"]["F16"]
     assert shown.startswith("2 x 1 token") and "3 rounds" in shown
 
 
