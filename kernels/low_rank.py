@@ -114,27 +114,24 @@ def _down_some(load, size: int, M: int):
     return down_some
 
 
-def _up_some(load, size: int, M: int, T: int):
-    """y of M tokens, T tiles at once."""
-    together, vector = M * T, 16 * size
+def _up_some(load, size: int, M: int):
+    """y of M tokens, one tile. Of several tiles at once a core would read more streams than it fetches well: that cost a token alone twice the time."""
+    vector = 16 * size
 
     @jit
     def up_some(b, rank, u, ldu, out, ldo, scale):
-        acc = stack_vectors(together)
-        for i in range(together):
-            put_f32(acc, i, splat_f32(0.0))
-        apart = rank * vector
+        acc = stack_vectors(M)
+        for m in range(M):
+            put_f32(acc, m, splat_f32(0.0))
         for _ in range(rank):
-            for t in range(T):
-                column = load(b + t * apart)
-                for m in range(M):
-                    put_f32(acc, t * M + m, fma(column, splat_load_f32(u + 4 * m * ldu), get_f32(acc, t * M + m)))
+            column = load(b)
+            for m in range(M):
+                put_f32(acc, m, fma(column, splat_load_f32(u + 4 * m * ldu), get_f32(acc, m)))
             b += vector
             u += 4
-        for t in range(T):
-            for m in range(M):
-                y = out + 4 * m * ldo + 64 * t
-                store_f32x16(y, fma(splat_f32(scale), get_f32(acc, t * M + m), load_f32x16(y)))
+        for m in range(M):
+            y = out + 4 * m * ldo
+            store_f32x16(y, fma(splat_f32(scale), get_f32(acc, m), load_f32x16(y)))
     return up_some
 
 
@@ -167,21 +164,24 @@ def down(kind: str) -> Compiled:
 
 
 @cache
+def tile_up(kind: str) -> Any:
+    """(b, rank, u, ldu, out, ldo, scale): one token's y of one tile, for a kernel that has just computed its base (matmul.py, `beside_kernel`)."""
+    dtype, load = KINDS[kind]
+    return _up_some(load, dtype.itemsize, 1)
+
+
+@cache
 def up(kind: str) -> Compiled:
     """(b, rank, tile0, tile1, u, ldu, out, ldo, tokens, scale, factor): tiles [tile0, tile1) of float32 [tokens, ldo] at `out` grow by scale * factor times
     B u. scale, factor: addresses of float32."""
     dtype, load = KINDS[kind]
-    lone, one, four, many = (_up_some(load, dtype.itemsize, M, T) for M, T in ((1, 4), (1, 1), (4, 1), (TOKENS, 1)))
+    one, four, many = (_up_some(load, dtype.itemsize, M) for M in (1, 4, TOKENS))
     vector = 16 * dtype.itemsize
 
     def low_rank_up(b, rank, tile0, tile1, u, ldu, out, ldo, tokens, scale, factor):
-        s, t = load_f32(scale) * load_f32(factor), tile0
-        while t < tile1:
+        s = load_f32(scale) * load_f32(factor)
+        for t in range(tile0, tile1):
             here, to, done = b + t * rank * vector, out + 64 * t, 0
-            if tokens == 1 and t + 4 <= tile1:
-                lone(here, rank, u, ldu, to, ldo, s)
-                t += 4
-                continue
             while done < tokens:
                 at, y = u + 4 * done * ldu, to + 4 * done * ldo
                 if tokens - done >= TOKENS:
@@ -193,7 +193,6 @@ def up(kind: str) -> Compiled:
                 else:
                     one(here, rank, at, ldu, y, ldo, s)
                     done += 1
-            t += 1
         return 0
     low_rank_up.__name__ = low_rank_up.__qualname__ = f"low_rank_up_{kind}"
     return compiled(_UP)(low_rank_up)

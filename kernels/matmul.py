@@ -31,6 +31,8 @@ from .simd import (
     get_f32,
     get_i8,
     get_i32,
+    load_f32,
+    load_f32x16,
     pointer,
     prefetch,
     prefetch_l2,
@@ -196,6 +198,26 @@ def block_kernel(f: Packing):
                         two(p, blocks, xg, n, o, ldo)
                     else:
                         one(p, blocks, xg, n, o, ldo)
+    return kernel
+
+
+def beside_kernel(f: Packing, up, number_bytes: int):
+    """A lone token's product with an adapter's beside it: (w, columns, tile0, tile1, x, bias, out, b, rank, u, scale), all int64. up: low_rank.py's `tile_up`.
+
+    w to x, and out: as above. bias: address of float32 [16 * tiles], or 0. b: of the packed B, whose numbers have number_bytes; scale: of a float32. Tile by
+    tile, so that the few lines of B join the stream of weights, in the order they lie in: read in one go, or fetched ahead, they cost three times their bytes.
+    """
+    one, file_columns, tile_bytes = _body(f, 1), f.columns, f.tile_bytes
+
+    def kernel(w, columns, tile0, tile1, x, bias, out, b, rank, u, scale):
+        blocks, b_bytes, s = columns // file_columns, ROWS * rank * number_bytes, load_f32(scale)
+        for t in range(tile0, tile1):
+            to = out + 4 * ROWS * t
+            one(w + t * blocks * tile_bytes, blocks, x, 1, to, 0)
+            if bias != 0:
+                store_f32x16(to, load_f32x16(to) + load_f32x16(bias + 4 * ROWS * t))
+            up(b + t * b_bytes, rank, u, 0, to, 0, s)
+        return 0
     return kernel
 
 

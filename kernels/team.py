@@ -94,6 +94,7 @@ from .team_state import (
     YIELD_SECONDS,
     YIELDS,
     announce,
+    are_there,
     barrier,
     changed,
     next_of_share,
@@ -104,7 +105,8 @@ from .team_state import (
 )
 from .threads import usable_threads
 
-__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "announce", "barrier", "next_of_share", "next_tile", "wait_for_pieces"]
+__all__ = ["ABORTED", "BUSY", "GENERATION", "MAX_THREADS", "SPINS", "YIELDS", "Team", "announce", "are_there", "barrier", "next_of_share", "next_tile",
+           "wait_for_pieces"]
 
 
 @jit

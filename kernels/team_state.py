@@ -144,6 +144,12 @@ def announce(team: int, n: int) -> None:
 
 
 @jit
+def are_there(team: int, n: int) -> bool:
+    """Whether all n pieces of this stage are announced."""
+    return atomic_load(team + READY) == n
+
+
+@jit
 def wait_for_pieces(team: int, n: int) -> None:
     """Until all n pieces of this stage are announced: the other half. What was written before is visible. They all come: an abort shows at barriers only.
 

@@ -9,7 +9,8 @@ import pytest
 from adapters import random_adapter
 from llamina.engine.run.runtime import Feed, Runtime
 from llamina.kernels import low_rank
-from naive_kernels import fma32
+from llamina.kernels.formats import registry
+from naive_kernels import fma32, random_rows
 from runs import open_runtime, same
 from small_models import random_ids, write_small_model
 
@@ -62,6 +63,30 @@ def test_the_low_rank_product(kind: str, rank: int, columns: int, rows: int) -> 
         wanted = naive_y(b, u[:, :rank], scales[0] * scales[1], y[:, :rows])
         up(kc.at(packed_b), rank, 0, len(packed_b), kc.at(u), ldu, kc.at(y), ldo, n, kc.at(scales), kc.at(scales[1:]))
         assert same(y[:, :rows] + f32(0), wanted + f32(0)), (first, n)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_beside_the_base(format: str, kind: str) -> None:
+    """A lone token's kernel gives what base, bias and product give one after the other, tile by tile of any range, and touches no other tile."""
+    rng, columns, rows, rank = np.random.default_rng(3), 512, 80, 19
+    dtype = low_rank.KINDS[kind][0]
+    tiles, bad = kc.retile(format, random_rows(format, rows, columns, rng), columns)
+    assert bad < 0
+    b, bias, u = rng.standard_normal((rows, rank)).astype(dtype).astype(f32), rng.standard_normal(rows).astype(f32), rng.standard_normal(32).astype(f32)
+    packed, scale, x = np.zeros((5, rank, 16), dtype), np.array([0.4], f32), rng.standard_normal((1, columns)).astype(f32)
+    low_rank.pack_b(b, packed)
+    records, kernel = kc.quantize(x)[0][0], registry.kernel_beside(format, kind)
+    assert kernel is not None
+    for added in None, bias:
+        base = kc.matmul(format, tiles, rows, x)[0]
+        expected = naive_y(b, u[None, :rank], scale[0], (base if added is None else base + added)[None])[0]
+        for first, last in (0, 5), (1, 4), (2, 2):
+            out = np.full(rows, 7, f32)
+            kernel.ctypes(kc.at(tiles), columns, first, last, kc.at(records), 0 if added is None else kc.at(added), kc.at(out), kc.at(packed), rank, kc.at(u),
+                          kc.at(scale))
+            assert same(out[16 * first:16 * last], expected[16 * first:16 * last]) and (out[:16 * first] == 7).all() and (out[16 * last:] == 7).all()
+    assert registry.kernel_beside("BF16", kind) is None
 
 
 def rows_of_down(runtime: Runtime, ids: list[int], adapters: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ...kernels import low_rank as kernels
+from ...kernels.formats.registry import kernel_beside
 from ...kernels.matmul import ROWS
 from ..architectures.adapted import targets
 from ..architectures.config import ModelConfig
@@ -38,6 +39,8 @@ FEW_ROWS = 32
 """So few rows' u is made by parts of the columns, if there are not groups of tokens for all threads."""
 
 
+PAIR = 16
+"""Words from a pair's to the next one's: two lines, which are fetched together."""
 HUGE = 2 << 20
 """Bytes from which on an adapter lies in huge pages, so that reading it does not wait for addresses."""
 
@@ -96,15 +99,17 @@ class Adapters:
 
     def __init__(self, config: ModelConfig, weights: Weights, pool: PagePool, n_threads: int, reserve: Reserve):
         self._config, self._targets, self._pool, self._n_threads = config, targets(config), pool, n_threads
-        self._reserve = reserve
+        self._reserve, self._format = reserve, weights.format_of
         self.by_name: dict[str, Loaded] = {}
         self.default: Use = ()
         self._free = list(range(SLOTS))[::-1]
         self._tables: dict[str, np.ndarray] = {}
-        for target in self._targets.values():
-            for matrix in target.matrices:
-                self._tables[matrix.key] = table = np.zeros(SLOTS, np.int64)
-                weights.descriptors[matrix.key][LOW_RANK // 8] = table.ctypes.data
+        keys = [matrix.key for target in self._targets.values() for matrix in target.matrices]
+        words = np.zeros((SLOTS, len(keys)), np.int64)  # what an op reads of one adapter lies side by side, in few pages
+        self._apart = words.strides[0]
+        for i, key in enumerate(keys):
+            self._tables[key] = words[:, i]
+            weights.descriptors[key][LOW_RANK // 8] = words.ctypes.data + 8 * i
         self._parts = -(-max((target.columns for target in self._targets.values()), default=0) // kernels.PART)
         self._words, self._u = np.zeros(f.WORDS, np.int64), aligned(0)
         self._planned: tuple[Any, ...] = ()
@@ -144,17 +149,20 @@ class Adapters:
             raise
         loaded = Loaded(self._free.pop(), name, source, scale, path)
         weakref.finalize(loaded, _let_go, loaded.slot, self._tables, self._free, self._reserve, size)
+        of_pairs = iter(aligned(8 * PAIR * sum(len(self._targets[key].matrices) for key in source.pairs)).view(np.int64).reshape(-1, PAIR))
         for key, pair in source.pairs.items():
             kind = _kind(pair)
             dtype, rank, target = kernels.KINDS[kind][0], len(pair.a), self._targets[key]
             a = _zeros(memory, (-(-rank // ROWS), -(-target.columns // 32) * 32, ROWS), dtype)
             parts = []
             for matrix in target.matrices:
-                b, words = _zeros(memory, (-(-matrix.rows // ROWS), rank, ROWS), dtype), np.zeros(f.PAIR_WORDS, np.int64)
+                b, words = _zeros(memory, (-(-matrix.rows // ROWS), rank, ROWS), dtype), next(of_pairs)
                 rows = None if len(target.matrices) == 1 and not matrix.period else target.rows_of(matrix)
                 for word, value in ((f.DOWN, kernels.down(kind).address), (f.UP, kernels.up(kind).address), (f.A, a.ctypes.data), (f.B, b.ctypes.data),
                                     (f.BLOCKS, a.shape[1] // 32), (f.TILES, len(a)), (f.RANK, rank), (f.SIZE, dtype.itemsize)):
                     words[word // 8] = value
+                beside = kernel_beside(self._format(matrix), kind)
+                words[f.KERNEL_BESIDE // 8] = beside.address if beside else 0
                 parts.append((b, words, rows))
                 loaded.nbytes += b.nbytes
                 self._tables[matrix.key][loaded.slot] = words.ctypes.data
@@ -237,7 +245,7 @@ class Adapters:
                 merged.append((n, use))
         for n, use in merged:
             for loaded, scale in use:
-                runs.append((at, at + n, 8 * loaded.slot, int(np.float32(scale).view(np.uint32)), total, loaded.ld))
+                runs.append((at, at + n, self._apart * loaded.slot, int(np.float32(scale).view(np.uint32)), total, loaded.ld))
                 total += n * loaded.ld
             at += n
         rows_of_u = sum(n * len(use) for n, use in merged)
@@ -253,7 +261,7 @@ class Adapters:
         at_u = self._u.ctypes.data
         for word, value in ((f.N_RUNS, len(runs)), (f.RUNS, table.ctypes.data), (f.TOTAL, total), (f.PARTED, parted), (f.SHARED, at_u + own * self._n_threads),
                             (f.OWN, at_u), (f.OWN_BYTES, own), (f.BEGIN, f.low_rank_begin.address), (f.FETCH, f.low_rank_fetch.address),
-                            (f.ADD, f.low_rank_add.address)):
+                            (f.ADD, f.low_rank_add.address), (f.BESIDE, f.low_rank_beside.address)):
             self._words[word // 8] = value
         return self._words.ctypes.data
 

@@ -353,8 +353,11 @@ class Weights:
             for tile in range(0, tiles, step):
                 yield _Piece(matrix.tensor, row, matrix.rows, tile, min(tile + step, tiles), here)
 
+    def format_of(self, matrix: Matrix) -> str:
+        return self._gguf.tensors[matrix.tensor].format.name
+
     def _descriptor(self, matrix: Matrix, target: np.ndarray | None) -> np.ndarray:
-        kind = self._gguf.tensors[matrix.tensor].format.name
+        kind = self.format_of(matrix)
         words = np.zeros(MATRIX_BYTES // 8, np.int64)
         words[KERNEL // 8] = registry.kernel(kind).address
         words[WEIGHTS // 8] = target.ctypes.data if target is not None else 0

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from ..compile_cache import Compiled, compiled
-from ..matmul import ROWS, Packing, block_kernel, jit
+from ..low_rank import KINDS, tile_up
+from ..matmul import ROWS, Packing, beside_kernel, block_kernel, jit
 from ..matmul_float import float_kernel
 from .floats import BF16, F16, F32, FloatPacking
 from .kquants import Q4_K, Q5_K, Q6_K
@@ -23,6 +24,7 @@ PACKINGS: dict[str, Packing | FloatPacking] = {p.name: p for p in (
 """All but the codebook formats, whose grids come from a package that is slow to import (codebook.py)."""
 
 _KERNEL = "void(int64, int64, int64, int64, int64, int64, int64, int64, int64)"
+_BESIDE = f"int64({', '.join(['int64'] * 11)})"
 _RETILE = "int64(int64, int64, int64, int64, int64, int64, int64)"
 
 
@@ -54,6 +56,15 @@ def kernel(name: str) -> Compiled:
     layout = packing(name)
     function = block_kernel(layout) if isinstance(layout, Packing) else float_kernel(layout.steps)
     return _named(f"matmul_{name}", _KERNEL, function)
+
+
+@cache
+def kernel_beside(name: str, kind: str) -> Compiled | None:
+    """The format's kernel for one token with an adapter's pair of this kind (matmul.beside_kernel); None: float formats have none."""
+    layout = packing(name)
+    if not isinstance(layout, Packing):
+        return None
+    return _named(f"matmul_{name}_beside_{kind}", _BESIDE, beside_kernel(layout, tile_up(kind), KINDS[kind][0].itemsize))
 
 
 @cache

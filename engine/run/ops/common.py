@@ -18,14 +18,12 @@ from ....kernels.matmul import TILES_A_GROUP, call_kernel
 from ....kernels.simd import load_f32x16, load_i64, store_f32x16, store_i64
 from ....kernels.team import GENERATION, barrier, next_of_share
 from . import low_rank
+from .matrix import BIAS, COLUMNS, FLOAT_INPUT, KERNEL, LOW_RANK, TILES, WEIGHTS
+from .matrix import MATRIX_BYTES as MATRIX_BYTES
 
 ENTRY = "int64(int64, int64, int64, int64, int64)"
 """Signature of an op."""
 
-# -- a matrix: 8 words. The last three are the epilogue of a matmul; 0: none
-KERNEL, WEIGHTS, COLUMNS, TILES, FLOAT_INPUT, BIAS, SCALE, LOW_RANK = range(0, 64, 8)
-"""BIAS: address of float32 [16 * TILES]. SCALE: reserved (a factor). LOW_RANK: address of the table of adapters' pairs (low_rank.py), or 0."""
-MATRIX_BYTES = 64
 LEAST = 2
 """Tiles of the smallest piece of work."""
 MANY_TOKENS = 32
@@ -120,22 +118,29 @@ def piece(matrix, tile0, tile1, records, floats, ld_floats, out, ldo, n_tokens, 
     """Tiles [tile0, tile1) of one matrix. Input: float rows at `floats`, or the records made from them. low: of `low_rank_of`, of whose matrices this is
     number `index`."""
     x = floats if load_i64(matrix + FLOAT_INPUT) else records
-    tile1, bias = min(tile1, load_i64(matrix + TILES)), load_i64(matrix + BIAS)
-    size = max(1, tile1 - tile0)
+    tile1, bias, t0 = min(tile1, load_i64(matrix + TILES)), load_i64(matrix + BIAS), tile0
+    size, adapters = max(1, tile1 - tile0), load_i64(step + ADAPTERS)
     if low != 0:  # what adapters are added to is still in a cache, and what was fetched of B, too
         size = TILES_A_GROUP if n_tokens >= MANY_TOKENS else 2 * TILES_A_GROUP
-    for t0 in range(tile0, tile1, size):
+    while t0 < tile1:
+        if low != 0:
+            if load_i64(low + low_rank.LONE) != 0:
+                t0 = call_pointer8(load_i64(adapters + low_rank.BESIDE), adapters, low, matrix, index, t0, tile1, x, out)
+                if t0 == tile1:
+                    return
+                size = TILES_A_GROUP
+            if t0 == tile0:
+                low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t0, min(t0 + size, tile1), n_tokens)
         t1 = min(t0 + size, tile1)
-        if low != 0 and t0 == tile0:
-            low_rank.fetch(load_i64(step + ADAPTERS), load_i64(matrix + LOW_RANK), t0, t1, n_tokens)
         call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), t0, t1, x, ld_floats, out, ldo, n_tokens)
         if bias != 0:
             for m in range(n_tokens):
                 add_rows(out + 4 * (m * ldo + 16 * t0), bias + 64 * t0, 16 * (t1 - t0))
         if low != 0:
-            adapters = load_i64(step + ADAPTERS)
-            low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t1, min(t1 + size, tile1), n_tokens)
+            if load_i64(low + low_rank.LONE) == 0:
+                low_rank.fetch(adapters, load_i64(matrix + LOW_RANK), t1, min(t1 + size, tile1), n_tokens)
             call_pointer8(load_i64(adapters + low_rank.ADD), adapters, low, load_i64(matrix + LOW_RANK), t0, t1, index, out, ldo)
+        t0 = t1
 
 
 @jit

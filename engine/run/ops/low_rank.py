@@ -1,10 +1,11 @@
 """Adapters beside an op's matrices: u of the rows that have one, while nobody waits; B u after the matrices' own product, piece by piece (kernels/low_rank.py).
 
-    op:  low = begin(…)      u of all its matrices, for all rows with adapters: few rows' by parts of 256 columns, a share for each thread, and who is done
-                             does what others have not begun; many rows' by groups of tokens. Then this thread announces how many pieces it has done
+    op:  low = begin(…)      u of all its matrices, for all rows with adapters: few rows' by parts of 256 columns, a share for each thread; many rows' by groups
+                             of tokens. Then this thread announces how many pieces it has done
          piece(…, low)       `fetch` of what it will read of B; base, bias; then `add`: every adapter of a row, in the order of the step's runs. The first
-                             one waits until all pieces of u are done: mostly they are, and no barrier is needed. A thread that comes late (its CPU was
-                             another process's) is not waited for
+                             one waits until all pieces of u are done: mostly they are, and no barrier is needed. If not, this thread does the parts that
+                             others have not begun: one that comes late (its CPU was another process's) is not waited for
+                             a lone row with one adapter: from then on `beside`, base and B u tile by tile in one kernel
 
 A *run* is some rows of a step in a row that have one adapter: first row, last row + 1, where the adapter stands in the matrices' tables, its
 factor, and where its rows of u are. The runs of a row with several adapters stand one after the other. Rows without one are in no run, and keep their bits.
@@ -15,12 +16,15 @@ from ....kernels.atomics import call_pointer4, call_pointer7, call_pointer8, cal
 from ....kernels.compile_cache import compiled
 from ....kernels.deferred import jit
 from ....kernels.low_rank import AHEAD, APART, BLOCK, PART, TOKENS, widen
-from ....kernels.simd import load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32x16, store_i64
-from ....kernels.team import announce, next_of_share, next_tile, wait_for_pieces
+from ....kernels.matmul import call_kernel
+from ....kernels.simd import load_f32, load_f32x16, load_i64, prefetch, prefetch_l2, splat_f32, stack_vectors, store_f32, store_f32x16, store_i64
+from ....kernels.team import announce, are_there, next_of_share, next_tile, wait_for_pieces
+from .matrix import BIAS, COLUMNS, KERNEL, LOW_RANK, WEIGHTS
 
-# -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number
-DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE = range(0, 72, 8)
-PAIR_WORDS = 9
+# -- a pair: addresses of its kernels, of A and of B; blocks of 32 columns, tiles of 16 ranks, rank, scale (float32), bytes of a number; address of the base's
+# kernel for one token with this pair (matmul.beside_kernel), or 0
+DOWN, UP, A, B, BLOCKS, TILES, RANK, SCALE, SIZE, KERNEL_BESIDE = range(0, 80, 8)
+PAIR_WORDS = 10
 
 # -- a run
 FIRST, LAST, SLOT, FACTOR, AT, LD = range(0, 48, 8)
@@ -29,16 +33,18 @@ floats, LD floats to the next."""
 RUN_WORDS = 6
 
 # -- a step's adapters; the step's word has 0 instead of their address where no row has one
-N_RUNS, RUNS, TOTAL, PARTED, SHARED, OWN, OWN_BYTES, BEGIN, FETCH, ADD = range(0, 80, 8)
+N_RUNS, RUNS, TOTAL, PARTED, SHARED, OWN, OWN_BYTES, BEGIN, FETCH, ADD, BESIDE = range(0, 88, 8)
 """PARTED: whether few rows have one. u is float32 [matrices of an op, TOTAL], at SHARED; PARTED: it is each thread's own, after its words, and at SHARED are
 the parts' sums, float32 [parts, MOST, TOTAL]. OWN: address of the first thread's words, OWN_BYTES to the next one's. Then the functions below."""
-WORDS = 10
+WORDS = 11
 
 # -- a thread's own words, which `begin` returns the address of; its u follows
-PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED = range(0, 64, 8)
+(
+    PIECES, TABLE, N, STRIDE, TEAM, THREADS, WANTED, N_WANTED, LONE, FACTORS, NUMBER, RECORDS, FLOATS, LD_X, N_ROWS, FLOAT_AT,
+) = range(0, 128, 8)
 """PIECES: how many this op's u is made in; SETTLED: they are known to be there. TABLE: where the first of N matrices has the address of its table, STRIDE bytes
-to the next."""
-OWN_WORDS = 8
+to the next. LONE: whether the op has one row, with one adapter. FACTORS: float32, its two factors' product. NUMBER: of the thread. The rest: `begin`'s own."""
+OWN_WORDS = 16
 SETTLED = -1
 PARTS = 2
 """Which of a thread's shares of a stage's work (team_state.py) has its parts: `matmul` and `take` have the others."""
@@ -143,14 +149,14 @@ def _units(own, run):
 
 
 @jit
-def _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at):
-    """This thread's share of the parts of all runs, then what others have left of theirs. -> (units in all, units done)"""
+def _by_parts(adapters, own, tid, turn0, turn1, x, records, floats, ldx, n_rows, float_at):
+    """What is left of the shares of threads tid + turn0 ... tid + turn1 - 1 of the parts of all runs. -> (units in all, units done)"""
     n_runs, runs, total, units, done = load_i64(adapters + N_RUNS), load_i64(adapters + RUNS), load_i64(adapters + TOTAL), 0, 0
     for r in range(n_runs):
         blocks, groups = _units(own, runs + 8 * RUN_WORDS * r)
         units += (blocks * BLOCK + PART - 1) // PART * groups
     n_threads, shared, team = load_i64(own + THREADS), load_i64(adapters + SHARED), load_i64(own + TEAM)
-    for turn in range(n_threads):
+    for turn in range(turn0, turn1):
         owner = (tid + turn) % n_threads
         start, end = owner * units // n_threads, (owner + 1) * units // n_threads
         if start == end:
@@ -203,7 +209,13 @@ def low_rank_begin(adapters, own, tid, records, floats, ldx, n_rows, float_at):
     """This thread's share of u. float_at: where the first matrix has its FLOAT_INPUT."""
     x = stack_vectors(_WIDENED)
     if load_i64(adapters + PARTED) != 0:
-        pieces, done = _by_parts(adapters, own, tid, x, records, floats, ldx, n_rows, float_at)
+        store_i64(own + NUMBER, tid)
+        store_i64(own + RECORDS, records)
+        store_i64(own + FLOATS, floats)
+        store_i64(own + LD_X, ldx)
+        store_i64(own + N_ROWS, n_rows)
+        store_i64(own + FLOAT_AT, float_at)
+        pieces, done = _by_parts(adapters, own, tid, 0, 1, x, records, floats, ldx, n_rows, float_at)
     else:
         pieces, done = _by_groups(adapters, own, x, records, floats, ldx, n_rows, float_at)
     store_i64(own + PIECES, pieces)
@@ -223,6 +235,7 @@ def begin(adapters, tid, n_threads, team, table_at, n, stride, records, floats, 
     store_i64(own + THREADS, n_threads)
     store_i64(own + WANTED, wanted)
     store_i64(own + N_WANTED, n_wanted)
+    store_i64(own + LONE, n_rows == 1 and load_i64(adapters + N_RUNS) == 1 and _rows(own, load_i64(adapters + RUNS)) == (0, 1))
     call_pointer8(load_i64(adapters + BEGIN), adapters, own, tid, records, floats, ldx, n_rows, float_at)
     return own
 
@@ -250,7 +263,12 @@ def low_rank_fetch(adapters, table, tile0, tile1):
 @jit
 def _settle(adapters, own):
     """All pieces are there; of parts, each thread makes u for itself."""
-    wait_for_pieces(load_i64(own + TEAM), load_i64(own + PIECES))
+    team, pieces = load_i64(own + TEAM), load_i64(own + PIECES)
+    if load_i64(adapters + PARTED) != 0 and not are_there(team, pieces):
+        _, done = _by_parts(adapters, own, load_i64(own + NUMBER), 1, load_i64(own + THREADS), stack_vectors(_WIDENED), load_i64(own + RECORDS),
+                            load_i64(own + FLOATS), load_i64(own + LD_X), load_i64(own + N_ROWS), load_i64(own + FLOAT_AT))
+        announce(team, done)
+    wait_for_pieces(team, pieces)
     store_i64(own + PIECES, SETTLED)
     if load_i64(adapters + PARTED) == 0:
         return
@@ -288,3 +306,22 @@ def low_rank_add(adapters, own, table, tile0, tile1, index, out, ldo):
             call_pointer11(load_i64(pair + UP), load_i64(pair + B), load_i64(pair + RANK), tile0, tile1, u + 4 * load_i64(run + AT), load_i64(run + LD),
                            out + 4 * first * ldo, ldo, last - first, pair + SCALE, run + FACTOR)
     return 0
+
+
+@compiled(f"int64({', '.join(['int64'] * 8)})")
+def low_rank_beside(adapters, own, matrix, index, tile0, tile1, x, out):
+    """Tiles [tile0, tile1) of a lone row with one adapter, whose product is added tile by tile, or which has none here. -> the first tile that is still to be
+    done: the format has no such kernel, or what others do of u may not be there yet."""
+    run, table = load_i64(adapters + RUNS), load_i64(matrix + LOW_RANK)
+    pair = load_i64(table + load_i64(run + SLOT)) if table != 0 else 0
+    if pair == 0 and load_i64(matrix + BIAS) == 0:
+        columns = load_i64(matrix + COLUMNS)
+        call_kernel(load_i64(matrix + KERNEL), load_i64(matrix + WEIGHTS), columns, tile0, tile1, x, columns, out, 0, 1)
+        return tile1
+    if pair == 0 or load_i64(pair + KERNEL_BESIDE) == 0 or load_i64(own + PIECES) != SETTLED:
+        return tile0
+    u = (own + 8 * OWN_WORDS if load_i64(adapters + PARTED) else load_i64(adapters + SHARED)) + 4 * (index * load_i64(adapters + TOTAL) + load_i64(run + AT))
+    store_f32(own + FACTORS, load_f32(pair + SCALE) * load_f32(run + FACTOR))
+    call_pointer11(load_i64(pair + KERNEL_BESIDE), load_i64(matrix + WEIGHTS), load_i64(matrix + COLUMNS), tile0, tile1, x, load_i64(matrix + BIAS), out,
+                   load_i64(pair + B), load_i64(pair + RANK), u, own + FACTORS)
+    return tile1
