@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -212,6 +213,60 @@ class WindowedPromises(Promises):
 
     layout = KVLayout(PAGE, whole=1, windowed=2, window=20, step=32)
     scale, pages, step = 2, 30, 32
+
+
+def test_a_match_past_a_promise() -> None:
+    """Taken over up to three times what was promised, it has one windowed page where the beginning took two; others then take all that is free. Going back
+    gives back enough to begin anew (hypothesis found this one on a lucky day)."""
+    machine = WindowedPromises()
+    machine.begin(BASES[0], 0, 0, 0, True)
+    machine.promise(0, PAGE, 0)
+    machine.write(0, CONTEXT, True)
+    machine.cut(0, 0)
+    machine.match(0)
+    one = machine.live[0]
+    assert one.sequence.length == 2 * CONTEXT and one.promised == 2 * PAGE and one.sequence._spare == 0
+    for _ in range(4):
+        machine.begin(BASES[1], 0, 0, 0, False)
+        for _ in range(20):
+            machine.step_of(machine.live[-1], 32, False)
+            machine.all_is_where_it_should_be()
+    assert machine.pool.free_pages < 3
+    machine.take_at_its_word(0)
+    machine.all_is_where_it_should_be()
+    assert len(one.text) == 2 * PAGE
+    del one
+    machine.teardown()
+
+
+@pytest.mark.parametrize("later", ["promised", "written", "taken over"])
+def test_what_slid_past_where_it_may_go_back_to(later: str) -> None:
+    """Going back to 128 means to begin anew where 128's window is gone: because it was when that was promised, or since, by growing past what was promised.
+    Pages that others hold, too, must be reserved for it, from the first one on."""
+    machine = WindowedPromises()
+    machine.begin(BASES[0], 0, 0, None, True)
+    machine.write(0, CONTEXT, True)  # what others take over
+    if later == "promised":
+        machine.begin(BASES[0], 2 * PAGE, 0, None, True)
+        machine.promise(1, PAGE + 1, PAGE)
+    elif later == "written":
+        machine.begin(BASES[0], PAGE, PAGE + 1, PAGE, True)
+        for _ in range(8):
+            machine.step_of(machine.live[1], 32, True)
+    else:
+        machine.begin(BASES[0], 0, PAGE + 1, PAGE, True)
+        machine.match(1)
+    machine.all_is_where_it_should_be()
+    assert machine.live[1].sequence.length >= 4 * PAGE and machine.live[1].sequence._first > 2
+    for _ in range(4):  # others take what they get
+        machine.begin(BASES[1], 0, 0, 0, False)
+        for _ in range(20):
+            machine.step_of(machine.live[-1], 32, False)
+            machine.all_is_where_it_should_be()
+    machine.take_at_its_word(1)
+    machine.all_is_where_it_should_be()
+    assert len(machine.live[1].text) == 2 * (PAGE + 1)
+    machine.teardown()
 
 
 class AllWindowedPromises(Promises):

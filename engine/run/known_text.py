@@ -72,7 +72,9 @@ class KnownText(HeldPages, ABC):
             found, partial, n = self._known(following)
             if found or partial:
                 self._drop_unwritten()
-                self._take_over(following, found, partial, n)
+                low = self._low(found)
+                if not found or low <= len(self._pages) or self._may_slide(low):
+                    self._take_over(following, found, partial, n)
                 pool.back()
         return self.length - before
 
@@ -156,6 +158,10 @@ class KnownText(HeldPages, ABC):
             self._pool.release(page, self._marked(at))
         if self._promised_length:
             self._renew()
+
+    @abstractmethod
+    def _may_slide(self, first: int) -> bool:
+        """Whether what was promised holds if windowed pages before the page `first` are not there."""
 
     @abstractmethod
     def _renew(self) -> None:

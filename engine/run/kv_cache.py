@@ -93,12 +93,13 @@ class Sequence(KnownText):
                 self._drop_unwritten()
             length = min(length, self.context)
             floor, behind = _NEVER if back_to is None else back_to // PAGE, 0
+            low, base = self._low(found), len(self._pages)
             if self._slides:
-                behind = self._layout.first(length - SLACK)
-                floor = 0 if behind and back_to is not None else floor  # going back may mean to begin anew
+                behind, first = self._layout.first(length - SLACK), low if found and low > base else self._first
+                if back_to is not None and (behind or first > self._layout.first(back_to)):
+                    floor = 0  # going back may mean to begin anew
             before = self._floor, self._behind
             self._mark(floor, behind)
-            low, base = self._low(found), len(self._pages)
             seen = found[max(0, low - base):]
             more = self._wanting(length, len(found), len(seen), low) - self._spare
             taken = self._layout.whole * len(found) + self._layout.windowed * len(seen)
@@ -231,8 +232,23 @@ class Sequence(KnownText):
             self._spend(self._spare)
         return self._pool.take_state(promised)
 
+    def _may_slide(self, first: int) -> bool:
+        """Under the lock: whether what was promised holds if windowed pages before the page `first` are not there. Past what was promised, going back as far as
+        was said may mean to begin anew, for which pages that others hold, too, are reserved here if there is memory."""
+        if not self._promised_length or not 0 < self._floor < _NEVER or first <= self._layout.first(self._floor * PAGE):
+            return True
+        before = self._floor, self._behind
+        self._mark(0, self._behind)
+        if self._pool.free_pages >= 0:
+            return True
+        self._mark(*before)
+        return False
+
     def _leave(self, first: int) -> None:
-        """Give back the windowed pages before the page `first`; under the lock."""
+        """Give back the windowed pages before the page `first`; under the lock. OutOfMemoryError: what was promised would not hold."""
+        if not self._may_slide(first):
+            raise OutOfMemoryError(f"the KV cache has no pages of {PAGE} positions left for going back as far as was said once this text is longer than was "
+                                   "promised; close other sequences or allow it more memory")
         n = first - self._first
         for at, page in enumerate(self._windows[:n], self._first):
             self._pool.release(page, self._marked(at))
