@@ -269,6 +269,19 @@ def test_what_slid_past_where_it_may_go_back_to(later: str) -> None:
     machine.teardown()
 
 
+def test_a_part_of_a_page_is_a_page() -> None:
+    """Beside windowed pages of its own it takes over as many as it may hold, the last one, of which it takes a part, among them."""
+    machine = WindowedPromises()
+    machine.begin(BASES[0], 0, 0, 0, True)
+    machine.write(0, CONTEXT - 1, True)
+    machine.cut(0, 0)
+    machine.write(0, 2 * PAGE, True)
+    machine.match(0)
+    machine.all_is_where_it_should_be()
+    assert machine.live[0].sequence.length == 5 * PAGE
+    machine.teardown()
+
+
 class AllWindowedPromises(Promises):
     """No layer sees everything; windows of a page and a bit."""
 

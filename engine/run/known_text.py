@@ -92,7 +92,8 @@ class KnownText(HeldPages, ABC):
             walked = len(found)
             while found and not self._whole(found):
                 found.pop()  # a shorter text
-            if len(found) < walked or partial is not None and partial.window is None:
+            full = bool(self._windows) and len(self._windows) + len(found) >= self._layout.most
+            if len(found) < walked or full or partial is not None and partial.window is None:
                 partial = None
         if self.states:
             if partial is not None and partial.state is not None and n == len(partial.ids):
