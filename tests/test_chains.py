@@ -106,7 +106,7 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < 2.0**-55, 0.0, rounded).astype(f32)
 
 
-WAYS = {"plain": weights._plain(True), "packed": weights._packed(True), "pairs": weight_pairs.through_weight_pairs}
+WAYS = {"plain": weights.through(True, False), "packed": weights.through(True, True), "pairs": weight_pairs.through_weight_pairs}
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..architectures.spec import Matrix
     from ..run.adapters import Use
     from ..run.kv_cache import Sequence as Text
-    from ..run.runtime import Runtime
     from .rows import Row
 
 Kept = dict[str, np.ndarray]
@@ -83,9 +82,9 @@ class Batch:
 class Forward:
     """Of one micro-batch. use: the adapter, as the runtime computes it; factors: of tensors whose pairs are added here instead, since their inputs drop out."""
 
-    def __init__(self, runtime: Runtime, batch: Batch, use: Use, factors: FactorsOf, first_layer: int, store: Store | None = None) -> None:
-        self._runtime, self.batch, self._use, self._factors, self.first_layer = runtime, batch, use, factors, first_layer
-        self._store, self._layers, self._ops = store or Store(0), dict[int, Kept](), Ops(runtime)
+    def __init__(self, ops: Ops, batch: Batch, use: Use, factors: FactorsOf, first_layer: int, store: Store | None = None) -> None:
+        self._ops, self._runtime, self.batch, self._use, self._factors, self.first_layer = ops, ops.runtime, batch, use, factors, first_layer
+        self._store, self._layers = store or Store(0), dict[int, Kept]()
         self.streams: dict[int, np.ndarray] = {}
         """By layer (n_layers: the end), from first_layer on: the stream before it."""
         self._texts: list[Text] = []

@@ -113,7 +113,7 @@ class FullGradients(RowGradients):
                 return RowLosses(np.zeros(0, np.float64), 0, 0)
             ops = Ops(runtime, self._threads)
             sums = Sums(ops, self._arrays)
-            with Forward(runtime, batch, (), lambda tensor: None, 0, self._store) as forward:
+            with Forward(ops, batch, (), lambda tensor: None, 0, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(config.n_layers), divisor, sums)
                 if divisor == 0:

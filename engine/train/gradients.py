@@ -261,7 +261,7 @@ class Gradients(RowGradients):
 
             def learned(tensors: dict[str, Parts], x: np.ndarray, dx: np.ndarray | None) -> None:
                 back_of(ops, [(found, parts) for tensor, parts in tensors.items() if (found := factors(tensor))], x, dx)
-            with Forward(runtime, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
+            with Forward(ops, batch, use, factors if drops else lambda tensor: None, self._first_layer, self._store) as forward:
                 forward.run(keep=divisor != 0)
                 found, d = ends(str(self._model.path), ops, batch, self._store, forward.streams.pop(runtime.config.n_layers), divisor)
                 if divisor == 0:

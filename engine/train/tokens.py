@@ -48,7 +48,7 @@ def token_gradients(model: Core, ids: Sequence[int], target: int | None = None) 
     row = Row(np.array([*ids, target], np.int32), np.arange(len(ids) + 1) == len(ids), 0)
     with model.scheduler.alone() as runtime:
         batch, ops, n_layers = Batch([row], runtime.max_batch), Ops(runtime), runtime.config.n_layers
-        with Forward(runtime, batch, (), lambda tensor: None, 0) as forward:
+        with Forward(ops, batch, (), lambda tensor: None, 0) as forward:
             forward.run()
             x = forward.streams[0].copy()
             said, d = ends(str(model.path), ops, batch, Store(0), forward.streams.pop(n_layers), 1.0)

@@ -25,15 +25,11 @@ from ..deferred import jit
 from ..simd import (
     drop_first,
     fma,
-    get_f32,
     keep_first,
     load_f32,
     load_f32x16,
     load_i64,
-    put_f32,
     splat_f32,
-    splat_load_f32,
-    stack_vectors,
     store_f32,
     store_f32x16,
     vmax,
@@ -45,7 +41,7 @@ from ..team_state import changed, wait_while
 from ..vecmath import soft_cap, vexp
 from . import attention_tasks as t
 from .attention_tasks import PAGE, QUERIES, STAGE
-from .chains import COLUMNS, PACKED, C, M, call_multiply
+from .chains import COLUMNS, PACKED, C, M, block, call_multiply
 from .packed import lay_out_rows, multiply_panel
 from .unpack import turn_tile
 
@@ -128,29 +124,7 @@ def _clear(out, ld, rows, columns):
             store_f32x16(out + i * ld + n, splat_f32(0.0))
 
 
-def _fresh_block(rows: int):
-    """`rows` × C vectors of chains from 0, over n rows of a panel."""
-    together = rows * C
-
-    @jit
-    def block(a, a_i, panel, out, ldo, n):
-        acc = stack_vectors(together)
-        for m in range(together):
-            put_f32(acc, m, splat_f32(0.0))
-        for _ in range(n):
-            for m in range(rows):
-                x = splat_load_f32(a + m * a_i)
-                for c in range(C):
-                    put_f32(acc, m * C + c, fma(load_f32x16(panel + 64 * c), x, get_f32(acc, m * C + c)))
-            a += 4
-            panel += _BYTES
-        for m in range(rows):
-            for c in range(C):
-                store_f32x16(out + m * ldo + 64 * c, get_f32(acc, m * C + c))
-    return block
-
-
-_fresh, _fresh_one = _fresh_block(M), _fresh_block(1)
+_fresh, _fresh_one = (block(m, C, "", fresh=True) for m in (M, 1))
 
 
 @jit
@@ -167,10 +141,10 @@ def _by_panels(a, a_i, rows, depth, panels, n, out, ldo, strips):
         for p in range(0, n, COLUMNS):
             panel, i = panels + 4 * (p & -WIDE) * depth + 4 * (p & WIDE - 1), 0
             while i + M <= rows:
-                _fresh(a + i * a_i, a_i, panel, out + i * ldo + 4 * p, ldo, depth)
+                _fresh(a + i * a_i, a_i, 4, panel, _BYTES, out + i * ldo + 4 * p, ldo, depth)
                 i += M
             while i < rows:
-                _fresh_one(a + i * a_i, a_i, panel, out + i * ldo + 4 * p, ldo, depth)
+                _fresh_one(a + i * a_i, a_i, 4, panel, _BYTES, out + i * ldo + 4 * p, ldo, depth)
                 i += 1
 
 

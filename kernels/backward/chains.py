@@ -9,6 +9,8 @@ registers hold, and chunks of k, whose rows of w stay in a first-level cache, ne
 """
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 
@@ -49,18 +51,18 @@ is multiplied with; 1: not. TOGETHER: see `products`; BY_ROWS, PIECE: how they a
 WORDS = 15
 
 
-def _block(rows: int, C: int, ahead: str = ""):
-    """`rows` × C vectors of chains go on for n steps. ahead: what is fetched meanwhile of what comes next, far apart as its parts lie: "rows", a's next ones;
-    "a", its next 16 columns; "w", its next columns; else the next rows of out."""
-    together, of_rows, of_a, of_w = rows * C, ahead == "rows", ahead == "a", ahead == "w"
+def block(rows: int, C: int, ahead: str = "out", multiply_add: Any = fma, fresh: bool = False):
+    """`rows` × C vectors of chains go on for n steps. ahead: what is fetched meanwhile of what comes next, far apart as its parts lie: "out", its next rows;
+    "rows", a's next ones; "a", its next 16 columns; "w", its next columns; "": nothing. multiply_add: (16 of w, of a, acc), a step. fresh: chains from 0."""
+    together, of_out, of_rows, of_a, of_w = rows * C, ahead == "out", ahead == "rows", ahead == "a", ahead == "w"
 
     @jit
     def block(a, a_i, a_k, w, ldw, out, ldo, n):
         acc = stack_vectors(together)
         for m in range(rows):
             for c in range(C):
-                put_f32(acc, m * C + c, load_f32x16(out + m * ldo + 64 * c))
-        if not (of_rows or of_a or of_w):
+                put_f32(acc, m * C + c, splat_f32(0.0) if fresh else load_f32x16(out + m * ldo + 64 * c))
+        if of_out:
             for m in range(rows):
                 for c in range(C):
                     prefetch(out + (rows + m) * ldo + 64 * c)
@@ -73,7 +75,7 @@ def _block(rows: int, C: int, ahead: str = ""):
                     for m in range(rows):
                         x = splat_load_f32(a + m * a_i)
                         for c in range(C):
-                            put_f32(acc, m * C + c, fma(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
+                            put_f32(acc, m * C + c, multiply_add(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
                     a += a_k
                     w += ldw
                     line += a_i
@@ -87,7 +89,7 @@ def _block(rows: int, C: int, ahead: str = ""):
             for m in range(rows):
                 x = splat_load_f32(a + m * a_i)
                 for c in range(C):
-                    put_f32(acc, m * C + c, fma(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
+                    put_f32(acc, m * C + c, multiply_add(load_f32x16(w + 64 * c), x, get_f32(acc, m * C + c)))
             a += a_k
             w += ldw
         for m in range(rows):
@@ -96,9 +98,9 @@ def _block(rows: int, C: int, ahead: str = ""):
     return block
 
 
-_many, _four, _two, _one = (_block(m, C) for m in (M, 4, 2, 1))
-_narrow, _narrow_four, _narrow_two, _narrow_one = (_block(m, 1) for m in (M, 4, 2, 1))
-_tall, _tall_rows, _tall_a, _tall_w = (_block(TALL, 1, ahead) for ahead in ("", "rows", "a", "w"))
+_many, _four, _two, _one = (block(m, C) for m in (M, 4, 2, 1))
+_narrow, _narrow_four, _narrow_two, _narrow_one = (block(m, 1) for m in (M, 4, 2, 1))
+_tall, _tall_rows, _tall_a, _tall_w = (block(TALL, 1, ahead) for ahead in ("out", "rows", "a", "w"))
 
 
 @jit

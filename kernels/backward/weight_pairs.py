@@ -12,52 +12,22 @@ from ..compile_cache import compiled
 from ..deferred import jit
 from ..matmul import ROWS
 from ..simd import (
-    get_f32,
     load_f32x16,
     load_i64,
-    prefetch,
-    put_f32,
     splat_f32,
-    splat_load_f32,
     stack_vectors,
     store_f32x16,
 )
+from .chains import block
 from .unpack import COLUMNS, ROW_BYTES
 from .weights import DX, DY, DY_COLUMNS, LD_DX, LD_DY, MATRIX_COLUMNS, MATRIX_ROWS, N_TOKENS, ROOM, SCRATCH, TOKENS, UNPACK, WEIGHTS, call_unpack, settle
 
 PANEL_ROWS, UNPACKED = 256, 64
 """Rows of a panel of pairs (16 KB), and those that are unpacked at once."""
 _LD = 4 * (PANEL_ROWS // 2 + 16)
-_VECTORS = COLUMNS // 16
 
 
-def _block(rows: int):
-    """`rows` × 32 columns of chains go on for n pairs."""
-    together = rows * _VECTORS
-
-    @jit
-    def block(a, panel, out, ldo, n):
-        acc = stack_vectors(together)
-        for m in range(rows):
-            for c in range(_VECTORS):
-                put_f32(acc, m * _VECTORS + c, load_f32x16(out + m * ldo + 64 * c))
-        for m in range(rows):  # what the next block begins with: rows far apart, which no hardware foresees
-            for c in range(_VECTORS):
-                prefetch(out + (rows + m) * ldo + 64 * c)
-        for _ in range(n):
-            for m in range(rows):
-                x = splat_load_f32(a + m * _LD)
-                for c in range(_VECTORS):
-                    put_f32(acc, m * _VECTORS + c, dot_bf16(load_f32x16(panel + 64 * c), x, get_f32(acc, m * _VECTORS + c)))
-            a += 4
-            panel += ROW_BYTES
-        for m in range(rows):
-            for c in range(_VECTORS):
-                store_f32x16(out + m * ldo + 64 * c, get_f32(acc, m * _VECTORS + c))
-    return block
-
-
-_eight, _two, _one = _block(8), _block(2), _block(1)
+_eight, _two, _one = (block(m, COLUMNS // 16, multiply_add=dot_bf16) for m in (8, 2, 1))
 
 
 @jit
@@ -100,29 +70,30 @@ def through_weight_pairs(tid, n_threads, team, words):
     apart = unpacked + UNPACKED * ROW_BYTES
     blocks = (columns + COLUMNS - 1) // COLUMNS
     first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
+    if first == last:
+        return 0
     for m in range(0, tokens, TOKENS):
         here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
         for r in range(0, rows, PANEL_ROWS):
             n = min(PANEL_ROWS, rows - r)
-            if first < last:
-                _round_pairs(load_i64(words + DY) + m * ldy + 4 * r, ldy, here, n, readable - r, apart)
-            for block in range(first, last):
+            _round_pairs(load_i64(words + DY) + m * ldy + 4 * r, ldy, here, n, readable - r, apart)
+            for column in range(first, last):
                 for k in range(0, n, UNPACKED):
                     some, row = min(UNPACKED, n - k), r + k
-                    call_unpack(unpack, w, columns, row // ROWS, (row + some + ROWS - 1) // ROWS, block * COLUMNS, unpacked)
+                    call_unpack(unpack, w, columns, row // ROWS, (row + some + ROWS - 1) // ROWS, column * COLUMNS, unpacked)
                     _pair_rows(unpacked, some, panel + k // 2 * ROW_BYTES)
-                out, a, i = dx + ROW_BYTES * block, apart, 0
+                out, a, i = dx + ROW_BYTES * column, apart, 0
                 if r == 0:
                     settle(out, ldx, here)
                 while i < here:
                     if i + 8 <= here:
-                        _eight(a, panel, out, ldx, (n + 1) // 2)
+                        _eight(a, _LD, 4, panel, ROW_BYTES, out, ldx, (n + 1) // 2)
                         done = 8
                     elif i + 2 <= here:
-                        _two(a, panel, out, ldx, (n + 1) // 2)
+                        _two(a, _LD, 4, panel, ROW_BYTES, out, ldx, (n + 1) // 2)
                         done = 2
                     else:
-                        _one(a, panel, out, ldx, (n + 1) // 2)
+                        _one(a, _LD, 4, panel, ROW_BYTES, out, ldx, (n + 1) // 2)
                         done = 1
                     a += done * _LD
                     out += done * ldx

@@ -10,8 +10,6 @@ The threads divide the columns, so every tile is unpacked once for 512 tokens, a
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from llvmlite import ir
 
 from ..bfloat16 import round_bf16, settled_sum
@@ -62,43 +60,12 @@ def _round_panel(panel, n):
         store_f32x16(at, round_bf16(load_f32x16(at)))
 
 
-def _plain(rounded: bool) -> Compiled:
-    def through_weights(tid, n_threads, team, words):
-        multiply, unpack, w = load_i64(words + MULTIPLY), load_i64(words + UNPACK), load_i64(words + WEIGHTS)
-        columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
-        ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
-        panel = load_i64(words + ROOM) + tid * SCRATCH
-        panel += -panel & 63
-        apart = panel + PANEL_ROWS * ROW_BYTES
-        blocks = (columns + COLUMNS - 1) // COLUMNS
-        first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
-        for m in range(0, tokens, TOKENS):
-            here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
-            for r in range(0, rows, PANEL_ROWS):
-                n = min(PANEL_ROWS, rows - r)
-                dy = load_i64(words + DY) + m * ldy + 4 * r
-                for i in range(here):
-                    for j in range(0, 4 * min((n + 15) // 16 * 16, readable - r), 64):
-                        v = load_f32x16(dy + i * ldy + j)
-                        if rounded:
-                            v = round_bf16(v)
-                        store_f32x16(apart + i * _LD + j, v)
-                for block in range(first, last):
-                    call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
-                    if rounded:
-                        _round_panel(panel, n)
-                        if r == 0:
-                            settle(dx + ROW_BYTES * block, ldx, here)
-                    call_multiply(multiply, apart, _LD, 4, panel, ROW_BYTES, dx + ROW_BYTES * block, ldx, here, COLUMNS, n)
-        return 0
-    return _compiled(through_weights, rounded)
-
-
 @jit
-def _round_rows(dy, ldy, rows, columns, out):
+def _copy_rows(dy, ldy, rows, columns, out, ldo, rounded):
     for i in range(rows):
         for j in range(0, 4 * columns, 64):
-            store_f32x16(out + 4 * PANEL_ROWS * i + j, round_bf16(load_f32x16(dy + i * ldy + j)))
+            v = load_f32x16(dy + i * ldy + j)
+            store_f32x16(out + i * ldo + j, round_bf16(v) if rounded else v)
 
 
 @jit
@@ -106,18 +73,18 @@ def _lay_out_rounded(dy, ldy, rows, columns, n, packed, few):
     """What `lay_out_rows` takes, rounded -> the address from which row i of the others would stand 4 * PANEL_ROWS * i bytes apart; few: room for them."""
     i = 0
     while i < rows and several(rows - i) == M:
-        _round_rows(dy + i * ldy, ldy, M, columns, few)
+        _copy_rows(dy + i * ldy, ldy, M, columns, few, 4 * PANEL_ROWS, True)
         pack_rows(few, 4 * PANEL_ROWS, n, packed)
         packed += STEP * n
         i += M
-    _round_rows(dy + i * ldy, ldy, rows - i, columns, few)
+    _copy_rows(dy + i * ldy, ldy, rows - i, columns, few, 4 * PANEL_ROWS, True)
     return few - 4 * PANEL_ROWS * i
 
 
-def _packed(rounded: bool) -> Compiled:
-    """The same where packed.py multiplies: what is copied apart of dY has its order."""
+def through(rounded: bool, packed: bool = PACKED) -> Compiled:
+    """packed: packed.py multiplies, and what is copied apart of dY has its order."""
     def through_weights(tid, n_threads, team, words):
-        unpack, w = load_i64(words + UNPACK), load_i64(words + WEIGHTS)
+        multiply, unpack, w = load_i64(words + MULTIPLY), load_i64(words + UNPACK), load_i64(words + WEIGHTS)
         columns, rows, tokens = load_i64(words + MATRIX_COLUMNS), load_i64(words + MATRIX_ROWS), load_i64(words + N_TOKENS)
         ldy, ldx, readable = load_i64(words + LD_DY), load_i64(words + LD_DX), load_i64(words + DY_COLUMNS)
         panel = load_i64(words + ROOM) + tid * SCRATCH
@@ -125,32 +92,32 @@ def _packed(rounded: bool) -> Compiled:
         apart, few = panel + PANEL_ROWS * ROW_BYTES, stack_vectors(_FEW)
         blocks = (columns + COLUMNS - 1) // COLUMNS
         first, last = tid * blocks // n_threads, (tid + 1) * blocks // n_threads
+        if first == last:
+            return 0
         for m in range(0, tokens, TOKENS):
             here, dx = min(TOKENS, tokens - m), load_i64(words + DX) + m * ldx
             for r in range(0, rows, PANEL_ROWS):
                 n = min(PANEL_ROWS, rows - r)
-                dy, ldn = load_i64(words + DY) + m * ldy + 4 * r, ldy
-                if first < last:
-                    if rounded:
-                        dy = _lay_out_rounded(dy, ldy, here, min((n + 15) // 16 * 16, readable - r), n, apart, few)
-                        ldn = 4 * PANEL_ROWS
-                    else:
-                        lay_out_rows(dy, ldy, here, n, apart)
+                dy, ldn, whole = load_i64(words + DY) + m * ldy + 4 * r, ldy, min((n + 15) // 16 * 16, readable - r)
+                if not packed:
+                    _copy_rows(dy, ldy, here, whole, apart, _LD, rounded)
+                elif rounded:
+                    dy, ldn = _lay_out_rounded(dy, ldy, here, whole, n, apart, few), 4 * PANEL_ROWS
+                else:
+                    lay_out_rows(dy, ldy, here, n, apart)
                 for block in range(first, last):
                     call_unpack(unpack, w, columns, r // ROWS, (r + n + ROWS - 1) // ROWS, block * COLUMNS, panel)
                     if rounded:
                         _round_panel(panel, n)
                         if r == 0:
                             settle(dx + ROW_BYTES * block, ldx, here)
-                    multiply_panel(apart, dy, ldn, panel, dx + ROW_BYTES * block, ldx, here, n)
+                    if packed:
+                        multiply_panel(apart, dy, ldn, panel, dx + ROW_BYTES * block, ldx, here, n)
+                    else:
+                        call_multiply(multiply, apart, _LD, 4, panel, ROW_BYTES, dx + ROW_BYTES * block, ldx, here, COLUMNS, n)
         return 0
-    return _compiled(through_weights, rounded)
+    through_weights.__name__ = through_weights.__qualname__ = "through_rounded_weights" if rounded else "through_weights"
+    return compiled("int64(int64, int64, int64, int64)")(through_weights)
 
 
-def _compiled(function: Callable[..., int], rounded: bool) -> Compiled:
-    function.__name__ = function.__qualname__ = "through_rounded_weights" if rounded else "through_weights"
-    return compiled("int64(int64, int64, int64, int64)")(function)
-
-
-through_weights = _packed(False) if PACKED else _plain(False)
-through_rounded_weights = _packed(True) if PACKED else _plain(True)
+through_weights, through_rounded_weights = through(False), through(True)
